@@ -1,0 +1,34 @@
+# `make test` and `make demo` do all set-up themselves. Where: an active environment with DIALS, else VENV.
+VENV ?= .venv
+PYTEST_ARGS ?=
+BIN = $(shell .ci/make_env --where $(VENV))
+
+.PHONY: help env test demo bench lint clean
+
+help:
+	@echo "make test   run the tests                  make test PYTEST_ARGS='-k grid -x'"
+	@echo "make demo   images to a diffuse map, in demo-output/"
+	@echo "make bench  run the benchmarks"
+	@echo "make lint   check the style of the code"
+	@echo "make env    only set up the environment"
+	@echo "make clean  remove what the other targets left, except the environment"
+
+env:
+	@.ci/make_env $(VENV)
+
+test: env
+	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+demo: env
+	PATH="$(BIN):$$PATH" docs/demo.sh
+
+bench: env
+	$(BIN)/python benchmarks/run.py
+
+lint: env
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+clean:
+	rm -rf build dist *.egg-info demo-output .hypothesis .pytest_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

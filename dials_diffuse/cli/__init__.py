@@ -1,0 +1,1 @@
+"""Command-line programs: phil in, library calls, files out."""

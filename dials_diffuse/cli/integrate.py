@@ -1,0 +1,231 @@
+"""Average every pixel of rotation images into voxels of reciprocal space.
+
+Takes the output of dials.integrate (or dials.scale, dials.refine) and writes sums of counts and of expected counts for
+each voxel and each pass through the Ewald sphere. Bragg peaks are masked, solid angle, polarization, sensor efficiency
+and air are corrected pixel by pixel, and no Lorentz factor is applied. Next: dials.diffuse_merge diffuse_integrated.h5
+
+Examples::
+
+  dials.diffuse_integrate integrated.expt integrated.refl
+
+  dials.diffuse_integrate integrated.expt integrated.refl background=bg.expt d_min=1.6 grid.subdivide=5,5,5
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+
+from iotbx.phil import parse
+
+from dials_diffuse import __version__
+from dials_diffuse.cli.program import run_program, track
+from dials_diffuse.compat import available_cores
+from dials_diffuse.errors import CommandLineError
+from dials_diffuse.experiment.load import load_experiments, load_input
+from dials_diffuse.maps.files import write_json
+from dials_diffuse.reduction.integrate import integrate
+from dials_diffuse.reduction.parameters import (
+    BackgroundSmoothing,
+    Corrections,
+    Masking,
+    ReductionParameters,
+    Sampling,
+)
+
+logger = logging.getLogger("dials.diffuse.integrate")
+
+phil_scope = parse(
+    """
+d_min = None
+  .type = float(value_min=0.1)
+  .help = "High resolution limit in Angstrom. Default: the corner of the detector."
+d_max = None
+  .type = float(value_min=0.1)
+  .help = "Low resolution limit in Angstrom. Default: none."
+grid {
+  subdivide = 3,3,3
+    .type = ints(size=3, value_min=1)
+    .help = "Voxels per reciprocal-lattice step along a*, b*, c*. Axes that the symmetry mixes need equal numbers."
+}
+background = None
+  .type = path
+  .multiple = True
+  .help = "Experiments of images without crystal (dials.import is enough), subtracted with their variance. May be repeated."
+background_average {
+  block = 16
+    .type = int(value_min=1)
+    .help = "Background images are averaged over squares of this many pixels..."
+  angle = 20
+    .type = float(value_min=0.01, value_max=360)
+    .help = "...and over this range of rotation, in degrees."
+  scale = 1.0
+    .type = float(value_min=1e-6)
+    .help = "Multiplies the background, for example for a different beam intensity."
+}
+mask {
+  bragg {
+    enable = True
+      .type = bool
+      .help = "Mask the predicted Bragg peaks. Systematic absences stay unmasked."
+    n_sigma = 2.5
+      .type = float(value_min=0.1)
+      .help = "Radius of the mask in units of the profile model's sigma_b (on the detector) and sigma_m (rotation)."
+    sigma_b = None
+      .type = float(value_min=1e-6)
+      .help = "Degrees. Default: the profile model of the .expt, or measured on the strong reflections of the .refl."
+    sigma_m = None
+      .type = float(value_min=1e-6)
+      .help = "Degrees. As for sigma_b."
+  }
+  persistent = True
+    .type = bool
+    .help = "Find and mask pixels that are hot, dead, stuck or shadowed on most images."
+  shadow = 0.6
+    .type = float(value_min=0, value_max=0.99)
+    .help = "A pixel whose average lies below this fraction of its resolution shell is in a shadow."
+  outlier {
+    n_sigma = 6.0
+      .type = float(value_min=0)
+      .help = "Two-sided rejection of pixels within a resolution shell of one image (ice, zingers, stray peaks). 0: off."
+  }
+}
+corrections {
+  solid_angle = True
+    .type = bool
+    .help = "Solid angle of each pixel, relative to normal incidence at the shortest distance."
+  polarization = True
+    .type = bool
+    .help = "Polarization, from the beam model's normal and fraction."
+  efficiency = True
+    .type = bool
+    .help = "Sensor efficiency under oblique incidence, where the panel gives mu and thickness."
+  air = True
+    .type = bool
+    .help = "Attenuation on the longer air path to the edge of the detector."
+  exposure = True
+    .type = bool
+    .help = "Exposure times of the scan."
+}
+sampling {
+  oscillation = Auto
+    .type = int(value_min=1)
+    .help = "Rotation sub-steps of each image. Auto: as many as keep the arc of a sub-step at d_min within one voxel."
+  pixel = 1
+    .type = int(value_min=1, value_max=8)
+    .help = "Sub-pixels along each edge of a pixel."
+}
+exclude_images = None
+  .type = strings
+  .multiple = True
+  .help = "Images to leave out, as first:last, or experiment:first:last for one experiment (counted from 0, as in DIALS)."
+          "Several ranges are separated by commas. Images outside a scan's valid image ranges are never used."
+nproc = Auto
+  .type = int(value_min=1)
+  .help = "Processes. Auto: the cores that this job may use."
+output {
+  observations = diffuse_integrated.h5
+    .type = path
+    .help = "Sums per voxel and pass through the Ewald sphere."
+  json = diffuse_integrated.json
+    .type = path
+    .help = "Summary, machine-readable."
+  log = dials.diffuse_integrate.log
+    .type = path
+}
+"""
+)
+
+
+def run(args=None, phil=phil_scope) -> None:
+    """Run ``dials.diffuse_integrate``; raises SystemExit on errors, see :func:`run_program`."""
+    run_program("dials.diffuse_integrate", __doc__, phil, _main, args)
+
+
+def _main(params, files, provenance) -> None:
+    parameters = parameters_from_phil(params)
+    excluded = parse_exclude_images(params.exclude_images)
+    nproc = available_cores() if params.nproc in (None, "Auto") or "auto" in str(params.nproc).lower() else params.nproc
+    data = load_input(files)
+    background = [e for path in params.background or [] if path for e in load_experiments(path)]
+    result = integrate(
+        data.experiments,
+        parameters,
+        params.output.observations,
+        provenance,
+        reflections=data.reflections,
+        background_experiments=background,
+        excluded=excluded,
+        nproc=nproc,
+        progress=track,
+    )
+    for warning in result.warnings:
+        logger.warning(warning)
+    logger.info("Saved %d observations to %s", result.n_observations, params.output.observations)
+    if params.output.json:
+        content = {
+            "schema": "dials.diffuse_integrate/1",
+            "version": __version__,
+            "dials_version": provenance.dials_version,
+            "inputs": list(files),
+            "parameters": provenance.phil,
+            **result.as_dict(),
+            "outputs": [{"path": params.output.observations, "kind": "observations", "importance": "primary"}],
+        }
+        write_json(params.output.json, content)
+        logger.info("Saved the summary to %s", params.output.json)
+
+
+def parameters_from_phil(params) -> ReductionParameters:
+    """The phil parameters as a validated dataclass."""
+    bragg = params.mask.bragg
+    oscillation = params.sampling.oscillation
+    return ReductionParameters(
+        d_min=params.d_min,
+        d_max=params.d_max,
+        subdivide=tuple(params.grid.subdivide),
+        corrections=Corrections(
+            **{
+                name: getattr(params.corrections, name)
+                for name in ("solid_angle", "polarization", "efficiency", "air", "exposure")
+            }
+        ),
+        masking=Masking(
+            bragg=bragg.enable,
+            n_sigma=bragg.n_sigma,
+            sigma_b=bragg.sigma_b,
+            sigma_m=bragg.sigma_m,
+            persistent=params.mask.persistent,
+            shadow=params.mask.shadow,
+            outlier_n_sigma=params.mask.outlier.n_sigma,
+        ),
+        sampling=Sampling(oscillation=oscillation if isinstance(oscillation, int) else None, pixel=params.sampling.pixel),
+        background=BackgroundSmoothing(
+            block=params.background_average.block,
+            angle=params.background_average.angle,
+            scale=params.background_average.scale,
+        ),
+    )
+
+
+def parse_exclude_images(values) -> list:
+    """``first:last`` or ``experiment:first:last`` to (experiment or None, first, last).
+
+    Raises
+    ------
+    CommandLineError
+        If a range cannot be read.
+    """
+    result = []
+    for item in ",".join(" ".join(v) if isinstance(v, list) else str(v) for v in values or [] if v).replace(" ", ",").split(","):
+        if not item:
+            continue
+        match = re.fullmatch(r"(?:(\d+):)?(\d+):(\d+)", item.strip("'\""))
+        if match is None or int(match[2]) > int(match[3]):
+            raise CommandLineError(f"exclude_images={item}: write first:last or experiment:first:last, e.g. 0:1:20")
+        result.append((None if match[1] is None else int(match[1]), int(match[2]), int(match[3])))
+    return result
+
+
+if __name__ == "__main__":
+    run()

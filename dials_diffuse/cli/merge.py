@@ -1,0 +1,158 @@
+"""dials.diffuse_merge: symmetry-averaged map from observations."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, replace
+
+from libtbx.phil import parse
+
+from dials_diffuse import __version__
+from dials_diffuse.cli.program import run_program, track
+from dials_diffuse.maps.files import write_json
+from dials_diffuse.maps.nexus import write_map
+from dials_diffuse.merging.laue import MergeParameters, merge_observations
+from dials_diffuse.merging.statistics import format_table
+from dials_diffuse.report.planes import write_planes_png
+
+logger = logging.getLogger("dials.diffuse.merge")
+
+HELP = """
+Average diffuse observations over the Laue group of the crystal and write a three-dimensional map with its statistics.
+
+Examples:
+
+  dials.diffuse_merge diffuse_integrated.h5
+
+  dials.diffuse_merge crystal_1.h5 crystal_2.h5 half_sets=frame output.map=both.nxs
+"""
+
+phil_scope = parse(
+    """
+space_group = None
+  .type = str
+  .help = "Average over the point group of this space group, given in the setting of the data."
+          "By default the space group of the observation files."
+friedel = True
+  .type = bool
+  .help = "Average (h,k,l) with (-h,-k,-l)."
+half_sets = *random frame friedel
+  .type = choice
+  .help = "How to divide the data into two halves, for CC1/2: each observation at random, every second image"
+          "against the others, or Friedel mates against each other."
+seed = 0
+  .type = int(value_min=0)
+  .help = "Seed of random half sets."
+estimator = *ratio mean
+  .type = choice
+  .help = "ratio: sum of counts over sum of corrections, the best for weak data. mean: mean of corrected pixels."
+statistics {
+  n_shells = 20
+    .type = int(value_min=1)
+    .help = "Number of resolution shells of equal volume."
+  d_max = None
+    .type = float(value_min=0)
+    .help = "Low-resolution limit of the statistics in Angstrom, by default that of the map."
+  d_min = None
+    .type = float(value_min=0)
+    .help = "High-resolution limit of the statistics in Angstrom, by default that of the map."
+}
+output {
+  map = diffuse_merged.nxs
+    .type = path
+    .help = "The map, a NeXus file."
+  volume = True
+    .type = bool
+    .help = "Also write the map as a full three-dimensional array, for viewers."
+  json = diffuse_merged.json
+    .type = path
+    .help = "Statistics for programs; None for no such file."
+  png = diffuse_merged.png
+    .type = path
+    .help = "Pictures of planes through the map; None for no such file."
+  log = dials.diffuse_merge.log
+    .type = path
+    .help = "The log file; None for no such file."
+}
+"""
+)
+
+
+def parameters_from_phil(params) -> MergeParameters:
+    """Turn the extracted phil scope into checked parameters.
+
+    Raises
+    ------
+    DiffuseError
+        If a value is out of range.
+    """
+    return MergeParameters(
+        space_group=params.space_group,
+        friedel=params.friedel,
+        half_sets=params.half_sets,
+        seed=params.seed,
+        estimator=params.estimator,
+        n_shells=params.statistics.n_shells,
+        d_max=params.statistics.d_max,
+        d_min=params.statistics.d_min,
+    )
+
+
+def main(params, files, provenance) -> None:
+    """Merge ``files`` and write what ``params.output`` asks for."""
+    parameters = parameters_from_phil(params)
+    result = merge_observations(files, parameters, track)
+    logger.info(
+        "%d observations averaged to %d unique voxels; %d lie outside the resolution limits",
+        result.n_observations,
+        len(result.map.index),
+        result.n_off_grid,
+    )
+    for warning in result.warnings:
+        logger.warning("Warning: %s", warning)
+    logger.info("\n%s\n", format_table(result.statistics))
+
+    outputs = []
+    if params.output.map:
+        logger.info("Saving the map to %s", params.output.map)
+        provenance = replace(provenance, identifiers=result.identifiers)
+        write_map(params.output.map, result.map, provenance, params.output.volume)
+        outputs.append({"path": params.output.map, "kind": "map", "importance": "main"})
+    if params.output.png:
+        logger.info("Saving pictures to %s", params.output.png)
+        write_planes_png(params.output.png, result.map)
+        outputs.append({"path": params.output.png, "kind": "picture", "importance": "aid"})
+    if params.output.json:
+        logger.info("Saving statistics to %s", params.output.json)
+        outputs.append({"path": params.output.json, "kind": "statistics", "importance": "main"})
+        write_json(params.output.json, summary(result, files, parameters, outputs))
+
+
+def summary(result, inputs, parameters: MergeParameters, outputs) -> dict:
+    """Content of ``output.json``, schema ``dials.diffuse_merge/1``."""
+    grid = result.map.grid
+    return {
+        "schema": "dials.diffuse_merge/1",
+        "version": __version__,
+        "inputs": list(inputs),
+        "parameters": asdict(parameters),
+        "space_group": grid.space_group_symbol,
+        "unit_cell": grid.unit_cell,
+        "subdivide": grid.subdivide,
+        "d_min": grid.d_min,
+        "n_observations": result.n_observations,
+        "n_off_grid": result.n_off_grid,
+        "n_refused": result.n_refused,
+        "statistics": {"overall": result.statistics.overall, "shells": result.statistics.rows()},
+        "outputs": outputs,
+        "warnings": list(result.warnings),
+    }
+
+
+def run(args=None, phil=phil_scope) -> None:
+    """Entry point of dials.diffuse_merge; ``args`` default to the command line."""
+    run_program("dials.diffuse_merge", HELP, phil, main, args)
+
+
+if __name__ == "__main__":
+    run()

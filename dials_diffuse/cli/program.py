@@ -1,0 +1,120 @@
+"""What every program shares: parsing, logging, progress, exit codes."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dials_diffuse.compat import dials_version
+from dials_diffuse.errors import CommandLineError, DiffuseError
+from dials_diffuse.maps.files import Provenance
+
+logger = logging.getLogger("dials.diffuse.cli")
+
+
+def run_program(name: str, help_text: str, phil, main: Callable, args=None) -> None:
+    """Parse ``args``, set up logging and call ``main(params, files, provenance)``.
+
+    Parameters
+    ----------
+    name : dispatcher name, e.g. ``dials.diffuse_merge``; the log file is ``<name>.log`` unless ``output.log`` says else
+    help_text : shown by -h and when there is no input
+    phil : libtbx phil scope
+    main : receives the extracted phil, the list of input paths (existing files) and a Provenance
+    args : list of str, default ``sys.argv[1:]``
+
+    Raises
+    ------
+    SystemExit
+        1 for a user or data error (one line on stderr), 2 for a bad command line. Returns normally on success.
+    """
+    try:
+        params, options, files, provenance = _parse(name, help_text, phil, args)
+        with _logging(params.output.log, options.verbose):
+            logger.info("%s", dials_version())
+            changed = options.diff_phil
+            if changed:
+                logger.info("The following parameters have been modified:\n\n%s", changed)
+            main(params, files, provenance)
+    except CommandLineError as error:
+        print(f"{name}: {_one_line(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except DiffuseError as error:
+        print(f"{name}: {_one_line(error)}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted, no output written", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def _one_line(error) -> str:
+    return " ".join(str(error).split())
+
+
+def _parse(name, help_text, phil, args):
+    from dials.util.options import ArgumentParser
+
+    args = list(sys.argv[1:] if args is None else args)
+    usage = f"{name} [options] [param=value ...] [param.phil] files"
+    parser = ArgumentParser(usage=usage, phil=phil, epilog=help_text)
+    try:
+        params, options, unhandled = parser.parse_args(args, show_diff_phil=False, return_unhandled=True)
+    except SystemExit:
+        raise
+    except Exception as error:  # DIALS 3.12 lets phil errors of several types through
+        raise CommandLineError(f"cannot understand the command line: {error}") from None
+    files = []
+    for item in unhandled:
+        if "=" in item and not Path(item).exists():
+            raise CommandLineError(f"unknown parameter or bad value: {item} ('{name} -c' lists the parameters)")
+        if item.startswith("-") and not Path(item).exists():
+            raise CommandLineError(f"unknown option: {item} ('{name} -h' shows the help)")
+        if not Path(item).is_file():
+            raise DiffuseError(f"{item}: no such file; check the path")
+        files.append(item)
+    if not files:
+        parser.print_help(sys.stderr)
+        raise CommandLineError("no input files given")
+    options.diff_phil = parser.diff_phil.as_str().strip()
+    full_phil = phil.format(python_object=params).as_str()
+    return params, options, files, Provenance(name, dials_version(), full_phil, tuple(files))
+
+
+@contextmanager
+def _logging(logfile, verbosity: int) -> Iterator[None]:
+    """DIALS logging for the length of the block; handlers do not pile up when run() is called again."""
+    import dials.util.log
+
+    names = ("dials", "dxtbx", "py.warnings", "xfel")
+    before = {n: list(logging.getLogger(n).handlers) for n in names}
+    try:
+        dials.util.log.config(verbosity=verbosity, logfile=logfile or False)
+    except OSError as error:
+        raise DiffuseError(f"output.log={logfile}: cannot write the log ({error.strerror})") from None
+    try:
+        yield
+    finally:
+        for n in names:
+            for handler in list(logging.getLogger(n).handlers):
+                if handler not in before[n]:
+                    logging.getLogger(n).removeHandler(handler)
+                    handler.close()
+
+
+def track(items: Iterable, total: int, label: str) -> Iterator:
+    """Pass ``items`` through: a progress bar on a terminal, otherwise a log line for every 10 %."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        yield from tqdm(items, total=total, desc=label, leave=False)
+        return
+    reported = 0
+    for done, item in enumerate(items, start=1):
+        yield item
+        tenth = 10 * done // max(total, 1)
+        if tenth > reported:
+            reported = tenth
+            logger.info("%s: %d %%", label, 10 * tenth)

@@ -1,0 +1,60 @@
+"""Every difference between DIALS 3.12 and the newest DIALS, in one place."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+
+def dials_version() -> str:
+    """Version line of the DIALS in use, for example ``DIALS 3.12``."""
+    from dials.util.version import dials_version as version
+
+    return version()
+
+
+def available_cores() -> int:
+    """Cores this process may use: affinity, cgroup quota and batch-system limits all count.
+
+    ``dials.util.mp.available_cores`` became ``dials.util.system.CPU_COUNT`` in later versions and neither reads all of
+    these, so they are read here.
+    """
+    counts = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
+    for variable in ("NSLOTS", "SLURM_CPUS_PER_TASK"):
+        value = os.environ.get(variable, "")
+        if value.isdigit() and int(value) > 0:
+            counts.append(int(value))
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.is_file():
+        limit, period = quota.read_text().split()[:2]
+        if limit != "max":
+            counts.append(max(1, int(limit) // int(period)))
+    return min(counts)
+
+
+def miller_array(column) -> np.ndarray:
+    """(n, 3) int32 from a ``flex.miller_index``; dxtbx.flumpy of DIALS 3.12 cannot convert these."""
+    return np.array(column, dtype=np.int32).reshape(-1, 3)
+
+
+def trusted_bounds(panel) -> tuple:
+    """Lowest and highest raw value that dxtbx trusts, both inclusive.
+
+    DIALS 3.12 excludes both limits, later versions include them: a tiny panel with the same limits is asked.
+    """
+    from dxtbx.model import Panel
+    from scitbx.array_family import flex
+
+    low, high = panel.get_trusted_range()
+    probe = Panel()
+    probe.set_image_size((2, 1))
+    probe.set_trusted_range((low, high))
+    values = flex.double([low, high])
+    values.reshape(flex.grid(1, 2))
+    low_trusted, high_trusted = probe.get_trusted_range_mask(values)
+    return (
+        float(low if low_trusted else np.nextafter(low, np.inf)),
+        float(high if high_trusted else np.nextafter(high, -np.inf)),
+    )

@@ -1,0 +1,1 @@
+"""DIALS and dxtbx objects turned into plain arrays."""

@@ -1,0 +1,139 @@
+"""Where Bragg peaks are: predicted by DIALS, with the extent of its profile model or of the strong reflections."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from dials.array_family import flex
+from dxtbx import flumpy
+
+from dials_diffuse.compat import miller_array
+from dials_diffuse.errors import DiffuseError
+
+logger = logging.getLogger("dials.diffuse.experiment")
+
+MIN_ZETA = 0.05  # DIALS's own limit: closer to the rotation axis a rocking width means nothing
+
+
+@dataclass(frozen=True)
+class SpotSize:
+    """Angular spread of Bragg spots (radians), as in the DIALS profile model: ``sigma_b`` on the detector, ``sigma_m``
+    about the rotation axis; arrays of one value, or one per image."""
+
+    sigma_b: np.ndarray
+    sigma_m: np.ndarray
+    source: str
+
+    def at(self, image) -> tuple:
+        """(sigma_b, sigma_m) at image numbers counted from the start of the scan."""
+        return tuple(v[np.clip(image, 0, len(v) - 1).astype(int)] for v in (self.sigma_b, self.sigma_m))
+
+
+@dataclass(frozen=True)
+class PredictedSpots:
+    """All Bragg reflections of one experiment.
+
+    Attributes
+    ----------
+    panel : (n,) int
+    centre : (n, 3) float64; x, y in pixels and the image position counted from the start of the scan
+    direction : (n, 3) float64 unit vectors
+    sigma_b : (n,) float64 radians
+    sigma_z : (n,) float64, rocking width in images
+    """
+
+    panel: np.ndarray
+    centre: np.ndarray
+    direction: np.ndarray
+    sigma_b: np.ndarray
+    sigma_z: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.panel)
+
+
+def spot_size(experiment, reflections=None) -> SpotSize:
+    """Spot size from the profile model, or measured on the reflections when there is none.
+
+    Raises
+    ------
+    DiffuseError
+        If there is neither a profile model nor reflections with bounding boxes.
+    """
+    profile = experiment.profile
+    if profile is not None and hasattr(profile, "sigma_b"):
+        if profile.is_scan_varying():
+            return SpotSize(np.array(profile._sigma_b), np.array(profile._sigma_m), "profile model (scan-varying)")
+        b, m = profile.sigma_b(deg=False), profile.sigma_m(deg=False)
+        return SpotSize(np.array([b]), np.array([m]), "profile model")
+    if reflections is None or "bbox" not in reflections:
+        raise DiffuseError(
+            f"experiment {experiment.identifier or '0'} has no profile model to mask Bragg peaks with: give the .refl file "
+            f"of its strong reflections as well, or set mask.bragg.sigma_b and mask.bragg.sigma_m"
+        )
+    return _measure_spot_size(experiment, reflections)
+
+
+def _measure_spot_size(experiment, reflections) -> SpotSize:
+    """Half the bounding box of a strong spot spans about three sigma; the distance from its prediction adds to it."""
+    column = "xyzcal.px" if "xyzcal.px" in reflections else "xyzobs.px.value"
+    indexed = np.any(miller_array(reflections["miller_index"]) != 0, axis=1)
+    if "intensity.sum.variance" in reflections:
+        variance = np.array(reflections["intensity.sum.variance"])
+        signal = np.array(reflections["intensity.sum.value"]) / np.sqrt(np.where(variance > 0, variance, np.inf))
+        indexed &= signal > 5
+    if indexed.sum() < 20:
+        raise DiffuseError(
+            f"only {indexed.sum()} strong indexed reflections to measure the spot size on: give a .refl file with more, "
+            f"or set mask.bragg.sigma_b and mask.bragg.sigma_m"
+        )
+    strong = reflections.select(flumpy.from_numpy(np.flatnonzero(indexed).astype(np.uint64)))
+    box = np.stack([np.array(part) for part in strong["bbox"].parts()], axis=1)
+    panel = experiment.detector[0]
+    pixel_angle = panel.get_pixel_size()[0] / abs(panel.get_distance())
+    half_width = 0.5 * np.median((box[:, 1] - box[:, 0] + box[:, 3] - box[:, 2]) / 2) * pixel_angle
+    offset = np.array(strong["xyzobs.px.value"]).reshape(-1, 3) - np.array(strong[column]).reshape(-1, 3)
+    rms_offset = np.sqrt(np.median(np.sum(offset[:, :2] ** 2, axis=1))) * pixel_angle
+    sigma_b = math.hypot(half_width / 3, rms_offset)
+    width = abs(math.radians(experiment.scan.get_oscillation()[1]))
+    zeta = np.clip(np.abs(_zeta(strong, experiment)), MIN_ZETA, None)
+    sigma_m = np.median((box[:, 5] - box[:, 4]) * zeta) * width / 6
+    return SpotSize(np.array([sigma_b]), np.array([sigma_m]), f"{len(strong)} strong reflections")
+
+
+def _zeta(table, experiment) -> np.ndarray:
+    """zeta = e . (s1 x s0) / |s1 x s0|, Kabsch (2010), at the rotation axis in the laboratory frame."""
+    s1 = np.array(table["s1"]).reshape(-1, 3)
+    cross = np.cross(s1, np.array(experiment.beam.get_s0()))
+    norm = np.linalg.norm(cross, axis=1)
+    return cross @ np.array(experiment.goniometer.get_rotation_axis()) / np.where(norm > 0, norm, 1.0)
+
+
+def predict_spots(experiment, size: SpotSize, d_min: float) -> PredictedSpots:
+    """Every reflection that DIALS predicts inside the scan, and those within three sigma of its ends.
+
+    Systematic absences are not predicted, so the voxels there stay unmasked.
+    """
+    padding = min(10.0, 3 * math.degrees(size.sigma_m.max()))
+    table = flex.reflection_table.from_predictions(experiment, dmin=d_min, padding=padding)
+    if len(table) == 0:
+        raise DiffuseError(
+            f"no Bragg reflection is predicted inside the scan of experiment {experiment.identifier or '0'} to "
+            f"d_min={d_min:g}: its models do not fit together; check the .expt file"
+        )
+    s1 = np.array(table["s1"]).reshape(-1, 3)
+    centre = np.array(table["xyzcal.px"]).reshape(-1, 3)
+    centre[:, 2] -= experiment.scan.get_array_range()[0]
+    sigma_b, sigma_m = size.at(centre[:, 2])
+    width = abs(math.radians(experiment.scan.get_oscillation()[1]))
+    zeta = np.clip(np.abs(_zeta(table, experiment)), MIN_ZETA, None)
+    return PredictedSpots(
+        panel=np.array(table["panel"], dtype=np.int64),
+        centre=centre,
+        direction=s1 / np.linalg.norm(s1, axis=1, keepdims=True),
+        sigma_b=sigma_b,
+        sigma_z=sigma_m / (zeta * width),
+    )

@@ -1,0 +1,170 @@
+"""Detector, beam, goniometer and crystal as plain arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from dxtbx import flumpy
+from scitbx.array_family import flex
+from scipy.spatial.transform import Rotation
+
+from dials_diffuse.compat import trusted_bounds
+
+
+@dataclass(frozen=True)
+class PanelGeometry:
+    """One detector panel.
+
+    Attributes
+    ----------
+    directions : (ny, nx, 3) float64, unit vectors from the sample to the pixel, laboratory frame
+    distance : (ny, nx) float32, from the sample to the pixel, mm
+    cos_incidence : (ny, nx) float32, cosine of the angle between direction and panel normal
+    pixel_area : float, mm²
+    mu, thickness : sensor attenuation (1/mm) and thickness (mm); 0 when unknown
+    trusted : lowest and highest valid raw value, inclusive
+    pedestal, gain : counts = (raw - pedestal) / gain
+    """
+
+    directions: np.ndarray
+    distance: np.ndarray
+    cos_incidence: np.ndarray
+    pixel_area: float
+    mu: float
+    thickness: float
+    trusted: tuple
+    pedestal: float
+    gain: float
+
+    @property
+    def shape(self) -> tuple:
+        return self.distance.shape
+
+
+def panel_geometry(panel, offset=(0.5, 0.5)) -> PanelGeometry:
+    """Directions to all pixels through the panel's own pixel-to-millimetre strategy (parallax included).
+
+    offset : position inside each pixel, (0.5, 0.5) is the centre
+    """
+    nx, ny = panel.get_image_size()
+    directions = np.empty((ny, nx, 3))
+    distance = np.empty((ny, nx), dtype=np.float32)
+    cosine = np.empty((ny, nx), dtype=np.float32)
+    normal = np.array(panel.get_normal())
+    x = np.arange(nx) + offset[0]
+    rows = max(1, (1 << 20) // nx)  # bounds the temporary flex arrays
+    for start in range(0, ny, rows):
+        stop = min(start + rows, ny)
+        yy, xx = np.meshgrid(np.arange(start, stop) + offset[1], x, indexing="ij")
+        pixels = flex.vec2_double(flumpy.from_numpy(xx.ravel().copy()), flumpy.from_numpy(yy.ravel().copy()))
+        lab = panel.get_lab_coord(panel.pixel_to_millimeter(pixels))
+        position = flumpy.to_numpy(lab).reshape(stop - start, nx, 3)
+        r = np.linalg.norm(position, axis=-1)
+        directions[start:stop] = position / r[..., None]
+        distance[start:stop] = r
+        cosine[start:stop] = np.abs(directions[start:stop] @ normal)
+    size = panel.get_pixel_size()
+    return PanelGeometry(
+        directions=directions,
+        distance=distance,
+        cos_incidence=cosine,
+        pixel_area=size[0] * size[1],
+        mu=panel.get_mu(),
+        thickness=panel.get_thickness(),
+        trusted=trusted_bounds(panel),
+        pedestal=panel.get_pedestal(),
+        gain=panel.get_gain() or 1.0,
+    )
+
+
+@dataclass(frozen=True)
+class ScanGeometry:
+    """Beam, goniometer and crystal of one experiment at any array index, static or scan-varying.
+
+    Attributes
+    ----------
+    first_index, n_images : array index of the first image, and their number
+    oscillation : start and width in degrees
+    exposure : (n_images,) float64 seconds, 1 where the scan does not say
+    axis : (3,) rotation axis before the setting rotation
+    fixed : (3, 3) F
+    setting, orientation : (n, 3, 3) S and A = U B, n = 1 or n_images + 1 scan points
+    s0 : (n, 3) beam vector, 1/Å
+    polarization_normal, polarization_fraction : of the beam
+    """
+
+    first_index: int
+    n_images: int
+    oscillation: tuple
+    exposure: np.ndarray
+    axis: np.ndarray
+    fixed: np.ndarray
+    setting: np.ndarray
+    orientation: np.ndarray
+    s0: np.ndarray
+    polarization_normal: np.ndarray
+    polarization_fraction: float
+
+    def angle(self, position: float) -> float:
+        """Rotation angle in degrees; ``position`` counts images from the start of the scan, 0.5 = middle of the first."""
+        return self.oscillation[0] + self.oscillation[1] * position
+
+    def s0_at(self, position: float) -> np.ndarray:
+        """(3,) beam vector in 1/Å."""
+        return _at(self.s0, position)
+
+    def axis_at(self, position: float) -> np.ndarray:
+        """(3,) rotation axis in the laboratory frame."""
+        return _at(self.setting, position) @ self.axis
+
+    def matrix_at(self, position: float) -> np.ndarray:
+        """(3, 3) ``S R(φ) F A``: takes Miller indices to the laboratory frame, 1/Å."""
+        rotation = Rotation.from_rotvec(np.deg2rad(self.angle(position)) * self.axis).as_matrix()
+        return _at(self.setting, position) @ rotation @ self.fixed @ _at(self.orientation, position)
+
+    @property
+    def beam_varies(self) -> bool:
+        return len(self.s0) > 1
+
+
+def _at(points: np.ndarray, position: float) -> np.ndarray:
+    """Linear interpolation between scan points."""
+    if len(points) == 1:
+        return points[0]
+    i = min(max(int(position), 0), len(points) - 2)
+    t = position - i
+    return (1 - t) * points[i] + t * points[i + 1]
+
+
+def scan_geometry(experiment) -> ScanGeometry:
+    """The ScanGeometry of a dxtbx Experiment."""
+    scan, goniometer, beam, crystal = experiment.scan, experiment.goniometer, experiment.beam, experiment.crystal
+    n = scan.get_num_images()
+    exposure = np.array(scan.get_exposure_times(), dtype=float)
+    if exposure.size != n or not np.all(exposure > 0):
+        exposure = np.ones(n)
+
+    def points(model, number, at, static, shape):
+        values = [at(i) for i in range(number)] if number == n + 1 else [static()]
+        return np.array([np.array(v) for v in values]).reshape(-1, *shape)
+
+    return ScanGeometry(
+        first_index=scan.get_array_range()[0],
+        n_images=n,
+        oscillation=tuple(scan.get_oscillation()),
+        exposure=exposure,
+        axis=np.array(goniometer.get_rotation_axis_datum()),
+        fixed=np.array(goniometer.get_fixed_rotation()).reshape(3, 3),
+        setting=points(
+            goniometer,
+            goniometer.num_scan_points,
+            goniometer.get_setting_rotation_at_scan_point,
+            goniometer.get_setting_rotation,
+            (3, 3),
+        ),
+        orientation=points(crystal, crystal.num_scan_points, crystal.get_A_at_scan_point, crystal.get_A, (3, 3)),
+        s0=points(beam, beam.num_scan_points, beam.get_s0_at_scan_point, beam.get_s0, (3,)),
+        polarization_normal=np.array(beam.get_polarization_normal()),
+        polarization_fraction=beam.get_polarization_fraction(),
+    )

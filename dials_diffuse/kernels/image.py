@@ -1,0 +1,147 @@
+"""Per-image kernels that come before the voxel sums: Bragg discs, statistics for the outlier guard, block sums."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from dials_diffuse.kernels.jit import njit
+
+
+@njit
+def paint_discs(mask, image, directions, centres, spot_directions, cos_radius, radius_px):
+    """Mark the pixels whose direction lies within an angle of a spot's direction.
+
+    Parameters
+    ----------
+    mask : (ny, nx) int32, set to ``image`` inside the discs
+    image : int
+    directions : (ny, nx, 3) float64 unit vectors to the pixels
+    centres : (n, 2) float64, spot positions x, y in pixels
+    spot_directions : (n, 3) float64 unit vectors
+    cos_radius : (n,) float64, cosine of the angular radius
+    radius_px : (n,) float64, half width of the box that is searched, pixels
+    """
+    ny, nx = mask.shape
+    for i in range(centres.shape[0]):
+        x0 = max(0, int(math.floor(centres[i, 0] - radius_px[i])))
+        x1 = min(nx, int(math.ceil(centres[i, 0] + radius_px[i])) + 1)
+        y0 = max(0, int(math.floor(centres[i, 1] - radius_px[i])))
+        y1 = min(ny, int(math.ceil(centres[i, 1] + radius_px[i])) + 1)
+        ux, uy, uz = spot_directions[i, 0], spot_directions[i, 1], spot_directions[i, 2]
+        for y in range(y0, y1):
+            for x in range(x0, x1):
+                cosine = directions[y, x, 0] * ux + directions[y, x, 1] * uy + directions[y, x, 2] * uz
+                if cosine >= cos_radius[i]:
+                    mask[y, x] = image
+
+
+@njit
+def shell_statistics(rates, corrections, starts, min_pixels):
+    """Robust centre and spread of C/c in resolution shells.
+
+    Parameters
+    ----------
+    rates : (n,) float64, C/c of sample pixels sorted by shell; NaN = masked
+    corrections : (n,) float64, c of the same pixels
+    starts : (n_bins + 1,) int64, first sample of each shell
+    min_pixels : int, shells with fewer valid samples get no statistics
+
+    Returns
+    -------
+    centre : (n_bins,) float64, mean of the middle 80 % of the rates (NaN where too few)
+    spread : (n_bins,) float64, robust sigma of 2 sqrt(C + 3/8) about the centre, at least 1 (the Poisson value)
+    """
+    n_bins = starts.shape[0] - 1
+    centre = np.full(n_bins, np.nan)
+    spread = np.ones(n_bins)
+    for b in range(n_bins):
+        part = rates[starts[b] : starts[b + 1]]
+        weight = corrections[starts[b] : starts[b + 1]]
+        good = np.isfinite(part)
+        values = part[good]
+        n = values.shape[0]
+        if n < min_pixels:
+            continue
+        c = weight[good]
+        order = np.argsort(values)
+        lower, upper = n // 10, n - n // 10
+        counts, norm = 0.0, 0.0
+        for i in order[lower:upper]:
+            counts += values[i] * c[i]
+            norm += c[i]
+        centre[b] = counts / norm
+        z = np.empty(n)
+        for i in range(n):
+            observed = max(values[i] * c[i], 0.0)
+            expected = max(centre[b] * c[i], 0.0)
+            z[i] = 2.0 * (math.sqrt(observed + 0.375) - math.sqrt(expected + 0.375))
+        z.sort()
+        quartiles = z[(3 * n) // 4] - z[n // 4]
+        spread[b] = max(1.0, quartiles / 1.349)
+    return centre, spread
+
+
+@njit
+def block_sums(raw, bad, low, high, pedestal, gain, block, counts, pixels):
+    """Add the valid pixels of an image to sums over square detector blocks.
+
+    raw : (ny, nx); bad : (ny, nx) uint8; counts, pixels : (by, bx) float64, incremented
+    """
+    ny, nx = raw.shape
+    for y in range(ny):
+        for x in range(nx):
+            value = raw[y, x]
+            if bad[y, x] == 0 and low <= value <= high:
+                counts[y // block, x // block] += (value - pedestal) / gain
+                pixels[y // block, x // block] += 1.0
+
+
+@njit
+def track_range(raw, low, high, smallest, largest):
+    """Update the smallest and largest trusted value of every pixel.
+
+    raw : (ny, nx); smallest, largest : (ny, nx) float32, start at +inf and -inf
+    """
+    ny, nx = raw.shape
+    for y in range(ny):
+        for x in range(nx):
+            value = raw[y, x]
+            if low <= value <= high:
+                smallest[y, x] = min(smallest[y, x], value)
+                largest[y, x] = max(largest[y, x], value)
+
+
+@njit
+def track_outliers(
+    raw, bad, bragg, image, low, high, pedestal, gain, corrections, exposure, shells, centre, limit, votes, counts, expected
+):
+    """Compare every usable pixel of one image with its resolution shell.
+
+    Parameters
+    ----------
+    raw, bad, bragg, image, corrections, shells : as in :func:`accumulate`
+    centre, limit : (n_shells,) expected C/c (NaN = unknown) and threshold in sigma
+    votes : (3, ny, nx) int16, incremented: images seen, low outliers, high outliers
+    counts, expected : (ny, nx) float32, sums over the images where the pixel is not a high outlier
+    """
+    ny, nx = raw.shape
+    for y in range(ny):
+        for x in range(nx):
+            value = raw[y, x]
+            if bad[y, x] != 0 or bragg[y, x] == image or not (low <= value <= high):
+                continue
+            mean = centre[shells[y, x]] * corrections[y, x] * exposure
+            if math.isnan(mean):
+                continue
+            c = (value - pedestal) / gain
+            z = 2.0 * (math.sqrt(max(c, 0.0) + 0.375) - math.sqrt(max(mean, 0.0) + 0.375))
+            votes[0, y, x] += 1
+            if z > limit[shells[y, x]]:
+                votes[2, y, x] += 1
+                continue
+            if z < -limit[shells[y, x]]:
+                votes[1, y, x] += 1
+            counts[y, x] += c
+            expected[y, x] += mean

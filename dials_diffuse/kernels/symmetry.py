@@ -1,0 +1,70 @@
+"""Loops over voxels and symmetry operators.
+
+A voxel gets one integer key, linear in its index and odd under inversion: ``key = (h B + k) B + l`` with an odd base B
+larger than twice any index. The key of a mate ``index @ R`` is then ``index @ w`` with ``w = R @ (B^2, B, 1)``, three
+multiplications for each operator.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dials_diffuse.kernels.jit import njit
+
+
+@njit
+def extreme_keys(index, weights, lowest, highest):
+    """Smallest and largest key among the mates of each voxel.
+
+    Parameters
+    ----------
+    index : (n, 3) integers
+    weights : (m, 3) int64, one row for each operator
+    lowest, highest : (n,) int64, written
+    """
+    for i in range(index.shape[0]):
+        h, k, l = np.int64(index[i, 0]), np.int64(index[i, 1]), np.int64(index[i, 2])
+        low = high = h * weights[0, 0] + k * weights[0, 1] + l * weights[0, 2]
+        for m in range(1, weights.shape[0]):
+            key = h * weights[m, 0] + k * weights[m, 1] + l * weights[m, 2]
+            low = min(low, key)
+            high = max(high, key)
+        lowest[i] = low
+        highest[i] = high
+
+
+@njit
+def canonical_in_box(first, last, extent, weights, friedel, found):
+    """Voxels of a slab of a box that have the largest key among all their mates: one of every orbit.
+
+    Parameters
+    ----------
+    first, last : int, the slab is ``first <= h < last``
+    extent : (3,) int64, the box reaches from ``-extent`` to ``extent``
+    weights : (m, 3) int64, one row for each operator, the identity first
+    friedel : bool, the inverted mates count too
+    found : (capacity, 3) int32, written; the caller provides a row for every voxel of the slab
+
+    Returns
+    -------
+    int, rows written
+    """
+    n = 0
+    for h in range(first, last):
+        for k in range(-extent[1], extent[1] + 1):
+            for l in range(-extent[2], extent[2] + 1):
+                own = h * weights[0, 0] + k * weights[0, 1] + l * weights[0, 2]
+                if friedel and own < 0:
+                    continue
+                best = True
+                for m in range(weights.shape[0]):
+                    key = h * weights[m, 0] + k * weights[m, 1] + l * weights[m, 2]
+                    if key > own or (friedel and -key > own):
+                        best = False
+                        break
+                if best:
+                    found[n, 0] = h
+                    found[n, 1] = k
+                    found[n, 2] = l
+                    n += 1
+    return n

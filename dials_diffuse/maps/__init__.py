@@ -1,0 +1,1 @@
+"""Grids, symmetry and file formats of reciprocal-space maps."""

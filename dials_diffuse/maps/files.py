@@ -1,0 +1,141 @@
+"""Outputs are written whole or not at all; who wrote what, with which parameters, travels in every file."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from dials_diffuse import __version__
+from dials_diffuse.errors import DiffuseError
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where an output comes from: program, versions, full phil text, input files, experiment identifiers."""
+
+    program: str
+    dials_version: str
+    phil: str
+    inputs: tuple = ()
+    identifiers: tuple = ()
+
+
+@contextlib.contextmanager
+def atomic_path(path) -> Iterator[Path]:
+    """Yield a temporary name beside ``path`` that replaces it when the block ends well and vanishes when it does not.
+
+    Raises
+    ------
+    DiffuseError
+        If the folder is missing or not writable, or the disk fills up.
+    """
+    path = Path(path)
+    parent = path.parent
+    if not parent.is_dir():
+        raise DiffuseError(f"{path}: cannot write, the folder {parent} does not exist; create it or change output.*")
+    if path.is_dir():
+        raise DiffuseError(f"{path}: cannot write, a folder has this name; change output.*")
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=parent)
+    except OSError as error:
+        raise DiffuseError(f"{path}: cannot write ({error.strerror}); choose a writable output.*") from None
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def create_hdf5(path, schema: str) -> Iterator[h5py.File]:
+    """Yield a new HDF5 file that appears under ``path`` only when the block ends well.
+
+    Raises
+    ------
+    DiffuseError
+        If the file cannot be written, for instance because the disk is full.
+    """
+    with atomic_path(path) as temporary:
+        try:
+            with h5py.File(temporary, "w") as handle:
+                write_root(handle, schema)
+                yield handle
+        except OSError as error:
+            raise write_error(path, error) from error
+        except RuntimeError as error:  # h5py: closing or flushing a file on a full disk
+            if not any(word in str(error) for word in ("errno", "close file", "flush")):
+                raise
+            raise write_error(path, OSError(str(error))) from error
+
+
+def write_error(path, error: OSError) -> DiffuseError:
+    """A one-line explanation of a failed write (h5py hides errno in the text)."""
+    text = str(error)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "errno = 28" in text or "errno = 27" in text
+    reason = "the disk is full" if full else (error.strerror or text.splitlines()[0])
+    return DiffuseError(f"{path}: not written, {reason}; free some space or choose another output.*")
+
+
+def write_root(handle: h5py.File, schema: str) -> None:
+    """Root attributes that every file of the project carries."""
+    handle.attrs["creator"] = "dials_diffuse"
+    handle.attrs["creator_version"] = __version__
+    handle.attrs["schema"] = schema
+
+
+def open_schema(path, schema: str) -> h5py.File:
+    """Open an HDF5 file for reading and refuse one that is not of the given schema.
+
+    Raises
+    ------
+    DiffuseError
+        If the file is missing, unreadable or of another schema.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DiffuseError(f"{path}: no such file")
+    try:
+        handle = h5py.File(path, "r")
+    except OSError:
+        raise DiffuseError(f"{path}: not a readable HDF5 file; write it again") from None
+    found = handle.attrs.get("schema", "none")
+    if found != schema:
+        handle.close()
+        raise DiffuseError(f"{path}: schema is {found}, this program reads {schema}; use the matching program or version")
+    return handle
+
+
+def write_json(path, content: dict) -> None:
+    """Write ``content`` as JSON: finite numbers only, null for NaN and infinity."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [_finite(item) for item in value]
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    if isinstance(value, (float, np.floating)):
+        return float(value) if np.isfinite(value) else None
+    return value

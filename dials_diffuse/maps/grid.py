@@ -1,0 +1,113 @@
+"""The lattice on which a map is sampled: a reciprocal lattice subdivided along a*, b*, c*."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from cctbx import sgtbx, uctbx
+
+from dials_diffuse.errors import DiffuseError
+
+
+@dataclass(frozen=True)
+class MapGrid:
+    """Voxels centred on fractional Miller indices ``index / subdivide`` inside the sphere ``1/d_max <= |s| <= 1/d_min``.
+
+    Attributes
+    ----------
+    unit_cell : six floats, Å and degrees
+    hall_symbol : space group, in any setting
+    subdivide : three positive integers, voxels per reciprocal-lattice step along a*, b*, c*
+    d_min, d_max : resolution limits in Å; ``d_max`` may be infinite
+
+    Raises
+    ------
+    DiffuseError
+        If a value is out of range, or if the space group mixes axes of unequal subdivision.
+    """
+
+    unit_cell: tuple
+    hall_symbol: str
+    subdivide: tuple = (3, 3, 3)
+    d_min: float = 2.0
+    d_max: float = math.inf
+
+    def __post_init__(self):
+        if len(self.unit_cell) != 6 or min(self.unit_cell) <= 0:
+            raise DiffuseError(f"unit_cell={self.unit_cell}: six positive numbers are needed (Å, degrees)")
+        if len(self.subdivide) != 3 or any(n != int(n) or n < 1 for n in self.subdivide):
+            raise DiffuseError(f"grid.subdivide={self.subdivide}: three positive integers are needed, e.g. 3,3,3")
+        if not 0 < self.d_min < self.d_max:
+            raise DiffuseError(f"d_min={self.d_min:g}, d_max={self.d_max:g}: need 0 < d_min < d_max (Å)")
+        rotations = np.array([op.r().as_double() for op in self.space_group]).reshape(-1, 3, 3)
+        mixed = np.any(np.abs(rotations) > 1e-6, axis=0) & ~np.eye(3, dtype=bool)
+        for j, k in np.argwhere(mixed):
+            if self.subdivide[j] != self.subdivide[k]:
+                raise DiffuseError(
+                    f"grid.subdivide={','.join(map(str, self.subdivide))}: the symmetry of "
+                    f"{self.space_group.info().type().lookup_symbol()} mixes axes {'abc'[min(j, k)]} and "
+                    f"{'abc'[max(j, k)]}; give them the same subdivision"
+                )
+
+    @cached_property
+    def space_group(self) -> sgtbx.space_group:
+        try:
+            return sgtbx.space_group(self.hall_symbol)
+        except RuntimeError as error:
+            raise DiffuseError(f"hall_symbol={self.hall_symbol!r} is not a Hall symbol: {error}") from None
+
+    @property
+    def space_group_symbol(self) -> str:
+        """Hermann-Mauguin symbol of the setting, e.g. ``P 41``."""
+        return self.space_group.info().type().lookup_symbol()
+
+    @cached_property
+    def reciprocal_matrix(self) -> np.ndarray:
+        """(3, 3) float64 B: ``s = B h`` in 1/Å for a column of Miller indices h."""
+        return np.array(uctbx.unit_cell(self.unit_cell).fractionalization_matrix()).reshape(3, 3).T
+
+    @cached_property
+    def extent(self) -> tuple:
+        """Largest index along each axis whose voxel centre can lie inside d_min."""
+        lengths = self.unit_cell[:3]
+        return tuple(int(math.floor(n * a / self.d_min + 1e-9)) for n, a in zip(self.subdivide, lengths))
+
+    @property
+    def shape(self) -> tuple:
+        """Voxels along each axis of the full volume, ``2 extent + 1``."""
+        return tuple(2 * m + 1 for m in self.extent)
+
+    @property
+    def n_voxels(self) -> int:
+        return math.prod(self.shape)
+
+    def s_magnitude(self, index) -> np.ndarray:
+        """|s| in 1/Å of voxel centres.
+
+        index : (..., 3) integers on the subdivided lattice
+        """
+        return np.linalg.norm((np.asarray(index) / np.asarray(self.subdivide)) @ self.reciprocal_matrix.T, axis=-1)
+
+    def inside(self, index) -> np.ndarray:
+        """Boolean array: does the voxel's centre lie inside the resolution limits?"""
+        s = self.s_magnitude(index)
+        return (s <= 1 / self.d_min * (1 + 1e-12)) & (s >= 1 / self.d_max * (1 - 1e-12))
+
+    def axes(self) -> list:
+        """Voxel centres along h, k, l as three float64 arrays of fractional Miller indices."""
+        return [np.arange(-m, m + 1) / n for m, n in zip(self.extent, self.subdivide)]
+
+    def key(self, index) -> np.ndarray:
+        """Flat int64 position of each index in a volume of ``shape`` (C order)."""
+        index = np.asarray(index, dtype=np.int64)
+        _, n2, n3 = self.shape
+        m1, m2, m3 = self.extent
+        return ((index[..., 0] + m1) * n2 + (index[..., 1] + m2)) * n3 + (index[..., 2] + m3)
+
+    def index(self, key) -> np.ndarray:
+        """(..., 3) int32 indices of flat positions, the inverse of :meth:`key`."""
+        positions = np.stack(np.unravel_index(np.asarray(key), self.shape), axis=-1)
+        return (positions - np.array(self.extent)).astype(np.int32)

@@ -1,0 +1,171 @@
+"""Observation files (``*_integrated.h5``, ``*_scaled.h5``): sums per voxel and pass through the Ewald sphere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import h5py
+import numpy as np
+
+from dials_diffuse.errors import DiffuseError
+from dials_diffuse.maps.files import Provenance, atomic_path, open_schema, write_error, write_root
+from dials_diffuse.maps.grid import MapGrid
+
+SCHEMA = "dials_diffuse.observations/1"
+CHUNK = 1 << 16
+
+#: One row per voxel x pass. Sums run over the pixels (or fractions of pixels, when sub-sampled) that fell into the voxel.
+#: ``*_odd`` hold the part that came from every second image: the half sets by frame.
+OBSERVATION_DTYPE = np.dtype(
+    [
+        ("index", "i4", 3),  # voxel on the subdivided lattice
+        ("experiment", "i4"),  # row of the experiments table
+        ("panel", "i4"),
+        ("entering", "i1"),  # 1: the voxel moves into the Ewald sphere, 0: out of it
+        ("pixels", "f8"),  # number of pixels
+        ("counts", "f8"),  # sum of photon counts C
+        ("norm", "f8"),  # sum of c = exposure x all corrections
+        ("background", "f8"),  # sum of expected background counts b
+        ("background_variance", "f8"),
+        ("rate", "f8"),  # sum of (C - b) / c
+        ("rate_variance", "f8"),  # sum of C / c^2
+        ("pixels_odd", "f8"),
+        ("counts_odd", "f8"),
+        ("norm_odd", "f8"),
+        ("background_odd", "f8"),
+        ("rate_odd", "f8"),
+        ("xyz", "f4", 3),  # mean position: px, px, rotation angle in degrees
+        ("s", "f4"),  # mean |s|, 1/Å
+    ]
+)
+
+_UNITS = {"xyz": "px, px, degree", "s": "1/angstrom", "counts": "photons", "background": "photons"}
+
+
+@dataclass(frozen=True)
+class ExperimentSummary:
+    """What later steps need to know of an experiment."""
+
+    identifier: str
+    image_range: tuple
+    oscillation: tuple
+    n_images_used: int
+    wavelength: float
+    n_panels: int
+    image_size: tuple
+
+
+class ObservationWriter:
+    """Append blocks of rows to a file; obtained from :func:`write_observations`."""
+
+    def __init__(self, handle: h5py.File, path):
+        self._path = path
+        self._group = handle.create_group("observations")
+        self.n_rows = 0
+        for name in OBSERVATION_DTYPE.names:
+            field = OBSERVATION_DTYPE[name]
+            dataset = self._group.create_dataset(
+                name,
+                shape=(0, *field.shape),
+                maxshape=(None, *field.shape),
+                chunks=(CHUNK, *field.shape),
+                dtype=field.base,
+                compression="gzip",
+                compression_opts=1,
+                shuffle=True,
+            )
+            if name in _UNITS:
+                dataset.attrs["units"] = _UNITS[name]
+
+    def append(self, rows: np.ndarray) -> None:
+        """rows : (n,) structured array of OBSERVATION_DTYPE"""
+        start, self.n_rows = self.n_rows, self.n_rows + len(rows)
+        for name in OBSERVATION_DTYPE.names:
+            dataset = self._group[name]
+            dataset.resize(self.n_rows, axis=0)
+            dataset[start:] = rows[name]
+
+
+@contextmanager
+def write_observations(path, grid: MapGrid, experiments, provenance: Provenance) -> Iterator[ObservationWriter]:
+    """Context manager: an :class:`ObservationWriter` whose file appears under ``path`` only when all went well."""
+    with atomic_path(path) as temporary:
+        try:
+            with h5py.File(temporary, "w") as handle:
+                write_root(handle, SCHEMA)
+                _write_grid(handle, grid)
+                handle.attrs["experiments"] = json.dumps([asdict(e) for e in experiments])
+                handle.attrs["process"] = json.dumps(asdict(provenance))
+                yield ObservationWriter(handle, path)
+        except OSError as error:
+            raise write_error(path, error) from error
+        except RuntimeError as error:  # h5py: closing or flushing a file on a full disk
+            if "errno" not in str(error) and "close file" not in str(error) and "flush" not in str(error):
+                raise
+            raise write_error(path, OSError(str(error))) from error
+
+
+def _write_grid(handle: h5py.File, grid: MapGrid) -> None:
+    group = handle.create_group("grid")
+    group.attrs["unit_cell"] = np.array(grid.unit_cell, dtype=float)
+    group.attrs["hall_symbol"] = grid.hall_symbol
+    group.attrs["space_group"] = grid.space_group_symbol
+    group.attrs["subdivide"] = np.array(grid.subdivide, dtype=np.int32)
+    group.attrs["d_min"] = grid.d_min
+    group.attrs["d_max"] = grid.d_max
+
+
+class ObservationFile:
+    """Read an observation file; columns are read in slices, so memory stays bounded.
+
+    Attributes
+    ----------
+    grid : MapGrid
+    experiments : tuple of ExperimentSummary
+    provenance : Provenance
+    n_rows : int
+    """
+
+    def __init__(self, path):
+        self.path = path
+        self._handle = open_schema(path, SCHEMA)
+        attributes = self._handle["grid"].attrs
+        self.grid = MapGrid(
+            unit_cell=tuple(float(x) for x in attributes["unit_cell"]),
+            hall_symbol=str(attributes["hall_symbol"]),
+            subdivide=tuple(int(n) for n in attributes["subdivide"]),
+            d_min=float(attributes["d_min"]),
+            d_max=float(attributes["d_max"]),
+        )
+        self.experiments = tuple(
+            ExperimentSummary(**{k: tuple(v) if isinstance(v, list) else v for k, v in item.items()})
+            for item in json.loads(self._handle.attrs["experiments"])
+        )
+        process = json.loads(self._handle.attrs["process"])
+        self.provenance = Provenance(**{k: tuple(v) if isinstance(v, list) else v for k, v in process.items()})
+        self._group = self._handle["observations"]
+        missing = set(OBSERVATION_DTYPE.names) - set(self._group)
+        if missing:
+            raise DiffuseError(f"{path}: columns missing: {', '.join(sorted(missing))}; integrate again")
+        self.n_rows = len(self._group["counts"])
+
+    def read(self, *columns, start: int = 0, stop: int | None = None) -> dict:
+        """Columns as a dictionary of arrays, rows ``start:stop``."""
+        return {name: self._group[name][start:stop] for name in columns}
+
+    def chunks(self, *columns, size: int = 16 * CHUNK) -> Iterator[tuple]:
+        """Yield ``(start, {column: array})`` over all rows."""
+        for start in range(0, self.n_rows, size):
+            yield start, self.read(*columns, start=start, stop=min(start + size, self.n_rows))
+
+    def close(self) -> None:
+        self._handle.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()

@@ -1,0 +1,1 @@
+"""Laue averages, half sets and shell statistics."""

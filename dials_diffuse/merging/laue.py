@@ -1,0 +1,342 @@
+"""Average observations over the Laue group: sums first, one division at the end."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+import numpy as np
+from cctbx import sgtbx, uctbx
+
+from dials_diffuse.errors import DiffuseError
+from dials_diffuse.kernels.merging import add_rows, count_rows
+from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.maps.nexus import DiffuseMap
+from dials_diffuse.maps.observations import ObservationFile
+from dials_diffuse.maps.symmetry import laue_operators, unique_voxels
+from dials_diffuse.merging.half_sets import KINDS, SUMS, columns_needed, split
+from dials_diffuse.merging.statistics import Mates, ShellTable, shell_statistics
+
+logger = logging.getLogger("dials.diffuse.merging")
+
+ESTIMATORS = ("ratio", "mean")
+
+#: files whose cells differ by more than this (relative for lengths, and 100 x in degrees for angles) are not merged
+CELL_TOLERANCE = 0.02
+
+#: rows that are in memory together
+_ROWS = 1 << 18
+
+
+@dataclass(frozen=True)
+class MergeParameters:
+    """What to merge how.
+
+    space_group : symbol of the group to average over, in the setting of the data; None: the group of the files
+    friedel : treat (h, k, l) and (-h, -k, -l) as equivalent
+    half_sets : one of ``half_sets.KINDS``; seed : for random half sets
+    estimator : one of ``ESTIMATORS``, see :func:`estimate`
+    n_shells, d_max, d_min : shells and range of resolution (Å) of the statistics; None: the whole map
+
+    Raises
+    ------
+    DiffuseError
+        If a value is out of range.
+    """
+
+    space_group: str | None = None
+    friedel: bool = True
+    half_sets: str = "random"
+    seed: int = 0
+    estimator: str = "ratio"
+    n_shells: int = 20
+    d_max: float | None = None
+    d_min: float | None = None
+
+    def __post_init__(self):
+        if self.half_sets not in KINDS:
+            raise DiffuseError(f"half_sets={self.half_sets}: choose from {', '.join(KINDS)}")
+        if self.half_sets == "friedel" and not self.friedel:
+            raise DiffuseError("half_sets=friedel needs friedel=True: both mates must belong to one voxel")
+        if self.estimator not in ESTIMATORS:
+            raise DiffuseError(f"estimator={self.estimator}: choose from {', '.join(ESTIMATORS)}")
+        if self.seed < 0:
+            raise DiffuseError(f"seed={self.seed}: must not be negative")
+        if self.n_shells < 1:
+            raise DiffuseError(f"n_shells={self.n_shells}: at least one shell is needed")
+        d_min, d_max = self.d_min, math.inf if self.d_max is None else self.d_max
+        if (d_min is not None and d_min <= 0) or d_max <= (d_min or 0):
+            raise DiffuseError(f"statistics.d_min={self.d_min}, statistics.d_max={self.d_max}: need 0 < d_min < d_max")
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """A merged map, its statistics, and what was left out.
+
+    n_observations : rows that were averaged
+    n_off_grid, n_refused : rows outside the resolution limits, and rows without a positive norm
+    identifiers : of the experiments that were merged
+    warnings : sentences for the user
+    """
+
+    map: DiffuseMap
+    statistics: ShellTable
+    n_observations: int
+    n_off_grid: int
+    n_refused: int
+    identifiers: tuple
+    warnings: tuple
+
+
+def estimate(sums: np.ndarray, estimator: str = "ratio") -> tuple:
+    """Intensity and sigma from sums; NaN where the norm is zero.
+
+    ``ratio``: I = (sum C - sum b) / sum c, maximum likelihood for Poisson counts; the variance is
+    (max(sum C, 1) + sum var b) / (sum c)^2. ``mean``: I = sum ((C - b) / c) / n, with the variance
+    (sum (C / c^2) + (sum var b) / c'^2) / n^2, where c' = sum c / n stands for the norm of each background pixel, and
+    where the first term is not less than one count at that norm, 1 / c'^2.
+
+    Parameters
+    ----------
+    sums : (..., 7) float64, columns in the order of ``half_sets.SUMS``
+    estimator : ``ratio`` or ``mean``
+
+    Returns
+    -------
+    intensity, sigma : (...) float64
+
+    Source: THEORY.md §5
+    """
+    counts, norm, background, background_variance, pixels, rate, rate_variance = np.moveaxis(sums, -1, 0)
+    measured = (norm > 0) & (pixels > 0)
+    c = np.where(measured, norm, np.nan)
+    n = np.where(measured, pixels, np.nan)
+    if estimator == "ratio":
+        return (counts - background) / c, np.sqrt(np.maximum(counts, 1) + background_variance) / c
+    per_count = (n / c) ** 2
+    variance = np.maximum(rate_variance, per_count) + background_variance * per_count
+    return rate / n, np.sqrt(variance) / n
+
+
+def common_grid(files, space_group: str | None = None) -> MapGrid:
+    """The grid of the merged map: cell of the first file, resolution limits that hold all files.
+
+    Parameters
+    ----------
+    files : open ObservationFile objects
+    space_group : as in MergeParameters
+
+    Raises
+    ------
+    DiffuseError
+        If the files do not fit together, or the space group does not fit them.
+    """
+    first = files[0]
+    for other in files[1:]:
+        _check_alike(first, other, same_group=space_group is None)
+    group = first.grid.space_group if space_group is None else _space_group(space_group, first)
+    try:
+        return MapGrid(
+            unit_cell=group.average_unit_cell(uctbx.unit_cell(first.grid.unit_cell)).parameters(),
+            hall_symbol=group.type().hall_symbol(),
+            subdivide=first.grid.subdivide,
+            d_min=min(f.grid.d_min for f in files),
+            d_max=max(f.grid.d_max for f in files),
+        )
+    except DiffuseError as error:
+        raise DiffuseError(f"{first.path}: {error}, or choose another space_group") from None
+
+
+def _check_alike(first, other, same_group: bool) -> None:
+    a, b = first.grid, other.grid
+    both = f"{first.path} and {other.path} cannot be merged:"
+    if a.subdivide != b.subdivide:
+        raise DiffuseError(f"{both} grid.subdivide is {a.subdivide} and {b.subdivide}; integrate both with the same")
+    if same_group and a.space_group != b.space_group:
+        raise DiffuseError(
+            f"{both} the space groups are {a.space_group_symbol} and {b.space_group_symbol}; "
+            "reindex one of them, or give space_group= if both are in the same setting"
+        )
+    cells = [uctbx.unit_cell(grid.unit_cell) for grid in (a, b)]
+    if not cells[0].is_similar_to(cells[1], CELL_TOLERANCE, 100 * CELL_TOLERANCE):
+        text = [_cell_text(cell) for cell in cells]
+        raise DiffuseError(f"{both} the unit cells are {text[0]} and {text[1]}; merge crystals of the same cell only")
+
+
+def _space_group(symbol: str, file) -> sgtbx.space_group:
+    try:
+        group = sgtbx.space_group_info(symbol).group()
+    except (RuntimeError, ValueError):
+        raise DiffuseError(f"space_group={symbol}: no such space group; give a symbol such as P43212") from None
+    cell = uctbx.unit_cell(file.grid.unit_cell)
+    if not group.is_compatible_unit_cell(cell, CELL_TOLERANCE, 100 * CELL_TOLERANCE):
+        text = _cell_text(cell)
+        raise DiffuseError(f"space_group={symbol}: does not fit the unit cell {text} of {file.path}; choose another")
+    return group
+
+
+def _cell_text(cell: uctbx.unit_cell) -> str:
+    return f"({', '.join(f'{x:g}' for x in cell.parameters())})"
+
+
+def memory_estimate(grid: MapGrid) -> float:
+    """Upper limit in bytes of what merging onto a grid takes, when every voxel inside d_min is measured."""
+    volume = 4 / 3 * math.pi * grid.d_min**-3 * abs(np.linalg.det(grid.reciprocal_matrix)) ** -1
+    voxels = volume * math.prod(grid.subdivide)
+    unique = voxels / len(laue_operators(grid.space_group, False))
+    return 5 * grid.n_voxels + 80 * voxels + 16 * 8 * unique + 60 * 8 * _ROWS
+
+
+def merge_observations(
+    paths,
+    parameters: MergeParameters,
+    progress: Callable[[Iterable, int, str], Iterable] = lambda items, total, label: items,
+    rows: int = _ROWS,
+) -> MergeResult:
+    """Average observation files over the Laue group (or the point group).
+
+    Two passes stream over the files: the first finds which voxels occur, the second adds up their sums. Memory depends
+    on the number of voxels, hardly on the number of observations.
+
+    Parameters
+    ----------
+    paths : observation files
+    parameters : MergeParameters
+    progress : called with (iterable, length, label), passes the items through
+    rows : observations that are in memory together; the result does not depend on it
+
+    Raises
+    ------
+    DiffuseError
+        If a file is not readable, if the files do not fit together, or if nothing is left to merge.
+    """
+    with ExitStack() as stack:
+        files = [stack.enter_context(ObservationFile(path)) for path in paths]
+        for file in files:
+            if file.n_rows == 0:
+                raise DiffuseError(f"{file.path}: holds no observations; integrate again, or leave the file out")
+        grid = common_grid(files, parameters.space_group)
+        _report_size(grid, files)
+        total = sum(math.ceil(file.n_rows / rows) for file in files)
+        blocks = progress(_blocks(files, ("index", "norm"), rows), total, "finding voxels")
+        voxels, n_refused = _find_voxels(blocks, grid, parameters.friedel)
+        if len(voxels.index) == 0:
+            raise DiffuseError(f"{files[0].path}: no observation has a positive norm inside d_min; integrate again")
+        columns = ("index", *columns_needed(parameters.half_sets))
+        blocks = progress(_blocks(files, columns, rows), total, "merging")
+        sums, multiplicity, mates = _add_up(blocks, grid, voxels, parameters)
+        n_rows = sum(file.n_rows for file in files)
+        identifiers = tuple(e.identifier for file in files for e in file.experiments)
+
+    merged = _divide(sums, multiplicity, grid, voxels.index, parameters)
+    table = shell_statistics(merged, mates, parameters.n_shells, parameters.d_max, parameters.d_min)
+    n_used = int(multiplicity.sum(dtype=np.int64))
+    n_off_grid = n_rows - n_used - n_refused
+    warnings = []
+    if n_refused:
+        warnings.append(f"{n_refused} of {n_rows} observations have no positive norm and were left out")
+    if n_off_grid > 0.5 * n_rows:
+        warnings.append(f"{n_off_grid} of {n_rows} observations lie outside d_min={grid.d_min:g}, d_max={grid.d_max:g}")
+    if not math.isfinite(table.overall["cc_half"]):
+        warnings.append(f"no correlation of half sets: half_sets={parameters.half_sets} leaves too few common voxels")
+    merged = replace(merged, statistics=table.shells, overall=table.overall)
+    return MergeResult(merged, table, n_used, n_off_grid, n_refused, identifiers, tuple(warnings))
+
+
+@dataclass(frozen=True)
+class _Voxels:
+    """Measured voxels: ``slot`` takes a key of the grid to a row of ``unique`` and ``inverted``, or to -1.
+
+    slot : (grid.n_voxels,) int32; unique : (m,) int32, row of ``index``; inverted : (m,) bool; index : (u, 3) int32
+    """
+
+    slot: np.ndarray
+    unique: np.ndarray
+    inverted: np.ndarray
+    index: np.ndarray
+
+
+def _report_size(grid: MapGrid, files) -> None:
+    logger.info(
+        "Grid of %s voxels (%.1f million) to d_min = %.2f Å in %s; %d observations; memory up to about %.1f GB",
+        " x ".join(map(str, grid.shape)),
+        grid.n_voxels / 1e6,
+        grid.d_min,
+        grid.space_group_symbol,
+        sum(file.n_rows for file in files),
+        memory_estimate(grid) / 1e9,
+    )
+
+
+def _blocks(files, columns, rows):
+    for file in files:
+        for _, block in file.chunks(*columns, size=rows):
+            yield block
+
+
+def _keys(grid: MapGrid, index: np.ndarray) -> tuple:
+    """Which rows lie in the grid's box, and the keys of those."""
+    fits = np.all(np.abs(index) <= np.array(grid.extent), axis=1)
+    return fits, grid.key(index[fits])
+
+
+def _find_voxels(blocks, grid: MapGrid, friedel: bool) -> tuple:
+    """Voxels with an observation of positive norm, and the number of observations without."""
+    seen = np.zeros(grid.n_voxels, dtype=bool)
+    n_refused = 0
+    for block in blocks:
+        positive = block["norm"] > 0
+        n_refused += len(positive) - np.count_nonzero(positive)
+        seen[_keys(grid, block["index"][positive])[1]] = True
+    keys = np.flatnonzero(seen)
+    del seen
+    found = unique_voxels(grid.index(keys), grid.space_group, friedel)
+    inside = grid.inside(found.index)  # asked of the unique voxel: rounding cannot separate mates
+    rank = np.cumsum(inside) - 1
+    keep = inside[found.inverse]
+    slot = np.full(grid.n_voxels, -1, dtype=np.int32)
+    slot[keys[keep]] = np.arange(np.count_nonzero(keep))
+    unique = rank[found.inverse[keep]].astype(np.int32)
+    return _Voxels(slot, unique, found.inverted[keep], found.index[inside]), n_refused
+
+
+def _add_up(blocks, grid: MapGrid, voxels: _Voxels, parameters: MergeParameters) -> tuple:
+    """Sums of unique voxels by half set (u, 2, 7), their multiplicity (u,), and the sums before averaging."""
+    n_unique, n_mates = len(voxels.index), len(voxels.unique)
+    sums = np.zeros((n_unique * 2, len(SUMS)))
+    multiplicity = np.zeros(n_unique, dtype=np.int32)
+    before = np.zeros((n_mates, 3))
+    rng = np.random.default_rng(parameters.seed)
+    for block in blocks:
+        fits, keys = _keys(grid, block["index"])
+        slot = np.full(len(fits), -1, dtype=np.int64)
+        slot[fits] = voxels.slot[keys]
+        slot[~(block["norm"] > 0)] = -1
+        used = slot >= 0
+        unique = np.where(used, voxels.unique[slot], -1)
+        for in_b, values in split(parameters.half_sets, block, voxels.inverted[slot], rng):
+            add_rows(np.where(used, 2 * unique + in_b, -1), values, sums)
+        count_rows(unique, multiplicity)
+        net = block["counts"] - block["background"]
+        add_rows(slot, np.stack([net, block["norm"], block["background"] + block["background_variance"]]), before)
+    return sums.reshape(n_unique, 2, -1), multiplicity, Mates(voxels.unique, voxels.inverted, *before.T)
+
+
+def _divide(sums, multiplicity, grid: MapGrid, index, parameters: MergeParameters) -> DiffuseMap:
+    intensity, sigma = estimate(sums.sum(axis=1), parameters.estimator)
+    halves, _ = estimate(sums, parameters.estimator)
+    return DiffuseMap(
+        grid=grid,
+        friedel=parameters.friedel,
+        index=index,
+        intensity=intensity,
+        sigma=sigma,
+        multiplicity=multiplicity,
+        half_a=halves[:, 0],
+        half_b=halves[:, 1],
+        half_sets=parameters.half_sets,
+        sums={name: sums[:, :, i] for i, name in enumerate(SUMS)},
+    )

@@ -1,0 +1,230 @@
+"""How good is a map? Completeness, agreement of half sets and of symmetry mates, in shells of resolution."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from dials_diffuse.maps.nexus import DiffuseMap
+from dials_diffuse.maps.symmetry import possible_voxels, unique_voxels
+
+#: width in |s| of the bins whose mean is the isotropic part of a map, 1/Å
+BIN_WIDTH = 0.004
+
+#: relative; voxels whose centres lie on a limit belong to the map (MapGrid.inside allows half of this)
+_TOLERANCE = 2e-12
+
+COLUMNS = (
+    "d_max",
+    "d_min",
+    "n",
+    "possible",
+    "completeness",
+    "multiplicity",
+    "mean",
+    "mean_sigma",
+    "rms_anisotropic",
+    "cc_half",
+    "cc_friedel",
+    "r_sym",
+    "chi2_sym",
+)
+
+
+@dataclass(frozen=True)
+class Mates:
+    """Sums over each voxel before symmetry averaging, m voxels.
+
+    Attributes
+    ----------
+    unique : (m,) int, row of the merged map
+    inverted : (m,) bool, reached with an inversion
+    net : (m,) float64, counts less background
+    norm : (m,) float64, > 0
+    floor : (m,) float64, what the background and its own variance add to the variance of ``net``
+    """
+
+    unique: np.ndarray
+    inverted: np.ndarray
+    net: np.ndarray
+    norm: np.ndarray
+    floor: np.ndarray
+
+
+@dataclass(frozen=True)
+class ShellTable:
+    """Statistics by shell, columns of equal length named as in ``COLUMNS``, and of all shells together.
+
+    n, possible : symmetry-unique voxels measured, and voxels whose centres lie inside the limits
+    multiplicity : observations per measured voxel
+    mean, mean_sigma : of the merged intensity
+    rms_anisotropic : root mean square of the intensity after subtracting its mean in fine bins of |s|, noise included
+    cc_half, cc_friedel : correlation of this anisotropic part between half sets and between Friedel mates
+    r_sym : sum |I_mate - I_merged| / sum I_mate over voxels with two mates or more
+    chi2_sym : the same differences squared, over the variance expected from the merged intensity, per degree of freedom
+
+    What cannot be computed is NaN. Intensities of mates are always counts over norm, whichever estimator made the map.
+    """
+
+    shells: dict
+    overall: dict
+
+    def rows(self) -> list:
+        """The shells as a list of dictionaries."""
+        return [dict(zip(self.shells, values)) for values in zip(*self.shells.values())]
+
+
+def isotropic_residual(values: np.ndarray, s: np.ndarray, bin_width: float = BIN_WIDTH) -> np.ndarray:
+    """Subtract from each value the mean of its bin in |s|.
+
+    values : (n,) float64, finite; s : (n,) float64, 1/Å
+    """
+    if not len(values):
+        return np.zeros(0)
+    bins = np.floor(s / bin_width).astype(np.int64)
+    total = np.bincount(bins, values)
+    number = np.bincount(bins)
+    return values - (total / np.maximum(number, 1))[bins]
+
+
+def anisotropic_correlation(a, b, s, d_max=math.inf, d_min=0.0, bin_width: float = BIN_WIDTH) -> float:
+    """Pearson correlation of two maps after subtracting from both their means in fine bins of |s|.
+
+    Parameters
+    ----------
+    a, b : (n,) float64, intensities of the same voxels; NaN where not measured, such voxels are left out
+    s : (n,) float64, |s| in 1/Å
+    d_max, d_min : range of resolution in Å
+    bin_width : 1/Å
+
+    Returns
+    -------
+    float, NaN if there are fewer than three common voxels or one map is flat
+    """
+    a, b, s = (np.asarray(x, dtype=float) for x in (a, b, s))
+    use = np.isfinite(a) & np.isfinite(b) & (s * d_min < 1 + _TOLERANCE) & (s >= (1 - _TOLERANCE) / d_max)
+    if np.count_nonzero(use) < 3:
+        return math.nan
+    x = isotropic_residual(a[use], s[use], bin_width)
+    y = isotropic_residual(b[use], s[use], bin_width)
+    power = float(x @ x) * float(y @ y)
+    return float(x @ y) / math.sqrt(power) if power > 0 else math.nan
+
+
+def shell_limits(d_max: float, d_min: float, n_shells: int) -> np.ndarray:
+    """(n_shells + 1,) resolution in Å, descending, that bounds shells of equal volume."""
+    with np.errstate(divide="ignore"):
+        limits = np.linspace(d_max**-3, d_min**-3, n_shells + 1) ** (-1 / 3)
+    limits[0], limits[-1] = d_max, d_min
+    return limits
+
+
+def shell_statistics(data: DiffuseMap, mates: Mates, n_shells: int = 20, d_max=None, d_min=None) -> ShellTable:
+    """Statistics of a merged map in shells of equal volume, and overall.
+
+    Parameters
+    ----------
+    d_max, d_min : range in Å, by default the limits of the grid
+    """
+    d_max = data.grid.d_max if d_max is None else min(d_max, data.grid.d_max)
+    d_min = data.grid.d_min if d_min is None else max(d_min, data.grid.d_min)
+    limits = shell_limits(d_max, d_min, n_shells)
+    edges = 1 / limits
+    edges[0] *= 1 - _TOLERANCE
+    edges[-1] *= 1 + _TOLERANCE
+    possible = np.zeros(n_shells, dtype=np.int64)
+    for voxels in possible_voxels(data.grid, data.friedel):
+        possible += np.histogram(data.grid.s_magnitude(voxels), edges)[0]
+    s = data.grid.s_magnitude(data.index)
+    tests = _SymmetryTests(mates, len(s))
+    plus, minus, s_pair = _friedel_pairs(data, mates)
+    unknown = np.full(len(s), np.nan)
+    half_a, half_b = (unknown if half is None else half for half in (data.half_a, data.half_b))
+
+    def row(first, last) -> dict:
+        use = (s >= edges[first]) & (s < edges[last])
+        pair = (s_pair >= edges[first]) & (s_pair < edges[last])
+        n, n_possible = np.count_nonzero(use), possible[first:last].sum()
+        r_sym, chi2_sym = tests.result(use)
+        values = (
+            limits[first],
+            limits[last],
+            n,
+            n_possible,
+            n / n_possible if n_possible else math.nan,
+            _mean(data.multiplicity[use]),
+            _mean(data.intensity[use]),
+            _mean(data.sigma[use]),
+            math.sqrt(_mean(isotropic_residual(data.intensity[use], s[use]) ** 2)),
+            anisotropic_correlation(half_a[use], half_b[use], s[use]),
+            anisotropic_correlation(plus[pair], minus[pair], s_pair[pair]),
+            r_sym,
+            chi2_sym,
+        )
+        return dict(zip(COLUMNS, values))
+
+    rows = [row(i, i + 1) for i in range(n_shells)]
+    return ShellTable({name: np.array([r[name] for r in rows]) for name in COLUMNS}, row(0, n_shells))
+
+
+class _SymmetryTests:
+    """Agreement of mates with their mean, summed for each unique voxel.
+
+    The variance of a mate is its share of that of the whole voxel, in proportion to what the merged intensity and the
+    background let expect, as in Pearson's chi-square: its own counts would make it small where they happen to be few.
+    """
+
+    def __init__(self, mates: Mates, n_unique: int):
+        def total(weights):
+            return np.bincount(mates.unique, weights, minlength=n_unique)
+
+        merged = (total(mates.net) / np.maximum(total(mates.norm), 1e-300))[mates.unique]
+        share = np.maximum(merged * mates.norm, 0) + mates.floor
+        variance = np.maximum(total(mates.net + mates.floor), 0) / np.maximum(total(share), 1e-300)
+        expected_variance = share * variance[mates.unique]
+        difference = mates.net - merged * mates.norm
+        number = np.bincount(mates.unique, minlength=n_unique)
+        several = number[mates.unique] > 1
+        known = several & (variance[mates.unique] > 0)
+        self._absolute = total(np.where(several, np.abs(difference) / mates.norm, 0))
+        self._intensity = total(np.where(several, mates.net / mates.norm, 0))
+        self._chi2 = total(np.where(known, difference**2 / np.maximum(expected_variance, 1e-300), 0))
+        self._freedom = total(known.astype(float)) * (1 - 1 / np.maximum(number, 1))
+
+    def result(self, use) -> tuple:
+        """R_sym and chi-square per degree of freedom of a selection of unique voxels."""
+        intensity, freedom = self._intensity[use].sum(), self._freedom[use].sum()
+        r_sym = self._absolute[use].sum() / intensity if intensity > 0 else math.nan
+        return float(r_sym), float(self._chi2[use].sum() / freedom) if freedom > 0 else math.nan
+
+
+def _friedel_pairs(data: DiffuseMap, mates: Mates) -> tuple:
+    """Intensity of + mates, of - mates and |s| for each unique voxel of the Laue group, NaN where not measured.
+
+    In a centrosymmetric group the - mates are + mates too and all of them are NaN.
+    """
+    orbit, inverted, index = mates.unique, mates.inverted, data.index
+    if not data.friedel:
+        voxels = unique_voxels(data.index, data.grid.space_group, friedel=True)
+        orbit, inverted, index = voxels.inverse[orbit], voxels.inverted[orbit], voxels.index
+    result = []
+    for use in (~inverted, inverted):
+        net, norm = (np.bincount(orbit[use], x[use], minlength=len(index)) for x in (mates.net, mates.norm))
+        result.append(np.divide(net, norm, out=np.full(len(index), np.nan), where=norm > 0))
+    return *result, data.grid.s_magnitude(index)
+
+
+def format_table(table: ShellTable) -> str:
+    """The table as text for logs, one line a shell and one for all."""
+    head = "   d_max   d_min        n   compl.   mult.        <I>    <sigma>  rms(aniso)  CC1/2  CC(F+-)   Rsym  chi2"
+    line = "{d_max:8.2f}{d_min:8.2f}{n:9d}{completeness:9.3f}{multiplicity:8.1f}{mean:11.4g}{mean_sigma:11.3g}"
+    line += "{rms_anisotropic:12.4g}{cc_half:7.3f}{cc_friedel:9.3f}{r_sym:7.3f}{chi2_sym:6.2f}"
+    rows = [line.format(**{**row, "n": int(row["n"])}) for row in (*table.rows(), table.overall)]
+    rule = "-" * len(head)
+    return "\n".join([head, rule, *rows[:-1], rule, rows[-1]]).replace("nan", "  -")
+
+
+def _mean(values) -> float:
+    return float(np.mean(values)) if len(values) else math.nan

@@ -1,0 +1,1 @@
+"""From pixels to voxel sums: masks, corrections, background, outliers."""

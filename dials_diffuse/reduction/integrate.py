@@ -1,0 +1,244 @@
+"""Reduce experiments to an observation file: the library function behind ``dials.diffuse_integrate``."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+
+from dials_diffuse.errors import DiffuseError
+from dials_diffuse.kernels import accumulate as kernel
+from dials_diffuse.maps.files import Provenance
+from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.maps.observations import ExperimentSummary, write_observations
+from dials_diffuse.reduction.job import DetectorSetup, Job, detector_setup, prepare_job
+from dials_diffuse.reduction.parameters import ReductionParameters
+from dials_diffuse.reduction.voxel_sums import blocks_of_images, memory_estimate, observations, reduce_blocks
+
+logger = logging.getLogger("dials.diffuse.reduction")
+
+MAX_CELL_DIFFERENCE = 0.05
+
+
+@dataclass(frozen=True)
+class ExperimentReport:
+    """What happened to the pixels of one experiment (counts of pixels over all images)."""
+
+    identifier: str
+    n_images: int
+    n_observations: int
+    sub_steps: int
+    never_used: int
+    used: int
+    untrusted: int
+    bragg: int
+    outlier: int
+    off_grid: int
+
+
+@dataclass(frozen=True)
+class IntegrationResult:
+    """Summary of an integration; the sums themselves are in the observation file."""
+
+    grid: MapGrid
+    n_observations: int
+    experiments: list = field(default_factory=list)
+    warnings: list = field(default_factory=list)
+
+    def as_dict(self) -> dict:
+        return {
+            "space_group": self.grid.space_group_symbol,
+            "hall_symbol": self.grid.hall_symbol,
+            "unit_cell": self.grid.unit_cell,
+            "d_min": self.grid.d_min,
+            "d_max": self.grid.d_max,
+            "subdivide": self.grid.subdivide,
+            "n_observations": self.n_observations,
+            "n_images_used": sum(e.n_images for e in self.experiments),
+            "experiments": [asdict(e) for e in self.experiments],
+            "warnings": self.warnings,
+        }
+
+
+def choose_grid(experiments, parameters: ReductionParameters) -> MapGrid:
+    """The common grid of all crystals: mean unit cell, d_min from the detector corners unless given.
+
+    Raises
+    ------
+    DiffuseError
+        If the crystals differ in space group or by more than 5 % in a cell length.
+    """
+    groups = {e.crystal.get_space_group().type().hall_symbol().strip() for e in experiments}
+    if len(groups) > 1:
+        symbols = sorted({str(e.crystal.get_space_group().info()) for e in experiments})
+        raise DiffuseError(
+            f"crystals of different space groups ({', '.join(symbols)}) cannot share a map; integrate them one by one or "
+            f"bring them to one with dials.reindex"
+        )
+    cells = np.array([e.crystal.get_unit_cell().parameters() for e in experiments])
+    cell = cells.mean(axis=0)
+    worst = np.abs(cells[:, :3] / cell[:3] - 1).max()
+    if worst > MAX_CELL_DIFFERENCE:
+        raise DiffuseError(
+            f"unit cells differ by {100 * worst:.1f} %, more than {100 * MAX_CELL_DIFFERENCE:.0f} %: the crystals are not "
+            f"isomorphous; leave some out"
+        )
+    if len(experiments) > 1:  # averaging must not break the metric symmetry
+        cell = experiments[0].crystal.get_space_group().average_unit_cell(_unit_cell(cell)).parameters()
+    corner = min(e.detector.get_max_resolution(e.beam.get_s0()) for e in experiments)
+    d_min = corner if parameters.d_min is None else max(parameters.d_min, corner)
+    return MapGrid(
+        unit_cell=tuple(float(x) for x in cell),
+        hall_symbol=groups.pop(),
+        subdivide=tuple(parameters.subdivide),
+        d_min=float(d_min),
+        d_max=float("inf") if parameters.d_max is None else parameters.d_max,
+    )
+
+
+def _unit_cell(parameters):
+    from cctbx import uctbx
+
+    return uctbx.unit_cell(tuple(parameters))
+
+
+def images_to_use(experiment, number: int, excluded) -> np.ndarray:
+    """Positions (from the start of the scan) of valid images that are not excluded.
+
+    excluded : ``(experiment number or None for all, first, last)`` image numbers, inclusive
+    """
+    first, last = experiment.scan.get_image_range()
+    use = np.ones(last - first + 1, dtype=bool)
+    valid = experiment.scan.get_valid_image_ranges(experiment.identifier) if experiment.identifier else []
+    if valid:
+        use[:] = False
+        for a, b in valid:
+            use[max(a, first) - first : b - first + 1] = True
+    for which, a, b in excluded:
+        if which is None or which == number:
+            use[max(a, first) - first : max(b - first + 1, 0)] = False
+    return np.flatnonzero(use)
+
+
+def integrate(
+    experiments,
+    parameters: ReductionParameters,
+    path,
+    provenance: Provenance,
+    reflections=None,
+    background_experiments=(),
+    excluded=(),
+    nproc: int = 1,
+    progress=lambda items, n, label: items,
+) -> IntegrationResult:
+    """Reduce all images of ``experiments`` to voxel sums and write them to ``path``.
+
+    Parameters
+    ----------
+    experiments : dxtbx ExperimentList of indexed rotation data
+    reflections : dials reflection table, needed only where there is no profile model
+    background_experiments : experiments of images without crystal
+    excluded : see :func:`images_to_use`
+    nproc : worker processes
+    progress : wraps an iterator as ``progress(items, total, label)``
+
+    Raises
+    ------
+    DiffuseError
+        On data that cannot be reduced; ``path`` is then left as it was.
+    """
+    grid = choose_grid(experiments, parameters)
+    warnings = []
+    if parameters.d_min is not None and grid.d_min > parameters.d_min * 1.0001:
+        warnings.append(f"d_min={parameters.d_min:g} lies beyond the detector corner: {grid.d_min:.3f} Å used")
+    logger.info(
+        "Grid: %d x %d x %d voxels (%s per reciprocal-lattice step), %s, d_min %.3f Å",
+        *grid.shape,
+        "x".join(map(str, grid.subdivide)),
+        grid.space_group_symbol,
+        grid.d_min,
+    )
+    images = [images_to_use(e, i, excluded) for i, e in enumerate(experiments)]
+    if not any(len(i) for i in images):
+        raise DiffuseError("exclude_images leaves no image to integrate; exclude fewer")
+    summaries = [
+        ExperimentSummary(
+            identifier=e.identifier,
+            image_range=tuple(e.scan.get_image_range()),
+            oscillation=tuple(e.scan.get_oscillation()),
+            n_images_used=len(images[i]),
+            wavelength=e.beam.get_wavelength(),
+            n_panels=len(e.detector),
+            image_size=tuple(e.detector[0].get_image_size()),
+        )
+        for i, e in enumerate(experiments)
+    ]
+    reports = []
+    setup: DetectorSetup | None = None
+    previous = None
+    with write_observations(path, grid, summaries, provenance) as writer:
+        for number, experiment in enumerate(experiments):
+            if len(images[number]) == 0:
+                warnings.append(f"experiment {number}: all images are excluded")
+                continue
+            logger.info("\nExperiment %d: %d images", number, len(images[number]))
+            if previous is None or previous.detector != experiment.detector:
+                setup = detector_setup(experiment.detector, parameters.sampling.pixel)
+            previous = experiment
+            logger.info(
+                "Memory: about %.2f GB",
+                memory_estimate(
+                    grid, setup, parameters, nproc, experiment.beam.get_wavelength(), abs(experiment.scan.get_oscillation()[1])
+                )
+                / 1e9,
+            )
+            job = prepare_job(
+                number, experiments, images[number], grid, parameters, setup, reflections, background_experiments, progress
+            )
+            reports.append(_reduce_experiment(job, experiment.identifier, writer, nproc, progress))
+        if writer.n_rows == 0:
+            raise DiffuseError(
+                f"no observations: every pixel of {sum(map(len, images))} images is masked or outside d_min={grid.d_min:g} "
+                f"Å, d_max={grid.d_max:g} Å; check the masks and the resolution limits"
+            )
+    return IntegrationResult(grid, writer.n_rows, reports, warnings)
+
+
+def _reduce_experiment(job: Job, identifier: str, writer, nproc: int, progress) -> ExperimentReport:
+    tally = np.zeros(kernel.N_TALLY, dtype=np.int64)
+    before = writer.n_rows
+    blocks = blocks_of_images(job)
+    if job.n_sub_steps > 1:
+        logger.info("Each image is divided into %d rotation sub-steps (sampling.oscillation)", job.n_sub_steps)
+    for block in progress(_written(job, writer, nproc), len(blocks), f"Integrating experiment {job.number}"):
+        tally += block.tally
+    report = ExperimentReport(
+        identifier=identifier,
+        n_images=len(job.images),
+        n_observations=writer.n_rows - before,
+        sub_steps=job.n_sub_steps,
+        never_used=len(job.images) * sum(int((b != 0).sum()) for b in job.bad),
+        used=int(tally[kernel.USED]),
+        untrusted=int(tally[kernel.UNTRUSTED]),
+        bragg=int(tally[kernel.BRAGG]),
+        outlier=int(tally[kernel.OUTLIER]),
+        off_grid=int(tally[kernel.OFF_GRID]),
+    )
+    total = report.never_used + report.used + report.untrusted + report.bragg + report.outlier + report.off_grid
+    logger.info(
+        "%d observations. Pixels used %.1f %%, always masked %.1f %%, Bragg %.1f %%, untrusted %.2f %%, outliers %.3f %%",
+        report.n_observations,
+        *(
+            100 * n / total
+            for n in (report.used, report.never_used, report.bragg, report.untrusted, report.outlier)
+        ),
+    )
+    return report
+
+
+def _written(job: Job, writer, nproc: int):
+    for rows, block in observations(job, reduce_blocks(job, nproc)):
+        writer.append(rows)
+        if block is not None:
+            yield block

@@ -1,0 +1,118 @@
+"""Robust guards: pixels that are wrong on most images, and outliers within a resolution shell of one image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from dials_diffuse.kernels.image import shell_statistics
+
+N_SHELLS = 120
+MIN_SAMPLE = 60
+SAMPLE_PER_SHELL = 700
+STUCK_MIN_RANGE = 4
+MIN_IMAGES = 6
+
+
+def resolution_shells(s_panels: list, s_max: float) -> list:
+    """Shell number (uint8) of every pixel, equal steps in |s| up to ``s_max``.
+
+    s_panels : (ny, nx) arrays of |s| in 1/Å, one per panel
+    """
+    return [np.minimum(s / s_max * N_SHELLS, N_SHELLS - 1).astype(np.uint8) for s in s_panels]
+
+
+@dataclass(frozen=True)
+class ShellSample:
+    """A fixed sample of usable pixels, sorted by resolution shell.
+
+    Attributes
+    ----------
+    panel, y, x : (n,) int, where they are
+    correction : (n,) float64
+    starts : (N_SHELLS + 1,) int64
+    """
+
+    panel: np.ndarray
+    y: np.ndarray
+    x: np.ndarray
+    correction: np.ndarray
+    starts: np.ndarray
+
+    def statistics(self, raw: list, panels, bragg: list | None, image: int, exposure: float) -> tuple:
+        """(centre, spread) of C/c per shell for one image, see :func:`shell_statistics`; empty shells give NaN.
+
+        raw : (ny, nx) arrays; bragg : (ny, nx) int32 arrays equal to ``image`` at Bragg peaks, or None
+        """
+        rates = np.full(len(self.x), np.nan)
+        correction = self.correction * exposure
+        for p, geometry in enumerate(panels):
+            mine = slice(None) if len(panels) == 1 else self.panel == p
+            y, x = self.y[mine], self.x[mine]
+            values = raw[p][y, x]
+            good = (values >= geometry.trusted[0]) & (values <= geometry.trusted[1])
+            if bragg is not None:
+                good &= bragg[p][y, x] != image
+            rates[mine] = np.where(good, (values - geometry.pedestal) / geometry.gain / correction[mine], np.nan)
+        return shell_statistics(rates, correction, self.starts, MIN_SAMPLE)
+
+
+def sample_shells(shells: list, bad: list, corrections: list) -> ShellSample:
+    """Choose up to SAMPLE_PER_SHELL usable pixels in each shell, evenly over the detector and always the same ones."""
+    parts = []
+    for p, (shell, mask) in enumerate(zip(shells, bad)):
+        y, x = np.nonzero(mask == 0)
+        parts.append(np.stack([np.full(len(y), p), y, x, shell[y, x]]))
+    panel, y, x, shell = np.concatenate(parts, axis=1)
+    order = np.random.default_rng(0).permutation(len(shell))
+    order = order[np.argsort(shell[order], kind="stable")]
+    first = np.searchsorted(shell[order], np.arange(N_SHELLS + 1))
+    rank = np.arange(len(order)) - first[shell[order]]
+    order = order[rank < SAMPLE_PER_SHELL]
+    starts = np.searchsorted(shell[order], np.arange(N_SHELLS + 1)).astype(np.int64)
+    panel, y, x = panel[order], y[order], x[order]
+    correction = np.empty(len(order))
+    for p, values in enumerate(corrections):
+        mine = panel == p
+        correction[mine] = values[y[mine], x[mine]]
+    return ShellSample(panel, y, x, correction, starts)
+
+
+def stuck_pixels(smallest: list, largest: list, shells: list) -> list:
+    """(ny, nx) bool per panel, True where a pixel shows one and the same value on all of several images.
+
+    That is normal where hardly anything is counted, so it is held against a pixel only when pixels at nearly the same
+    resolution vary by several counts.
+
+    smallest, largest : (ny, nx) arrays of the extreme values per pixel; shells : their resolution shells
+    """
+    ranges = [np.where(np.isfinite(lo), hi - lo, 0) for lo, hi in zip(smallest, largest)]
+    typical = np.zeros(N_SHELLS)
+    for b in range(N_SHELLS):
+        values = np.concatenate([r[s == b] for r, s in zip(ranges, shells)])
+        typical[b] = np.median(values) if len(values) else 0
+    typical = ndimage.maximum_filter1d(typical, N_SHELLS // 5)
+    return [(r == 0) & (typical[s] >= STUCK_MIN_RANGE) for r, s in zip(ranges, shells)]
+
+
+def persistent_outliers(votes, counts, expected, shadow: float) -> np.ndarray:
+    """(ny, nx) bool, True where a pixel is an outlier on at least half of the images, or in a shadow.
+
+    A shadow is a pixel that on the average falls below ``shadow`` times its resolution shell, beyond doubt (6 sigma).
+
+    votes : (3, ny, nx) images seen, low and high outliers; counts, expected : (ny, nx) sums over the images
+    """
+    seen, low, high = votes
+    enough = seen >= MIN_IMAGES // 2
+    outlying = enough & (np.maximum(low, high) * 2 >= seen)
+    deficit = expected - counts
+    shadowed = enough & (counts < shadow * expected) & (deficit > 6 * np.sqrt(np.maximum(expected, 1e-9)))
+    return outlying | shadowed
+
+
+def widen_regions(bad: np.ndarray) -> np.ndarray:
+    """Widen regions of bad pixels (not single ones) by two pixels, because their edges are half-shadowed."""
+    regions = ndimage.binary_opening(bad, np.ones((3, 3)))
+    return bad | ndimage.binary_dilation(regions, iterations=2)

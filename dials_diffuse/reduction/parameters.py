@@ -1,0 +1,118 @@
+"""Parameters of the reduction, validated where they are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dials_diffuse.errors import DiffuseError
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """Which per-pixel corrections enter the norm."""
+
+    solid_angle: bool = True
+    polarization: bool = True
+    efficiency: bool = True
+    air: bool = True
+    exposure: bool = True
+
+
+@dataclass(frozen=True)
+class Masking:
+    """What is left out besides untrusted pixels and the masks that come with the images.
+
+    Attributes
+    ----------
+    bragg : mask Bragg peaks
+    n_sigma : radius of the masked region in units of the profile model's sigma_b and sigma_m
+    sigma_b, sigma_m : override the profile model, degrees (None: use it)
+    persistent : find pixels that are wrong on most images (hot, dead, shadowed)
+    shadow : a pixel below this fraction of its resolution shell on the average image is in a shadow
+    outlier_n_sigma : two-sided guard within a resolution shell of one image; 0 = off
+    """
+
+    bragg: bool = True
+    n_sigma: float = 2.5
+    sigma_b: float | None = None
+    sigma_m: float | None = None
+    persistent: bool = True
+    shadow: float = 0.6
+    outlier_n_sigma: float = 6.0
+
+    def __post_init__(self):
+        _positive("mask.bragg.n_sigma", self.n_sigma)
+        for name in ("sigma_b", "sigma_m"):
+            if getattr(self, name) is not None:
+                _positive(f"mask.bragg.{name}", getattr(self, name))
+        if (self.sigma_b is None) != (self.sigma_m is None):
+            raise DiffuseError("mask.bragg.sigma_b and mask.bragg.sigma_m: set both or neither (degrees)")
+        if not 0 <= self.shadow < 1:
+            raise DiffuseError(f"mask.shadow={self.shadow:g}: a fraction from 0 to below 1 is needed")
+        if self.outlier_n_sigma < 0:
+            raise DiffuseError(f"mask.outlier.n_sigma={self.outlier_n_sigma:g}: must not be negative (0 = off)")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Sub-division of images and pixels before they are assigned to voxels.
+
+    Attributes
+    ----------
+    oscillation : sub-steps of each image's rotation; None chooses them from step and voxel size
+    pixel : sub-pixels along each edge of a pixel
+    """
+
+    oscillation: int | None = None
+    pixel: int = 1
+
+    def __post_init__(self):
+        if self.oscillation is not None:
+            _positive("sampling.oscillation", self.oscillation)
+        _positive("sampling.pixel", self.pixel)
+
+
+@dataclass(frozen=True)
+class BackgroundSmoothing:
+    """How background images are averaged: over squares of ``block`` pixels and ranges of ``angle`` degrees."""
+
+    block: int = 16
+    angle: float = 20.0
+    scale: float = 1.0
+
+    def __post_init__(self):
+        _positive("background_average.block", self.block)
+        _positive("background_average.angle", self.angle)
+        _positive("background_average.scale", self.scale)
+
+
+@dataclass(frozen=True)
+class ReductionParameters:
+    """Everything that decides how pixels become voxel sums.
+
+    Attributes
+    ----------
+    d_min, d_max : resolution limits in Å, None = detector corner and no limit
+    subdivide : voxels per reciprocal-lattice step along a*, b*, c*
+    """
+
+    d_min: float | None = None
+    d_max: float | None = None
+    subdivide: tuple = (3, 3, 3)
+    corrections: Corrections = field(default_factory=Corrections)
+    masking: Masking = field(default_factory=Masking)
+    sampling: Sampling = field(default_factory=Sampling)
+    background: BackgroundSmoothing = field(default_factory=BackgroundSmoothing)
+    images_per_block: int | None = None
+
+    def __post_init__(self):
+        for name in ("d_min", "d_max"):
+            if getattr(self, name) is not None:
+                _positive(name, getattr(self, name))
+        if self.images_per_block is not None:
+            _positive("images_per_block", self.images_per_block)
+
+
+def _positive(name: str, value) -> None:
+    if not value > 0:
+        raise DiffuseError(f"{name}={value}: a positive number is needed")

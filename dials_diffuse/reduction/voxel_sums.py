@@ -1,0 +1,278 @@
+"""One streaming pass over the images: sums per voxel and pass through the Ewald sphere."""
+
+from __future__ import annotations
+
+import logging
+import math
+import multiprocessing
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from dials_diffuse.experiment.images import image_mask, read_image
+from dials_diffuse.kernels import accumulate as kernel
+from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.maps.observations import OBSERVATION_DTYPE
+from dials_diffuse.reduction.job import Job
+
+logger = logging.getLogger("dials.diffuse.reduction")
+
+BLOCK_ANGLE = 10.0  # degrees of rotation that one worker reduces at a time
+MAX_BLOCK_IMAGES = 100
+SEAM_ANGLE = 5.0  # a voxel not seen for longer than this has left the Ewald sphere
+
+
+@dataclass(frozen=True)
+class BlockSums:
+    """Voxel sums over a block of consecutive images.
+
+    Attributes
+    ----------
+    keys : (n,) int64, sorted: voxel, panel and whether the voxel enters or leaves the Ewald sphere
+    table : (n, N_COLUMNS) float64
+    tally : (N_TALLY,) int64, pixels by fate
+    n_images : images read
+    last_image : 1-based position of the last image of the block
+    """
+
+    keys: np.ndarray
+    table: np.ndarray
+    tally: np.ndarray
+    n_images: int
+    last_image: int
+
+
+class VoxelTable:
+    """A growing hash table from voxel keys to rows of sums."""
+
+    def __init__(self, capacity: int = 1 << 18):
+        self.n_rows = 0
+        self._allocate(capacity)
+
+    def _allocate(self, capacity: int) -> None:
+        self.keys = np.full(2 * capacity, -1, dtype=np.int64)
+        self.slots = np.empty(2 * capacity, dtype=np.int32)
+        self.row_keys = np.empty(capacity, dtype=np.int64)
+        self.table = np.empty((capacity, kernel.N_COLUMNS))
+
+    def grow(self) -> None:
+        old = self.keys, self.slots, self.row_keys, self.table
+        self._allocate(2 * len(self.row_keys))
+        kernel.rehash(self.keys, self.slots, old[0], old[1])
+        self.row_keys[: self.n_rows] = old[2][: self.n_rows]
+        self.table[: self.n_rows] = old[3][: self.n_rows]
+
+    def clear(self) -> None:
+        self.keys[:] = -1
+        self.n_rows = 0
+
+    def sorted_rows(self) -> tuple:
+        order = np.argsort(self.row_keys[: self.n_rows])
+        return self.row_keys[order], self.table[order]
+
+
+def reduce_block(job: Job, images) -> BlockSums:
+    """Sums over some images of a job; ``images`` are positions counted from the start of the scan, in any order."""
+    voxels = VoxelTable()
+    bragg = [np.zeros(p.shape, dtype=np.int32) for p in job.panels]
+    tally = np.zeros(kernel.N_TALLY, dtype=np.int64)
+    for image in images:
+        _add_image(job, int(image), voxels, bragg, tally)
+    keys, table = voxels.sorted_rows()
+    return BlockSums(keys, table, tally, len(images), int(max(images)) + 1)
+
+
+def voxel_transform(job: Job, position: float) -> tuple:
+    """(matrix, origin): voxel coordinates of a pixel in direction u are ``matrix @ u - origin`` (h = matrix @ u - origin
+    on the subdivided lattice), at ``position`` images from the start of the scan."""
+    s0 = job.scan.s0_at(position)
+    to_index = np.diag(job.grid.subdivide) @ np.linalg.inv(job.scan.matrix_at(position))
+    return to_index * np.linalg.norm(s0), to_index @ s0
+
+
+def _add_image(job: Job, image: int, voxels: VoxelTable, bragg: list, tally: np.ndarray) -> None:
+    raws = read_image(job.imageset, image)
+    shadows = image_mask(job.imageset, image)
+    job.paint_bragg(bragg, image)
+    expected, threshold = job.shell_test(raws, bragg, image)
+    corrections = job.corrections_at(image)
+    exposure = job.exposure(image)
+    positions = image + (np.arange(job.n_sub_steps) + 0.5) / job.n_sub_steps
+    transforms = [voxel_transform(job, t) for t in positions]
+    matrices = np.array([m for m, _ in transforms])
+    origins = np.array([o for _, o in transforms])
+    angles = np.array([job.scan.angle(t) for t in positions])
+    axis_cross_s0 = np.cross(job.scan.axis_at(image + 0.5), job.scan.s0_at(image + 0.5))
+    if job.scan.oscillation[1] < 0:
+        axis_cross_s0 = -axis_cross_s0
+    background, background_sigma = job.background.at(job.scan.angle(image + 0.5), exposure)
+    extent = np.array(job.grid.extent, dtype=np.int64)
+    ignored = np.zeros_like(tally)
+    for sub, (offset, directions) in enumerate(job.detector.sub_pixels):
+        for p, raw in enumerate(raws):
+            panel = job.panels[p]
+            bad = job.bad[p] if shadows is None else job.bad[p] | ~shadows[p]
+            row = 0
+            while True:
+                row, voxels.n_rows = kernel.accumulate(
+                    raw,
+                    bad,
+                    bragg[p],
+                    directions[p],
+                    corrections[p],
+                    exposure,
+                    job.shells[p],
+                    expected,
+                    threshold,
+                    background[p],
+                    background_sigma[p],
+                    job.background.block,
+                    matrices,
+                    origins,
+                    angles,
+                    axis_cross_s0,
+                    np.array(panel.trusted),
+                    np.array([panel.pedestal, panel.gain]),
+                    image + 1,
+                    image % 2 == 1,
+                    row,
+                    p * job.grid.n_voxels,
+                    extent,
+                    voxels.keys,
+                    voxels.slots,
+                    voxels.row_keys,
+                    voxels.table,
+                    voxels.n_rows,
+                    1.0 / len(job.detector.sub_pixels),
+                    np.array(offset),
+                    tally if sub == 0 else ignored,
+                )
+                if row == panel.shape[0]:
+                    break
+                voxels.grow()
+
+
+class PassJoiner:
+    """Joins the sums of consecutive blocks where a voxel's pass through the Ewald sphere crosses the seam."""
+
+    def __init__(self, seam_images: int):
+        self._seam = seam_images
+        self._keys = np.empty(0, dtype=np.int64)
+        self._table = np.empty((0, kernel.N_COLUMNS))
+
+    def push(self, block: BlockSums) -> tuple:
+        """Take the next block; return (keys, table) of passes that are complete."""
+        keys, table = block.keys, block.table
+        _, old, new = np.intersect1d(self._keys, keys, assume_unique=True, return_indices=True)
+        near = table[new, kernel.FIRST_IMAGE] - self._table[old, kernel.LAST_IMAGE] <= self._seam
+        old, new = old[near], new[near]
+        first = self._table[old, kernel.FIRST_IMAGE]
+        last = table[new, kernel.LAST_IMAGE]
+        table[new] += self._table[old]
+        table[new, kernel.FIRST_IMAGE] = first
+        table[new, kernel.LAST_IMAGE] = last
+        joined = np.zeros(len(self._keys), dtype=bool)
+        joined[old] = True
+        keys = np.concatenate([self._keys[~joined], keys])
+        table = np.concatenate([self._table[~joined], table])
+        pending = table[:, kernel.LAST_IMAGE] > block.last_image - self._seam
+        done = keys[~pending], table[~pending]
+        self._keys, self._table = keys[pending], table[pending]
+        return done
+
+    def finish(self) -> tuple:
+        """(keys, table) of all passes still open."""
+        done = self._keys, self._table
+        self._keys, self._table = self._keys[:0], self._table[:0]
+        return done
+
+
+def to_observations(keys: np.ndarray, table: np.ndarray, job: Job) -> np.ndarray:
+    """(m,) structured rows of OBSERVATION_DTYPE for finished passes whose voxel lies inside the resolution limits."""
+    entering = keys % 2
+    panel, voxel = np.divmod(keys // 2, job.grid.n_voxels)
+    index = job.grid.index(voxel)
+    s = job.grid.s_magnitude(index)
+    keep = job.grid.inside(index) & (table[:, kernel.NORM] > 0)
+    rows = np.zeros(int(keep.sum()), dtype=OBSERVATION_DTYPE)
+    table = table[keep]
+    rows["index"] = index[keep]
+    rows["experiment"] = job.number
+    rows["panel"] = panel[keep]
+    rows["entering"] = entering[keep]
+    rows["s"] = s[keep]
+    for name in ("pixels", "counts", "norm", "background", "rate", "rate_variance"):
+        rows[name] = table[:, getattr(kernel, name.upper())]
+    # blocks of background are larger than voxels: within a row their errors are the same error
+    rows["background_variance"] = table[:, kernel.BACKGROUND_SIGMA] ** 2
+    for name in ("pixels", "counts", "norm", "background", "rate"):
+        rows[f"{name}_odd"] = table[:, getattr(kernel, f"{name.upper()}_ODD")]
+    sums = table[:, [kernel.SUM_X, kernel.SUM_Y, kernel.SUM_ANGLE]]
+    rows["xyz"] = sums / table[:, [kernel.PIXELS]]
+    return rows
+
+
+def blocks_of_images(job: Job) -> list:
+    """The images of a job in blocks of consecutive positions; independent of the number of workers."""
+    width = abs(job.scan.oscillation[1])
+    n = job.parameters.images_per_block or max(1, min(MAX_BLOCK_IMAGES, math.ceil(BLOCK_ANGLE / width)))
+    return [job.images[i : i + n] for i in range(0, len(job.images), n)]
+
+
+_JOB: Job | None = None  # inherited by forked workers, so that large arrays are shared and not copied
+
+
+def _reduce_in_worker(images) -> BlockSums:
+    return reduce_block(_JOB, images)
+
+
+def reduce_blocks(job: Job, nproc: int) -> Iterator[BlockSums]:
+    """Sums of all blocks in order, computed by ``nproc`` processes; at most two blocks per process are in flight."""
+    global _JOB
+    blocks = blocks_of_images(job)
+    if nproc == 1 or len(blocks) == 1 or "fork" not in multiprocessing.get_all_start_methods():
+        for images in blocks:
+            yield reduce_block(job, images)
+        return
+    _JOB = job
+    try:
+        context = multiprocessing.get_context("fork")
+        with ProcessPoolExecutor(min(nproc, len(blocks)), mp_context=context) as pool:
+            waiting = deque()
+            try:
+                for images in blocks:
+                    waiting.append(pool.submit(_reduce_in_worker, images))
+                    if len(waiting) >= 2 * nproc:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+    finally:
+        _JOB = None
+
+
+def observations(job: Job, blocks) -> Iterator[tuple]:
+    """Turn block sums into finished rows: yields ``(rows, block)``, at the end with block None."""
+    joiner = PassJoiner(max(1, math.ceil(SEAM_ANGLE / abs(job.scan.oscillation[1]))))
+    for block in blocks:
+        yield to_observations(*joiner.push(block), job), block
+    yield to_observations(*joiner.finish(), job), None
+
+
+def memory_estimate(grid: MapGrid, detector, parameters, nproc: int, wavelength: float, width: float) -> float:
+    """Rough peak memory in bytes: pixel arrays are shared by the workers, voxel tables and images are per worker."""
+    pixels = sum(p.shape[0] * p.shape[1] for p in detector.panels)
+    shared = pixels * (24 * len(detector.sub_pixels) + 32)
+    s_max = min(1 / grid.d_min, 2 / wavelength)
+    density = np.prod(grid.subdivide) / abs(np.linalg.det(grid.reciprocal_matrix))
+    edge = density ** (-1 / 3)
+    sphere = math.pi * s_max**2  # area of the Ewald sphere inside the resolution limit
+    swept = sphere * (math.radians(min(BLOCK_ANGLE, MAX_BLOCK_IMAGES * width)) * s_max / 2 + 2 * edge)
+    rows = min(swept * density, grid.n_voxels)
+    per_worker = pixels * 24 + 3 * rows * (8 * kernel.N_COLUMNS + 24)
+    return shared + nproc * per_worker + 2 * rows * 8 * kernel.N_COLUMNS

@@ -1,0 +1,24 @@
+"""Fixtures and settings that all tests share."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+if not os.access(ROOT / "dials_diffuse", os.W_OK):  # numba caches beside the kernels, which may be read-only
+    os.environ.setdefault("NUMBA_CACHE_DIR", tempfile.mkdtemp(prefix="dials_diffuse-numba-"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder with the real data (snase/, pdb/): $DIALS_DIFFUSE_DATA, or ../shared/data beside the checkout."""
+    path = Path(os.environ.get("DIALS_DIFFUSE_DATA") or ROOT.parent / "shared" / "data")
+    if not (path / "snase").is_dir():
+        pytest.skip(f"REAL DATA ABSENT: no {path}/snase (set DIALS_DIFFUSE_DATA to the folder that holds snase/)")
+    return path

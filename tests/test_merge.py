@@ -1,0 +1,410 @@
+"""Merging against a slow obvious engine, and against planted truths."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from builders import all_voxels, observation_rows, small_grid, true_intensity, write_rows
+from cctbx import miller
+from dials_diffuse.errors import DiffuseError
+from dials_diffuse.maps.symmetry import laue_operators
+from dials_diffuse.merging.half_sets import KINDS, SUMS
+from dials_diffuse.merging.laue import ESTIMATORS, MergeParameters, estimate, merge_observations
+from dials_diffuse.merging.statistics import (
+    COLUMNS,
+    anisotropic_correlation,
+    isotropic_residual,
+    shell_limits,
+)
+
+GRIDS = [
+    small_grid("P 1", (9, 10, 11, 80, 95, 105), (1, 2, 3)),
+    small_grid("I 1 2 1", (9, 10, 11, 90, 105, 90), (2, 1, 2)),
+    small_grid("P 41", (9, 9, 14, 90, 90, 90), (2, 2, 1)),
+    small_grid("P 31 2 1", (9, 9, 14, 90, 90, 120), (2, 2, 3)),
+]
+by_name = {"argnames": "grid", "argvalues": GRIDS, "ids": lambda grid: grid.space_group_symbol}
+
+
+def random_rows(grid, rng, n=1500):
+    """Observations of random voxels, also beyond the resolution limit and the box."""
+    index = rng.integers(-np.array(grid.extent) - 1, np.array(grid.extent) + 2, (n, 3))
+    rows = observation_rows(grid, index, true_intensity(grid, index), rng, scale=5)
+    everything_odd = rng.random(n) < 0.1
+    for name in ("pixels", "counts", "norm", "background", "rate"):
+        rows[f"{name}_odd"][everything_odd] = rows[name][everything_odd]
+    return rows
+
+
+def to_asu(index, grid, friedel):
+    from cctbx.array_family import flex
+
+    one = flex.miller_index([tuple(int(x) for x in index)])
+    miller.map_to_asu(grid.space_group.type(), not friedel, one)
+    return one[0]
+
+
+def needs_inversion(index, grid, friedel):
+    rotated = {mate.h() for mate in miller.sym_equiv_indices(grid.space_group, tuple(int(x) for x in index)).indices()}
+    return to_asu(index, grid, friedel) not in rotated
+
+
+def slow_merge(rows, grid, parameters) -> dict:
+    """asu index -> [sums of half a, sums of half b, observations], one row after the other."""
+    coins = np.random.default_rng(parameters.seed)
+    result = defaultdict(lambda: [dict.fromkeys(SUMS, 0.0), dict.fromkeys(SUMS, 0.0), 0])
+    for row in rows:
+        coin = coins.random() < 0.5
+        if not grid.inside(row["index"]):
+            continue
+        halves = result[to_asu(row["index"], grid, parameters.friedel)]
+        halves[2] += 1
+        if parameters.half_sets == "frame":
+            odd = {name: row[f"{name}_odd"] for name in ("counts", "norm", "background", "pixels", "rate")}
+            odd["background_variance"] = row["background_variance"] * row["pixels_odd"] / row["pixels"]
+            odd["rate_variance"] = row["rate_variance"] * row["counts_odd"] / max(row["counts"], 1)
+            for name in SUMS:
+                halves[0][name] += row[name] - odd[name]
+                halves[1][name] += odd[name]
+            continue
+        half = coin if parameters.half_sets == "random" else needs_inversion(row["index"], grid, True)
+        for name in SUMS:
+            halves[int(half)][name] += row[name]
+    return result
+
+
+def slow_estimate(sums, estimator):
+    if estimator == "ratio":
+        sigma = math.sqrt(max(sums["counts"], 1) + sums["background_variance"]) / sums["norm"]
+        return (sums["counts"] - sums["background"]) / sums["norm"], sigma
+    n, c = sums["pixels"], sums["norm"] / sums["pixels"]
+    sigma = math.sqrt(max(sums["rate_variance"], 1 / c**2) + sums["background_variance"] / c**2) / n
+    return sums["rate"] / n, sigma
+
+
+def merge(path, grid=None, rows=None, block=700, **options):
+    if rows is not None:
+        write_rows(path, grid, rows)
+    return merge_observations([path], MergeParameters(**{"n_shells": 4, **options}), rows=block)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("half_sets, friedel", [(k, True) for k in KINDS] + [("random", False)])
+@pytest.mark.parametrize(**by_name)
+def test_equals_slow_engine(tmp_path, grid, half_sets, friedel, estimator):
+    rows = random_rows(grid, np.random.default_rng(5))
+    parameters = MergeParameters(half_sets=half_sets, friedel=friedel, estimator=estimator, seed=3)
+    expected = slow_merge(rows, grid, parameters)
+    result = merge(
+        tmp_path / "a.h5", grid, rows, half_sets=half_sets, friedel=friedel, estimator=estimator, seed=3
+    )
+    data = result.map
+    assert {tuple(h) for h in data.index.tolist()} == set(expected)
+    for i, h in enumerate(data.index.tolist()):
+        *halves, n = expected[tuple(h)]
+        whole = {name: halves[0][name] + halves[1][name] for name in SUMS}
+        assert data.multiplicity[i] == n
+        assert (data.intensity[i], data.sigma[i]) == pytest.approx(slow_estimate(whole, estimator), rel=1e-9)
+        for half, merged in zip(halves, (data.half_a[i], data.half_b[i])):
+            if half["pixels"] > 1e-6:
+                assert merged == pytest.approx(slow_estimate(half, estimator)[0], rel=1e-7, abs=1e-9)
+            else:
+                assert np.isnan(merged)
+        for name in SUMS:
+            np.testing.assert_allclose(
+                data.sums[name][i], [halves[0][name], halves[1][name]], rtol=1e-9, atol=1e-9 * abs(whole[name])
+            )
+    assert result.n_observations + result.n_off_grid == len(rows)
+
+
+def test_order_and_block_size_do_not_matter(tmp_path):
+    grid = GRIDS[3]
+    rows = random_rows(grid, np.random.default_rng(6))
+    a = merge(tmp_path / "a.h5", grid, rows)
+    b = merge(tmp_path / "a.h5", block=11)
+    c = merge(tmp_path / "c.h5", grid, np.random.default_rng(0).permutation(rows))
+    for other in (b, c):
+        np.testing.assert_array_equal(a.map.index, other.map.index)
+        np.testing.assert_allclose(a.map.intensity, other.map.intensity, rtol=1e-12)
+        np.testing.assert_allclose(a.map.sigma, other.map.sigma, rtol=1e-12)
+    np.testing.assert_array_equal(a.map.half_a, b.map.half_a)
+
+
+def test_two_files_are_as_one(tmp_path):
+    grid = GRIDS[2]
+    rows = random_rows(grid, np.random.default_rng(7))
+    whole = merge(tmp_path / "a.h5", grid, rows)
+    write_rows(tmp_path / "b.h5", grid, rows[:400], "one")
+    write_rows(tmp_path / "c.h5", grid, rows[400:], "two")
+    parts = merge_observations([tmp_path / "b.h5", tmp_path / "c.h5"], MergeParameters(n_shells=4))
+    np.testing.assert_allclose(whole.map.intensity, parts.map.intensity)
+    np.testing.assert_allclose(whole.map.half_b, parts.map.half_b)
+    assert parts.identifiers == ("one", "two")
+
+
+@pytest.mark.parametrize("half_sets", KINDS)
+def test_half_sets_add_up_and_are_independent(tmp_path, half_sets):
+    """Halves of pure noise do not agree, whatever the seed; the sums of both are those of all observations."""
+    grid = small_grid("P 41", (20, 20, 24, 90, 90, 90))
+    index = np.tile(all_voxels(grid), (2, 1))
+    rng = np.random.default_rng(8)
+    rows = observation_rows(grid, index, np.full(len(index), 1.0), rng, scale=10)
+    result = merge(tmp_path / "a.h5", grid, rows, half_sets=half_sets)
+    for name in SUMS:
+        assert result.map.sums[name].sum() == pytest.approx(rows[name].sum(dtype=float))
+    n = np.sum(np.isfinite(result.map.half_a) & np.isfinite(result.map.half_b))
+    assert n > 1000
+    assert abs(result.statistics.overall["cc_half"]) < 4 / math.sqrt(n)
+    again = merge(tmp_path / "a.h5", half_sets=half_sets)
+    np.testing.assert_array_equal(again.map.half_a, result.map.half_a)
+    other = merge(tmp_path / "a.h5", half_sets=half_sets, seed=1)
+    assert np.array_equal(other.map.half_a, result.map.half_a, equal_nan=True) == (half_sets != "random")
+
+
+def test_p1_without_friedel_is_the_identity(tmp_path):
+    grid = GRIDS[0]
+    index = all_voxels(grid)
+    rows = observation_rows(grid, index, true_intensity(grid, index, False), np.random.default_rng(9))
+    data = merge(tmp_path / "a.h5", grid, rows, friedel=False).map
+    order = np.lexsort(index.T[::-1])
+    np.testing.assert_array_equal(data.index, index[order])
+    expected = (rows["counts"] - rows["background"]) / rows["norm"]
+    np.testing.assert_allclose(data.intensity, expected[order])
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_weak_data_are_not_biased(tmp_path, estimator):
+    """One to three counts in an observation: the average over all voxels is the truth within 1 %."""
+    grid = small_grid("P 41", (24, 24, 30, 90, 90, 90))
+    index = np.tile(all_voxels(grid), (20, 1))
+    rng = np.random.default_rng(10)
+    truth = np.where(true_intensity(grid, index) > 0.8, 3.0, 1.0)
+    rows = observation_rows(grid, index, truth, rng, scale=1 / 8, background=0.5)
+    assert 1 < rows["counts"].mean() < 4
+    data = merge(tmp_path / "a.h5", grid, rows, 1 << 18, estimator=estimator).map
+    expected = np.where(true_intensity(grid, data.index) > 0.8, 3.0, 1.0) / 8
+    for level in np.unique(expected):
+        chosen = expected == level
+        assert data.intensity[chosen].mean() == pytest.approx(level, rel=0.01)
+    pull = (data.intensity - expected) / data.sigma
+    assert pull.std() == pytest.approx(1, abs=0.05)
+
+
+def test_noise_free_data_give_the_truth(tmp_path):
+    grid = GRIDS[3]
+    index = all_voxels(grid)
+    rows = observation_rows(grid, index, true_intensity(grid, index), np.random.default_rng(11), noise=False)
+    for estimator in ESTIMATORS:
+        result = merge(tmp_path / "a.h5", grid, rows, estimator=estimator, half_sets="frame")
+        np.testing.assert_allclose(result.map.intensity, 1000 * true_intensity(grid, result.map.index), rtol=1e-9)
+        overall = result.statistics.overall
+        assert overall["completeness"] == 1
+        assert overall["r_sym"] < 1e-9
+        assert overall["cc_half"] == pytest.approx(1) and overall["cc_friedel"] == pytest.approx(1)
+        assert overall["n"] == len(result.map.index) == result.statistics.shells["n"].sum()
+
+
+def noisy(tmp_path, break_symmetry=0.0, friedel=True):
+    grid = small_grid("P 41", (20, 20, 24, 90, 90, 90))
+    index = all_voxels(grid)
+    intensity = true_intensity(grid, index) * (1 + break_symmetry * np.sign(index[:, 0]))
+    rows = observation_rows(grid, index, intensity, np.random.default_rng(12), scale=30)
+    return merge(tmp_path / "a.h5", grid, rows, friedel=friedel)
+
+
+def test_symmetry_residuals(tmp_path):
+    good, broken = noisy(tmp_path), noisy(tmp_path, 0.3)
+    n = len(good.map.index)
+    assert good.statistics.overall["chi2_sym"] == pytest.approx(1, abs=5 * math.sqrt(2 / (7 * n)) + 0.01)
+    assert broken.statistics.overall["chi2_sym"] > 2
+    assert broken.statistics.overall["r_sym"] > good.statistics.overall["r_sym"] + 0.05
+
+
+def test_chi_square_of_very_weak_data(tmp_path):
+    grid = small_grid("P 41", (20, 20, 24, 90, 90, 90))
+    index = all_voxels(grid)
+    rows = observation_rows(grid, index, np.full(len(index), 1.0), np.random.default_rng(13), scale=0.02, background=0.5)
+    rows["background_variance"] = 0
+    assert np.mean(rows["counts"] == 0) > 0.5
+    assert merge(tmp_path / "a.h5", grid, rows).statistics.overall["chi2_sym"] == pytest.approx(1, abs=0.08)
+
+
+def test_friedel_correlation_needs_no_friedel_merging(tmp_path):
+    together, apart = noisy(tmp_path), noisy(tmp_path, friedel=False)
+    assert len(apart.map.index) > 1.8 * len(together.map.index)
+    cc = together.statistics.overall["cc_friedel"]
+    assert 0.5 < cc < 1
+    assert apart.statistics.overall["cc_friedel"] == pytest.approx(cc, rel=1e-9)
+
+
+def test_friedel_correlation_unknown_when_only_one_mate_is_measured(tmp_path):
+    grid = GRIDS[0]
+    index = all_voxels(grid)
+    index = index[index[:, 0] > 0]
+    rows = observation_rows(grid, index, true_intensity(grid, index), np.random.default_rng(14))
+    assert math.isnan(merge(tmp_path / "a.h5", grid, rows).statistics.overall["cc_friedel"])
+
+
+def test_missing_cone_lowers_completeness(tmp_path):
+    grid = small_grid("P 41", (20, 20, 24, 90, 90, 90))
+    index = all_voxels(grid)
+    cone = np.abs((index / grid.subdivide @ grid.reciprocal_matrix.T)[:, 2]) > 0.8 * grid.s_magnitude(index)
+    rows = observation_rows(grid, index[~cone], true_intensity(grid, index[~cone]), np.random.default_rng(15))
+    table = merge(tmp_path / "a.h5", grid, rows).statistics
+    assert table.overall["completeness"] == pytest.approx(1 - cone.mean(), abs=0.02)
+    assert np.all(table.shells["completeness"] < 0.95) and np.all(table.shells["completeness"] > 0.6)
+    assert table.overall["multiplicity"] == pytest.approx(8, abs=0.5)
+
+
+def test_shell_table_against_plain_numpy(tmp_path):
+    grid = small_grid("P 41", (20, 20, 24, 90, 90, 90))
+    index = all_voxels(grid)
+    rows = observation_rows(grid, index, true_intensity(grid, index), np.random.default_rng(16), scale=30)
+    result = merge(tmp_path / "a.h5", grid, rows, n_shells=3, d_max=10, d_min=3.5)
+    data, table = result.map, result.statistics
+    assert tuple(table.shells) == COLUMNS and tuple(table.overall) == COLUMNS
+    d = 1 / data.grid.s_magnitude(data.index)
+    for row in (*table.rows(), table.overall):
+        use = (d <= row["d_max"]) & (d > row["d_min"] * (1 - 1e-9))
+        assert row["n"] == row["possible"] == use.sum()
+        assert row["mean"] == pytest.approx(data.intensity[use].mean())
+        assert row["mean_sigma"] == pytest.approx(data.sigma[use].mean())
+        assert row["multiplicity"] == pytest.approx(data.multiplicity[use].mean())
+        assert row["cc_half"] == pytest.approx(
+            anisotropic_correlation(data.half_a, data.half_b, 1 / d, row["d_max"], row["d_min"]), abs=0.01
+        )
+    volumes = 1 / table.shells["d_min"] ** 3 - 1 / table.shells["d_max"] ** 3
+    np.testing.assert_allclose(volumes, volumes[0])
+    np.testing.assert_allclose(shell_limits(math.inf, 2, 8)[[0, 1, -1]], [math.inf, 4, 2])
+
+
+def test_correlation_identities():
+    rng = np.random.default_rng(17)
+    s = rng.uniform(0.1, 0.5, 20_000)
+    signal, noise = rng.normal(size=(2, len(s)))
+    fall = 10 * np.exp(-8 * s)
+    assert anisotropic_correlation(signal, signal, s) == pytest.approx(1)
+    assert anisotropic_correlation(signal, 3 - 2 * signal, s) == pytest.approx(-1)
+    assert abs(anisotropic_correlation(signal + fall, noise + 2 * fall, s)) < 0.03  # the isotropic part does not count
+    half = anisotropic_correlation(signal + fall, signal + noise, s)
+    assert half == pytest.approx(1 / math.sqrt(2), abs=0.02)
+    with_gaps = np.where(s > 0.3, np.nan, signal)
+    assert anisotropic_correlation(with_gaps, np.where(s > 0.3, noise, signal), s) == pytest.approx(1)
+    mixed = np.where(s > 0.25, signal, noise)
+    assert anisotropic_correlation(signal, mixed, s, d_max=4, d_min=2) == pytest.approx(1)
+    assert abs(anisotropic_correlation(signal, mixed, s, d_max=10, d_min=4)) < 0.05
+    assert math.isnan(anisotropic_correlation(signal[:2], signal[:2], s[:2]))
+    assert math.isnan(anisotropic_correlation(fall, np.zeros(len(s)), s))
+
+
+def test_isotropic_residual_has_no_mean_in_any_bin():
+    rng = np.random.default_rng(18)
+    s, values = rng.uniform(0, 0.1, (2, 5000))
+    residual = isotropic_residual(values + 100 * s, s, 0.01)
+    for low in np.arange(10) / 100:
+        chosen = (s >= low) & (s < low + 0.01)
+        assert abs(residual[chosen].mean()) < 1e-9
+
+
+def test_estimates_of_empty_and_zero_sums():
+    sums = np.zeros((2, 7))
+    sums[1, SUMS.index("norm")] = sums[1, SUMS.index("pixels")] = 4
+    for estimator in ESTIMATORS:
+        intensity, sigma = estimate(sums, estimator)
+        assert math.isnan(intensity[0]) and math.isnan(sigma[0])
+        assert intensity[1] == 0 and sigma[1] == pytest.approx(0.25)  # no count is not no error
+
+
+def test_rows_without_norm_are_left_out(tmp_path):
+    grid = GRIDS[2]
+    index = all_voxels(grid)
+    rows = observation_rows(grid, index, true_intensity(grid, index), np.random.default_rng(19))
+    expected = merge(tmp_path / "a.h5", grid, rows[3:])
+    rows["norm"][:3] = [0, -1, np.nan]
+    result = merge(tmp_path / "b.h5", grid, rows)
+    assert result.n_refused == 3 and "3 of" in result.warnings[0]
+    np.testing.assert_allclose(result.map.intensity, expected.map.intensity)
+    rows["norm"] = 0
+    with pytest.raises(DiffuseError, match=r"c\.h5.*norm"):
+        merge(tmp_path / "c.h5", grid, rows)
+
+
+def test_space_group_can_be_replaced(tmp_path):
+    """Data kept in P 1 (with a cell that is not quite tetragonal) merged in P 41 and in its other setting of the name."""
+    grid = replace(small_grid("P 41", (20, 20, 24, 90, 90, 90)), unit_cell=(20.0, 20.1, 24.0, 90.0, 90.0, 90.0))
+    p1 = replace(grid, hall_symbol=" P 1")
+    index = all_voxels(p1)
+    rows = observation_rows(grid, index, true_intensity(grid, index), np.random.default_rng(20))
+    result = merge(tmp_path / "a.h5", p1, rows, space_group="P41")
+    assert result.map.grid.space_group_symbol == "P 41"
+    assert result.map.grid.unit_cell[:2] == pytest.approx([20.05, 20.05], abs=0.01)
+    assert result.statistics.overall["multiplicity"] == pytest.approx(8, abs=0.6)
+    assert result.statistics.overall["chi2_sym"] < 1.2
+    wrong = merge(tmp_path / "a.h5", space_group="P422")
+    assert wrong.statistics.overall["chi2_sym"] > 2
+    assert len(laue_operators(wrong.map.grid.space_group, True)) == 16
+
+
+@pytest.mark.parametrize(
+    "symbol, words",
+    [("P999", "space_group=P999"), ("P 6", "does not fit the unit cell"), ("P 2 3", "does not fit the unit cell")],
+)
+def test_space_groups_that_do_not_fit(tmp_path, symbol, words):
+    grid = GRIDS[2]
+    rows = random_rows(grid, np.random.default_rng(21), 50)
+    with pytest.raises(DiffuseError, match=words):
+        merge(tmp_path / "a.h5", grid, rows, space_group=symbol)
+
+
+def test_space_group_that_mixes_subdivisions(tmp_path):
+    grid = small_grid("P 1", (9, 9, 14, 90, 90, 90), (1, 2, 3))
+    with pytest.raises(DiffuseError, match=r"a\.h5.*mixes axes a and b.*another space_group"):
+        merge(tmp_path / "a.h5", grid, random_rows(grid, np.random.default_rng(22), 50), space_group="P 4")
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"subdivide": (3, 3, 1)}, r"\(2, 2, 1\) and \(3, 3, 1\)"),
+        ({"hall_symbol": " P 4"}, "P 41 and P 4;"),
+        ({"unit_cell": (9.0, 9.0, 14.5, 90.0, 90.0, 90.0)}, "14.5"),
+    ],
+)
+def test_files_that_do_not_fit_together(tmp_path, change, words):
+    grid = GRIDS[2]
+    for name, g in (("a.h5", grid), ("b.h5", replace(grid, **change))):
+        write_rows(tmp_path / name, g, random_rows(g, np.random.default_rng(23), 50))
+    with pytest.raises(DiffuseError, match=rf"a\.h5 and .*b\.h5 cannot be merged: .*{words}"):
+        merge_observations([tmp_path / "a.h5", tmp_path / "b.h5"], MergeParameters())
+
+
+def test_resolution_is_the_union_of_the_files(tmp_path):
+    grids = [replace(GRIDS[2], d_min=3.0, d_max=8.0), replace(GRIDS[2], d_min=4.0, d_max=20.0)]
+    for name, grid in zip("ab", grids):
+        index = all_voxels(grid)
+        rows = observation_rows(grid, index, true_intensity(grid, index), np.random.default_rng(24))
+        write_rows(tmp_path / name, grid, rows)
+    result = merge_observations([tmp_path / "a", tmp_path / "b"], MergeParameters(n_shells=3))
+    assert (result.map.grid.d_min, result.map.grid.d_max) == (3.0, 20.0)
+    assert result.statistics.overall["completeness"] == 1
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"half_sets": "thirds"}, "half_sets=thirds"),
+        ({"half_sets": "friedel", "friedel": False}, "needs friedel=True"),
+        ({"estimator": "median"}, "estimator=median"),
+        ({"seed": -1}, "seed=-1"),
+        ({"n_shells": 0}, "n_shells=0"),
+        ({"d_min": 4.0, "d_max": 2.0}, "statistics.d_min=4"),
+        ({"d_min": 0.0}, "statistics.d_min=0"),
+    ],
+)
+def test_parameters_are_checked(options, words):
+    with pytest.raises(DiffuseError, match=words):
+        MergeParameters(**options)
