@@ -8,6 +8,7 @@ from dials_diffuse.maps.files import Provenance
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.observations import OBSERVATION_DTYPE, ExperimentSummary, write_observations
 from dials_diffuse.maps.symmetry import laue_operators
+from dials_diffuse.merging.laue import MergeParameters, merge_observations
 
 PROVENANCE = Provenance("tests", "DIALS", "", ("none.expt",), ("id-1",))
 
@@ -77,3 +78,10 @@ def write_rows(path, grid: MapGrid, rows: np.ndarray, identifier="id-1"):
         for start in range(0, len(rows), 100_000):
             writer.append(rows[start : start + 100_000])
     return path
+
+
+def merge(path, grid=None, rows=None, block=700, **options):
+    """Merge a file, after writing ``rows`` to it if there are any; options are those of MergeParameters."""
+    if rows is not None:
+        write_rows(path, grid, rows)
+    return merge_observations([path], MergeParameters(**{"n_shells": 4, **options}), rows=block)

@@ -8,11 +8,12 @@ import sys
 import textwrap
 from pathlib import Path
 
-import dials_diffuse
 import h5py
 import numpy as np
 import pytest
 from builders import PROVENANCE, all_voxels, small_grid, true_intensity
+
+import dials_diffuse
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.nexus import DiffuseMap, read_map, read_provenance, read_volume, write_map
 from dials_diffuse.maps.symmetry import unique_voxels
@@ -133,9 +134,7 @@ def test_without_volume(tmp_path):
     assert_same(read_map(tmp_path / "map.nxs"), data)
     write_map(tmp_path / "full.nxs", data, PROVENANCE)
     for name in ("intensity", "intensity_errors", "multiplicity"):
-        np.testing.assert_array_equal(
-            read_volume(tmp_path / "map.nxs", name), read_volume(tmp_path / "full.nxs", name)
-        )
+        np.testing.assert_array_equal(read_volume(tmp_path / "map.nxs", name), read_volume(tmp_path / "full.nxs", name))
 
 
 def test_silx_finds_the_volume(written):
@@ -169,7 +168,7 @@ def test_refuses_what_is_no_map(tmp_path):
 
 
 def test_missing_folder(tmp_path):
-    with pytest.raises(DiffuseError, match="folder .*nowhere does not exist"):
+    with pytest.raises(DiffuseError, match=r"folder .*nowhere does not exist"):
         write_map(tmp_path / "nowhere" / "map.nxs", example(), PROVENANCE)
 
 

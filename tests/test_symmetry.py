@@ -7,9 +7,10 @@ import pytest
 from builders import all_voxels, small_grid
 from cctbx import miller, sgtbx
 from cctbx.array_family import flex
-from dials_diffuse.maps.symmetry import fill_volume, laue_operators, map_to_asu, possible_voxels, unique_voxels
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from dials_diffuse.maps.symmetry import fill_volume, laue_operators, map_to_asu, possible_voxels, unique_voxels
 
 #: settings that the table of symbols does not hold
 CHANGED_BASES = [

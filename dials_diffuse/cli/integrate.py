@@ -68,7 +68,7 @@ mask {
     enable = True
       .type = bool
       .help = "Mask the predicted Bragg peaks. Systematic absences stay unmasked."
-    n_sigma = 2.5
+    n_sigma = 3.0
       .type = float(value_min=0.1)
       .help = "Radius of the mask in units of the profile model's sigma_b (on the detector) and sigma_m (rotation)."
     sigma_b = None
@@ -106,6 +106,10 @@ corrections {
   exposure = True
     .type = bool
     .help = "Exposure times of the scan."
+  flux = True
+    .type = bool
+    .help = "Relative intensity of each image, from its own resolution profile against that of the whole sweep: a decaying"
+            "or refilled beam, a crystal of uneven thickness. A start for dials.diffuse_scale; the factors are recorded."
 }
 sampling {
   oscillation = Auto
@@ -187,7 +191,7 @@ def parameters_from_phil(params) -> ReductionParameters:
         corrections=Corrections(
             **{
                 name: getattr(params.corrections, name)
-                for name in ("solid_angle", "polarization", "efficiency", "air", "exposure")
+                for name in ("solid_angle", "polarization", "efficiency", "air", "exposure", "flux")
             }
         ),
         masking=Masking(

@@ -18,7 +18,7 @@ class PanelGeometry:
 
     Attributes
     ----------
-    directions : (ny, nx, 3) float64, unit vectors from the sample to the pixel, laboratory frame
+    directions : (3, ny, nx) float64, unit vectors from the sample to the pixel, laboratory frame
     distance : (ny, nx) float32, from the sample to the pixel, mm
     cos_incidence : (ny, nx) float32, cosine of the angle between direction and panel normal
     pixel_area : float, mm²
@@ -48,7 +48,7 @@ def panel_geometry(panel, offset=(0.5, 0.5)) -> PanelGeometry:
     offset : position inside each pixel, (0.5, 0.5) is the centre
     """
     nx, ny = panel.get_image_size()
-    directions = np.empty((ny, nx, 3))
+    directions = np.empty((3, ny, nx))
     distance = np.empty((ny, nx), dtype=np.float32)
     cosine = np.empty((ny, nx), dtype=np.float32)
     normal = np.array(panel.get_normal())
@@ -61,9 +61,9 @@ def panel_geometry(panel, offset=(0.5, 0.5)) -> PanelGeometry:
         lab = panel.get_lab_coord(panel.pixel_to_millimeter(pixels))
         position = flumpy.to_numpy(lab).reshape(stop - start, nx, 3)
         r = np.linalg.norm(position, axis=-1)
-        directions[start:stop] = position / r[..., None]
+        directions[:, start:stop] = np.moveaxis(position / r[..., None], -1, 0)
         distance[start:stop] = r
-        cosine[start:stop] = np.abs(directions[start:stop] @ normal)
+        cosine[start:stop] = np.abs(np.tensordot(normal, directions[:, start:stop], 1))
     size = panel.get_pixel_size()
     return PanelGeometry(
         directions=directions,

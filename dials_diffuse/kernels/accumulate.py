@@ -23,29 +23,28 @@ _EMPTY = np.int64(-1)
 
 
 @njit
-def find_slot(key, keys, slots):
+def find_slot(key, entries):
     """Slot of ``key`` in an open-addressing hash table, or -1 - position where it would go.
 
-    keys : (2**k,) int64, -1 = empty; slots : (2**k,) int32
+    entries : (2**k, 2) int64, key (-1 = empty) and slot
     """
-    mask = keys.shape[0] - 1
+    mask = entries.shape[0] - 1
     mixed = np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)
     position = np.int64(mixed >> np.uint64(20)) & mask
-    while keys[position] != key:
-        if keys[position] == _EMPTY:
+    while entries[position, 0] != key:
+        if entries[position, 0] == _EMPTY:
             return -1 - position
         position = (position + 1) & mask
-    return np.int64(slots[position])
+    return entries[position, 1]
 
 
 @njit
-def rehash(keys, slots, old_keys, old_slots):
-    """Move all entries of the old table into the new, empty one (keys, slots)."""
-    for i in range(old_keys.shape[0]):
-        if old_keys[i] != _EMPTY:
-            position = -1 - find_slot(old_keys[i], keys, slots)
-            keys[position] = old_keys[i]
-            slots[position] = old_slots[i]
+def rehash(entries, old_entries):
+    """Enter everything of an old hash table into a new, empty one."""
+    for i in range(old_entries.shape[0]):
+        if old_entries[i, 0] != _EMPTY:
+            position = -1 - find_slot(old_entries[i, 0], entries)
+            entries[position, :] = old_entries[i, :]
 
 
 @njit
@@ -65,6 +64,59 @@ def is_outlier(counts, expected, threshold):
         return True
     root = math.sqrt(a) + math.sqrt(b)
     return left > threshold * threshold * root * root
+
+
+@njit
+def _add(row, w, odd, image, pixels, counts, norm, background, background_sigma, rate, variance):
+    """Add sums over some pixels, each with weight w, to a row of the table."""
+    row[PIXELS] += w * pixels
+    row[COUNTS] += w * counts
+    row[NORM] += w * norm
+    row[BACKGROUND] += w * background
+    row[BACKGROUND_SIGMA] += w * background_sigma
+    row[RATE] += w * rate
+    row[RATE_VARIANCE] += w * variance
+    row[FIRST_IMAGE] = min(row[FIRST_IMAGE], image)
+    row[LAST_IMAGE] = max(row[LAST_IMAGE], image)
+    if odd:
+        row[PIXELS_ODD] += w * pixels
+        row[COUNTS_ODD] += w * counts
+        row[NORM_ODD] += w * norm
+        row[BACKGROUND_ODD] += w * background
+        row[RATE_ODD] += w * rate
+
+
+@njit
+def _add_position(row, w, pixels, sum_x, y, offset, angle):
+    row[SUM_X] += w * (sum_x + pixels * offset[0])
+    row[SUM_Y] += w * pixels * (y + offset[1])
+    row[SUM_ANGLE] += w * pixels * angle
+
+
+@njit
+def _voxel_keys(u_x, u_y, u_z, matrix, origin, extent, axis_cross_s0, voxels):
+    """Voxel of every pixel of a row as ``2 * flat index + entering``, or -1 off the grid.
+
+    Kept as float64 (exact below 2**53) and free of branches, so that the compiler can use vector instructions.
+
+    u_x, u_y, u_z : (nx,) float64, unit vectors; voxels : (nx,) float64, written
+    """
+    m00, m01, m02 = matrix[0, 0], matrix[0, 1], matrix[0, 2]
+    m10, m11, m12 = matrix[1, 0], matrix[1, 1], matrix[1, 2]
+    m20, m21, m22 = matrix[2, 0], matrix[2, 1], matrix[2, 2]
+    e0, e1, e2 = float(extent[0]), float(extent[1]), float(extent[2])
+    o0, o1, o2 = origin[0] - 0.5 - e0, origin[1] - 0.5 - e1, origin[2] - 0.5 - e2
+    a0, a1, a2 = axis_cross_s0[0], axis_cross_s0[1], axis_cross_s0[2]
+    n2, n3 = 2 * e1 + 1, 2 * e2 + 1
+    for x in range(voxels.shape[0]):
+        ux, uy, uz = u_x[x], u_y[x], u_z[x]
+        i0 = np.floor(m00 * ux + m01 * uy + m02 * uz - o0)
+        i1 = np.floor(m10 * ux + m11 * uy + m12 * uz - o1)
+        i2 = np.floor(m20 * ux + m21 * uy + m22 * uz - o2)
+        inside = (i0 >= 0) & (i0 <= 2 * e0) & (i1 >= 0) & (i1 < n2) & (i2 >= 0) & (i2 < n3)
+        entering = 1.0 if a0 * ux + a1 * uy + a2 * uz > 0.0 else 0.0
+        key = 2 * ((i0 * n2 + i1) * n3 + i2) + entering
+        voxels[x] = key if inside else -1.0
 
 
 @njit
@@ -92,8 +144,7 @@ def accumulate(
     first_row,
     key_offset,
     extent,
-    keys,
-    slots,
+    entries,
     row_keys,
     table,
     n_rows,
@@ -108,7 +159,7 @@ def accumulate(
     raw : (ny, nx) int32 or float64, detector counts
     bad : (ny, nx) uint8, nonzero = never use
     bragg : (ny, nx) int32, equal to ``image`` where a Bragg peak covers the pixel in this image
-    directions : (ny, nx, 3) float64, unit vectors from the sample to the pixel, laboratory frame
+    directions : (3, ny, nx) float64, unit vectors from the sample to the pixel, laboratory frame
     corrections : (ny, nx) float32, product of all pixel corrections
     exposure : float, multiplies the corrections
     shells : (ny, nx) uint8, resolution shell for the outlier guard
@@ -122,9 +173,9 @@ def accumulate(
     count_scale : (2,) float64, pedestal and gain: C = (raw - pedestal) / gain
     image : int, number of the image; odd : bool, does it belong to the odd half set
     first_row : int, row of the panel to start from
-    key_offset : int64, added to voxel keys (tells panels apart)
+    key_offset : int64, added to keys (tells panels apart)
     extent : (3,) int64, largest index along each axis
-    keys, slots : hash table; row_keys : (capacity,) int64; table : (capacity, N_COLUMNS) float64
+    entries : hash table; row_keys : (capacity,) int64; table : (capacity, N_COLUMNS) float64
     n_rows : int, rows in use
     weight : float, fraction of a pixel that one call with one sub-step stands for, times n_sub
     pixel_offset : (2,) float64, position inside the pixel (0.5, 0.5 = centre)
@@ -136,16 +187,25 @@ def accumulate(
     """
     ny, nx = raw.shape
     n_sub = matrices.shape[0]
-    n2 = 2 * extent[1] + 1
-    n3 = 2 * extent[2] + 1
     w = weight / n_sub
+    capacity = min(row_keys.shape[0], entries.shape[0] // 2)
+    # one detector row of good pixels
     column = np.empty(nx, dtype=np.int64)
-    capacity = min(row_keys.shape[0], keys.shape[0] // 2)
+    row_voxels = np.empty(nx)
+    values = np.empty((nx, 6))
+    inverse_gain = 1.0 / count_scale[1]
+    has_background = background.size > 1 or background[0, 0] != 0.0
+    values[:, 4:] = 0.0
     for y in range(first_row, ny):
         if n_rows + nx * n_sub > capacity:
             return y, n_rows
         n_good = 0
+        by = y // background_block
+        bx, block_end = 0, background_block
         for x in range(nx):
+            if x >= block_end:
+                bx += 1
+                block_end += background_block
             if bad[y, x] != 0:
                 continue
             value = raw[y, x]
@@ -155,75 +215,71 @@ def accumulate(
             if bragg[y, x] == image:
                 tally[BRAGG] += 1
                 continue
+            counts = (value - count_scale[0]) * inverse_gain
+            correction = corrections[y, x] * exposure
             limit = threshold[shells[y, x]]
-            if limit >= 0.0:
-                counts = (value - count_scale[0]) / count_scale[1]
-                if is_outlier(counts, expected_rate[shells[y, x]] * corrections[y, x] * exposure, limit):
-                    tally[OUTLIER] += 1
-                    continue
+            if limit >= 0.0 and is_outlier(counts, expected_rate[shells[y, x]] * correction, limit):
+                tally[OUTLIER] += 1
+                continue
             column[n_good] = x
+            inverse = 1.0 / correction
+            rate = counts * inverse
+            values[n_good, 0] = counts
+            values[n_good, 1] = correction
+            values[n_good, 3] = rate * inverse
+            if has_background:
+                rate -= background[by, bx] * inverse
+                values[n_good, 4] = background[by, bx]
+                values[n_good, 5] = background_sigma[by, bx]
+            values[n_good, 2] = rate
             n_good += 1
-        by = y // background_block
         for sub in range(n_sub):
-            m = matrices[sub]
-            m00, m01, m02 = m[0, 0], m[0, 1], m[0, 2]
-            m10, m11, m12 = m[1, 0], m[1, 1], m[1, 2]
-            m20, m21, m22 = m[2, 0], m[2, 1], m[2, 2]
-            o0 = origins[sub, 0] - 0.5
-            o1 = origins[sub, 1] - 0.5
-            o2 = origins[sub, 2] - 0.5
-            last_key = _EMPTY
-            slot = np.int64(0)
+            u_x, u_y, u_z = directions[0, y], directions[1, y], directions[2, y]
+            _voxel_keys(u_x, u_y, u_z, matrices[sub], origins[sub], extent, axis_cross_s0, row_voxels)
+            last_voxel = -1.0
+            slot = np.int64(-1)
+            # neighbouring pixels mostly share a voxel: their sums are kept here until it changes
+            pixels = np.int64(0)
+            sum_x = np.int64(0)
+            counts = norm = rate = variance = b = b_sigma = 0.0
             for i in range(n_good):
                 x = column[i]
-                ux, uy, uz = directions[y, x, 0], directions[y, x, 1], directions[y, x, 2]
-                i0 = np.int64(math.floor(m00 * ux + m01 * uy + m02 * uz - o0))
-                i1 = np.int64(math.floor(m10 * ux + m11 * uy + m12 * uz - o1))
-                i2 = np.int64(math.floor(m20 * ux + m21 * uy + m22 * uz - o2))
-                if abs(i0) > extent[0] or abs(i1) > extent[1] or abs(i2) > extent[2]:
+                voxel = row_voxels[x]
+                if voxel < 0.0:
                     if sub == 0:
                         tally[OFF_GRID] += 1
                     continue
-                key = ((i0 + extent[0]) * n2 + (i1 + extent[1])) * n3 + (i2 + extent[2]) + key_offset
-                key *= 2
-                if axis_cross_s0[0] * ux + axis_cross_s0[1] * uy + axis_cross_s0[2] * uz > 0.0:
-                    key += 1
-                if key != last_key:
-                    slot = find_slot(key, keys, slots)
+                if voxel != last_voxel:
+                    if slot >= 0:
+                        _add(table[slot], w, odd, image, pixels, counts, norm, b, b_sigma, rate, variance)
+                        _add_position(table[slot], w, pixels, sum_x, y, pixel_offset, angles[sub])
+                        pixels = np.int64(0)
+                        sum_x = np.int64(0)
+                        counts = norm = rate = variance = b = b_sigma = 0.0
+                    key = np.int64(voxel) + key_offset
+                    slot = find_slot(key, entries)
                     if slot < 0:
                         position = -1 - slot
                         slot = np.int64(n_rows)
-                        keys[position] = key
-                        slots[position] = n_rows
+                        entries[position, 0] = key
+                        entries[position, 1] = n_rows
                         row_keys[slot] = key
-                        for c in range(N_COLUMNS):
-                            table[slot, c] = 0.0
+                        table[slot, :] = 0.0
                         table[slot, FIRST_IMAGE] = image
                         n_rows += 1
-                    last_key = key
+                    last_voxel = voxel
                 if sub == 0:
                     tally[USED] += 1
-                correction = np.float64(corrections[y, x]) * exposure
-                counts = (raw[y, x] - count_scale[0]) / count_scale[1]
-                b = background[by, x // background_block]
-                rate = (counts - b) / correction
-                row = table[slot]
-                row[PIXELS] += w
-                row[COUNTS] += w * counts
-                row[NORM] += w * correction
-                row[BACKGROUND] += w * b
-                row[BACKGROUND_SIGMA] += w * background_sigma[by, x // background_block]
-                row[RATE] += w * rate
-                row[RATE_VARIANCE] += w * counts / (correction * correction)
-                row[SUM_X] += w * (x + pixel_offset[0])
-                row[SUM_Y] += w * (y + pixel_offset[1])
-                row[SUM_ANGLE] += w * angles[sub]
-                row[FIRST_IMAGE] = min(row[FIRST_IMAGE], image)
-                row[LAST_IMAGE] = max(row[LAST_IMAGE], image)
-                if odd:
-                    row[PIXELS_ODD] += w
-                    row[COUNTS_ODD] += w * counts
-                    row[NORM_ODD] += w * correction
-                    row[BACKGROUND_ODD] += w * b
-                    row[RATE_ODD] += w * rate
+                pixels += 1
+                counts += values[i, 0]
+                norm += values[i, 1]
+                rate += values[i, 2]
+                variance += values[i, 3]
+                if has_background:
+                    b += values[i, 4]
+                    b_sigma += values[i, 5]
+                sum_x += x
+            if slot >= 0:
+                _add(table[slot], w, odd, image, pixels, counts, norm, b, b_sigma, rate, variance)
+                _add_position(table[slot], w, pixels, sum_x, y, pixel_offset, angles[sub])
     return ny, n_rows

@@ -17,7 +17,7 @@ def paint_discs(mask, image, directions, centres, spot_directions, cos_radius, r
     ----------
     mask : (ny, nx) int32, set to ``image`` inside the discs
     image : int
-    directions : (ny, nx, 3) float64 unit vectors to the pixels
+    directions : (3, ny, nx) float64 unit vectors to the pixels
     centres : (n, 2) float64, spot positions x, y in pixels
     spot_directions : (n, 3) float64 unit vectors
     cos_radius : (n,) float64, cosine of the angular radius
@@ -32,7 +32,7 @@ def paint_discs(mask, image, directions, centres, spot_directions, cos_radius, r
         ux, uy, uz = spot_directions[i, 0], spot_directions[i, 1], spot_directions[i, 2]
         for y in range(y0, y1):
             for x in range(x0, x1):
-                cosine = directions[y, x, 0] * ux + directions[y, x, 1] * uy + directions[y, x, 2] * uz
+                cosine = directions[0, y, x] * ux + directions[1, y, x] * uy + directions[2, y, x] * uz
                 if cosine >= cos_radius[i]:
                     mask[y, x] = image
 

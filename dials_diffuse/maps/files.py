@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import tempfile
@@ -62,8 +63,48 @@ def atomic_path(path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+class _Sink(io.FileIO):
+    """What HDF5 writes into: remembers the first failed write, and swallows what follows.
+
+    HDF5 never gives up on a file that it could not flush, and crashes the interpreter at exit; so it is not told.
+    """
+
+    error: OSError | None = None
+
+    def write(self, data) -> int:
+        block = memoryview(data).cast("B")
+        done = 0
+        try:
+            while done < len(block) and self.error is None:
+                done += super().write(block[done:])
+        except OSError as error:
+            self.error = error
+        return len(block)
+
+    def truncate(self, size=None) -> int:
+        try:
+            if self.error is None:
+                super().truncate(size)
+        except OSError as error:
+            self.error = error
+        return size or 0
+
+
+class NewFile(h5py.File):
+    """An HDF5 file that is being written; get one from :func:`create_hdf5`."""
+
+    def __init__(self, sink: _Sink):
+        super().__init__(sink, "w")
+        self._sink = sink
+
+    def check(self) -> None:
+        """Raise OSError if something could not be written so far; worth a call after every large piece."""
+        if self._sink.error is not None:
+            raise self._sink.error
+
+
 @contextlib.contextmanager
-def create_hdf5(path, schema: str) -> Iterator[h5py.File]:
+def create_hdf5(path, schema: str) -> Iterator[NewFile]:
     """Yield a new HDF5 file that appears under ``path`` only when the block ends well.
 
     Raises
@@ -71,17 +112,14 @@ def create_hdf5(path, schema: str) -> Iterator[h5py.File]:
     DiffuseError
         If the file cannot be written, for instance because the disk is full.
     """
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, _Sink(temporary, "w+") as sink:
+        handle = NewFile(sink)
         try:
-            with h5py.File(temporary, "w") as handle:
+            with handle:
                 write_root(handle, schema)
                 yield handle
-        except OSError as error:
-            raise write_error(path, error) from error
-        except RuntimeError as error:  # h5py: closing or flushing a file on a full disk
-            if not any(word in str(error) for word in ("errno", "close file", "flush")):
-                raise
-            raise write_error(path, OSError(str(error))) from error
+        finally:  # a failed write explains whatever else went wrong
+            handle.check()
 
 
 def write_error(path, error: OSError) -> DiffuseError:

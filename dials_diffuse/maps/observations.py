@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.maps.files import Provenance, atomic_path, open_schema, write_error, write_root
+from dials_diffuse.maps.files import NewFile, Provenance, create_hdf5, open_schema
 from dials_diffuse.maps.grid import MapGrid
 
 SCHEMA = "dials_diffuse.observations/1"
@@ -61,8 +61,8 @@ class ExperimentSummary:
 class ObservationWriter:
     """Append blocks of rows to a file; obtained from :func:`write_observations`."""
 
-    def __init__(self, handle: h5py.File, path):
-        self._path = path
+    def __init__(self, handle: NewFile):
+        self._handle = handle
         self._group = handle.create_group("observations")
         self.n_rows = 0
         for name in OBSERVATION_DTYPE.names:
@@ -87,25 +87,17 @@ class ObservationWriter:
             dataset = self._group[name]
             dataset.resize(self.n_rows, axis=0)
             dataset[start:] = rows[name]
+            self._handle.check()
 
 
 @contextmanager
 def write_observations(path, grid: MapGrid, experiments, provenance: Provenance) -> Iterator[ObservationWriter]:
     """Context manager: an :class:`ObservationWriter` whose file appears under ``path`` only when all went well."""
-    with atomic_path(path) as temporary:
-        try:
-            with h5py.File(temporary, "w") as handle:
-                write_root(handle, SCHEMA)
-                _write_grid(handle, grid)
-                handle.attrs["experiments"] = json.dumps([asdict(e) for e in experiments])
-                handle.attrs["process"] = json.dumps(asdict(provenance))
-                yield ObservationWriter(handle, path)
-        except OSError as error:
-            raise write_error(path, error) from error
-        except RuntimeError as error:  # h5py: closing or flushing a file on a full disk
-            if "errno" not in str(error) and "close file" not in str(error) and "flush" not in str(error):
-                raise
-            raise write_error(path, OSError(str(error))) from error
+    with create_hdf5(path, SCHEMA) as handle:
+        _write_grid(handle, grid)
+        handle.attrs["experiments"] = json.dumps([asdict(e) for e in experiments])
+        handle.attrs["process"] = json.dumps(asdict(provenance))
+        yield ObservationWriter(handle)
 
 
 def _write_grid(handle: h5py.File, grid: MapGrid) -> None:

@@ -216,14 +216,32 @@ def _friedel_pairs(data: DiffuseMap, mates: Mates) -> tuple:
     return *result, data.grid.s_magnitude(index)
 
 
+#: columns of the table in logs: name, heading, width, format
+_LAYOUT = (
+    ("d_max", "d_max", 8, ".2f"),
+    ("d_min", "d_min", 8, ".2f"),
+    ("n", "n", 9, ".0f"),
+    ("completeness", "compl.", 8, ".3f"),
+    ("multiplicity", "mult.", 8, ".1f"),
+    ("mean", "<I>", 11, ".4g"),
+    ("mean_sigma", "<sigma>", 10, ".3g"),
+    ("rms_anisotropic", "rms(aniso)", 11, ".4g"),
+    ("cc_half", "CC1/2", 7, ".3f"),
+    ("cc_friedel", "CC(F+-)", 9, ".3f"),
+    ("r_sym", "Rsym", 7, ".3f"),
+    ("chi2_sym", "chi2", 9, ".4g"),
+)
+
+
 def format_table(table: ShellTable) -> str:
     """The table as text for logs, one line a shell and one for all."""
-    head = "   d_max   d_min        n   compl.   mult.        <I>    <sigma>  rms(aniso)  CC1/2  CC(F+-)   Rsym  chi2"
-    line = "{d_max:8.2f}{d_min:8.2f}{n:9d}{completeness:9.3f}{multiplicity:8.1f}{mean:11.4g}{mean_sigma:11.3g}"
-    line += "{rms_anisotropic:12.4g}{cc_half:7.3f}{cc_friedel:9.3f}{r_sym:7.3f}{chi2_sym:6.2f}"
-    rows = [line.format(**{**row, "n": int(row["n"])}) for row in (*table.rows(), table.overall)]
+    head = "".join(f"{heading:>{width}}" for _, heading, width, _ in _LAYOUT)
+    lines = [
+        "".join(f"{row[name]:{width}{how}}" for name, _, width, how in _LAYOUT).replace("nan", "  -")
+        for row in (*table.rows(), table.overall)
+    ]
     rule = "-" * len(head)
-    return "\n".join([head, rule, *rows[:-1], rule, rows[-1]]).replace("nan", "  -")
+    return "\n".join([head, rule, *lines[:-1], rule, lines[-1]])
 
 
 def _mean(values) -> float:

@@ -24,7 +24,7 @@ def solid_angle(panel: PanelGeometry, reference: float = 1.0) -> np.ndarray:
 
 
 def polarization(directions: np.ndarray, s0, normal, fraction: float) -> np.ndarray:
-    """(...) factor for unit vectors ``directions`` (..., 3), all in the laboratory frame.
+    """(...) factor for unit vectors ``directions`` (3, ...), all in the laboratory frame.
 
     ``P = p (1 - (u.(k x n))²) + (1 - p) (1 - (u.n)²)`` with the beam direction k, the normal n of the plane of polarization
     and the fraction p of the light polarized in that plane (dxtbx convention). Source: Kahn et al. (1982).
@@ -32,8 +32,8 @@ def polarization(directions: np.ndarray, s0, normal, fraction: float) -> np.ndar
     k = np.asarray(s0) / np.linalg.norm(s0)
     n = np.asarray(normal) - np.dot(normal, k) * k  # dxtbx allows a normal that is not quite perpendicular
     n = n / np.linalg.norm(n)
-    in_plane = directions @ np.cross(k, n)
-    along_normal = directions @ n
+    in_plane = np.tensordot(np.cross(k, n), directions, 1)
+    along_normal = np.tensordot(n, directions, 1)
     return fraction * (1 - in_plane**2) + (1 - fraction) * (1 - along_normal**2)
 
 

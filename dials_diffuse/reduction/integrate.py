@@ -14,7 +14,7 @@ from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.observations import ExperimentSummary, write_observations
 from dials_diffuse.reduction.job import DetectorSetup, Job, detector_setup, prepare_job
 from dials_diffuse.reduction.parameters import ReductionParameters
-from dials_diffuse.reduction.voxel_sums import blocks_of_images, memory_estimate, observations, reduce_blocks
+from dials_diffuse.reduction.voxel_sums import MIN_FLUX, blocks_of_images, memory_estimate, observations, reduce_blocks
 
 logger = logging.getLogger("dials.diffuse.reduction")
 
@@ -23,7 +23,7 @@ MAX_CELL_DIFFERENCE = 0.05
 
 @dataclass(frozen=True)
 class ExperimentReport:
-    """What happened to the pixels of one experiment (counts of pixels over all images)."""
+    """What happened to one experiment: counts of pixels over all images, and the relative flux of each image used."""
 
     identifier: str
     n_images: int
@@ -35,6 +35,8 @@ class ExperimentReport:
     bragg: int
     outlier: int
     off_grid: int
+    flux: list
+    warnings: list
 
 
 @dataclass(frozen=True)
@@ -202,17 +204,21 @@ def integrate(
                 f"no observations: every pixel of {sum(map(len, images))} images is masked or outside d_min={grid.d_min:g} "
                 f"Å, d_max={grid.d_max:g} Å; check the masks and the resolution limits"
             )
-    return IntegrationResult(grid, writer.n_rows, reports, warnings)
+    return IntegrationResult(grid, writer.n_rows, reports, warnings + [w for r in reports for w in r.warnings])
 
 
 def _reduce_experiment(job: Job, identifier: str, writer, nproc: int, progress) -> ExperimentReport:
     tally = np.zeros(kernel.N_TALLY, dtype=np.int64)
     before = writer.n_rows
+    flux: dict = {}
     blocks = blocks_of_images(job)
     if job.n_sub_steps > 1:
         logger.info("Each image is divided into %d rotation sub-steps (sampling.oscillation)", job.n_sub_steps)
     for block in progress(_written(job, writer, nproc), len(blocks), f"Integrating experiment {job.number}"):
         tally += block.tally
+        flux.update(block.flux)
+    dark = [job.scan.first_index + i + 1 for i, f in sorted(flux.items()) if f < MIN_FLUX]
+    warnings = [f"experiment {job.number}: no beam on image {i}, left out" for i in dark]
     report = ExperimentReport(
         identifier=identifier,
         n_images=len(job.images),
@@ -224,8 +230,12 @@ def _reduce_experiment(job: Job, identifier: str, writer, nproc: int, progress) 
         bragg=int(tally[kernel.BRAGG]),
         outlier=int(tally[kernel.OUTLIER]),
         off_grid=int(tally[kernel.OFF_GRID]),
+        flux=[flux[i] for i in sorted(flux)],
+        warnings=warnings,
     )
     total = report.never_used + report.used + report.untrusted + report.bragg + report.outlier + report.off_grid
+    if job.reference is not None:
+        logger.info("Flux of the images relative to their mean: %.3f to %.3f", min(report.flux), max(report.flux))
     logger.info(
         "%d observations. Pixels used %.1f %%, always masked %.1f %%, Bragg %.1f %%, untrusted %.2f %%, outliers %.3f %%",
         report.n_observations,

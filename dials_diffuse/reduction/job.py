@@ -19,6 +19,7 @@ from dials_diffuse.reduction.outliers import (
     MIN_IMAGES,
     ShellSample,
     persistent_outliers,
+    relative_flux,
     resolution_shells,
     sample_shells,
     stuck_pixels,
@@ -61,6 +62,22 @@ def detector_setup(detector, sub_pixel: int = 1) -> DetectorSetup:
 
 
 @dataclass(frozen=True)
+class ShellProfile:
+    """What one image looks like on the average.
+
+    Attributes
+    ----------
+    expected : (N_SHELLS,) float64, C/c per resolution shell (c without flux)
+    threshold : (N_SHELLS,) float64, limit of the outlier guard in sigma; negative = no test
+    flux : intensity relative to the sweep
+    """
+
+    expected: np.ndarray
+    threshold: np.ndarray
+    flux: float
+
+
+@dataclass(frozen=True)
 class Job:
     """One experiment, ready to be reduced.
 
@@ -73,6 +90,7 @@ class Job:
     shells, sample : resolution shells of the outlier guard
     spots : PredictedSpots of all crystals on these images
     n_sub_steps : rotation sub-steps of an image
+    reference : (N_SHELLS,) resolution profile of the sweep, C/c; None = the flux is not corrected
     """
 
     number: int
@@ -89,6 +107,7 @@ class Job:
     spots: list
     background: Background
     n_sub_steps: int
+    reference: np.ndarray | None = None
 
     @property
     def panels(self) -> list[PanelGeometry]:
@@ -137,12 +156,13 @@ class Job:
                     radius / per_pixel + 2,
                 )
 
-    def shell_test(self, raw: list, bragg: list, image: int) -> tuple:
-        """(expected C/c, threshold) per resolution shell for one image; a negative threshold means no test."""
-        n_sigma = self.parameters.masking.outlier_n_sigma
+    def shell_profile(self, raw: list, bragg: list, image: int) -> ShellProfile:
+        """Resolution profile of one image and its flux relative to the sweep."""
         centre, spread = self.sample.statistics(raw, self.panels, bragg, image + 1, self.exposure(image))
+        flux = 1.0 if self.reference is None else relative_flux(centre, self.reference)
+        n_sigma = self.parameters.masking.outlier_n_sigma
         threshold = np.where(np.isfinite(centre) & (n_sigma > 0), n_sigma * spread, -1.0)
-        return np.nan_to_num(centre), threshold
+        return ShellProfile(np.nan_to_num(centre), threshold, flux)
 
 
 def prepare_job(
@@ -204,6 +224,8 @@ def prepare_job(
     )
     if parameters.masking.persistent:
         job = _mask_persistent(job, progress)
+    if parameters.corrections.flux:
+        job = replace(job, reference=_reference_profile(job))
     if background_experiments:
         background = measure_background(
             background_experiments, detector.panels, job.bad, parameters.background, parameters.corrections.exposure, progress
@@ -221,7 +243,7 @@ def sub_steps(grid: MapGrid, scan: ScanGeometry) -> int:
 
 def _s_magnitude(directions: np.ndarray, s0: np.ndarray) -> np.ndarray:
     k = np.linalg.norm(s0)
-    return k * np.sqrt(np.maximum(2 - 2 * (directions @ (s0 / k)), 0))
+    return k * np.sqrt(np.maximum(2 - 2 * np.tensordot(s0 / k, directions, 1), 0))
 
 
 def _voxel_diagonal(grid: MapGrid) -> float:
@@ -255,16 +277,33 @@ def _all_spots(number, experiments, d_min, parameters: ReductionParameters, refl
     return result
 
 
+def _sample_images(job: Job) -> list:
+    """Some images spread over the sweep."""
+    return [int(i) for i in job.images[np.unique(np.linspace(0, len(job.images) - 1, SAMPLE_IMAGES).astype(int))]]
+
+
+def _reference_profile(job: Job) -> np.ndarray:
+    """(N_SHELLS,) mean C/c per resolution shell over a sample of images."""
+    bragg = [np.zeros(p.shape, dtype=np.int32) for p in job.panels]
+    profiles = []
+    for image in _sample_images(job):
+        job.paint_bragg(bragg, image)
+        raw = read_image(job.imageset, image)
+        profiles.append(job.sample.statistics(raw, job.panels, bragg, image + 1, job.exposure(image))[0])
+    known = np.all(np.isfinite(profiles), axis=0)
+    return np.where(known, np.mean(profiles, axis=0), np.nan)
+
+
 def _mask_persistent(job: Job, progress) -> Job:
     """Mask pixels that are wrong on most of a sample of images."""
     if len(job.images) < MIN_IMAGES:
         return job
-    chosen = job.images[np.unique(np.linspace(0, len(job.images) - 1, SAMPLE_IMAGES).astype(int))]
+    chosen = _sample_images(job)
     shapes = [p.shape for p in job.panels]
     smallest = [np.full(s, np.inf, dtype=np.float32) for s in shapes]
     largest = [np.full(s, -np.inf, dtype=np.float32) for s in shapes]
     for image in progress(chosen, len(chosen), "Looking for stuck pixels"):
-        for p, raw in enumerate(read_image(job.imageset, int(image))):
+        for p, raw in enumerate(read_image(job.imageset, image)):
             track_range(raw, *job.panels[p].trusted, smallest[p], largest[p])
     stuck = stuck_pixels(smallest, largest, job.shells)
     bad = [b | s.astype(np.uint8) for b, s in zip(job.bad, stuck)]
@@ -275,7 +314,6 @@ def _mask_persistent(job: Job, progress) -> Job:
     expected = [np.zeros(s, dtype=np.float32) for s in shapes]
     bragg = [np.zeros(s, dtype=np.int32) for s in shapes]
     for image in progress(chosen, len(chosen), "Looking for hot, dead and shadowed pixels"):
-        image = int(image)
         raws = read_image(job.imageset, image)
         job.paint_bragg(bragg, image)
         centre, spread = job.sample.statistics(raws, job.panels, bragg, image + 1, job.exposure(image))

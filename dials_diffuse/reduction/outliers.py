@@ -59,24 +59,37 @@ class ShellSample:
         return shell_statistics(rates, correction, self.starts, MIN_SAMPLE)
 
 
+def relative_flux(centre: np.ndarray, reference: np.ndarray) -> float:
+    """Intensity of an image relative to a reference: ratio of the sums of their C/c over common resolution shells.
+
+    centre, reference : (N_SHELLS,) robust C/c per shell, NaN where unknown
+    """
+    both = np.isfinite(centre) & np.isfinite(reference)
+    total = reference[both].sum()
+    return float(max(centre[both].sum(), 0.0) / total) if total > 0 else 1.0
+
+
 def sample_shells(shells: list, bad: list, corrections: list) -> ShellSample:
     """Choose up to SAMPLE_PER_SHELL usable pixels in each shell, evenly over the detector and always the same ones."""
-    parts = []
-    for p, (shell, mask) in enumerate(zip(shells, bad)):
-        y, x = np.nonzero(mask == 0)
-        parts.append(np.stack([np.full(len(y), p), y, x, shell[y, x]]))
-    panel, y, x, shell = np.concatenate(parts, axis=1)
-    order = np.random.default_rng(0).permutation(len(shell))
-    order = order[np.argsort(shell[order], kind="stable")]
+    usable = [np.flatnonzero(mask == 0) for mask in bad]
+    shell = np.concatenate([s.ravel()[u] for s, u in zip(shells, usable)])
+    order = np.argsort(shell, kind="stable")
     first = np.searchsorted(shell[order], np.arange(N_SHELLS + 1))
-    rank = np.arange(len(order)) - first[shell[order]]
-    order = order[rank < SAMPLE_PER_SHELL]
-    starts = np.searchsorted(shell[order], np.arange(N_SHELLS + 1)).astype(np.int64)
-    panel, y, x = panel[order], y[order], x[order]
-    correction = np.empty(len(order))
+    chosen = np.concatenate(
+        [
+            order[np.unique(np.linspace(a, b - 1, min(b - a, SAMPLE_PER_SHELL)).astype(int))]
+            for a, b in zip(first[:-1], first[1:])
+        ]
+    )
+    starts = np.searchsorted(shell[chosen], np.arange(N_SHELLS + 1)).astype(np.int64)
+    ends = np.cumsum([len(u) for u in usable])
+    panel = np.searchsorted(ends, chosen, side="right")
+    y, x, correction = np.empty(len(chosen), int), np.empty(len(chosen), int), np.empty(len(chosen))
     for p, values in enumerate(corrections):
         mine = panel == p
-        correction[mine] = values[y[mine], x[mine]]
+        flat = usable[p][chosen[mine] - (ends[p] - len(usable[p]))]
+        y[mine], x[mine] = np.unravel_index(flat, values.shape)
+        correction[mine] = values.ravel()[flat]
     return ShellSample(panel, y, x, correction, starts)
 
 

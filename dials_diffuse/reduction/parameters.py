@@ -9,13 +9,14 @@ from dials_diffuse.errors import DiffuseError
 
 @dataclass(frozen=True)
 class Corrections:
-    """Which per-pixel corrections enter the norm."""
+    """Which corrections enter the norm; all but ``exposure`` and ``flux`` differ from pixel to pixel."""
 
     solid_angle: bool = True
     polarization: bool = True
     efficiency: bool = True
     air: bool = True
     exposure: bool = True
+    flux: bool = True
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Masking:
     """
 
     bragg: bool = True
-    n_sigma: float = 2.5
+    n_sigma: float = 3.0
     sigma_b: float | None = None
     sigma_m: float | None = None
     persistent: bool = True

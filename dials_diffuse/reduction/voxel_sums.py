@@ -22,6 +22,7 @@ logger = logging.getLogger("dials.diffuse.reduction")
 
 BLOCK_ANGLE = 10.0  # degrees of rotation that one worker reduces at a time
 MAX_BLOCK_IMAGES = 100
+MIN_FLUX = 0.02  # an image this much weaker than the sweep was taken without beam
 SEAM_ANGLE = 5.0  # a voxel not seen for longer than this has left the Ewald sphere
 
 
@@ -34,14 +35,14 @@ class BlockSums:
     keys : (n,) int64, sorted: voxel, panel and whether the voxel enters or leaves the Ewald sphere
     table : (n, N_COLUMNS) float64
     tally : (N_TALLY,) int64, pixels by fate
-    n_images : images read
+    flux : relative intensity of each image, by position
     last_image : 1-based position of the last image of the block
     """
 
     keys: np.ndarray
     table: np.ndarray
     tally: np.ndarray
-    n_images: int
+    flux: dict
     last_image: int
 
 
@@ -53,21 +54,16 @@ class VoxelTable:
         self._allocate(capacity)
 
     def _allocate(self, capacity: int) -> None:
-        self.keys = np.full(2 * capacity, -1, dtype=np.int64)
-        self.slots = np.empty(2 * capacity, dtype=np.int32)
+        self.entries = np.full((2 * capacity, 2), -1, dtype=np.int64)
         self.row_keys = np.empty(capacity, dtype=np.int64)
         self.table = np.empty((capacity, kernel.N_COLUMNS))
 
     def grow(self) -> None:
-        old = self.keys, self.slots, self.row_keys, self.table
-        self._allocate(2 * len(self.row_keys))
-        kernel.rehash(self.keys, self.slots, old[0], old[1])
-        self.row_keys[: self.n_rows] = old[2][: self.n_rows]
-        self.table[: self.n_rows] = old[3][: self.n_rows]
-
-    def clear(self) -> None:
-        self.keys[:] = -1
-        self.n_rows = 0
+        entries, row_keys, table = self.entries, self.row_keys, self.table
+        self._allocate(2 * len(row_keys))
+        kernel.rehash(self.entries, entries)
+        self.row_keys[: self.n_rows] = row_keys[: self.n_rows]
+        self.table[: self.n_rows] = table[: self.n_rows]
 
     def sorted_rows(self) -> tuple:
         order = np.argsort(self.row_keys[: self.n_rows])
@@ -79,10 +75,9 @@ def reduce_block(job: Job, images) -> BlockSums:
     voxels = VoxelTable()
     bragg = [np.zeros(p.shape, dtype=np.int32) for p in job.panels]
     tally = np.zeros(kernel.N_TALLY, dtype=np.int64)
-    for image in images:
-        _add_image(job, int(image), voxels, bragg, tally)
+    flux = {int(image): _add_image(job, int(image), voxels, bragg, tally) for image in images}
     keys, table = voxels.sorted_rows()
-    return BlockSums(keys, table, tally, len(images), int(max(images)) + 1)
+    return BlockSums(keys, table, tally, flux, max(flux) + 1)
 
 
 def voxel_transform(job: Job, position: float) -> tuple:
@@ -93,13 +88,17 @@ def voxel_transform(job: Job, position: float) -> tuple:
     return to_index * np.linalg.norm(s0), to_index @ s0
 
 
-def _add_image(job: Job, image: int, voxels: VoxelTable, bragg: list, tally: np.ndarray) -> None:
+def _add_image(job: Job, image: int, voxels: VoxelTable, bragg: list, tally: np.ndarray) -> float:
+    """Add one image to the voxel table; returns its relative flux."""
     raws = read_image(job.imageset, image)
     shadows = image_mask(job.imageset, image)
     job.paint_bragg(bragg, image)
-    expected, threshold = job.shell_test(raws, bragg, image)
+    profile = job.shell_profile(raws, bragg, image)
+    if profile.flux < MIN_FLUX:
+        return profile.flux
     corrections = job.corrections_at(image)
-    exposure = job.exposure(image)
+    exposure = job.exposure(image) * profile.flux
+    expected = profile.expected / profile.flux
     positions = image + (np.arange(job.n_sub_steps) + 0.5) / job.n_sub_steps
     transforms = [voxel_transform(job, t) for t in positions]
     matrices = np.array([m for m, _ in transforms])
@@ -126,7 +125,7 @@ def _add_image(job: Job, image: int, voxels: VoxelTable, bragg: list, tally: np.
                     exposure,
                     job.shells[p],
                     expected,
-                    threshold,
+                    profile.threshold,
                     background[p],
                     background_sigma[p],
                     job.background.block,
@@ -139,10 +138,9 @@ def _add_image(job: Job, image: int, voxels: VoxelTable, bragg: list, tally: np.
                     image + 1,
                     image % 2 == 1,
                     row,
-                    p * job.grid.n_voxels,
+                    2 * p * job.grid.n_voxels,
                     extent,
-                    voxels.keys,
-                    voxels.slots,
+                    voxels.entries,
                     voxels.row_keys,
                     voxels.table,
                     voxels.n_rows,
@@ -153,6 +151,7 @@ def _add_image(job: Job, image: int, voxels: VoxelTable, bragg: list, tally: np.
                 if row == panel.shape[0]:
                     break
                 voxels.grow()
+    return profile.flux
 
 
 class PassJoiner:

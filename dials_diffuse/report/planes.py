@@ -99,10 +99,10 @@ def write_planes_png(path, data: DiffuseMap, title: str = "") -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(16, 10.5), layout="constrained")
+    figure = Figure(figsize=(16, 9.5), layout="constrained")
     FigureCanvasAgg(figure)
     colours = colormaps["RdBu_r"].with_extremes(bad="0.8")
-    radius = 1.02 / data.grid.d_min
+    radius = 1.03 * data.grid.s_magnitude(data.index).max(initial=0.1 / data.grid.d_min)
     for plane, axes in zip(standard_planes(data), figure.subplots(2, 3).flat):
         limit = _colour_limit(plane.values)
         mesh = axes.pcolormesh(

@@ -1,0 +1,114 @@
+"""Statistics of merged maps: identities, planted faults, and plain numpy."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from builders import all_voxels, merge, observation_rows, small_grid, true_intensity
+
+from dials_diffuse.merging.statistics import COLUMNS, anisotropic_correlation, isotropic_residual, shell_limits
+
+
+def noisy(tmp_path, break_symmetry=0.0, friedel=True):
+    grid = small_grid("P 41", (20, 20, 24, 90, 90, 90))
+    index = all_voxels(grid)
+    intensity = true_intensity(grid, index) * (1 + break_symmetry * np.sign(index[:, 0]))
+    rows = observation_rows(grid, index, intensity, np.random.default_rng(12), scale=30)
+    return merge(tmp_path / "a.h5", grid, rows, friedel=friedel)
+
+
+def test_symmetry_residuals(tmp_path):
+    good, broken = noisy(tmp_path), noisy(tmp_path, 0.3)
+    n = len(good.map.index)
+    assert good.statistics.overall["chi2_sym"] == pytest.approx(1, abs=5 * math.sqrt(2 / (7 * n)) + 0.01)
+    assert broken.statistics.overall["chi2_sym"] > 2
+    assert broken.statistics.overall["r_sym"] > good.statistics.overall["r_sym"] + 0.05
+
+
+def test_chi_square_of_very_weak_data(tmp_path):
+    grid = small_grid("P 41", (20, 20, 24, 90, 90, 90))
+    index = all_voxels(grid)
+    truth = np.ones(len(index))
+    rows = observation_rows(grid, index, truth, np.random.default_rng(13), scale=0.02, background=0.5)
+    rows["background_variance"] = 0
+    assert np.mean(rows["counts"] == 0) > 0.5
+    assert merge(tmp_path / "a.h5", grid, rows).statistics.overall["chi2_sym"] == pytest.approx(1, abs=0.08)
+
+
+def test_friedel_correlation_needs_no_friedel_merging(tmp_path):
+    together, apart = noisy(tmp_path), noisy(tmp_path, friedel=False)
+    assert len(apart.map.index) > 1.8 * len(together.map.index)
+    cc = together.statistics.overall["cc_friedel"]
+    assert 0.5 < cc < 1
+    assert apart.statistics.overall["cc_friedel"] == pytest.approx(cc, rel=1e-9)
+
+
+def test_friedel_correlation_unknown_when_only_one_mate_is_measured(tmp_path):
+    grid = small_grid("P 1", (9, 10, 11, 80, 95, 105), (1, 2, 3))
+    index = all_voxels(grid)
+    index = index[index[:, 0] > 0]
+    rows = observation_rows(grid, index, true_intensity(grid, index), np.random.default_rng(14))
+    assert math.isnan(merge(tmp_path / "a.h5", grid, rows).statistics.overall["cc_friedel"])
+
+
+def test_missing_cone_lowers_completeness(tmp_path):
+    grid = small_grid("P 41", (20, 20, 24, 90, 90, 90))
+    index = all_voxels(grid)
+    cone = np.abs((index / grid.subdivide @ grid.reciprocal_matrix.T)[:, 2]) > 0.8 * grid.s_magnitude(index)
+    rows = observation_rows(grid, index[~cone], true_intensity(grid, index[~cone]), np.random.default_rng(15))
+    table = merge(tmp_path / "a.h5", grid, rows).statistics
+    assert table.overall["completeness"] == pytest.approx(1 - cone.mean(), abs=0.02)
+    assert np.all(table.shells["completeness"] < 0.95) and np.all(table.shells["completeness"] > 0.6)
+    assert table.overall["multiplicity"] == pytest.approx(8, abs=0.5)
+
+
+def test_shell_table_against_plain_numpy(tmp_path):
+    grid = small_grid("P 41", (20, 20, 24, 90, 90, 90))
+    index = all_voxels(grid)
+    rows = observation_rows(grid, index, true_intensity(grid, index), np.random.default_rng(16), scale=30)
+    result = merge(tmp_path / "a.h5", grid, rows, n_shells=3, d_max=10, d_min=3.5)
+    data, table = result.map, result.statistics
+    assert tuple(table.shells) == COLUMNS and tuple(table.overall) == COLUMNS
+    d = 1 / data.grid.s_magnitude(data.index)
+    for row in (*table.rows(), table.overall):
+        use = (d <= row["d_max"]) & (d > row["d_min"] * (1 - 1e-9))
+        assert row["n"] == row["possible"] == use.sum()
+        assert row["mean"] == pytest.approx(data.intensity[use].mean())
+        assert row["mean_sigma"] == pytest.approx(data.sigma[use].mean())
+        assert row["multiplicity"] == pytest.approx(data.multiplicity[use].mean())
+        assert row["cc_half"] == pytest.approx(
+            anisotropic_correlation(data.half_a, data.half_b, 1 / d, row["d_max"], row["d_min"]), abs=0.01
+        )
+    volumes = 1 / table.shells["d_min"] ** 3 - 1 / table.shells["d_max"] ** 3
+    np.testing.assert_allclose(volumes, volumes[0])
+    np.testing.assert_allclose(shell_limits(math.inf, 2, 8)[[0, 1, -1]], [math.inf, 4, 2])
+
+
+def test_correlation_identities():
+    rng = np.random.default_rng(17)
+    s = rng.uniform(0.1, 0.5, 20_000)
+    signal, noise = rng.normal(size=(2, len(s)))
+    fall = 10 * np.exp(-8 * s)
+    assert anisotropic_correlation(signal, signal, s) == pytest.approx(1)
+    assert anisotropic_correlation(signal, 3 - 2 * signal, s) == pytest.approx(-1)
+    assert abs(anisotropic_correlation(signal + fall, noise + 2 * fall, s)) < 0.03  # the isotropic part does not count
+    half = anisotropic_correlation(signal + fall, signal + noise, s)
+    assert half == pytest.approx(1 / math.sqrt(2), abs=0.02)
+    with_gaps = np.where(s > 0.3, np.nan, signal)
+    assert anisotropic_correlation(with_gaps, np.where(s > 0.3, noise, signal), s) == pytest.approx(1)
+    mixed = np.where(s > 0.25, signal, noise)
+    assert anisotropic_correlation(signal, mixed, s, d_max=4, d_min=2) == pytest.approx(1)
+    assert abs(anisotropic_correlation(signal, mixed, s, d_max=10, d_min=4)) < 0.05
+    assert math.isnan(anisotropic_correlation(signal[:2], signal[:2], s[:2]))
+    assert math.isnan(anisotropic_correlation(fall, np.zeros(len(s)), s))
+
+
+def test_isotropic_residual_has_no_mean_in_any_bin():
+    rng = np.random.default_rng(18)
+    s, values = rng.uniform(0, 0.1, (2, 5000))
+    residual = isotropic_residual(values + 100 * s, s, 0.01)
+    for low in np.arange(10) / 100:
+        chosen = (s >= low) & (s < low + 0.01)
+        assert abs(residual[chosen].mean()) < 1e-9
