@@ -34,9 +34,14 @@ def available_cores() -> int:
     return min(counts)
 
 
+def is_xray(beam) -> bool:
+    """Is this an X-ray beam? DIALS 3.12 knows no other; later versions name the probe."""
+    return not hasattr(beam, "get_probe") or str(beam.get_probe()).endswith("xray")
+
+
 def miller_array(column) -> np.ndarray:
     """(n, 3) int32 from a ``flex.miller_index``; dxtbx.flumpy of DIALS 3.12 cannot convert these."""
-    return np.array(column, dtype=np.int32).reshape(-1, 3)
+    return column.as_vec3_double().as_numpy_array().astype(np.int32)
 
 
 def trusted_bounds(panel) -> tuple:

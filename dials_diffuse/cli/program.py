@@ -91,10 +91,10 @@ def _logging(logfile, verbosity: int) -> Iterator[None]:
     names = ("dials", "dxtbx", "py.warnings", "xfel")
     before = {n: list(logging.getLogger(n).handlers) for n in names}
     try:
-        dials.util.log.config(verbosity=verbosity, logfile=logfile or False)
-    except OSError as error:
-        raise DiffuseError(f"output.log={logfile}: cannot write the log ({error.strerror})") from None
-    try:
+        try:
+            dials.util.log.config(verbosity=verbosity, logfile=logfile or False)
+        except OSError as error:  # by then the console handler is there already
+            raise DiffuseError(f"output.log={logfile}: cannot write the log ({error.strerror})") from None
         yield
     finally:
         for n in names:

@@ -9,7 +9,7 @@ from dxtbx import flumpy
 from scitbx.array_family import flex
 from scipy.spatial.transform import Rotation
 
-from dials_diffuse.compat import trusted_bounds
+from dials_diffuse.compat import is_xray, trusted_bounds
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class ScanGeometry:
     fixed : (3, 3) F
     setting, orientation : (n, 3, 3) S and A = U B, n = 1 or n_images + 1 scan points
     s0 : (n, 3) beam vector, 1/Å
-    polarization_normal, polarization_fraction : of the beam
+    polarization_normal, polarization_fraction : of the beam; the fraction is None for electrons
     """
 
     first_index: int
@@ -104,7 +104,7 @@ class ScanGeometry:
     orientation: np.ndarray
     s0: np.ndarray
     polarization_normal: np.ndarray
-    polarization_fraction: float
+    polarization_fraction: float | None
 
     def angle(self, position: float) -> float:
         """Rotation angle in degrees; ``position`` counts images from the start of the scan, 0.5 = middle of the first."""
@@ -166,5 +166,5 @@ def scan_geometry(experiment) -> ScanGeometry:
         orientation=points(crystal, crystal.num_scan_points, crystal.get_A_at_scan_point, crystal.get_A, (3, 3)),
         s0=points(beam, beam.num_scan_points, beam.get_s0_at_scan_point, beam.get_s0, (3,)),
         polarization_normal=np.array(beam.get_polarization_normal()),
-        polarization_fraction=beam.get_polarization_fraction(),
+        polarization_fraction=beam.get_polarization_fraction() if is_xray(beam) else None,
     )

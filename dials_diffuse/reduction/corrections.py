@@ -26,15 +26,13 @@ def solid_angle(panel: PanelGeometry, reference: float = 1.0) -> np.ndarray:
 def polarization(directions: np.ndarray, s0, normal, fraction: float) -> np.ndarray:
     """(...) factor for unit vectors ``directions`` (3, ...), all in the laboratory frame.
 
-    ``P = p (1 - (u.(k x n))²) + (1 - p) (1 - (u.n)²)`` with the beam direction k, the normal n of the plane of polarization
-    and the fraction p of the light polarized in that plane (dxtbx convention). Source: Kahn et al. (1982).
+    ``P = (1 - 2p) (1 - (u.n)²) + p (1 + (u.k)²)`` with the beam direction k, the normal n of the plane of polarization and
+    the fraction p of the light polarized in that plane (dxtbx convention); the same as
+    ``p (1 - (u.(k x n))²) + (1 - p) (1 - (u.n)²)``. Source: Kabsch (1988) J. Appl. Cryst. 21, 916, as in DIALS.
     """
-    k = np.asarray(s0) / np.linalg.norm(s0)
-    n = np.asarray(normal) - np.dot(normal, k) * k  # dxtbx allows a normal that is not quite perpendicular
-    n = n / np.linalg.norm(n)
-    in_plane = np.tensordot(np.cross(k, n), directions, 1)
-    along_normal = np.tensordot(n, directions, 1)
-    return fraction * (1 - in_plane**2) + (1 - fraction) * (1 - along_normal**2)
+    along_normal = np.tensordot(np.asarray(normal) / np.linalg.norm(normal), directions, 1)
+    along_beam = np.tensordot(np.asarray(s0) / np.linalg.norm(s0), directions, 1)
+    return (1 - 2 * fraction) * (1 - along_normal**2) + fraction * (1 + along_beam**2)
 
 
 def sensor_efficiency(panel: PanelGeometry) -> np.ndarray:

@@ -190,6 +190,9 @@ def prepare_job(
     middle = scan.n_images / 2
     s0 = scan.s0_at(middle)
     switches = parameters.corrections
+    if scan.polarization_fraction is None:
+        switches = replace(switches, polarization=False)
+        parameters = replace(parameters, corrections=switches)
     if scan.beam_varies:
         switches = replace(switches, polarization=False)  # depends on s0: applied image by image
     corrections = [

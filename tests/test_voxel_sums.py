@@ -1,0 +1,257 @@
+"""Voxel sums against the pixel-by-pixel oracle, and what must not change them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import oracle
+import pytest
+from synthetic import experiment_list, make_crystal, make_detector, make_experiment
+from test_geometry import job_for
+
+from dials_diffuse.kernels import accumulate as kernel
+from dials_diffuse.kernels.accumulate import is_outlier
+from dials_diffuse.maps.files import Provenance
+from dials_diffuse.maps.observations import ObservationFile
+from dials_diffuse.reduction import voxel_sums
+from dials_diffuse.reduction.integrate import integrate
+from dials_diffuse.reduction.parameters import Corrections, Masking, ReductionParameters, Sampling
+
+PLAIN = Masking(bragg=False, persistent=False, outlier_n_sigma=0)
+COLUMNS = ("pixels", "counts", "norm", "rate", "rate_variance", "counts_odd", "norm_odd", "rate_odd", "pixels_odd")
+
+
+def poisson_images(detector, n_images, mean=5.0, seed=0):
+    rng = np.random.default_rng(seed)
+    return [[rng.poisson(mean, p.get_image_size()[::-1]).astype(np.int32) for p in detector] for _ in range(n_images)]
+
+
+def rows_of(job, nproc=1):
+    return np.concatenate([rows for rows, _ in voxel_sums.observations(job, voxel_sums.reduce_blocks(job, nproc))])
+
+
+def per_voxel(rows, *names):
+    """{(panel, index, entering): sums}, independent of how passes are cut."""
+    result = {}
+    for row in rows:
+        key = (int(row["panel"]), tuple(row["index"]), int(row["entering"]))
+        result[key] = result.get(key, 0) + np.array([row[n] for n in names])
+    return result
+
+
+def assert_same_sums(a, b):
+    a, b = per_voxel(a, *COLUMNS), per_voxel(b, *COLUMNS)
+    assert a.keys() == b.keys()
+    keys = list(a)
+    np.testing.assert_allclose([a[k] for k in keys], [b[k] for k in keys], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("n_sub", [1, 3])
+def test_sums_equal_the_oracle(n_sub):
+    detector = make_detector(size=(21, 17), pixel=1.1, n_panels=2, tilted=True)
+    images = poisson_images(detector, 3)
+    experiment = make_experiment(images, detector=detector, kappa=True, scan_varying=True)
+    job = job_for(experiment, sampling=Sampling(oscillation=n_sub), corrections=Corrections(flux=False))
+    bad = [np.zeros(p.shape, dtype=np.uint8) for p in job.panels]
+    bad[0][:5, :7] = 1
+    job = replace(job, bad=[b | m for b, m in zip(job.bad, bad)])
+    rows = rows_of(job)
+    truth = oracle.voxel_sums(experiment, images, job.grid, job.corrections_at(1), job.bad, n_sub)
+    found = {}
+    for row in rows:
+        key = (int(row["panel"]), tuple(int(i) for i in row["index"]))
+        found[key] = found.get(key, 0) + np.array([row["pixels"], row["counts"], row["norm"], row["counts_odd"]])
+    assert found.keys() == truth.keys()
+    # the beam drifts by 0.03 degrees over the scan, so the norm of image 1 stands for all to 1e-3
+    for key in truth:
+        np.testing.assert_allclose(found[key][[0, 1, 3]], truth[key][[0, 1, 3]], rtol=1e-9)
+        np.testing.assert_allclose(found[key][2], truth[key][2], rtol=1e-3)
+
+
+def test_norm_equals_the_oracle_with_exposures():
+    detector = make_detector(size=(21, 17), pixel=1.1)
+    images = poisson_images(detector, 3)
+    experiment = make_experiment(images, detector=detector, exposure=[2.0, 2.0, 2.0])
+    job = job_for(experiment, sampling=Sampling(oscillation=1), corrections=Corrections(flux=False))
+    truth = oracle.voxel_sums(experiment, images, job.grid, job.corrections, job.bad)
+    norms = per_voxel(rows_of(job), "norm")
+    total = {}
+    for (panel, index, _), value in norms.items():
+        key = panel, tuple(int(i) for i in index)
+        total[key] = total.get(key, 0) + value[0]
+    for key, value in truth.items():
+        assert total[key] == pytest.approx(2 * value[2], rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def job():
+    detector = make_detector(n_panels=2)
+    images = poisson_images(detector, 12)
+    experiment = make_experiment(images, width=2.0, detector=detector, scan_varying=True)
+    return job_for(experiment, sampling=Sampling(oscillation=2))
+
+
+@pytest.mark.parametrize("n", [1, 3, 5, 12])
+def test_blocks_do_not_matter(job, n):
+    cut = replace(job, parameters=replace(job.parameters, images_per_block=n))
+    assert_same_sums(rows_of(cut), rows_of(job))
+
+
+def test_passes_are_joined_across_blocks(job):
+    """With the seam wider than any pass, cutting the sweep into blocks does not even change the number of rows."""
+    one = rows_of(replace(job, parameters=replace(job.parameters, images_per_block=12)))
+    many = rows_of(replace(job, parameters=replace(job.parameters, images_per_block=2)))
+    split = len(many) - len(one)
+    assert 0 <= split < 0.02 * len(one)
+    blocks = sum(len(b.keys) for b in voxel_sums.reduce_blocks(replace(job, images=job.images[:6]), 1))
+    assert blocks > 0
+
+
+def test_order_of_images_does_not_matter(job):
+    forward = voxel_sums.reduce_block(job, job.images)
+    shuffled = voxel_sums.reduce_block(job, np.random.default_rng(3).permutation(job.images))
+    np.testing.assert_array_equal(forward.keys, shuffled.keys)
+    np.testing.assert_allclose(forward.table, shuffled.table, rtol=1e-12)
+
+
+def test_number_of_processes_does_not_matter(job):
+    job = replace(job, parameters=replace(job.parameters, images_per_block=3))
+    np.testing.assert_array_equal(rows_of(job, nproc=1), rows_of(job, nproc=2))
+
+
+def test_sub_steps_and_sub_pixels_conserve_the_sums():
+    detector = make_detector()
+    experiment = make_experiment(poisson_images(detector, 2), detector=detector)
+    plain = rows_of(job_for(experiment, sampling=Sampling(oscillation=1), d_min=4.2))
+    fine = rows_of(job_for(experiment, sampling=Sampling(oscillation=4, pixel=3), d_min=4.2))
+    for name in ("pixels", "counts", "norm"):
+        # only pixels that straddle the resolution limit may differ
+        assert fine[name].sum() == pytest.approx(plain[name].sum(), rel=0.02)
+    assert not np.array_equal(fine["counts"] % 1, np.zeros(len(fine)))
+
+
+def test_positions_are_means_over_pixels(job):
+    rows = rows_of(job)
+    angles = rows["xyz"][:, 2]
+    assert 30 <= angles.min() and angles.max() <= 54
+    assert np.all((rows["xyz"][:, 0] > 0) & (rows["xyz"][:, 0] < 60))
+    np.testing.assert_allclose(rows["s"], job.grid.s_magnitude(rows["index"]), rtol=1e-6)
+
+
+def test_table_grows():
+    table = voxel_sums.VoxelTable(capacity=8)
+    for key in range(0, 800, 8):
+        if table.n_rows + 1 > len(table.row_keys):
+            table.grow()
+        slot = kernel.find_slot(key, table.entries)
+        assert slot < 0
+        table.entries[-1 - slot] = key, table.n_rows
+        table.row_keys[table.n_rows] = key
+        table.n_rows += 1
+    assert [kernel.find_slot(k, table.entries) for k in range(0, 800, 8)] == list(range(100))
+    assert kernel.find_slot(3, table.entries) < 0
+
+
+def test_entering_agrees_with_dials():
+    """The flag of a voxel at a reflection is DIALS's own for the predicted reflection."""
+    from dials.array_family import flex
+
+    experiment = make_experiment(n_images=20, width=2.0, crystal=make_crystal(space_group="P1"))
+    predicted = flex.reflection_table.from_predictions(experiment, dmin=4.5)
+    job = job_for(experiment, subdivide=(1, 1, 1), sampling=Sampling(oscillation=1), corrections=Corrections(flux=False))
+    seen = {}
+    for row in rows_of(job):
+        seen.setdefault(tuple(int(i) for i in row["index"]), set()).add(int(row["entering"]))
+    compared = 0
+    for h, entering in zip(predicted["miller_index"], predicted["entering"]):
+        if len(seen.get(tuple(h), ())) == 1:
+            compared += 1
+            assert seen[tuple(h)] == {int(entering)}
+    assert compared > 50
+
+
+FLAT = [
+    {},
+    {"solid_angle": False},
+    {"polarization": False},
+    {"efficiency": False},
+    {"air": False},
+    {"solid_angle": False, "polarization": False},
+    {"efficiency": False, "air": False, "exposure": False},
+    {"solid_angle": False, "polarization": False, "efficiency": False, "air": False},
+    {"flux": False},
+]
+
+
+@pytest.mark.parametrize("off", FLAT, ids=lambda off: "-".join(off) or "all")
+def test_flat_scattering_gives_a_flat_map(off, tmp_path):
+    """Images of a constant intensity, attenuated by the physics that is switched on, come back flat."""
+    switches = Corrections(**off)
+    detector = make_detector(size=(120, 100), pixel=0.25)
+    blank = make_experiment(detector=detector, n_images=8)
+    exposure = [1.0, 2.0] * 4 if switches.exposure else [1.0] * 8
+    c = job_for(blank, corrections=replace(switches, flux=False)).corrections[0]
+    rng = np.random.default_rng(5)
+    level = 50.0
+    images = [[rng.poisson(level * c * t).astype(np.int32)] for t in exposure]
+    experiment = make_experiment(images, detector=detector, exposure=exposure)
+    parameters = ReductionParameters(corrections=switches, masking=Masking(bragg=False))
+    path = tmp_path / "flat.h5"
+    integrate(experiment_list(experiment), parameters, path, Provenance("test", "", ""))
+    rows = ObservationFile(path).read("counts", "norm", "s", "rate", "pixels", "rate_variance")
+    total = rows["counts"].sum() / rows["norm"].sum()
+    assert total == pytest.approx(level, rel=0.005 if switches.flux else 0.002)
+    # chi² of the voxels about the flat level, and no trend with resolution or between estimators
+    expected = rows["norm"] * total
+    chi2 = np.mean((rows["counts"] - expected) ** 2 / expected)
+    assert chi2 == pytest.approx(1, abs=5 * np.sqrt(2 / len(expected)))
+    for low in np.percentile(rows["s"], [0, 25, 50, 75]):
+        shell = (rows["s"] >= low) & (rows["s"] < low * 1.3 + 0.02)
+        counts = rows["counts"][shell].sum()
+        assert counts == pytest.approx(expected[shell].sum(), abs=5 * np.sqrt(counts))
+    assert rows["rate"].sum() / rows["pixels"].sum() == pytest.approx(total, rel=0.002)
+
+
+def test_a_missing_correction_is_seen():
+    """The flat map is not flat when the physics has solid angle but the reduction ignores it."""
+    detector = make_detector(size=(120, 100), pixel=0.25)
+    c = job_for(make_experiment(detector=detector), corrections=Corrections(flux=False)).corrections[0]
+    images = [[np.random.default_rng(1).poisson(50 * c).astype(np.int32)]] * 4
+    experiment = make_experiment(images, detector=detector)
+    rows = rows_of(job_for(experiment, corrections=Corrections(solid_angle=False, flux=False)))
+    expected = rows["norm"] * rows["counts"].sum() / rows["norm"].sum()
+    assert np.mean((rows["counts"] - expected) ** 2 / expected) > 1.5
+
+
+def test_flux_follows_a_decaying_beam(tmp_path):
+    detector = make_detector(size=(120, 100), pixel=0.25)
+    flux = np.array([1.5, 1.4, 1.2, 1.1, 0.9, 0.8, 0.6, 0.5])
+    rng = np.random.default_rng(2)
+    shape = detector[0].get_image_size()[::-1]
+    images = [[rng.poisson(40 * f, shape).astype(np.int32)] for f in flux]
+    experiment = make_experiment(images, detector=detector)
+    parameters = ReductionParameters(masking=Masking(bragg=False), corrections=Corrections())
+    result = integrate(experiment_list(experiment), parameters, tmp_path / "a.h5", Provenance("test", "", ""))
+    np.testing.assert_allclose(result.experiments[0].flux, flux / flux.mean(), rtol=0.01)
+
+
+def test_an_image_without_beam_is_left_out_and_named(tmp_path):
+    detector = make_detector(size=(120, 100), pixel=0.25)
+    images = poisson_images(detector, 8, mean=30)
+    images[3] = [np.zeros_like(images[3][0])]
+    experiment = make_experiment(images, detector=detector)
+    parameters = ReductionParameters(masking=Masking(bragg=False))
+    result = integrate(experiment_list(experiment), parameters, tmp_path / "a.h5", Provenance("test", "", ""))
+    assert any("no beam on image 4" in w for w in result.warnings)
+
+
+def test_outlier_shortcut_equals_the_formula():
+    rng = np.random.default_rng(0)
+    counts = rng.integers(0, 60, 5000).astype(float)
+    mean = rng.uniform(0, 40, 5000)
+    z = 2 * np.abs(np.sqrt(counts + 0.375) - np.sqrt(mean + 0.375))
+    for threshold in (1.0, 3.0, 6.0):
+        clear = np.abs(z - threshold) > 1e-9
+        found = np.array([is_outlier(c, m, threshold) for c, m in zip(counts, mean)])
+        np.testing.assert_array_equal(found[clear], (z > threshold)[clear])
