@@ -39,11 +39,6 @@ def is_xray(beam) -> bool:
     return not hasattr(beam, "get_probe") or str(beam.get_probe()).endswith("xray")
 
 
-def miller_array(column) -> np.ndarray:
-    """(n, 3) int32 from a ``flex.miller_index``; dxtbx.flumpy of DIALS 3.12 cannot convert these."""
-    return column.as_vec3_double().as_numpy_array().astype(np.int32)
-
-
 def trusted_bounds(panel) -> tuple:
     """Lowest and highest raw value that dxtbx trusts, both inclusive.
 

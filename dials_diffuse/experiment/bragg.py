@@ -10,7 +10,6 @@ import numpy as np
 from dials.array_family import flex
 from dxtbx import flumpy
 
-from dials_diffuse.compat import miller_array
 from dials_diffuse.errors import DiffuseError
 
 logger = logging.getLogger("dials.diffuse.experiment")
@@ -80,7 +79,7 @@ def spot_size(experiment, reflections=None) -> SpotSize:
 def _measure_spot_size(experiment, reflections) -> SpotSize:
     """Half the bounding box of a strong spot spans about three sigma; the distance from its prediction adds to it."""
     column = "xyzcal.px" if "xyzcal.px" in reflections else "xyzobs.px.value"
-    indexed = np.any(miller_array(reflections["miller_index"]) != 0, axis=1)
+    indexed = np.array(reflections["miller_index"] != (0, 0, 0))
     if "intensity.sum.variance" in reflections:
         variance = np.array(reflections["intensity.sum.variance"])
         signal = np.array(reflections["intensity.sum.value"]) / np.sqrt(np.where(variance > 0, variance, np.inf))
