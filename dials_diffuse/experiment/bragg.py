@@ -14,6 +14,7 @@ from dials_diffuse.errors import DiffuseError
 
 logger = logging.getLogger("dials.diffuse.experiment")
 
+MAX_PADDING = 10.0  # degrees beyond the ends of the scan where reflections with tails inside are looked for
 MIN_ZETA = 0.05  # DIALS's own limit: closer to the rotation axis a rocking width means nothing
 
 
@@ -111,12 +112,12 @@ def _zeta(table, experiment) -> np.ndarray:
     return cross @ np.array(experiment.goniometer.get_rotation_axis()) / np.where(norm > 0, norm, 1.0)
 
 
-def predict_spots(experiment, size: SpotSize, d_min: float) -> PredictedSpots:
-    """Every reflection that DIALS predicts inside the scan, and those within three sigma of its ends.
+def predict_spots(experiment, size: SpotSize, d_min: float, n_sigma: float = 3.0) -> PredictedSpots:
+    """Every reflection that DIALS predicts within ``n_sigma`` rocking widths of the scan.
 
     Systematic absences are not predicted, so the voxels there stay unmasked.
     """
-    padding = min(10.0, 3 * math.degrees(size.sigma_m.max()))
+    padding = min(MAX_PADDING, n_sigma * math.degrees(size.sigma_m.max()) / MIN_ZETA)
     table = flex.reflection_table.from_predictions(experiment, dmin=d_min, padding=padding)
     if len(table) == 0:
         raise DiffuseError(
@@ -129,10 +130,13 @@ def predict_spots(experiment, size: SpotSize, d_min: float) -> PredictedSpots:
     sigma_b, sigma_m = size.at(centre[:, 2])
     width = abs(math.radians(experiment.scan.get_oscillation()[1]))
     zeta = np.clip(np.abs(_zeta(table, experiment)), MIN_ZETA, None)
+    sigma_z = sigma_m / (zeta * width)
+    reach = n_sigma * sigma_z
+    near = (centre[:, 2] > -reach) & (centre[:, 2] < experiment.scan.get_num_images() + reach)
     return PredictedSpots(
-        panel=np.array(table["panel"], dtype=np.int64),
-        centre=centre,
-        direction=s1 / np.linalg.norm(s1, axis=1, keepdims=True),
-        sigma_b=sigma_b,
-        sigma_z=sigma_m / (zeta * width),
+        panel=np.array(table["panel"], dtype=np.int64)[near],
+        centre=centre[near],
+        direction=(s1 / np.linalg.norm(s1, axis=1, keepdims=True))[near],
+        sigma_b=sigma_b[near],
+        sigma_z=sigma_z[near],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,7 +76,7 @@ def measure_background(
         for i in progress(range(n_images), n_images, "Background"):
             angle = scan.get_angle_from_array_index(scan.get_array_range()[0] + i + 0.5) if scan is not None else 0.0
             exposure = exposures[i] if use_exposure and i < len(exposures) and exposures[i] > 0 else 1.0
-            key = int(np.floor((angle % 360) / smoothing.angle))
+            key = int(np.rint((angle % 360) / smoothing.angle)) % math.ceil(360 / smoothing.angle)
             sums = per_range.setdefault(key, [[np.zeros(_blocks(p.shape, block)) for p in panels] for _ in range(3)])
             shadows = image_mask(experiment.imageset, i)
             for p, (raw, panel) in enumerate(zip(read_image(experiment.imageset, i), panels)):
@@ -92,7 +93,7 @@ def measure_background(
         safe = np.where(measured, norm, 1.0)
         rates.append(np.where(measured, counts / safe, 0.0) * smoothing.scale)
         variances.append(np.where(measured, np.maximum(counts, 1.0) / safe**2, 0.0) * smoothing.scale**2)
-    return Background(block, (np.array(keys) + 0.5) * smoothing.angle, rates, variances)
+    return Background(block, np.array(keys) * smoothing.angle, rates, variances)
 
 
 def _blocks(shape, block: int) -> tuple:

@@ -268,7 +268,7 @@ def _all_spots(number, experiments, d_min, parameters: ReductionParameters, refl
             size = SpotSize(np.array([b]), np.array([m]), "mask.bragg.sigma_b, sigma_m")
         else:
             size = spot_size(experiment, own)
-        spots = predict_spots(experiment, size, d_min)
+        spots = predict_spots(experiment, size, d_min, parameters.masking.n_sigma)
         logger.info(
             "Bragg mask: %d reflections predicted; sigma_b %.3f, sigma_m %.3f degrees from the %s",
             len(spots),
@@ -308,7 +308,7 @@ def _mask_persistent(job: Job, progress) -> Job:
     for image in progress(chosen, len(chosen), "Looking for stuck pixels"):
         for p, raw in enumerate(read_image(job.imageset, image)):
             track_range(raw, *job.panels[p].trusted, smallest[p], largest[p])
-    stuck = stuck_pixels(smallest, largest, job.shells)
+    stuck = stuck_pixels(smallest, largest, job.shells, len(chosen))
     bad = [b | s.astype(np.uint8) for b, s in zip(job.bad, stuck)]
     job = replace(job, bad=bad, sample=sample_shells(job.shells, bad, job.corrections))
 

@@ -12,7 +12,7 @@ from dials_diffuse.kernels.image import shell_statistics
 N_SHELLS = 120
 MIN_SAMPLE = 60
 SAMPLE_PER_SHELL = 700
-STUCK_MIN_RANGE = 4
+STUCK_BY_CHANCE = 1e-7
 MIN_IMAGES = 6
 
 
@@ -93,11 +93,11 @@ def sample_shells(shells: list, bad: list, corrections: list) -> ShellSample:
     return ShellSample(panel, y, x, correction, starts)
 
 
-def stuck_pixels(smallest: list, largest: list, shells: list) -> list:
+def stuck_pixels(smallest: list, largest: list, shells: list, n_images: int) -> list:
     """(ny, nx) bool per panel, True where a pixel shows one and the same value on all of several images.
 
     That is normal where hardly anything is counted, so it is held against a pixel only when pixels at nearly the same
-    resolution vary by several counts.
+    resolution vary so much that it cannot be chance.
 
     smallest, largest : (ny, nx) arrays of the extreme values per pixel; shells : their resolution shells
     """
@@ -107,7 +107,9 @@ def stuck_pixels(smallest: list, largest: list, shells: list) -> list:
         values = np.concatenate([r[s == b] for r, s in zip(ranges, shells)])
         typical[b] = np.median(values) if len(values) else 0
     typical = ndimage.maximum_filter1d(typical, N_SHELLS // 5)
-    return [(r == 0) & (typical[s] >= STUCK_MIN_RANGE) for r, s in zip(ranges, shells)]
+    # two counts agree with a probability of about 1 / (3.5 sigma), and the range of a few is about 2.5 sigma
+    chance = np.minimum(1 / np.maximum(1.4 * typical, 1), 1) ** (n_images - 1)
+    return [(r == 0) & (chance[s] < STUCK_BY_CHANCE) for r, s in zip(ranges, shells)]
 
 
 def persistent_outliers(votes, counts, expected, shadow: float) -> np.ndarray:
