@@ -60,7 +60,12 @@ def correction(experiment, panel: int, x: float, y: float, image: int, reference
     axis = np.array(experiment.goniometer.get_rotation_axis())
     lorentz = abs(np.dot(np.array(s1), np.cross(axis, s0))) / np.dot(s0, s0)
     polarization = lorentz / dials.lp(tuple(s1))
-    return solid_angle * polarization * dials.qe(tuple(s1), panel) * math.exp(-air_mu * (lab.length() - reference_distance))
+    return (
+        solid_angle
+        * polarization
+        * dials.qe(tuple(s1), panel)
+        * math.exp(-air_mu * (lab.length() - reference_distance))
+    )
 
 
 def voxel_sums(experiment, images, grid, corrections, bad, n_sub: int = 1) -> dict:

@@ -8,8 +8,8 @@ from dxtbx import flumpy
 from dxtbx.imageset import ImageSequence, ImageSetData, MemReader
 from dxtbx.model import Beam, Crystal, Detector, Experiment, Goniometer, ParallaxCorrectedPxMmStrategy, Scan
 from dxtbx.model.experiment_list import ExperimentList
-from scitbx.array_family import flex
 from scipy.spatial.transform import Rotation
+from scitbx.array_family import flex
 
 SILICON_MU = 3.9  # 1/mm, about 1 Å
 THICKNESS = 0.45  # mm

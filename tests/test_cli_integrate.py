@@ -198,7 +198,9 @@ def test_mismatched_files(work, capsys):
     del table.experiment_identifiers()[0]
     table.experiment_identifiers()[0] = "another"
     table.as_file("other.refl")
-    fails(["integrated.expt", "other.refl"], capsys, words=["other.refl", "does not belong to integrated.expt", "another"])
+    fails(
+        ["integrated.expt", "other.refl"], capsys, words=["other.refl", "does not belong to integrated.expt", "another"]
+    )
     table["id"] = flex.int(len(table), 3)
     del table.experiment_identifiers()[0]
     table.as_file("other.refl")
@@ -230,7 +232,7 @@ def test_stills(work, capsys):
 def test_time_of_flight_and_laue(kind):
     from dials_diffuse.experiment.load import _check_experiment
 
-    with pytest.raises(DiffuseError, match="a.expt.*not supported"):
+    with pytest.raises(DiffuseError, match=r"a\.expt.*not supported"):
         _check_experiment(SimpleNamespace(get_type=lambda: kind), "a.expt")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import numpy as np
 import oracle
 import pytest
@@ -10,7 +9,12 @@ from cctbx.eltbx import attenuation_coefficient
 from synthetic import experiment_list, make_crystal, make_detector, make_experiment
 
 from dials_diffuse.experiment.geometry import panel_geometry, scan_geometry
-from dials_diffuse.reduction.corrections import air_attenuation_coefficient, polarization, sensor_efficiency, solid_angle
+from dials_diffuse.reduction.corrections import (
+    air_attenuation_coefficient,
+    polarization,
+    sensor_efficiency,
+    solid_angle,
+)
 from dials_diffuse.reduction.integrate import choose_grid
 from dials_diffuse.reduction.job import detector_setup, prepare_job
 from dials_diffuse.reduction.parameters import Corrections, Masking, ReductionParameters
@@ -58,7 +62,7 @@ def test_miller_indices_and_corrections_of_random_pixels(name):
 
 @pytest.mark.parametrize("mistake", ["corner", "axis sense", "transposed setting", "no parallax", "no fixed rotation"])
 def test_the_oracle_catches_mistakes(mistake):
-    """Half a pixel, a mirrored axis, a transposed setting rotation, ... all move the Miller index by far more than 1e-6."""
+    """Half a pixel, a mirrored axis, a transposed setting rotation, ... move the Miller index by far more than 1e-6."""
     experiment = make_experiment(**GEOMETRIES["everything"])
     scan = scan_geometry(experiment)
     offset = (0.0, 0.0) if mistake == "corner" else (0.5, 0.5)

@@ -262,7 +262,7 @@ def test_floating_point_images_with_nan():
 def test_background_rate_and_variance():
     """A background with a gradient, measured twice as long: expected counts per voxel, variance from the blocks."""
     detector = big_detector()
-    y, x = np.mgrid[:180, :200]
+    x = np.mgrid[:180, :200][1]
     level = 20 + 0.05 * x
     background = make_experiment(
         [[np.random.default_rng(i).poisson(2 * level).astype(np.int32)] for i in range(10)],

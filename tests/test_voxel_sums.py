@@ -134,7 +134,7 @@ def test_sub_steps_and_sub_pixels_conserve_the_sums():
 def test_positions_are_means_over_pixels(job):
     rows = rows_of(job)
     angles = rows["xyz"][:, 2]
-    assert 30 <= angles.min() and angles.max() <= 54
+    assert angles.min() >= 30 and angles.max() <= 54
     assert np.all((rows["xyz"][:, 0] > 0) & (rows["xyz"][:, 0] < 60))
     np.testing.assert_allclose(rows["s"], job.grid.s_magnitude(rows["index"]), rtol=1e-6)
 
@@ -159,7 +159,9 @@ def test_entering_agrees_with_dials():
 
     experiment = make_experiment(n_images=20, width=2.0, crystal=make_crystal(space_group="P1"))
     predicted = flex.reflection_table.from_predictions(experiment, dmin=4.5)
-    job = job_for(experiment, subdivide=(1, 1, 1), sampling=Sampling(oscillation=1), corrections=Corrections(flux=False))
+    job = job_for(
+        experiment, subdivide=(1, 1, 1), sampling=Sampling(oscillation=1), corrections=Corrections(flux=False)
+    )
     seen = {}
     for row in rows_of(job):
         seen.setdefault(tuple(int(i) for i in row["index"]), set()).add(int(row["entering"]))

@@ -51,7 +51,7 @@ grid {
 background = None
   .type = path
   .multiple = True
-  .help = "Experiments of images without crystal (dials.import is enough), subtracted with their variance. May be repeated."
+  .help = "Experiments of images without crystal (dials.import is enough), subtracted with their variance."
 background_average {
   block = 16
     .type = int(value_min=1)
@@ -87,7 +87,7 @@ mask {
   outlier {
     n_sigma = 6.0
       .type = float(value_min=0)
-      .help = "Two-sided rejection of pixels within a resolution shell of one image (ice, zingers, stray peaks). 0: off."
+      .help = "Two-sided rejection of pixels in a resolution shell of one image (ice, zingers, stray peaks). 0: off."
   }
 }
 corrections {
@@ -108,8 +108,8 @@ corrections {
     .help = "Exposure times of the scan."
   flux = True
     .type = bool
-    .help = "Relative intensity of each image, from its own resolution profile against that of the whole sweep: a decaying"
-            "or refilled beam, a crystal of uneven thickness. A start for dials.diffuse_scale; the factors are recorded."
+    .help = "Relative intensity of each image, from its resolution profile against that of the whole sweep: a beam"
+            "that decays or is refilled, a crystal of uneven thickness. The factors are recorded in output.json."
 }
 sampling {
   oscillation = Auto
@@ -122,7 +122,7 @@ sampling {
 exclude_images = None
   .type = strings
   .multiple = True
-  .help = "Images to leave out, as first:last, or experiment:first:last for one experiment (counted from 0, as in DIALS)."
+  .help = "Images to leave out, as first:last, or experiment:first:last for one experiment (counted from 0)."
           "Several ranges are separated by commas. Images outside a scan's valid image ranges are never used."
 nproc = Auto
   .type = int(value_min=1)
@@ -203,7 +203,9 @@ def parameters_from_phil(params) -> ReductionParameters:
             shadow=params.mask.shadow,
             outlier_n_sigma=params.mask.outlier.n_sigma,
         ),
-        sampling=Sampling(oscillation=oscillation if isinstance(oscillation, int) else None, pixel=params.sampling.pixel),
+        sampling=Sampling(
+            oscillation=oscillation if isinstance(oscillation, int) else None, pixel=params.sampling.pixel
+        ),
         background=BackgroundSmoothing(
             block=params.background_average.block,
             angle=params.background_average.angle,
@@ -221,7 +223,9 @@ def parse_exclude_images(values) -> list:
         If a range cannot be read.
     """
     result = []
-    for item in ",".join(" ".join(v) if isinstance(v, list) else str(v) for v in values or [] if v).replace(" ", ",").split(","):
+    for item in (
+        ",".join(" ".join(v) if isinstance(v, list) else str(v) for v in values or [] if v).replace(" ", ",").split(",")
+    ):
         if not item:
             continue
         match = re.fullmatch(r"(?:(\d+):)?(\d+):(\d+)", item.strip("'\""))

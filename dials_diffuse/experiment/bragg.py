@@ -71,8 +71,8 @@ def spot_size(experiment, reflections=None) -> SpotSize:
         return SpotSize(np.array([b]), np.array([m]), "profile model")
     if reflections is None or "bbox" not in reflections:
         raise DiffuseError(
-            f"experiment {experiment.identifier or '0'} has no profile model to mask Bragg peaks with: give the .refl file "
-            f"of its strong reflections as well, or set mask.bragg.sigma_b and mask.bragg.sigma_m"
+            f"experiment {experiment.identifier or '0'} has no profile model to mask Bragg peaks with: give the "
+            f".refl file of its strong reflections as well, or set mask.bragg.sigma_b and mask.bragg.sigma_m"
         )
     return _measure_spot_size(experiment, reflections)
 
@@ -87,8 +87,8 @@ def _measure_spot_size(experiment, reflections) -> SpotSize:
         indexed &= signal > 5
     if indexed.sum() < 20:
         raise DiffuseError(
-            f"only {indexed.sum()} strong indexed reflections to measure the spot size on: give a .refl file with more, "
-            f"or set mask.bragg.sigma_b and mask.bragg.sigma_m"
+            f"only {indexed.sum()} strong indexed reflections to measure the spot size on: give a .refl file with "
+            f"more, or set mask.bragg.sigma_b and mask.bragg.sigma_m"
         )
     strong = reflections.select(flumpy.from_numpy(np.flatnonzero(indexed).astype(np.uint64)))
     box = np.stack([np.array(part) for part in strong["bbox"].parts()], axis=1)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from dxtbx import flumpy
-from scitbx.array_family import flex
 from scipy.spatial.transform import Rotation
+from scitbx.array_family import flex
 
 from dials_diffuse.compat import is_xray, trusted_bounds
 
@@ -107,7 +107,7 @@ class ScanGeometry:
     polarization_fraction: float | None
 
     def angle(self, position: float) -> float:
-        """Rotation angle in degrees; ``position`` counts images from the start of the scan, 0.5 = middle of the first."""
+        """Rotation angle in degrees; ``position`` counts images from the start of the scan, 0.5 = mid-first."""
         return self.oscillation[0] + self.oscillation[1] * position
 
     def s0_at(self, position: float) -> np.ndarray:

@@ -115,7 +115,22 @@ def track_range(raw, low, high, smallest, largest):
 
 @njit
 def track_outliers(
-    raw, bad, bragg, image, low, high, pedestal, gain, corrections, exposure, shells, centre, limit, votes, counts, expected
+    raw,
+    bad,
+    bragg,
+    image,
+    low,
+    high,
+    pedestal,
+    gain,
+    corrections,
+    exposure,
+    shells,
+    centre,
+    limit,
+    votes,
+    counts,
+    expected,
 ):
     """Compare every usable pixel of one image with its resolution shell.
 

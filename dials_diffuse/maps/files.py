@@ -155,7 +155,9 @@ def open_schema(path, schema: str) -> h5py.File:
     found = handle.attrs.get("schema", "none")
     if found != schema:
         handle.close()
-        raise DiffuseError(f"{path}: schema is {found}, this program reads {schema}; use the matching program or version")
+        raise DiffuseError(
+            f"{path}: schema is {found}, this program reads {schema}; use the matching program or version"
+        )
     return handle
 
 

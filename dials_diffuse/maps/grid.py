@@ -14,7 +14,7 @@ from dials_diffuse.errors import DiffuseError
 
 @dataclass(frozen=True)
 class MapGrid:
-    """Voxels centred on fractional Miller indices ``index / subdivide`` inside the sphere ``1/d_max <= |s| <= 1/d_min``.
+    """Voxels centred on fractional Miller indices ``index / subdivide`` with ``1/d_max <= |s| <= 1/d_min``.
 
     Attributes
     ----------

@@ -17,7 +17,7 @@ from dials_diffuse.maps.grid import MapGrid
 SCHEMA = "dials_diffuse.observations/1"
 CHUNK = 1 << 16
 
-#: One row per voxel x pass. Sums run over the pixels (or fractions of pixels, when sub-sampled) that fell into the voxel.
+#: One row per voxel x pass. Sums run over the pixels (fractions of pixels, when sub-sampled) that fell into the voxel.
 #: ``*_odd`` hold the part that came from every second image: the half sets by frame.
 OBSERVATION_DTYPE = np.dtype(
     [

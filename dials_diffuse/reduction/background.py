@@ -45,7 +45,12 @@ def no_background(n_panels: int) -> Background:
 
 
 def measure_background(
-    experiments, panels, bad: list, smoothing: BackgroundSmoothing, use_exposure: bool, progress=lambda items, n, label: items
+    experiments,
+    panels,
+    bad: list,
+    smoothing: BackgroundSmoothing,
+    use_exposure: bool,
+    progress=lambda items, n, label: items,
 ) -> Background:
     """Average background images.
 

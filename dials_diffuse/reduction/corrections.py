@@ -1,8 +1,8 @@
 """Per-pixel factors c of the expected counts ``C = c I + b``; one function each, and no Lorentz factor.
 
-A pixel counts what its solid angle cuts out of the Ewald sphere while the crystal turns, so the plain sum over pixels in a
-voxel already averages I over the volume they swept: a Lorentz factor, which belongs to integrated Bragg spots, would be
-wrong here.
+A pixel counts what its solid angle cuts out of the Ewald sphere while the crystal turns, so the plain sum over pixels
+in a voxel already averages I over the volume they swept: a Lorentz factor, which belongs to integrated Bragg spots,
+would be wrong here.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def solid_angle(panel: PanelGeometry, reference: float = 1.0) -> np.ndarray:
 def polarization(directions: np.ndarray, s0, normal, fraction: float) -> np.ndarray:
     """(...) factor for unit vectors ``directions`` (3, ...), all in the laboratory frame.
 
-    ``P = (1 - 2p) (1 - (u.n)²) + p (1 + (u.k)²)`` with the beam direction k, the normal n of the plane of polarization and
-    the fraction p of the light polarized in that plane (dxtbx convention); the same as
+    ``P = (1 - 2p) (1 - (u.n)²) + p (1 + (u.k)²)`` with the beam direction k, the normal n of the plane of polarization
+    and the fraction p of the light polarized in that plane (dxtbx convention); the same as
     ``p (1 - (u.(k x n))²) + (1 - p) (1 - (u.n)²)``. Source: Kabsch (1988) J. Appl. Cryst. 21, 916, as in DIALS.
     """
     along_normal = np.tensordot(np.asarray(normal) / np.linalg.norm(normal), directions, 1)
@@ -36,7 +36,7 @@ def polarization(directions: np.ndarray, s0, normal, fraction: float) -> np.ndar
 
 
 def sensor_efficiency(panel: PanelGeometry) -> np.ndarray:
-    """(ny, nx) fraction of photons stopped by the sensor, ``1 - exp(-mu t / cos(incidence))``; 1 if mu or t is unknown."""
+    """(ny, nx) fraction of photons stopped by the sensor, ``1 - exp(-mu t / cos(incidence))``; 1 if unknown."""
     depth = panel.mu * panel.thickness
     if depth <= 0:
         return np.ones(panel.shape)
@@ -53,7 +53,7 @@ def air_attenuation_coefficient(wavelength: float) -> float:
 
 
 def air_transmission(panel: PanelGeometry, wavelength: float, reference_distance: float) -> np.ndarray:
-    """(ny, nx) transmission of the air path beyond ``reference_distance`` mm (the common part only changes the scale)."""
+    """(ny, nx) transmission of the air path beyond ``reference_distance`` mm (what all share is only a scale)."""
     path = panel.distance.astype(float) - reference_distance
     return np.exp(-air_attenuation_coefficient(wavelength) * path)
 

@@ -75,16 +75,16 @@ def choose_grid(experiments, parameters: ReductionParameters) -> MapGrid:
     if len(groups) > 1:
         symbols = sorted({str(e.crystal.get_space_group().info()) for e in experiments})
         raise DiffuseError(
-            f"crystals of different space groups ({', '.join(symbols)}) cannot share a map; integrate them one by one or "
-            f"bring them to one with dials.reindex"
+            f"crystals of different space groups ({', '.join(symbols)}) cannot share a map; integrate them one by one "
+            f"or bring them to one with dials.reindex"
         )
     cells = np.array([e.crystal.get_unit_cell().parameters() for e in experiments])
     cell = cells.mean(axis=0)
     worst = np.abs(cells[:, :3] / cell[:3] - 1).max()
     if worst > MAX_CELL_DIFFERENCE:
         raise DiffuseError(
-            f"unit cells differ by {100 * worst:.1f} %, more than {100 * MAX_CELL_DIFFERENCE:.0f} %: the crystals are not "
-            f"isomorphous; leave some out"
+            f"unit cells differ by {100 * worst:.1f} %, more than {100 * MAX_CELL_DIFFERENCE:.0f} %: the crystals are "
+            f"not isomorphous; leave some out"
         )
     if len(experiments) > 1:  # averaging must not break the metric symmetry
         cell = experiments[0].crystal.get_space_group().average_unit_cell(_unit_cell(cell)).parameters()
@@ -191,18 +191,31 @@ def integrate(
             logger.info(
                 "Memory: about %.2f GB",
                 memory_estimate(
-                    grid, setup, parameters, nproc, experiment.beam.get_wavelength(), abs(experiment.scan.get_oscillation()[1])
+                    grid,
+                    setup,
+                    parameters,
+                    nproc,
+                    experiment.beam.get_wavelength(),
+                    abs(experiment.scan.get_oscillation()[1]),
                 )
                 / 1e9,
             )
             job = prepare_job(
-                number, experiments, images[number], grid, parameters, setup, reflections, background_experiments, progress
+                number,
+                experiments,
+                images[number],
+                grid,
+                parameters,
+                setup,
+                reflections,
+                background_experiments,
+                progress,
             )
             reports.append(_reduce_experiment(job, experiment.identifier, writer, nproc, progress))
         if writer.n_rows == 0:
             raise DiffuseError(
-                f"no observations: every pixel of {sum(map(len, images))} images is masked or outside d_min={grid.d_min:g} "
-                f"Å, d_max={grid.d_max:g} Å; check the masks and the resolution limits"
+                f"no observations: every pixel of {sum(map(len, images))} images is masked or outside "
+                f"d_min={grid.d_min:g} Å, d_max={grid.d_max:g} Å; check the masks and the resolution limits"
             )
     return IntegrationResult(grid, writer.n_rows, reports, warnings + [w for r in reports for w in r.warnings])
 
@@ -237,12 +250,9 @@ def _reduce_experiment(job: Job, identifier: str, writer, nproc: int, progress) 
     if job.reference is not None:
         logger.info("Flux of the images relative to their mean: %.3f to %.3f", min(report.flux), max(report.flux))
     logger.info(
-        "%d observations. Pixels used %.1f %%, always masked %.1f %%, Bragg %.1f %%, untrusted %.2f %%, outliers %.3f %%",
+        "%d observations. Pixels: used %.1f %%, never used %.1f %%, Bragg %.1f %%, untrusted %.2f %%, outlier %.3f %%",
         report.n_observations,
-        *(
-            100 * n / total
-            for n in (report.used, report.never_used, report.bragg, report.untrusted, report.outlier)
-        ),
+        *(100 * n / total for n in (report.used, report.never_used, report.bragg, report.untrusted, report.outlier)),
     )
     return report
 

@@ -231,7 +231,12 @@ def prepare_job(
         job = replace(job, reference=_reference_profile(job))
     if background_experiments:
         background = measure_background(
-            background_experiments, detector.panels, job.bad, parameters.background, parameters.corrections.exposure, progress
+            background_experiments,
+            detector.panels,
+            job.bad,
+            parameters.background,
+            parameters.corrections.exposure,
+            progress,
         )
         job = replace(job, background=background)
     return job

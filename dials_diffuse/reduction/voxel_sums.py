@@ -81,8 +81,10 @@ def reduce_block(job: Job, images) -> BlockSums:
 
 
 def voxel_transform(job: Job, position: float) -> tuple:
-    """(matrix, origin): voxel coordinates of a pixel in direction u are ``matrix @ u - origin`` (h = matrix @ u - origin
-    on the subdivided lattice), at ``position`` images from the start of the scan."""
+    """(matrix, origin): a pixel in direction u lies at ``matrix @ u - origin`` on the subdivided lattice.
+
+    position : images from the start of the scan, 0.5 = middle of the first
+    """
     s0 = job.scan.s0_at(position)
     to_index = np.diag(job.grid.subdivide) @ np.linalg.inv(job.scan.matrix_at(position))
     return to_index * np.linalg.norm(s0), to_index @ s0

@@ -1,0 +1,144 @@
+"""Pixels per second of the fused pass on 6-megapixel CBF frames, against decoding alone and a naive single-pass kernel.
+
+80 x 80 x 40 Å cell, d_min 1.5 Å at the detector corner, 3 x 3 x 3 voxels. Then peak memory of whole runs of the program
+over sweeps of different length.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numba
+import numpy as np
+from dials.algorithms.profile_model.gaussian_rs import Model
+from dxtbx import flumpy
+from dxtbx.format.FormatCBFMini import FormatCBFMini
+from dxtbx.model import Beam, Crystal, DetectorFactory, Goniometer, ScanFactory
+from dxtbx.model.experiment_list import ExperimentListFactory
+from scipy.spatial.transform import Rotation
+from timing import alternate
+
+from dials_diffuse.experiment.images import read_image
+from dials_diffuse.reduction.integrate import choose_grid
+from dials_diffuse.reduction.job import detector_setup, prepare_job
+from dials_diffuse.reduction.parameters import ReductionParameters
+from dials_diffuse.reduction.voxel_sums import reduce_block, voxel_transform
+
+SIZE = (2463, 2527)
+N_IMAGES = 8
+
+
+def make_sweep(folder: Path, n_images: int, n_files: int = N_IMAGES) -> Path:
+    """Poisson noise on a Pilatus-6M-like detector, with an orientation, as mini-CBF files; returns the .expt.
+
+    Of a long sweep only ``n_files`` frames are different, the others are links to them.
+    """
+    detector = DetectorFactory.simple(
+        "PAD", 380, (211, 217), "+x", "-y", (0.172, 0.172), SIZE, trusted_range=(-1, 1_000_000)
+    )
+    beam, goniometer = Beam((0, 0, 1), 0.98), Goniometer((1, 0, 0))
+    rng = np.random.default_rng(0)
+    names = []
+    for i in range(n_images):
+        names.append(str(folder / f"image_{i + 1:05d}.cbf"))
+        if i >= n_files:
+            Path(names[-1]).symlink_to(names[i % n_files])
+            continue
+        scan = ScanFactory.make_scan((i + 1, i + 1), 0.1, (i * 0.5, 0.5), {i + 1: 0})
+        image = flumpy.from_numpy(rng.poisson(5, size=SIZE[::-1]).astype(np.int32))
+        FormatCBFMini.as_file(detector, beam, goniometer, scan, image, names[-1])
+    experiments = ExperimentListFactory.from_filenames(names[:2])
+    experiment = experiments[0]
+    experiments = ExperimentListFactory.from_templates(
+        [str(folder / "image_#####.cbf")], scan=ScanFactory.make_scan((1, n_images), 0.1, (0, 0.5), {1: 0})
+    )
+    experiment = experiments[0]
+    experiment.scan.set_oscillation((0.0, 0.5))
+    axes = Rotation.from_euler("xyz", [10, 20, 30], degrees=True).as_matrix() @ np.diag([80.0, 80.0, 40.0])
+    experiment.crystal = Crystal(*(tuple(v) for v in axes.T), space_group_symbol="P43212")
+    experiment.profile = Model(None, 3, 0.03, 0.08, deg=True)
+    experiment.identifier = "benchmark"
+    path = folder / f"sweep_{n_images}.expt"
+    experiments.as_file(str(path))
+    return path
+
+
+@numba.njit
+def naive(raw, directions, matrix, origin, n, counts, pixels):
+    """The least that a mapping program can do: no masks, no corrections, one dense grid."""
+    ny, nx = raw.shape
+    for y in range(ny):
+        for x in range(nx):
+            u, v, w = directions[0, y, x], directions[1, y, x], directions[2, y, x]
+            i = int(np.floor(matrix[0, 0] * u + matrix[0, 1] * v + matrix[0, 2] * w - origin[0] + 0.5)) + n[0]
+            j = int(np.floor(matrix[1, 0] * u + matrix[1, 1] * v + matrix[1, 2] * w - origin[1] + 0.5)) + n[1]
+            k = int(np.floor(matrix[2, 0] * u + matrix[2, 1] * v + matrix[2, 2] * w - origin[2] + 0.5)) + n[2]
+            if 0 <= i < counts.shape[0] and 0 <= j < counts.shape[1] and 0 <= k < counts.shape[2]:
+                counts[i, j, k] += raw[y, x]
+                pixels[i, j, k] += 1
+
+
+def throughput(expt: Path) -> None:
+    from dials_diffuse.experiment.load import load_experiments
+
+    experiments = load_experiments(str(expt))
+    parameters = ReductionParameters(d_min=1.5)
+    grid = choose_grid(experiments, parameters)
+    images = np.arange(N_IMAGES)
+    job = prepare_job(0, experiments, images, grid, parameters, detector_setup(experiments[0].detector))
+    one_step = replace(job, n_sub_steps=1)
+    bare = replace(job.parameters, masking=replace(job.parameters.masking, bragg=False, outlier_n_sigma=0))
+    bare = replace(one_step, parameters=bare, reference=None)
+    counts, pixels = np.zeros(grid.shape), np.zeros(grid.shape, dtype=np.int32)
+
+    def decode():
+        for i in images:
+            read_image(job.imageset, int(i))
+
+    def naive_pass():
+        for i in images:
+            raw = read_image(job.imageset, int(i))[0]
+            matrix, origin = voxel_transform(job, i + 0.5)
+            naive(raw, job.panels[0].directions, matrix, origin, np.array(grid.extent), counts, pixels)
+
+    seconds = alternate(
+        {
+            "decoding alone": decode,
+            "decoding + naive kernel": naive_pass,
+            "fused, one sub-step": lambda: reduce_block(one_step, images),
+            f"fused, {job.n_sub_steps} sub-steps (default)": lambda: reduce_block(job, images),
+            "fused, no Bragg mask, guard or flux": lambda: reduce_block(bare, images),
+        }
+    )
+    megapixels = N_IMAGES * SIZE[0] * SIZE[1] / 1e6
+    reference = seconds["decoding alone"]
+    print(f"{N_IMAGES} frames of {SIZE[0]} x {SIZE[1]} pixels, {100 * (job.bad[0] == 0).mean():.0f} % of them used")
+    for name, value in seconds.items():
+        print(f"{name:38s} {megapixels / value:7.1f} Mpixel/s per core   {value / reference:6.2f} x decoding")
+
+
+def memory(folder: Path) -> None:
+    """Peak memory of whole runs on sweeps of 8, 32 and 96 images."""
+    for n_images in (8, 32, 96):
+        sub = folder / f"sweep{n_images}"
+        sub.mkdir()
+        expt = make_sweep(sub, n_images)
+        code = (
+            "import resource, sys; from dials_diffuse.cli.integrate import run; run(sys.argv[1:]);"
+            "print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        )
+        args = [str(expt), "d_min=1.5", "nproc=1", "output.log=None", "output.json=None"]
+        done = subprocess.run([sys.executable, "-c", code, *args], cwd=sub, capture_output=True, text=True, check=True)
+        peak = int(done.stdout.split("PEAK")[1])
+        print(f"{n_images:4d} images: peak memory {peak / 1e6:.2f} GB")
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        throughput(make_sweep(folder, N_IMAGES))
+        memory(folder)

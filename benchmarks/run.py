@@ -1,0 +1,23 @@
+"""Speed as ratios within one run: ``make bench``, or ``python benchmarks/run.py [integrate] [merge] ...``.
+
+Absolute numbers depend on the machine and its load, so every figure stands beside a reference measured in the same
+minutes, alternating with it.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import bench_integrate
+import bench_merge
+
+BENCHMARKS = {"integrate": bench_integrate.main, "merge": bench_merge.main}
+
+if __name__ == "__main__":
+    names = sys.argv[1:] or list(BENCHMARKS)
+    unknown = [name for name in names if name not in BENCHMARKS]
+    if unknown:
+        raise SystemExit(f"no benchmark {unknown[0]}; there are {', '.join(BENCHMARKS)}")
+    for name in names:
+        print(f"\n== {name}")
+        BENCHMARKS[name]()
