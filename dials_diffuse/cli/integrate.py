@@ -174,10 +174,10 @@ def _main(params, files, provenance) -> None:
             "inputs": list(files),
             "parameters": provenance.phil,
             **result.as_dict(),
-            "outputs": [{"path": params.output.observations, "kind": "observations", "importance": "primary"}],
+            "outputs": [{"path": params.output.observations, "kind": "observations", "importance": "main"}],
         }
+        logger.info("Saving the summary to %s", params.output.json)
         write_json(params.output.json, content)
-        logger.info("Saved the summary to %s", params.output.json)
 
 
 def parameters_from_phil(params) -> ReductionParameters:
