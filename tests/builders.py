@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import h5py
 import numpy as np
 
 from dials_diffuse.maps.files import Provenance
@@ -78,6 +79,16 @@ def write_rows(path, grid: MapGrid, rows: np.ndarray, identifier="id-1"):
         for start in range(0, len(rows), 100_000):
             writer.append(rows[start : start + 100_000])
     return path
+
+
+def damage_chunk(path, column: str) -> None:
+    """Overwrite the last packed chunk of a column."""
+    with h5py.File(path) as handle:
+        dataset = handle["observations"][column].id
+        chunk = dataset.get_chunk_info(dataset.get_num_chunks() - 1)
+    with open(path, "r+b") as file:
+        file.seek(chunk.byte_offset)
+        file.write(b"\xff" * chunk.size)
 
 
 def merge(path, grid=None, rows=None, block=700, **options):

@@ -45,14 +45,15 @@ def miller_index(experiment, panel: int, x: float, y: float, image: int, fractio
     return np.linalg.solve(frame, s1 - s0), s1
 
 
-def correction(experiment, panel: int, x: float, y: float, image: int, reference_distance: float, air_mu: float):
+def correction(experiment, panel: int, x: float, y: float, image: int, air_mu: float):
     """Product of all pixel corrections, with polarization and sensor efficiency from DIALS."""
     _, s0 = crystal_frame(experiment, image)
     model = experiment.detector[panel]
     lab = matrix.col(model.get_pixel_lab_coord((x, y)))
     s1 = lab.normalize() * float(np.linalg.norm(s0))
     cosine = abs(lab.normalize().dot(matrix.col(model.get_normal())))
-    solid_angle = cosine * (reference_distance / lab.length()) ** 2
+    size = model.get_pixel_size()
+    solid_angle = 1e6 * size[0] * size[1] * cosine / lab.length() ** 2
     beam = copy.deepcopy(experiment.beam)
     beam.reset_scan_points()
     beam.set_s0(tuple(s0))
@@ -60,12 +61,7 @@ def correction(experiment, panel: int, x: float, y: float, image: int, reference
     axis = np.array(experiment.goniometer.get_rotation_axis())
     lorentz = abs(np.dot(np.array(s1), np.cross(axis, s0))) / np.dot(s0, s0)
     polarization = lorentz / dials.lp(tuple(s1))
-    return (
-        solid_angle
-        * polarization
-        * dials.qe(tuple(s1), panel)
-        * math.exp(-air_mu * (lab.length() - reference_distance))
-    )
+    return solid_angle * polarization * dials.qe(tuple(s1), panel) * math.exp(-air_mu * lab.length())
 
 
 def voxel_sums(experiment, images, grid, corrections, bad, n_sub: int = 1) -> dict:

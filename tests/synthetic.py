@@ -70,6 +70,7 @@ def make_experiment(
     profile=(0.1, 0.2),
     identifier="synthetic",
     polarization=0.99,
+    first_image=1,
 ) -> Experiment:
     """An Experiment on images in memory.
 
@@ -89,7 +90,7 @@ def make_experiment(
         axis = rotation(5, 10, 40) @ [1, 0, 0]
         goniometer = Goniometer(tuple(axis), tuple(rotation(20, 40, -30).ravel()), tuple(rotation(3, -8, 5).ravel()))
     times = flex.double(exposure if exposure is not None else [1.0] * n_images)
-    scan = Scan((1, n_images), (30.0, width))
+    scan = Scan((first_image, first_image + n_images - 1), (30.0, width))
     scan.set_exposure_times(times)
     crystal = crystal or make_crystal()
     if scan_varying:

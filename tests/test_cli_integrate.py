@@ -105,7 +105,8 @@ def test_default_run(work):
         assert result.provenance.program == "dials.diffuse_integrate"
         assert "n_sigma" in result.provenance.phil
         rows = result.read("counts", "norm")
-        assert rows["counts"].sum() / rows["norm"].sum() > 10
+        # 20 counts in 0.1 s and pixels of up to 25 microsteradian
+        assert 8 < rows["counts"].sum() / rows["norm"].sum() < 11
     summary = json.loads(Path("diffuse_integrated.json").read_text())
     assert summary["schema"] == "dials.diffuse_integrate/1"
     assert summary["n_images_used"] == N_IMAGES
@@ -156,7 +157,10 @@ def test_two_crystals_in_two_files(work):
     table.experiment_identifiers()[0] = "crystal-two"
     table.as_file("second.refl")
     rewrite(lambda experiments: setattr(experiments[0], "identifier", "crystal-one"))
-    program.run(["integrated.expt", "second.expt", "integrated.refl", "second.refl"])
+    four = ["integrated.expt", "second.expt", "integrated.refl", "second.refl"]
+    loaded = load_input(four).reflections
+    assert [(loaded["id"] == i).count(True) for i in (0, 1)] == [len(loaded) // 2] * 2
+    program.run(four)
     with ObservationFile("diffuse_integrated.h5") as result:
         assert [e.identifier for e in result.experiments] == ["crystal-one", "crystal-two"]
         rows = result.read("experiment", "counts")
@@ -212,6 +216,37 @@ def test_mismatched_files(work, capsys):
     fails(["integrated.expt", "other.refl"], capsys, words=["other.refl", "images 1..8"])
 
 
+def test_reflections_that_lack_columns(work, capsys):
+    table = flex.reflection_table.from_file("integrated.refl")
+    for column in ("id", "panel"):
+        part = table.copy()
+        del part[column]
+        part.as_file("part.refl")
+        fails(["integrated.expt", "part.refl"], capsys, words=["part.refl", f"no column {column}"])
+    rewrite(lambda experiments: setattr(experiments[0], "profile", None))
+    for column in ("s1", "xyzobs.px.value"):
+        part = table.copy()
+        del part[column]
+        part.as_file("part.refl")
+        fails(["integrated.expt", "part.refl"], capsys, words=[f"no column {column}", "sigma_b"])
+    part = table.copy()
+    del part["miller_index"]
+    part.as_file("part.refl")
+    program.run(["integrated.expt", "part.refl"])
+
+
+def test_the_same_experiment_twice(work, capsys):
+    fails(["integrated.expt", "integrated.expt"], capsys, words=["integrated.expt", "twice", "crystal-one"])
+
+
+def test_a_killed_worker(work, capsys, monkeypatch):
+    from dials_diffuse.reduction import voxel_sums
+
+    monkeypatch.setattr(voxel_sums, "reduce_block", lambda job, images: os._exit(9))
+    monkeypatch.setattr(voxel_sums, "BLOCK_ANGLE", 2.0)
+    fails([*FILES, "nproc=2"], capsys, words=["nproc=2", "memory"])
+
+
 def test_reflections_without_experiments(work, capsys):
     fails(["integrated.refl"], capsys, words=["integrated.refl", ".expt"])
 
@@ -239,6 +274,12 @@ def test_time_of_flight_and_laue(kind):
 def test_no_observations(work, capsys):
     fails([*FILES, "d_max=3.0", "d_min=2.9"], capsys, words=["d_min"])
     fails([*FILES, "exclude_images=1:8"], capsys, words=["exclude_images"])
+    fails([*FILES, "d_min=100"], capsys, words=["d_min=100"])
+
+
+def test_exclusions_that_name_nothing(work, capsys):
+    fails([*FILES, "exclude_images=7:1:3"], capsys, words=["exclude_images=7:1:3", "only 1"])
+    fails([*FILES, "exclude_images=100:200"], capsys, words=["exclude_images=100:200", "1:8"])
 
 
 def test_bad_files(work, capsys):
@@ -307,6 +348,26 @@ def test_full_disk(work, limit):
 )
 def test_bad_command_lines(work, capsys, args):
     fails(args, capsys, code=2)
+
+
+@pytest.mark.parametrize(
+    "parameter",
+    [
+        "grid.subdivide",
+        "sampling.pixel",
+        "mask.bragg.n_sigma",
+        "mask.outlier.n_sigma",
+        "mask.shadow",
+        "background_average.block",
+        "output.observations",
+    ],
+)
+def test_none_where_a_value_is_needed(work, capsys, parameter):
+    fails([*FILES, f"{parameter}=None"], capsys, words=[parameter.split(".")[-1]])
+
+
+def test_a_grid_beyond_all_bounds(work, capsys):
+    fails([*FILES, "grid.subdivide=1000000,1000000,1000000"], capsys, words=["grid.subdivide"])
 
 
 def test_no_input_shows_the_help(work, capsys):

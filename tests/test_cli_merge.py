@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from builders import all_voxels, observation_rows, small_grid, true_intensity, write_rows
+from builders import all_voxels, damage_chunk, observation_rows, small_grid, true_intensity, write_rows
 
 import dials_diffuse
 from dials_diffuse.cli.merge import parameters_from_phil, phil_scope, run
@@ -25,7 +26,9 @@ GRID = small_grid("P 41", (12, 12, 18, 90, 90, 90))
 @pytest.fixture
 def observations(tmp_path, monkeypatch):
     """A folder with one observation file, made the current one."""
-    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
     index = np.tile(all_voxels(GRID), (2, 1))
     rows = observation_rows(GRID, index, true_intensity(GRID, index), np.random.default_rng(0), scale=30)
     return write_rows(Path("diffuse_integrated.h5"), GRID, rows)
@@ -65,7 +68,7 @@ def test_json(observations):
     assert content["schema"] == "dials.diffuse_merge/1" and content["version"] == dials_diffuse.__version__
     assert content["inputs"] == ["diffuse_integrated.h5"] and content["space_group"] == "P 41"
     assert content["unit_cell"] == pytest.approx([12, 12, 18, 90, 90, 90]) and content["d_min"] == 3.0
-    assert content["parameters"]["half_sets"] == "frame" and content["warnings"] == []
+    assert "half_sets = random *frame friedel" in content["parameters"] and content["warnings"] == []
     assert len(content["statistics"]["shells"]) == 7
     for row in (*content["statistics"]["shells"], content["statistics"]["overall"]):
         assert tuple(row) == COLUMNS
@@ -146,10 +149,22 @@ def test_bad_command_lines(observations, capsys, word):
         (["output.png=nowhere/a.png"], "nowhere"),
         (["output.log=nowhere/a.log"], "nowhere"),
         (["missing.h5"], "missing.h5: no such file"),
+        (["statistics.d_max=1"], "statistics.d_max=1"),
+        (["statistics.d_min=200"], "reaches from 100 to 3"),
+        (["statistics.d_max=3"], "statistics.d_max=3"),
+        (["statistics.d_max=nan"], "need 0 < d_min < d_max"),
+        (["statistics.n_shells=None"], "statistics.n_shells=None"),
+        (["seed=None"], "seed=None"),
+        (["friedel=None"], "friedel=None"),
+        (["diffuse_integrated.h5"], "diffuse_integrated.h5: given twice"),
+        (["../work/diffuse_integrated.h5"], "../work/diffuse_integrated.h5: given twice (as diffuse_integrated.h5"),
+        (["link.h5"], "link.h5: given twice"),
     ],
 )
 def test_user_errors(observations, capsys, words, expected):
+    Path("link.h5").symlink_to(observations)
     assert expected in fails([observations, *words], 1, capsys)
+    assert not list(Path().glob("*.nxs"))
 
 
 def test_inputs_that_are_no_observations(observations, capsys):
@@ -158,6 +173,13 @@ def test_inputs_that_are_no_observations(observations, capsys):
     with h5py.File("other.h5", "w") as handle:
         handle.attrs["schema"] = "something/1"
     assert "other.h5: schema is something/1" in fails(["other.h5"], 1, capsys)
+    shutil.copy(observations, "damaged.h5")
+    with h5py.File("damaged.h5", "r+") as handle:
+        del handle["grid"]
+    assert "damaged.h5: damaged" in fails([observations, "damaged.h5"], 1, capsys)
+    shutil.copy(observations, "chunk.h5")
+    damage_chunk("chunk.h5", "counts")
+    assert "chunk.h5: damaged" in fails([observations, "chunk.h5"], 1, capsys)
     write_rows("empty.h5", GRID, observation_rows(GRID, np.zeros((0, 3), int), np.zeros(0), np.random.default_rng(0)))
     assert "empty.h5: holds no observations" in fails([observations, "empty.h5"], 1, capsys)
     assert not Path("diffuse_merged.nxs").exists()

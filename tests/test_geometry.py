@@ -56,7 +56,7 @@ def test_miller_indices_and_corrections_of_random_pixels(name):
         h = (matrix @ job.panels[p].directions[:, y, x] - origin) / job.grid.subdivide
         expected, _ = oracle.miller_index(experiment, p, x + 0.5, y + 0.5, image)
         np.testing.assert_allclose(h, expected, atol=1e-6)
-        c = oracle.correction(experiment, p, x + 0.5, y + 0.5, image, job.detector.reference_distance, air_mu)
+        c = oracle.correction(experiment, p, x + 0.5, y + 0.5, image, air_mu)
         assert job.corrections_at(image)[p][y, x] == pytest.approx(c, rel=1e-6)
 
 

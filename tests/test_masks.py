@@ -6,10 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from cctbx import uctbx
 from dials.array_family import flex
+from dxtbx.format.image import ImageBool
+from dxtbx.model import Crystal
 from synthetic import experiment_list, make_crystal, make_detector, make_experiment
 from test_voxel_sums import poisson_images, rows_of
 
+from dials_diffuse.errors import DiffuseError
 from dials_diffuse.experiment.bragg import predict_spots, spot_size
 from dials_diffuse.experiment.geometry import panel_geometry
 from dials_diffuse.experiment.images import static_mask
@@ -17,6 +21,7 @@ from dials_diffuse.kernels.image import shell_statistics
 from dials_diffuse.maps.files import Provenance
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.observations import ObservationFile
+from dials_diffuse.reduction import voxel_sums
 from dials_diffuse.reduction.background import measure_background
 from dials_diffuse.reduction.integrate import choose_grid, integrate
 from dials_diffuse.reduction.job import detector_setup, prepare_job, sub_steps
@@ -178,10 +183,11 @@ def test_shell_statistics_resist_outliers():
     c = rng.uniform(0.5, 1.0, 3000)
     counts = rng.poisson(40 * c).astype(float)
     counts[::20] = 5000
-    centre, spread = shell_statistics(counts / c, c, np.array([0, 1500, 3000]), 60)
+    centre, spread, sigma = shell_statistics(counts / c, c, np.array([0, 1500, 3000]), 60)
     np.testing.assert_allclose(centre, 40, rtol=0.03)
     assert np.all((spread >= 1) & (spread < 1.3))
-    few, _ = shell_statistics(counts[:10] / c[:10], c[:10], np.array([0, 10]), 60)
+    np.testing.assert_allclose(sigma, np.sqrt(40 * 0.75), rtol=0.15)
+    few, _, _ = shell_statistics(counts[:10] / c[:10], c[:10], np.array([0, 10]), 60)
     assert np.isnan(few[0])
 
 
@@ -210,8 +216,6 @@ def test_faint_pixels_that_never_count_are_not_called_stuck():
 
 
 def test_masks_of_panel_and_imageset_are_used():
-    from dxtbx.format.image import ImageBool
-
     experiment = make_experiment(detector=big_detector())
     experiment.detector[0].add_mask(10, 20, 40, 60)
     mask = np.ones((180, 200), dtype=bool)
@@ -244,7 +248,8 @@ def test_gain_and_pedestal():
     detector[0].set_gain(2.0)
     detector[0].set_pedestal(10.0)
     images = [[np.full((180, 200), 50, dtype=np.int32)]] * 2
-    rows = rows_of(job_for(experiment_list(make_experiment(images, detector=detector)), masking=Masking(bragg=False)))
+    experiments = experiment_list(make_experiment(images, detector=detector))
+    rows = rows_of(job_for(experiments, masking=Masking(bragg=False)))
     np.testing.assert_allclose(rows["counts"] / rows["pixels"], 20.0)
 
 
@@ -270,9 +275,8 @@ def test_background_rate_and_variance():
         exposure=[2.0] * 10,
         identifier="background",
     )
-    panels = [panel_geometry(detector[0])]
     bad = [np.zeros((180, 200), dtype=np.uint8)]
-    measured = measure_background([background], panels, bad, BackgroundSmoothing(block=20, angle=360), True)
+    measured = measure_background([background], detector, bad, BackgroundSmoothing(block=20, angle=360), True)
     assert measured.rate[0].shape == (1, 9, 10)
     truth = level.reshape(9, 20, 10, 20).mean(axis=(1, 3))
     sigma = np.sqrt(measured.variance[0][0])
@@ -302,19 +306,118 @@ def test_background_follows_the_angle():
     detector = big_detector()
     images = [[np.full((180, 200), 10 + i, dtype=np.int32)] for i in range(4)]
     background = make_experiment(images, detector=detector, width=20.0)
-    panels = [panel_geometry(detector[0])]
     bad = [np.zeros((180, 200), dtype=np.uint8)]
-    measured = measure_background([background], panels, bad, BackgroundSmoothing(angle=20), True)
+    measured = measure_background([background], detector, bad, BackgroundSmoothing(angle=20), True)
     assert [measured.at(angle, 1.0)[0][0][0, 0] for angle in (40, 60, 80, 100)] == [10, 11, 12, 13]
     assert measured.at(40 + 360, 2.0)[0][0][0, 0] == 20
+    assert measured.at(40, 2.0)[1][0][0, 0] == 2 * measured.at(40, 1.0)[1][0][0, 0] > 0
 
 
 def test_background_of_another_detector_is_refused():
-    from dials_diffuse.errors import DiffuseError
-
     background = make_experiment(detector=big_detector())
-    with pytest.raises(DiffuseError, match="same detector"):
-        measure_background([background], [panel_geometry(make_detector()[0])], [], BackgroundSmoothing(), True)
+    for other in (make_detector(), big_detector(distance=80.0), big_detector(tilted=True), big_detector(n_panels=2)):
+        with pytest.raises(DiffuseError, match="same detector"):
+            measure_background([background], other, [], BackgroundSmoothing(), True)
+
+
+def test_pixels_without_background_are_masked():
+    """A mask of the background images is heeded, and nothing is subtracted as if it were zero."""
+    detector = big_detector()
+    background = make_experiment(poisson_images(detector, 4, mean=20), detector=detector, identifier="background")
+    usable = np.ones((180, 200), dtype=bool)
+    usable[:, 96:] = False
+    flags = flex.bool(usable.ravel())
+    flags.reshape(flex.grid(180, 200))
+    background.imageset.external_lookup.mask.data = ImageBool(flags)
+    experiments = experiment_list(make_experiment(poisson_images(detector, 4, mean=50), detector=detector))
+    job = job_for(experiments, background_images=[background], masking=Masking(bragg=False, persistent=False))
+    assert np.all(job.bad[0][:, 96:] != 0) and np.all(job.bad[0][:, :96] == 0)
+    rows = rows_of(job)
+    assert (rows["counts"] - rows["background"]).sum() / rows["pixels"].sum() == pytest.approx(30, rel=0.01)
+
+
+def test_distant_background_images_are_reported():
+    detector = big_detector()
+    images = poisson_images(detector, 2, mean=20)
+    background = make_experiment(images, detector=detector, width=90.0, identifier="background")  # at 75 and 165
+    experiments = experiment_list(make_experiment(detector=detector))
+    smoothing = BackgroundSmoothing(angle=10)
+    job = job_for(experiments, background_images=[background], masking=Masking(bragg=False), background=smoothing)
+    assert "degrees away" in job.warnings[0]
+
+
+def test_flux_is_that_of_the_crystal_when_the_background_is_known():
+    """The crystal scatters 45 and 15 above a steady background of 20."""
+    detector = big_detector()
+    background = make_experiment(poisson_images(detector, 8, mean=20), detector=detector, identifier="background")
+    images = [poisson_images(detector, 1, mean=20 + (45 if i < 4 else 15), seed=i)[0] for i in range(8)]
+    job = job_for(
+        experiment_list(make_experiment(images, detector=detector)),
+        background_images=[background],
+        masking=Masking(bragg=False, persistent=False),
+        corrections=Corrections(solid_angle=False, polarization=False, efficiency=False, air=False),
+    )
+    flux = list(voxel_sums.reduce_block(job, job.images).flux.values())
+    np.testing.assert_allclose(flux, [1.5] * 4 + [0.5] * 4, rtol=0.02)
+    rows = rows_of(job)
+    assert rows["background"].sum() / rows["pixels"].sum() == pytest.approx(20, rel=0.01)
+    assert (rows["counts"] - rows["background"]).sum() / rows["norm"].sum() == pytest.approx(30, rel=0.01)
+
+
+def test_read_noise_does_not_bias():
+    detector = big_detector()
+    detector[0].set_pedestal(40.0)
+    for mean in (0.5, 2.0):
+        rng = np.random.default_rng(8)
+        shape = (180, 200)
+        counts = [rng.poisson(mean, shape) + 40 + np.rint(rng.normal(0, 3, shape)) for _ in range(16)]
+        images = [[c.astype(np.int32)] for c in counts]
+        experiments = experiment_list(make_experiment(images, detector=detector))
+        rows = rows_of(job_for(experiments, masking=Masking(bragg=False)))
+        error = 4 * np.sqrt((mean + 9.1) / rows["pixels"].sum())
+        assert rows["counts"].sum() / rows["pixels"].sum() == pytest.approx(mean, abs=error)
+
+
+def test_a_mask_of_another_size_is_refused():
+    experiment = make_experiment(detector=big_detector())
+    flags = flex.bool(flex.grid(10, 20), True)
+    experiment.imageset.external_lookup.mask.data = ImageBool(flags)
+    with pytest.raises(DiffuseError, match="make a new one"):
+        static_mask(experiment.imageset)
+
+
+def test_crystals_on_overlapping_parts_of_a_sweep(monkeypatch):
+    """Peaks of a second crystal, indexed on later images of the same sweep, are masked on the images in common."""
+    detector = big_detector()
+    one = make_experiment(detector=detector, n_images=6)
+    other = make_experiment(detector=detector, n_images=6, crystal=make_crystal(angles=(70, -10, 5)), identifier="b")
+    other.scan.set_oscillation((33.0, 1.0))
+    starts = {id(one.imageset): 0, id(other.imageset): 3}
+    monkeypatch.setattr(
+        "dials_diffuse.experiment.images._identities",
+        lambda imageset: [(f"image_{starts[id(imageset)] + i}", 0) for i in range(6)],
+    )
+    job = job_for([one, other], masking=BRAGG_ONLY)
+    assert len(job.spots) == 2
+    alone = job_for([other], masking=BRAGG_ONLY)
+    own = job_for([one], masking=BRAGG_ONLY)
+    for image in (4, 5):
+        expected = painted(own, image)[0] | painted(alone, image - 3)[0]
+        np.testing.assert_array_equal(painted(job, image)[0], expected)
+
+
+def test_crystals_that_are_not_isomorphous():
+    def crystal(beta):
+        cell = uctbx.unit_cell((20, 24, 30, 90, beta, 90))
+        axes = np.array(cell.orthogonalization_matrix()).reshape(3, 3).T
+        return Crystal(*(tuple(a) for a in axes), space_group_symbol="P2")
+
+    close = [make_experiment(crystal=crystal(b), identifier=str(b)) for b in (90, 91)]
+    assert choose_grid(close, ReductionParameters()).unit_cell[4] == pytest.approx(90.5)
+    with pytest.raises(DiffuseError, match="isomorphous"):
+        choose_grid([make_experiment(crystal=crystal(b)) for b in (90, 115)], ReductionParameters())
+    with pytest.raises(DiffuseError, match="space groups"):
+        choose_grid([make_experiment(), make_experiment(crystal=make_crystal(space_group="P1"))], ReductionParameters())
 
 
 def test_sub_steps_follow_step_and_voxel_size():
@@ -328,8 +431,10 @@ def test_sub_steps_follow_step_and_voxel_size():
 
 def test_relative_flux_ignores_unknown_shells():
     reference = np.array([np.nan, 2.0, 4.0, 6.0])
-    assert relative_flux(np.array([5.0, 1.0, 2.0, np.nan]), reference) == pytest.approx(0.5)
-    assert relative_flux(np.full(4, np.nan), reference) == 1.0
+    norm = np.full(4, 1000.0)
+    assert relative_flux(np.array([5.0, 1.0, 2.0, np.nan]), reference, norm) == pytest.approx(0.5)
+    assert relative_flux(np.full(4, np.nan), reference, norm) == 1.0
+    assert relative_flux(np.full(4, 3.0), reference, norm / 1000) == 1.0
 
 
 def test_resolution_limits_are_those_of_the_voxels(tmp_path):

@@ -98,14 +98,33 @@ def test_blocks_do_not_matter(job, n):
     assert_same_sums(rows_of(cut), rows_of(job))
 
 
-def test_passes_are_joined_across_blocks(job):
-    """With the seam wider than any pass, cutting the sweep into blocks does not even change the number of rows."""
+def test_passes_are_joined_across_blocks(job, monkeypatch):
+    """With the seam as wide as the sweep, cutting it into blocks changes nothing at all, only the order of rows."""
+    monkeypatch.setattr(voxel_sums, "SEAM_ANGLE", 100.0)
     one = rows_of(replace(job, parameters=replace(job.parameters, images_per_block=12)))
-    many = rows_of(replace(job, parameters=replace(job.parameters, images_per_block=2)))
-    split = len(many) - len(one)
-    assert 0 <= split < 0.02 * len(one)
-    blocks = sum(len(b.keys) for b in voxel_sums.reduce_blocks(replace(job, images=job.images[:6]), 1))
-    assert blocks > 0
+    many = replace(job, parameters=replace(job.parameters, images_per_block=2))
+    assert sum(len(b.keys) for b in voxel_sums.reduce_blocks(many, 1)) > 1.2 * len(one)
+    many = rows_of(many)
+    assert len(many) == len(one)
+    order = ["panel", "entering", "index", "s"]
+    for a, b in ((np.sort(one, order=order), np.sort(many, order=order)),):
+        np.testing.assert_array_equal(a["index"], b["index"])
+        np.testing.assert_allclose(a["norm"], b["norm"], rtol=1e-12)
+        np.testing.assert_allclose(a["xyz"], b["xyz"], rtol=1e-5)
+
+
+def test_a_voxel_not_seen_for_long_starts_a_new_pass(job, monkeypatch):
+    """The seam of 5 degrees is two and a half images here: a gap of three images cuts every pass."""
+    monkeypatch.setattr(voxel_sums, "SEAM_ANGLE", 5.0)
+    images = np.array([0, 1, 5, 6])
+    for n in (1, 2, 12):
+        rows = rows_of(replace(job, images=images, parameters=replace(job.parameters, images_per_block=n)))
+        first = rows_of(replace(job, images=images[:2]))
+        last = rows_of(replace(job, images=images[2:]))
+        assert len(rows) == len(first) + len(last)
+    # a rotation by 360 degrees brings the same voxels back, in a pass of their own
+    again = np.concatenate([np.arange(4), 180 + np.arange(4)])
+    assert [len(b) for b in voxel_sums.blocks_of_images(replace(job, images=again))] == [4, 4]
 
 
 def test_order_of_images_does_not_matter(job):
@@ -238,6 +257,88 @@ def test_flux_follows_a_decaying_beam(tmp_path):
     np.testing.assert_allclose(result.experiments[0].flux, flux / flux.mean(), rtol=0.01)
 
 
+@pytest.mark.parametrize("mean", [0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 3.0])
+def test_flux_of_weak_images(mean):
+    """Two thirds of the beam in half of the images, however few counts there are."""
+    detector = make_detector(size=(240, 200), pixel=0.125)
+    rng = np.random.default_rng(3)
+    images = [[rng.poisson(mean * (1.2 if i < 6 else 0.8), (200, 240)).astype(np.int32)] for i in range(12)]
+    job = job_for(make_experiment(images, detector=detector), corrections=Corrections())
+    flux = np.array(list(voxel_sums.reduce_block(job, job.images).flux.values()))
+    assert len(flux) == 12
+    counts = mean * job.sample.norm.sum() / job.sample.correction.mean()
+    assert flux[6:].mean() / flux[:6].mean() == pytest.approx(2 / 3, abs=4 / np.sqrt(counts))
+
+
+def test_flux_ignores_the_shadow_of_the_goniometer(monkeypatch):
+    detector = make_detector(size=(120, 100), pixel=0.25)
+    images = poisson_images(detector, 10, mean=50)
+    lit = np.ones((100, 120), dtype=bool)
+    shadowed = lit.copy()
+    shadowed[:, :40] = False
+    for (image,) in images[5:]:
+        image[:, :40] //= 4
+    masks = {i: [shadowed if i >= 5 else lit] for i in range(10)}
+    monkeypatch.setattr("dials_diffuse.reduction.job.image_mask", lambda imageset, i: masks[i])
+    masking = Masking(bragg=False, persistent=False)
+    job = job_for(make_experiment(images, detector=detector), corrections=Corrections(), masking=masking)
+    flux = list(voxel_sums.reduce_block(job, job.images).flux.values())
+    np.testing.assert_allclose(flux, 1, atol=0.02)
+    rows = rows_of(job)
+    assert rows["pixels"].sum() <= 5 * 120 * 100 + 5 * 80 * 100
+
+
+def test_one_dropped_frame_does_not_spoil_the_flux():
+    detector = make_detector(size=(120, 100), pixel=0.25)
+    flux = np.linspace(1.5, 0.5, 12)
+    images = [[np.random.default_rng(i).poisson(40 * f, (100, 120)).astype(np.int32)] for i, f in enumerate(flux)]
+    images[4] = [np.full((100, 120), -5, dtype=np.int32)]
+    masking = Masking(bragg=False, persistent=False)
+    job = job_for(make_experiment(images, detector=detector), corrections=Corrections(), masking=masking)
+    found = np.array(list(voxel_sums.reduce_block(job, job.images).flux.values()))
+    others = np.arange(12) != 4
+    np.testing.assert_allclose(found[others] / found[0], flux[others] / flux[0], rtol=0.02)
+
+
+def test_intensities_do_not_depend_on_the_distance():
+    """The same scattering per solid angle and second on a near and on a far detector."""
+    levels = []
+    for distance, pixel in ((60.0, 0.25), (120.0, 0.5), (120.0, 0.25)):
+        detector = make_detector(size=(120, 100), pixel=pixel, distance=distance)
+        c = job_for(make_experiment(detector=detector), corrections=Corrections(flux=False)).corrections[0]
+        images = [[np.random.default_rng(1).poisson(2.0 * c).astype(np.int32)]] * 2
+        rows = rows_of(job_for(make_experiment(images, detector=detector), corrections=Corrections(flux=False)))
+        levels.append(rows["counts"].sum() / rows["norm"].sum())
+    np.testing.assert_allclose(levels, 2.0, rtol=0.02)
+
+
+def test_a_varying_beam_makes_no_outliers():
+    detector = make_detector(size=(120, 100), pixel=0.25)
+    blank = make_experiment(detector=detector, scan_varying=True, n_images=8)
+    model = job_for(blank, corrections=Corrections(flux=False))
+    images = [[np.random.default_rng(i).poisson(40 * model.corrections_at(i)[0]).astype(np.int32)] for i in range(8)]
+    assert np.median(images[0][0]) > 500
+    experiment = make_experiment(images, detector=detector, scan_varying=True)
+    job = job_for(experiment, masking=Masking(bragg=False), corrections=Corrections(flux=False))
+    assert voxel_sums.reduce_block(job, job.images).tally[kernel.OUTLIER] <= 1
+    assert (job.bad[0] != 0).sum() == 0
+
+
+def test_scans_that_do_not_start_at_the_first_image():
+    """Image numbers shift nothing: not the geometry, not the Bragg mask, not the exclusion of images."""
+    from dials_diffuse.reduction.integrate import images_to_use
+
+    detector = make_detector(size=(120, 100), pixel=0.25)
+    images = poisson_images(detector, 6)
+    masking = Masking(persistent=False, outlier_n_sigma=0)
+    one = make_experiment(images, detector=detector)
+    eleven = make_experiment(images, detector=detector, first_image=11)
+    np.testing.assert_array_equal(rows_of(job_for(one, masking=masking)), rows_of(job_for(eleven, masking=masking)))
+    assert images_to_use(eleven, 0, [(None, 12, 13)]).tolist() == [0, 3, 4, 5]
+    eleven.scan.set_valid_image_ranges("synthetic", [(13, 15)])
+    assert images_to_use(eleven, 0, [(0, 15, 20)]).tolist() == [2, 3]
+
+
 def test_an_image_without_beam_is_left_out_and_named(tmp_path):
     detector = make_detector(size=(120, 100), pixel=0.25)
     images = poisson_images(detector, 8, mean=30)
@@ -246,6 +347,12 @@ def test_an_image_without_beam_is_left_out_and_named(tmp_path):
     parameters = ReductionParameters(masking=Masking(bragg=False))
     result = integrate(experiment_list(experiment), parameters, tmp_path / "a.h5", Provenance("test", "", ""))
     assert any("no beam on image 4" in w for w in result.warnings)
+    fate = result.experiments[0]
+    assert fate.n_images == 7
+    fates = fate.never_used + fate.used + fate.untrusted + fate.bragg + fate.outlier + fate.off_grid
+    assert fates == 7 * 120 * 100
+    with ObservationFile(tmp_path / "a.h5") as file:
+        assert file.experiments[0].n_images_used == 7
 
 
 def test_outlier_shortcut_equals_the_formula():

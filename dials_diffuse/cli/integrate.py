@@ -143,13 +143,13 @@ output {
 
 def run(args=None, phil=phil_scope) -> None:
     """Run ``dials.diffuse_integrate``; raises SystemExit on errors, see :func:`run_program`."""
-    run_program("dials.diffuse_integrate", __doc__, phil, _main, args)
+    run_program("dials.diffuse_integrate", __doc__, phil, _main, args, required=("observations",))
 
 
 def _main(params, files, provenance) -> None:
     parameters = parameters_from_phil(params)
     excluded = parse_exclude_images(params.exclude_images)
-    nproc = available_cores() if params.nproc in (None, "Auto") or "auto" in str(params.nproc).lower() else params.nproc
+    nproc = params.nproc if isinstance(params.nproc, int) else available_cores()
     data = load_input(files)
     background = [e for path in params.background or [] if path for e in load_experiments(path)]
     result = integrate(
@@ -187,7 +187,7 @@ def parameters_from_phil(params) -> ReductionParameters:
     return ReductionParameters(
         d_min=params.d_min,
         d_max=params.d_max,
-        subdivide=tuple(params.grid.subdivide),
+        subdivide=tuple(params.grid.subdivide or ()),
         corrections=Corrections(
             **{
                 name: getattr(params.corrections, name)

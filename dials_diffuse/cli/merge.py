@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from libtbx.phil import parse
 
 from dials_diffuse import __version__
 from dials_diffuse.cli.program import run_program, track
-from dials_diffuse.maps.files import write_json
+from dials_diffuse.maps.files import Provenance, write_json
 from dials_diffuse.maps.nexus import write_map
 from dials_diffuse.merging.laue import MergeParameters, merge_observations
 from dials_diffuse.merging.statistics import format_table
@@ -113,11 +113,10 @@ def main(params, files, provenance) -> None:
     logger.info("\n%s\n", format_table(result.statistics))
 
     outputs = []
-    if params.output.map:
-        logger.info("Saving the map to %s", params.output.map)
-        provenance = replace(provenance, identifiers=result.identifiers)
-        write_map(params.output.map, result.map, provenance, params.output.volume)
-        outputs.append({"path": params.output.map, "kind": "map", "importance": "main"})
+    logger.info("Saving the map to %s", params.output.map)
+    provenance = replace(provenance, identifiers=result.identifiers)
+    write_map(params.output.map, result.map, provenance, params.output.volume)
+    outputs.append({"path": params.output.map, "kind": "map", "importance": "main"})
     if params.output.png:
         logger.info("Saving pictures to %s", params.output.png)
         write_planes_png(params.output.png, result.map)
@@ -125,17 +124,17 @@ def main(params, files, provenance) -> None:
     if params.output.json:
         logger.info("Saving statistics to %s", params.output.json)
         outputs.append({"path": params.output.json, "kind": "statistics", "importance": "main"})
-        write_json(params.output.json, summary(result, files, parameters, outputs))
+        write_json(params.output.json, summary(result, provenance, outputs))
 
 
-def summary(result, inputs, parameters: MergeParameters, outputs) -> dict:
+def summary(result, provenance: Provenance, outputs) -> dict:
     """Content of ``output.json``, schema ``dials.diffuse_merge/1``."""
     grid = result.map.grid
     return {
         "schema": "dials.diffuse_merge/1",
         "version": __version__,
-        "inputs": list(inputs),
-        "parameters": asdict(parameters),
+        "inputs": list(provenance.inputs),
+        "parameters": provenance.phil,
         "space_group": grid.space_group_symbol,
         "unit_cell": grid.unit_cell,
         "subdivide": grid.subdivide,
@@ -151,7 +150,7 @@ def summary(result, inputs, parameters: MergeParameters, outputs) -> dict:
 
 def run(args=None, phil=phil_scope) -> None:
     """Entry point of dials.diffuse_merge; ``args`` default to the command line."""
-    run_program("dials.diffuse_merge", HELP, phil, main, args)
+    run_program("dials.diffuse_merge", HELP, phil, main, args, required=("map",))
 
 
 if __name__ == "__main__":

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from dials_diffuse.compat import dials_version
 from dials_diffuse.errors import CommandLineError, DiffuseError
-from dials_diffuse.maps.files import Provenance
+from dials_diffuse.maps.files import Provenance, check_writable
 
 logger = logging.getLogger("dials.diffuse.cli")
 
+#: what DIALS takes for a file of parameters
+_PHIL_SUFFIXES = (".phil", ".param", ".params", ".eff", ".def")
 
-def run_program(name: str, help_text: str, phil, main: Callable, args=None) -> None:
+
+def run_program(name: str, help_text: str, phil, main: Callable, args=None, required=()) -> None:
     """Parse ``args``, set up logging and call ``main(params, files, provenance)``.
 
     Parameters
@@ -25,20 +31,24 @@ def run_program(name: str, help_text: str, phil, main: Callable, args=None) -> N
     phil : libtbx phil scope
     main : receives the extracted phil, the list of input paths (existing files) and a Provenance
     args : list of str, default ``sys.argv[1:]``
+    required : names of ``output.*`` that may not be None
 
     Raises
     ------
     SystemExit
-        1 for a user or data error (one line on stderr), 2 for a bad command line. Returns normally on success.
+        1 for a user or data error (one line on stderr), 2 for a bad command line, 143 when terminated by SIGTERM.
+        Returns normally on success.
     """
     try:
-        params, options, files, provenance = _parse(name, help_text, phil, args)
-        with _logging(params.output.log, options.verbose):
-            logger.info("%s", dials_version())
-            changed = options.diff_phil
-            if changed:
-                logger.info("The following parameters have been modified:\n\n%s", changed)
-            main(params, files, provenance)
+        with _terminable():
+            params, options, files, provenance = _parse(name, help_text, phil, args)
+            check_outputs(phil, params, required)
+            with _logging(params.output.log, options.verbose):
+                logger.info("%s", dials_version())
+                changed = options.diff_phil
+                if changed:
+                    logger.info("The following parameters have been modified:\n\n%s", changed)
+                main(params, files, provenance)
     except CommandLineError as error:
         print(f"{name}: {_one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -48,6 +58,69 @@ def run_program(name: str, help_text: str, phil, main: Callable, args=None) -> N
     except KeyboardInterrupt:
         print(f"{name}: interrupted, no output written", file=sys.stderr)
         raise SystemExit(1) from None
+    except _Terminated as stop:
+        print(f"{name}: terminated, unfinished outputs are removed", file=sys.stderr)
+        raise SystemExit(stop.code) from None
+
+
+class _Terminated(SystemExit):
+    """SIGTERM arrived."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM, with which batch systems end a job, unwinds the block as Ctrl-C does, so that it can clean up."""
+    if threading.current_thread() is not threading.main_thread():  # Python lets only that one handle signals
+        yield
+        return
+    owner = os.getpid()
+
+    def stop(number, frame):
+        if os.getpid() != owner:  # a forked worker: what it inherited is not its own to clean up
+            os._exit(128 + number)
+        signal.signal(number, signal.SIG_IGN)  # once is enough, a second one would interrupt the cleaning up
+        raise _Terminated(128 + number)
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)
+
+
+def check_outputs(phil, params, required=()) -> None:
+    """Can every file named by an ``output.*`` parameter of type path be written? None means no such file.
+
+    Parameters
+    ----------
+    phil : libtbx phil scope; params : what was extracted from it
+    required : names below ``output`` that may not be None
+
+    Raises
+    ------
+    DiffuseError
+        If not; the message names the parameter and its value.
+    """
+    for definition in phil.all_definitions():
+        name = definition.path
+        if not name.startswith("output.") or definition.object.type.phil_type != "path":
+            continue
+        value = params
+        for part in name.split("."):
+            value = getattr(value, part)
+        if value is None and name[len("output.") :] not in required:
+            continue
+        if not isinstance(value, str) or not value.strip():
+            otherwise = "" if name[len("output.") :] in required else ", or None for no such file"
+            raise DiffuseError(f"{name}={value}: not a file name; give one{otherwise}")
+        if name == "output.log" and _is_device(value):
+            continue
+        check_writable(value, name)
+
+
+def _is_device(path) -> bool:
+    """/dev/null and the like: a log may go there, though nobody can create files beside it."""
+    return Path(path).exists() and not Path(path).is_file() and not Path(path).is_dir()
 
 
 def _one_line(error) -> str:
@@ -72,8 +145,13 @@ def _parse(name, help_text, phil, args):
             raise CommandLineError(f"unknown parameter or bad value: {item} ('{name} -c' lists the parameters)")
         if item.startswith("-") and not Path(item).exists():
             raise CommandLineError(f"unknown option: {item} ('{name} -h' shows the help)")
+        if Path(item).is_dir():
+            raise DiffuseError(f"{item}: this is a folder; give the files in it")
         if not Path(item).is_file():
             raise DiffuseError(f"{item}: no such file; check the path")
+        if item.endswith(_PHIL_SUFFIXES):  # DIALS hands back those that it cannot parse, and those that are empty
+            _check_phil_file(item)
+            continue
         files.append(item)
     if not files:
         parser.print_help(sys.stderr)
@@ -81,6 +159,15 @@ def _parse(name, help_text, phil, args):
     options.diff_phil = parser.diff_phil.as_str().strip()
     full_phil = phil.format(python_object=params).as_str()
     return params, options, files, Provenance(name, dials_version(), full_phil, tuple(files))
+
+
+def _check_phil_file(path) -> None:
+    from dials.util.phil import parse
+
+    try:
+        parse(file_name=path)
+    except Exception as error:  # phil raises RuntimeError, Sorry and others, and whatever reading a file may raise
+        raise CommandLineError(f"{path}: cannot read these parameters: {error}") from None
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from dials.array_family import flex
@@ -54,6 +54,10 @@ class PredictedSpots:
     def __len__(self) -> int:
         return len(self.panel)
 
+    def moved(self, images: int) -> PredictedSpots:
+        """The same spots where the scan starts ``images`` earlier."""
+        return replace(self, centre=self.centre + [0, 0, images])
+
 
 def spot_size(experiment, reflections=None) -> SpotSize:
     """Spot size from the profile model, or measured on the reflections when there is none.
@@ -79,16 +83,24 @@ def spot_size(experiment, reflections=None) -> SpotSize:
 
 def _measure_spot_size(experiment, reflections) -> SpotSize:
     """Half the bounding box of a strong spot spans about three sigma; the distance from its prediction adds to it."""
+    missing = [name for name in ("xyzobs.px.value", "s1") if name not in reflections]
+    if missing:
+        raise DiffuseError(
+            f"the reflections have no column {missing[0]} to measure the spot size on: give the .refl file of "
+            f"dials.index, dials.refine or dials.integrate, or set mask.bragg.sigma_b and mask.bragg.sigma_m"
+        )
     column = "xyzcal.px" if "xyzcal.px" in reflections else "xyzobs.px.value"
-    indexed = np.array(reflections["miller_index"] != (0, 0, 0))
+    indexed = np.ones(len(reflections), dtype=bool)
+    if "miller_index" in reflections:
+        indexed = np.array(reflections["miller_index"] != (0, 0, 0), dtype=bool)
     if "intensity.sum.variance" in reflections:
         variance = np.array(reflections["intensity.sum.variance"])
         signal = np.array(reflections["intensity.sum.value"]) / np.sqrt(np.where(variance > 0, variance, np.inf))
         indexed &= signal > 5
     if indexed.sum() < 20:
         raise DiffuseError(
-            f"only {indexed.sum()} strong indexed reflections to measure the spot size on: give a .refl file with "
-            f"more, or set mask.bragg.sigma_b and mask.bragg.sigma_m"
+            f"only {np.count_nonzero(indexed)} strong indexed reflections to measure the spot size on: give a "
+            f".refl file with more, or set mask.bragg.sigma_b and mask.bragg.sigma_m"
         )
     strong = reflections.select(flumpy.from_numpy(np.flatnonzero(indexed).astype(np.uint64)))
     box = np.stack([np.array(part) for part in strong["bbox"].parts()], axis=1)
@@ -121,8 +133,8 @@ def predict_spots(experiment, size: SpotSize, d_min: float, n_sigma: float = 3.0
     table = flex.reflection_table.from_predictions(experiment, dmin=d_min, padding=padding)
     if len(table) == 0:
         raise DiffuseError(
-            f"no Bragg reflection is predicted inside the scan of experiment {experiment.identifier or '0'} to "
-            f"d_min={d_min:g}: its models do not fit together; check the .expt file"
+            f"no Bragg reflection to d_min={d_min:g} Å is predicted inside the scan of experiment "
+            f"{experiment.identifier or '0'}: give a smaller d_min, or check the models of the .expt file"
         )
     s1 = np.array(table["s1"]).reshape(-1, 3)
     centre = np.array(table["xyzcal.px"]).reshape(-1, 3)

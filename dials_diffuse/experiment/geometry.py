@@ -145,7 +145,7 @@ def scan_geometry(experiment) -> ScanGeometry:
     if exposure.size != n or not np.all(exposure > 0):
         exposure = np.ones(n)
 
-    def points(model, number, at, static, shape):
+    def points(number, at, static, shape):
         values = [at(i) for i in range(number)] if number == n + 1 else [static()]
         return np.array([np.array(v) for v in values]).reshape(-1, *shape)
 
@@ -157,14 +157,13 @@ def scan_geometry(experiment) -> ScanGeometry:
         axis=np.array(goniometer.get_rotation_axis_datum()),
         fixed=np.array(goniometer.get_fixed_rotation()).reshape(3, 3),
         setting=points(
-            goniometer,
             goniometer.num_scan_points,
             goniometer.get_setting_rotation_at_scan_point,
             goniometer.get_setting_rotation,
             (3, 3),
         ),
-        orientation=points(crystal, crystal.num_scan_points, crystal.get_A_at_scan_point, crystal.get_A, (3, 3)),
-        s0=points(beam, beam.num_scan_points, beam.get_s0_at_scan_point, beam.get_s0, (3,)),
+        orientation=points(crystal.num_scan_points, crystal.get_A_at_scan_point, crystal.get_A, (3, 3)),
+        s0=points(beam.num_scan_points, beam.get_s0_at_scan_point, beam.get_s0, (3,)),
         polarization_normal=np.array(beam.get_polarization_normal()),
         polarization_fraction=beam.get_polarization_fraction() if is_xray(beam) else None,
     )

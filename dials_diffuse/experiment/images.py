@@ -25,6 +25,8 @@ def read_image(imageset, i: int) -> list:
             f"out with exclude_images"
         ) from None
     panels = imageset.get_detector()
+    if len(data) != len(panels):
+        raise DiffuseError(f"{path}: {len(data)} panels, the experiment says {len(panels)}; import the images again")
     arrays = []
     for part, panel in zip(data, panels):
         array = part.as_numpy_array()
@@ -49,13 +51,14 @@ def static_mask(imageset) -> list:
     masks = [panel.get_untrusted_rectangle_mask().as_numpy_array() for panel in detector]
     external = imageset.external_lookup.mask.data
     if not external.empty():
-        if external.n_tiles() != len(detector):
+        tiles = [external.tile(i).data().as_numpy_array() for i in range(external.n_tiles())]
+        if [t.shape for t in tiles] != [m.shape for m in masks]:
             raise DiffuseError(
-                f"{imageset.external_lookup.mask.filename or 'the mask of the imageset'}: {external.n_tiles()} panels, "
-                f"the detector has {len(detector)}; apply a mask made for this detector"
+                f"{imageset.external_lookup.mask.filename or 'the mask of the imageset'}: made for panels of "
+                f"{[t.shape for t in tiles]} pixels, the detector has {[m.shape for m in masks]}; make a new one"
             )
-        for i, mask in enumerate(masks):
-            mask &= external.tile(i).data().as_numpy_array()
+        for mask, tile in zip(masks, tiles):
+            mask &= tile
     return masks
 
 
@@ -66,6 +69,23 @@ def image_mask(imageset, i: int) -> list | None:
     return [part.as_numpy_array() for part in imageset.get_mask(i)]
 
 
-def image_files(imageset) -> tuple:
-    """What identifies the images, so that several crystals (experiments) on the same images can be recognised."""
-    return tuple(imageset.paths()), tuple(imageset.indices())
+def image_shift(own, other) -> int | None:
+    """Position of an image in ``other`` less its position in ``own``; None if two imagesets share no image.
+
+    Tells whether several crystals (experiments) lie on the same images, also on different parts of one sweep.
+    """
+    if own is other:
+        return 0
+    positions = {identity: i for i, identity in enumerate(_identities(own))}
+    for j, identity in enumerate(_identities(other)):
+        if identity in positions:
+            return j - positions[identity]
+    return None
+
+
+def _identities(imageset) -> list:
+    """What identifies each image: its file, and the number inside a file of many."""
+    single_file = imageset.reader().is_single_file_reader()
+    numbers = list(imageset.indices()) if single_file else [0] * len(imageset)
+    paths = [imageset.get_path(i) for i in range(len(imageset))]
+    return [(path, number) for path, number in zip(paths, numbers) if path]

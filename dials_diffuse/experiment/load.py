@@ -63,6 +63,9 @@ def load_input(files: Sequence[str]) -> InputData:
             for key in list(table.experiment_identifiers().keys()):
                 del table.experiment_identifiers()[key]
             tables.append(table)
+        twice = set(part.identifiers()) & set(experiments.identifiers()) - {""}
+        if twice:
+            raise DiffuseError(f"{name}: experiment {sorted(twice)[0]} is given twice; give each experiment once")
         experiments.extend(part)
     return InputData(experiments, flex.reflection_table.concat(tables) if tables else None)
 
@@ -82,12 +85,15 @@ def load_experiments(path: str) -> ExperimentList:
         if missing:
             raise DiffuseError(
                 f"{missing[0]}: image not found ({len(missing)} missing), {path} refers to it; restore the image or "
-                f"exclude it with exclude_images and dials.slice_sequence"
+                f"cut it out with dials.slice_sequence"
             )
     try:
         return ExperimentList.from_file(path, check_format=True)
     except Exception as error:
-        raise DiffuseError(f"{path}: its images or masks cannot be read ({error}); check the first image") from None
+        raise DiffuseError(
+            f"{path}: its images or the mask files that it names cannot be read ({error}); check the first image "
+            f"and the masks"
+        ) from None
 
 
 def _load_reflections(path: str) -> flex.reflection_table:
@@ -118,6 +124,9 @@ def _check_experiment(experiment, where: str) -> None:
 
 
 def _check_match(table, experiments, refl_name: str, expt_name: str) -> None:
+    for column in ("id", "panel"):
+        if column not in table:
+            raise DiffuseError(f"{refl_name}: no column {column}; give the .refl file of dials.integrate")
     if len(table) == 0:
         raise DiffuseError(f"{refl_name}: contains no reflections; give the output of dials.integrate")
     both = f"{refl_name} does not belong to {expt_name}"

@@ -53,9 +53,9 @@ def is_outlier(counts, expected, threshold):
 
     Square roots are taken only where the bounds a + b <= (sqrt(a) + sqrt(b))^2 <= 2 (a + b) do not decide.
     """
-    difference = counts - expected
-    a = max(counts, 0.0) + 0.375
+    a = max(counts, 0.0) + 0.375  # read noise makes negative counts: they are as good as zero
     b = max(expected, 0.0) + 0.375
+    difference = a - b
     left = 4.0 * difference * difference
     right = threshold * threshold * (a + b)
     if left <= right:

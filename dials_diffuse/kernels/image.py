@@ -50,37 +50,42 @@ def shell_statistics(rates, corrections, starts, min_pixels):
 
     Returns
     -------
-    centre : (n_bins,) float64, mean of the middle 80 % of the rates (NaN where too few)
+    centre : (n_bins,) float64, sum C / sum c without outliers (NaN where too few)
     spread : (n_bins,) float64, robust sigma of 2 sqrt(C + 3/8) about the centre, at least 1 (the Poisson value)
+    sigma : (n_bins,) float64, robust sigma of the counts themselves (read noise shows here)
+
+    Outliers are found with respect to the middle 80 % of the rates. The mean of those alone would be wrong for weak
+    data, most of whose pixels count nothing.
     """
     n_bins = starts.shape[0] - 1
     centre = np.full(n_bins, np.nan)
     spread = np.ones(n_bins)
+    sigma = np.zeros(n_bins)
     for b in range(n_bins):
         part = rates[starts[b] : starts[b + 1]]
-        weight = corrections[starts[b] : starts[b + 1]]
         good = np.isfinite(part)
         values = part[good]
         n = values.shape[0]
         if n < min_pixels:
             continue
-        c = weight[good]
+        c = corrections[starts[b] : starts[b + 1]][good]
         order = np.argsort(values)
-        lower, upper = n // 10, n - n // 10
-        counts, norm = 0.0, 0.0
-        for i in order[lower:upper]:
-            counts += values[i] * c[i]
-            norm += c[i]
-        centre[b] = counts / norm
-        z = np.empty(n)
-        for i in range(n):
-            observed = max(values[i] * c[i], 0.0)
-            expected = max(centre[b] * c[i], 0.0)
-            z[i] = 2.0 * (math.sqrt(observed + 0.375) - math.sqrt(expected + 0.375))
-        z.sort()
-        quartiles = z[(3 * n) // 4] - z[n // 4]
-        spread[b] = max(1.0, quartiles / 1.349)
-    return centre, spread
+        middle = order[n // 10 : n - n // 10]
+        start = np.sum(values[middle] * c[middle]) / np.sum(c[middle])
+        counts = values * c
+        z = 2.0 * (np.sqrt(np.maximum(counts, 0.0) + 0.375) - np.sqrt(np.maximum(start * c, 0.0) + 0.375))
+        spread[b] = max(1.0, _quartile_range(z) / 1.349)
+        sigma[b] = _quartile_range(counts - start * c) / 1.349
+        usual = np.abs(z) <= 6.0 * spread[b]
+        centre[b] = np.sum(counts[usual]) / np.sum(c[usual])
+    return centre, spread, sigma
+
+
+@njit
+def _quartile_range(values):
+    n = values.shape[0]
+    order = np.sort(values)
+    return order[(3 * n) // 4] - order[n // 4]
 
 
 @njit
@@ -128,18 +133,20 @@ def track_outliers(
     shells,
     centre,
     limit,
+    sigma,
     votes,
     counts,
     expected,
+    variance,
 ):
     """Compare every usable pixel of one image with its resolution shell.
 
     Parameters
     ----------
     raw, bad, bragg, image, corrections, shells : as in :func:`accumulate`
-    centre, limit : (n_shells,) expected C/c (NaN = unknown) and threshold in sigma
+    centre, limit, sigma : (n_shells,) expected C/c (NaN = unknown), threshold in sigma, sigma of the counts
     votes : (3, ny, nx) int16, incremented: images seen, low outliers, high outliers
-    counts, expected : (ny, nx) float32, sums over the images where the pixel is not a high outlier
+    counts, expected, variance : (ny, nx) float32, sums over the images where the pixel is not a high outlier
     """
     ny, nx = raw.shape
     for y in range(ny):
@@ -160,3 +167,4 @@ def track_outliers(
                 votes[1, y, x] += 1
             counts[y, x] += c
             expected[y, x] += mean
+            variance[y, x] += max(mean, sigma[shells[y, x]] ** 2)

@@ -30,6 +30,31 @@ class Provenance:
     identifiers: tuple = ()
 
 
+def check_writable(path, parameter: str = "output.*") -> None:
+    """Can a file of this name be written, or replaced? Nothing is left behind by asking.
+
+    parameter : name of the parameter that says where, for the message
+
+    Raises
+    ------
+    DiffuseError
+        If the folder is missing or not writable, or if something else than a file has this name.
+    """
+    path = Path(path)
+    parent = path.parent
+    name = f"{parameter}={path}: cannot write,"
+    if not parent.is_dir():
+        raise DiffuseError(f"{name} the folder {parent} does not exist; create it or change {parameter}")
+    if path.is_dir():
+        raise DiffuseError(f"{name} a folder has this name; change {parameter}")
+    if path.exists() and not path.is_file():
+        raise DiffuseError(f"{name} this is no ordinary file; change {parameter}")
+    try:  # to ask for permissions is not enough: root has them all, also where nothing can be written
+        tempfile.TemporaryFile(dir=parent).close()
+    except OSError as error:
+        raise DiffuseError(f"{name} the folder {parent} refuses ({error.strerror}); change {parameter}") from None
+
+
 @contextlib.contextmanager
 def atomic_path(path) -> Iterator[Path]:
     """Yield a temporary name beside ``path`` that replaces it when the block ends well and vanishes when it does not.
@@ -40,13 +65,9 @@ def atomic_path(path) -> Iterator[Path]:
         If the folder is missing or not writable, or the disk fills up.
     """
     path = Path(path)
-    parent = path.parent
-    if not parent.is_dir():
-        raise DiffuseError(f"{path}: cannot write, the folder {parent} does not exist; create it or change output.*")
-    if path.is_dir():
-        raise DiffuseError(f"{path}: cannot write, a folder has this name; change output.*")
+    check_writable(path)
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
     except OSError as error:
         raise DiffuseError(f"{path}: cannot write ({error.strerror}); choose a writable output.*") from None
     os.close(handle)

@@ -11,6 +11,9 @@ from cctbx import sgtbx, uctbx
 
 from dials_diffuse.errors import DiffuseError
 
+#: keys of voxels travel as float64, which counts exactly to 2**53; this leaves some room
+MAX_VOXELS = 2**50
+
 
 @dataclass(frozen=True)
 class MapGrid:
@@ -26,7 +29,8 @@ class MapGrid:
     Raises
     ------
     DiffuseError
-        If a value is out of range, or if the space group mixes axes of unequal subdivision.
+        If a value is out of range, if the grid has MAX_VOXELS or more, or if the space group mixes axes of unequal
+        subdivision.
     """
 
     unit_cell: tuple
@@ -38,10 +42,18 @@ class MapGrid:
     def __post_init__(self):
         if len(self.unit_cell) != 6 or min(self.unit_cell) <= 0:
             raise DiffuseError(f"unit_cell={self.unit_cell}: six positive numbers are needed (Å, degrees)")
-        if len(self.subdivide) != 3 or any(n != int(n) or n < 1 for n in self.subdivide):
+        numbers = self.subdivide or ()
+        if len(numbers) != 3 or any(n is None or n < 1 or n != int(n) for n in numbers):
             raise DiffuseError(f"grid.subdivide={self.subdivide}: three positive integers are needed, e.g. 3,3,3")
+        if self.d_min is None or self.d_max is None:
+            raise DiffuseError(f"d_min={self.d_min}, d_max={self.d_max}: two numbers are needed (Å)")
         if not 0 < self.d_min < self.d_max:
             raise DiffuseError(f"d_min={self.d_min:g}, d_max={self.d_max:g}: need 0 < d_min < d_max (Å)")
+        if self.n_voxels >= MAX_VOXELS:
+            raise DiffuseError(
+                f"grid.subdivide={','.join(map(str, self.subdivide))}: a grid of {self.n_voxels:.2g} voxels to "
+                f"d_min={self.d_min:g} is too large; choose a smaller grid.subdivide or a larger d_min"
+            )
         rotations = np.array([op.r().as_double() for op in self.space_group]).reshape(-1, 3, 3)
         mixed = np.any(np.abs(rotations) > 1e-6, axis=0) & ~np.eye(3, dtype=bool)
         for j, k in np.argwhere(mixed):

@@ -38,7 +38,7 @@ OBSERVATION_DTYPE = np.dtype(
         ("background_odd", "f8"),
         ("rate_odd", "f8"),
         ("xyz", "f4", 3),  # mean position: px, px, rotation angle in degrees
-        ("s", "f4"),  # mean |s|, 1/Å
+        ("s", "f4"),  # |s| of the voxel centre, 1/Å
     ]
 )
 
@@ -89,15 +89,27 @@ class ObservationWriter:
             dataset[start:] = rows[name]
             self._handle.check()
 
+    def update_experiments(self, experiments) -> None:
+        """Replace the summaries that the file was opened with: some things are known only at the end.
+
+        experiments : ExperimentSummary objects, in the same order
+        """
+        _write_experiments(self._handle, experiments)
+        self._handle.check()
+
 
 @contextmanager
 def write_observations(path, grid: MapGrid, experiments, provenance: Provenance) -> Iterator[ObservationWriter]:
     """Context manager: an :class:`ObservationWriter` whose file appears under ``path`` only when all went well."""
     with create_hdf5(path, SCHEMA) as handle:
         _write_grid(handle, grid)
-        handle.attrs["experiments"] = json.dumps([asdict(e) for e in experiments])
+        _write_experiments(handle, experiments)
         handle.attrs["process"] = json.dumps(asdict(provenance))
         yield ObservationWriter(handle)
+
+
+def _write_experiments(handle: h5py.File, experiments) -> None:
+    handle.attrs["experiments"] = json.dumps([asdict(e) for e in experiments])
 
 
 def _write_grid(handle: h5py.File, grid: MapGrid) -> None:
@@ -119,11 +131,26 @@ class ObservationFile:
     experiments : tuple of ExperimentSummary
     provenance : Provenance
     n_rows : int
+
+    Raises
+    ------
+    DiffuseError
+        If the file is missing, of another schema, or damaged; the last also when its columns are read.
     """
 
     def __init__(self, path):
         self.path = path
         self._handle = open_schema(path, SCHEMA)
+        try:
+            self._read_header()
+        except DiffuseError as error:
+            self.close()
+            raise DiffuseError(f"{path}: {error}; integrate again") from None
+        except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:  # h5py, json, ours
+            self.close()
+            raise self._damaged(error) from None
+
+    def _read_header(self) -> None:
         attributes = self._handle["grid"].attrs
         self.grid = MapGrid(
             unit_cell=tuple(float(x) for x in attributes["unit_cell"]),
@@ -141,12 +168,22 @@ class ObservationFile:
         self._group = self._handle["observations"]
         missing = set(OBSERVATION_DTYPE.names) - set(self._group)
         if missing:
-            raise DiffuseError(f"{path}: columns missing: {', '.join(sorted(missing))}; integrate again")
+            raise DiffuseError(f"columns missing: {', '.join(sorted(missing))}")
         self.n_rows = len(self._group["counts"])
+        for name in OBSERVATION_DTYPE.names:
+            expected = (self.n_rows, *OBSERVATION_DTYPE[name].shape)
+            if self._group[name].shape != expected:
+                raise ValueError(f"column {name} is {self._group[name].shape}, not {expected}")
+
+    def _damaged(self, error) -> DiffuseError:
+        return DiffuseError(f"{self.path}: damaged ({' '.join(str(error).split())}); integrate again")
 
     def read(self, *columns, start: int = 0, stop: int | None = None) -> dict:
         """Columns as a dictionary of arrays, rows ``start:stop``."""
-        return {name: self._group[name][start:stop] for name in columns}
+        try:
+            return {name: self._group[name][start:stop] for name in columns}
+        except (OSError, RuntimeError) as error:  # a chunk that cannot be unpacked
+            raise self._damaged(error) from None
 
     def chunks(self, *columns, size: int = 16 * CHUNK) -> Iterator[tuple]:
         """Yield ``(start, {column: array})`` over all rows."""

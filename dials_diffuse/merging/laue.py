@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from cctbx import sgtbx, uctbx
@@ -18,7 +19,7 @@ from dials_diffuse.maps.nexus import DiffuseMap
 from dials_diffuse.maps.observations import ObservationFile
 from dials_diffuse.maps.symmetry import laue_operators, unique_voxels
 from dials_diffuse.merging.half_sets import KINDS, SUMS, columns_needed, split
-from dials_diffuse.merging.statistics import Mates, ShellTable, shell_statistics
+from dials_diffuse.merging.statistics import Mates, ShellTable, resolution_range, shell_statistics
 
 logger = logging.getLogger("dials.diffuse.merging")
 
@@ -63,12 +64,15 @@ class MergeParameters:
             raise DiffuseError("half_sets=friedel needs friedel=True: both mates must belong to one voxel")
         if self.estimator not in ESTIMATORS:
             raise DiffuseError(f"estimator={self.estimator}: choose from {', '.join(ESTIMATORS)}")
+        for name, value in (("friedel", self.friedel), ("seed", self.seed), ("statistics.n_shells", self.n_shells)):
+            if value is None:
+                raise DiffuseError(f"{name}=None: a value is needed; leave it out to have the default")
         if self.seed < 0:
             raise DiffuseError(f"seed={self.seed}: must not be negative")
         if self.n_shells < 1:
             raise DiffuseError(f"n_shells={self.n_shells}: at least one shell is needed")
         d_min, d_max = self.d_min, math.inf if self.d_max is None else self.d_max
-        if (d_min is not None and d_min <= 0) or d_max <= (d_min or 0):
+        if (d_min is not None and not d_min > 0) or not d_max > (d_min or 0):  # so that NaN is refused
             raise DiffuseError(f"statistics.d_min={self.d_min}, statistics.d_max={self.d_max}: need 0 < d_min < d_max")
 
 
@@ -150,6 +154,17 @@ def common_grid(files, space_group: str | None = None) -> MapGrid:
         raise DiffuseError(f"{first.path}: {error}, or choose another space_group") from None
 
 
+def _check_distinct(paths) -> None:
+    seen = {}
+    for path in paths:
+        resolved = Path(path).resolve()
+        if resolved in seen:
+            raise DiffuseError(
+                f"{path}: given twice (as {seen[resolved]} before), its data would count double; leave one out"
+            )
+        seen[resolved] = path
+
+
 def _check_alike(first, other, same_group: bool) -> None:
     a, b = first.grid, other.grid
     both = f"{first.path} and {other.path} cannot be merged:"
@@ -211,14 +226,17 @@ def merge_observations(
     Raises
     ------
     DiffuseError
-        If a file is not readable, if the files do not fit together, or if nothing is left to merge.
+        If a file is not readable or given twice, if the files do not fit together, if the range of the statistics lies
+        outside the map, or if nothing is left to merge.
     """
+    _check_distinct(paths)
     with ExitStack() as stack:
         files = [stack.enter_context(ObservationFile(path)) for path in paths]
         for file in files:
             if file.n_rows == 0:
                 raise DiffuseError(f"{file.path}: holds no observations; integrate again, or leave the file out")
         grid = common_grid(files, parameters.space_group)
+        resolution_range(grid, parameters.d_max, parameters.d_min)
         _report_size(grid, files)
         total = sum(math.ceil(file.n_rows / rows) for file in files)
         blocks = progress(_blocks(files, ("index", "norm"), rows), total, "finding voxels")

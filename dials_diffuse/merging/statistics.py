@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dials_diffuse.errors import DiffuseError
+from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.nexus import DiffuseMap
 from dials_diffuse.maps.symmetry import possible_voxels, unique_voxels
 
@@ -113,6 +115,24 @@ def anisotropic_correlation(a, b, s, d_max=math.inf, d_min=0.0, bin_width: float
     return float(x @ y) / math.sqrt(power) if power > 0 else math.nan
 
 
+def resolution_range(grid: MapGrid, d_max=None, d_min=None) -> tuple:
+    """``(d_max, d_min)`` in Å, where None or more than the grid has stands for the limit of the grid.
+
+    Raises
+    ------
+    DiffuseError
+        If nothing of the range lies inside the grid.
+    """
+    high = grid.d_max if d_max is None else min(d_max, grid.d_max)
+    low = grid.d_min if d_min is None else max(d_min, grid.d_min)
+    if not low < high:
+        raise DiffuseError(
+            f"statistics.d_max={d_max}, statistics.d_min={d_min}: no such part of the map, which reaches from "
+            f"{grid.d_max:g} to {grid.d_min:g} Å; choose limits inside"
+        )
+    return high, low
+
+
 def shell_limits(d_max: float, d_min: float, n_shells: int) -> np.ndarray:
     """(n_shells + 1,) resolution in Å, descending, that bounds shells of equal volume."""
     with np.errstate(divide="ignore"):
@@ -126,10 +146,14 @@ def shell_statistics(data: DiffuseMap, mates: Mates, n_shells: int = 20, d_max=N
 
     Parameters
     ----------
-    d_max, d_min : range in Å, by default the limits of the grid
+    d_max, d_min : range in Å, see :func:`resolution_range`
+
+    Raises
+    ------
+    DiffuseError
+        If nothing of the range lies inside the grid.
     """
-    d_max = data.grid.d_max if d_max is None else min(d_max, data.grid.d_max)
-    d_min = data.grid.d_min if d_min is None else max(d_min, data.grid.d_min)
+    d_max, d_min = resolution_range(data.grid, d_max, d_min)
     limits = shell_limits(d_max, d_min, n_shells)
     edges = 1 / limits
     edges[0] *= 1 - _TOLERANCE

@@ -7,10 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dials_diffuse.compat import trusted_bounds
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.experiment.images import image_mask, read_image
+from dials_diffuse.experiment.images import image_mask, read_image, static_mask
 from dials_diffuse.kernels.image import block_sums
 from dials_diffuse.reduction.parameters import BackgroundSmoothing
+
+MAX_ANGLE_BETWEEN_AXES = 2.0  # degrees; background images need not be refined
+MAX_SHIFT = 0.05  # of the distance
 
 
 @dataclass(frozen=True)
@@ -22,31 +26,35 @@ class Background:
     block : pixels along the edge of a detector block
     angles : (n,) float64, middle of each angular range, degrees
     rate, variance : one (n, by, bx) float64 array per panel
+    measured : one (by, bx) bool array per panel, False where no background image has a usable pixel
     """
 
     block: int
     angles: np.ndarray
     rate: list
     variance: list
+    measured: list
 
     def at(self, angle: float, exposure: float) -> tuple:
         """Expected counts and their sigma at the nearest angular range: two lists of (by, bx) arrays, one per panel."""
-        distance = np.abs((self.angles - angle + 180) % 360 - 180)
-        i = int(np.argmin(distance))
+        i = int(np.argmin(self.distances(angle)))
         counts = [rate[i] * exposure for rate in self.rate]
         sigma = [np.sqrt(variance[i]) * exposure for variance in self.variance]
         return counts, sigma
 
+    def distances(self, angle: float) -> np.ndarray:
+        """(n,) degrees between an angle and the middle of each range."""
+        return np.abs((self.angles - angle + 180) % 360 - 180)
 
-def no_background(n_panels: int) -> Background:
-    """A background of zero without variance."""
-    zero = [np.zeros((1, 1, 1)) for _ in range(n_panels)]
-    return Background(1 << 30, np.zeros(1), zero, zero)
+    def unmeasured_pixels(self, p: int, shape) -> np.ndarray:
+        """(ny, nx) bool: pixels of panel ``p`` whose background is unknown."""
+        spread = np.repeat(np.repeat(~self.measured[p], self.block, axis=0), self.block, axis=1)
+        return spread[: shape[0], : shape[1]]
 
 
 def measure_background(
     experiments,
-    panels,
+    detector,
     bad: list,
     smoothing: BackgroundSmoothing,
     use_exposure: bool,
@@ -57,24 +65,22 @@ def measure_background(
     Parameters
     ----------
     experiments : dxtbx experiments without crystals, on the same detector as the data
-    panels : PanelGeometry of the data
+    detector : dxtbx detector of the data
     bad : (ny, nx) uint8 per panel, nonzero = masked
     use_exposure : divide by the exposure times
 
     Raises
     ------
     DiffuseError
-        If the detector differs from that of the data.
+        If the detector differs from that of the data, or no background was measured.
     """
     block = smoothing.block
+    shapes = [tuple(p.get_image_size()[::-1]) for p in detector]
     per_range: dict = {}
     for experiment in experiments:
-        shapes = [p.get_image_size()[::-1] for p in experiment.detector]
-        if [tuple(s) for s in shapes] != [p.shape for p in panels]:
-            raise DiffuseError(
-                f"background {experiment.imageset.get_path(0)}: panels of {shapes} pixels, the data have "
-                f"{[p.shape for p in panels]}; use background images of the same detector"
-            )
+        _check_detector(experiment, detector)
+        masks = [b | ~m for b, m in zip(bad, static_mask(experiment.imageset))]
+        trusted = [trusted_bounds(p) for p in experiment.detector]
         scan = experiment.scan
         n_images = len(experiment.imageset)
         exposures = np.array(scan.get_exposure_times()) if scan is not None else np.ones(0)
@@ -82,23 +88,58 @@ def measure_background(
             angle = scan.get_angle_from_array_index(scan.get_array_range()[0] + i + 0.5) if scan is not None else 0.0
             exposure = exposures[i] if use_exposure and i < len(exposures) and exposures[i] > 0 else 1.0
             key = int(np.rint((angle % 360) / smoothing.angle)) % math.ceil(360 / smoothing.angle)
-            sums = per_range.setdefault(key, [[np.zeros(_blocks(p.shape, block)) for p in panels] for _ in range(3)])
+            sums = per_range.setdefault(key, [[np.zeros(_blocks(s, block)) for s in shapes] for _ in range(3)])
             shadows = image_mask(experiment.imageset, i)
-            for p, (raw, panel) in enumerate(zip(read_image(experiment.imageset, i), panels)):
-                mask = bad[p] if shadows is None else bad[p] | ~shadows[p]
+            for p, (raw, panel) in enumerate(zip(read_image(experiment.imageset, i), experiment.detector)):
+                mask = masks[p] if shadows is None else masks[p] | ~shadows[p]
                 before = sums[1][p].copy()
-                block_sums(raw, mask, *panel.trusted, panel.pedestal, panel.gain, block, sums[0][p], sums[1][p])
+                gain = panel.get_gain() or 1.0
+                block_sums(raw, mask, *trusted[p], panel.get_pedestal(), gain, block, sums[0][p], sums[1][p])
                 sums[2][p] += (sums[1][p] - before) * exposure
     keys = sorted(per_range)
-    rates, variances = [], []
-    for p in range(len(panels)):
+    rates, variances, measured = [], [], []
+    for p in range(len(shapes)):
         counts = np.array([per_range[k][0][p] for k in keys])
         norm = np.array([per_range[k][2][p] for k in keys])
-        measured = norm > 0
-        safe = np.where(measured, norm, 1.0)
-        rates.append(np.where(measured, counts / safe, 0.0) * smoothing.scale)
-        variances.append(np.where(measured, np.maximum(counts, 1.0) / safe**2, 0.0) * smoothing.scale**2)
-    return Background(block, np.array(keys) * smoothing.angle, rates, variances)
+        # a block that was masked at one angle takes the mean of the others
+        empty = norm == 0
+        counts = np.where(empty, counts.sum(axis=0), counts)
+        norm = np.where(empty, norm.sum(axis=0), norm)
+        known = norm > 0
+        safe = np.where(known, norm, 1.0)
+        rates.append(np.where(known, counts / safe, 0.0) * smoothing.scale)
+        variances.append(np.where(known, np.maximum(counts, 1.0) / safe**2, 0.0) * smoothing.scale**2)
+        measured.append(known.all(axis=0))
+    if not any(m.any() for m in measured):
+        raise DiffuseError("background: no usable pixel in any image; check its masks and trusted range")
+    return Background(block, np.array(keys) * smoothing.angle, rates, variances, measured)
+
+
+def no_background(n_panels: int) -> Background:
+    """A background of zero without variance."""
+    zero = [np.zeros((1, 1, 1)) for _ in range(n_panels)]
+    return Background(1 << 30, np.zeros(1), zero, zero, [np.ones((1, 1), dtype=bool)] * n_panels)
+
+
+def _check_detector(experiment, detector) -> None:
+    """The same panels in about the same place: background images are imported, but not refined."""
+    where = f"background {experiment.imageset.get_path(0)}"
+    if len(experiment.detector) != len(detector):
+        raise DiffuseError(f"{where}: {len(experiment.detector)} panels, the data have {len(detector)}; same detector?")
+    for own, data in zip(experiment.detector, detector):
+        if own.get_image_size() != data.get_image_size():
+            raise DiffuseError(
+                f"{where}: panel of {own.get_image_size()} pixels, the data have {data.get_image_size()}; use "
+                f"background images of the same detector"
+            )
+        shift = np.linalg.norm(np.subtract(own.get_origin(), data.get_origin())) / abs(data.get_distance())
+        axes = ((own.get_fast_axis(), data.get_fast_axis()), (own.get_slow_axis(), data.get_slow_axis()))
+        angle = max(np.degrees(np.arccos(np.clip(np.dot(a, b), -1, 1))) for a, b in axes)
+        if shift > MAX_SHIFT or angle > MAX_ANGLE_BETWEEN_AXES:
+            raise DiffuseError(
+                f"{where}: its detector is {100 * shift:.0f} % of the distance and {angle:.1f} degrees away from "
+                f"that of the data; use background images of the same detector, at the same distance"
+            )
 
 
 def _blocks(shape, block: int) -> tuple:

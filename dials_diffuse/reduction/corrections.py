@@ -17,10 +17,13 @@ from dials_diffuse.reduction.parameters import Corrections
 AIR_COMPOSITION = {"N": 0.7553, "O": 0.2318, "Ar": 0.0129}
 AIR_DENSITY = 1.2041e-3
 
+#: unit of solid angle, steradian: the same for all detectors, so that intensities from several can be merged
+MICROSTERADIAN = 1e-6
 
-def solid_angle(panel: PanelGeometry, reference: float = 1.0) -> np.ndarray:
-    """(ny, nx) solid angle of each pixel, ``area cos(incidence) / distance²``, in units of ``reference`` steradian."""
-    return panel.pixel_area * panel.cos_incidence / panel.distance.astype(float) ** 2 / reference
+
+def solid_angle(panel: PanelGeometry) -> np.ndarray:
+    """(ny, nx) solid angle of each pixel, ``area cos(incidence) / distance²``, in steradian."""
+    return panel.pixel_area * panel.cos_incidence / panel.distance.astype(float) ** 2
 
 
 def polarization(directions: np.ndarray, s0, normal, fraction: float) -> np.ndarray:
@@ -52,27 +55,20 @@ def air_attenuation_coefficient(wavelength: float) -> float:
     return per_mass * AIR_DENSITY / 10
 
 
-def air_transmission(panel: PanelGeometry, wavelength: float, reference_distance: float) -> np.ndarray:
-    """(ny, nx) transmission of the air path beyond ``reference_distance`` mm (what all share is only a scale)."""
-    path = panel.distance.astype(float) - reference_distance
-    return np.exp(-air_attenuation_coefficient(wavelength) * path)
+def air_transmission(panel: PanelGeometry, wavelength: float) -> np.ndarray:
+    """(ny, nx) transmission of the air between sample and pixel."""
+    return np.exp(-air_attenuation_coefficient(wavelength) * panel.distance.astype(float))
 
 
-def pixel_corrections(
-    panel: PanelGeometry, s0, normal, fraction: float, reference_distance: float, switches: Corrections
-) -> np.ndarray:
-    """(ny, nx) float64 product of the corrections that are switched on.
-
-    Solid angles are relative to a pixel of this size at ``reference_distance`` mm (the shortest distance from sample to
-    detector) under normal incidence, so corrected intensities keep the size of counts.
-    """
+def pixel_corrections(panel: PanelGeometry, s0, normal, fraction: float, switches: Corrections) -> np.ndarray:
+    """(ny, nx) float64 product of the corrections that are switched on; solid angles in microsteradian."""
     product = np.ones(panel.shape)
     if switches.solid_angle:
-        product *= solid_angle(panel, panel.pixel_area / reference_distance**2)
+        product *= solid_angle(panel) / MICROSTERADIAN
     if switches.polarization:
         product *= polarization(panel.directions, s0, normal, fraction)
     if switches.efficiency:
         product *= sensor_efficiency(panel)
     if switches.air:
-        product *= air_transmission(panel, 1 / np.linalg.norm(s0), reference_distance)
+        product *= air_transmission(panel, 1 / np.linalg.norm(s0))
     return product

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
+from cctbx import uctbx
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.kernels import accumulate as kernel
@@ -19,11 +20,12 @@ from dials_diffuse.reduction.voxel_sums import MIN_FLUX, blocks_of_images, memor
 logger = logging.getLogger("dials.diffuse.reduction")
 
 MAX_CELL_DIFFERENCE = 0.05
+MAX_ANGLE_DIFFERENCE = 3.0
 
 
 @dataclass(frozen=True)
 class ExperimentReport:
-    """What happened to one experiment: counts of pixels over all images, and the relative flux of each image used."""
+    """What happened to one experiment: pixels by fate, summed over the images used, and the flux of every image."""
 
     identifier: str
     n_images: int
@@ -69,7 +71,7 @@ def choose_grid(experiments, parameters: ReductionParameters) -> MapGrid:
     Raises
     ------
     DiffuseError
-        If the crystals differ in space group or by more than 5 % in a cell length.
+        If the crystals differ in space group, or by more than 5 % or 3 degrees in their cells.
     """
     groups = {e.crystal.get_space_group().type().hall_symbol().strip() for e in experiments}
     if len(groups) > 1:
@@ -78,16 +80,17 @@ def choose_grid(experiments, parameters: ReductionParameters) -> MapGrid:
             f"crystals of different space groups ({', '.join(symbols)}) cannot share a map; integrate them one by one "
             f"or bring them to one with dials.reindex"
         )
-    cells = np.array([e.crystal.get_unit_cell().parameters() for e in experiments])
-    cell = cells.mean(axis=0)
-    worst = np.abs(cells[:, :3] / cell[:3] - 1).max()
-    if worst > MAX_CELL_DIFFERENCE:
-        raise DiffuseError(
-            f"unit cells differ by {100 * worst:.1f} %, more than {100 * MAX_CELL_DIFFERENCE:.0f} %: the crystals are "
-            f"not isomorphous; leave some out"
-        )
+    first = experiments[0].crystal.get_unit_cell()
+    for e in experiments[1:]:
+        cell = e.crystal.get_unit_cell()
+        if not first.is_similar_to(cell, MAX_CELL_DIFFERENCE, MAX_ANGLE_DIFFERENCE):
+            raise DiffuseError(
+                f"unit cells {first} and {cell} differ by more than {100 * MAX_CELL_DIFFERENCE:.0f} % or "
+                f"{MAX_ANGLE_DIFFERENCE:g} degrees: the crystals are not isomorphous; leave some out"
+            )
+    cell = np.mean([e.crystal.get_unit_cell().parameters() for e in experiments], axis=0)
     if len(experiments) > 1:  # averaging must not break the metric symmetry
-        cell = experiments[0].crystal.get_space_group().average_unit_cell(_unit_cell(cell)).parameters()
+        cell = experiments[0].crystal.get_space_group().average_unit_cell(uctbx.unit_cell(tuple(cell))).parameters()
     corner = min(e.detector.get_max_resolution(e.beam.get_s0()) for e in experiments)
     d_min = corner if parameters.d_min is None else max(parameters.d_min, corner)
     return MapGrid(
@@ -99,10 +102,17 @@ def choose_grid(experiments, parameters: ReductionParameters) -> MapGrid:
     )
 
 
-def _unit_cell(parameters):
-    from cctbx import uctbx
-
-    return uctbx.unit_cell(tuple(parameters))
+def check_excluded(experiments, excluded) -> None:
+    """Raise DiffuseError where an excluded range names no image at all: it must be a mistake."""
+    ranges = [e.scan.get_image_range() for e in experiments]
+    for which, a, b in excluded:
+        name = f"exclude_images={a}:{b}" if which is None else f"exclude_images={which}:{a}:{b}"
+        if which is not None and which >= len(experiments):
+            raise DiffuseError(f"{name}: there are only {len(experiments)} experiments, counted from 0")
+        mine = ranges if which is None else [ranges[which]]
+        if not any(a <= last and b >= first for first, last in mine):
+            known = ", ".join(f"{first}:{last}" for first, last in mine)
+            raise DiffuseError(f"{name}: no such images; the scans have images {known}")
 
 
 def images_to_use(experiment, number: int, excluded) -> np.ndarray:
@@ -161,6 +171,7 @@ def integrate(
         grid.space_group_symbol,
         grid.d_min,
     )
+    check_excluded(experiments, excluded)
     images = [images_to_use(e, i, excluded) for i, e in enumerate(experiments)]
     if not any(len(i) for i in images):
         raise DiffuseError("exclude_images leaves no image to integrate; exclude fewer")
@@ -185,21 +196,13 @@ def integrate(
                 warnings.append(f"experiment {number}: all images are excluded")
                 continue
             logger.info("\nExperiment %d: %d images", number, len(images[number]))
+            estimate = memory_estimate(
+                grid, experiment.detector, parameters.sampling.pixel, nproc, experiment.beam, experiment.scan
+            )
+            logger.info("Memory: about %.2f GB", estimate / 1e9)
             if previous is None or previous.detector != experiment.detector:
                 setup = detector_setup(experiment.detector, parameters.sampling.pixel)
             previous = experiment
-            logger.info(
-                "Memory: about %.2f GB",
-                memory_estimate(
-                    grid,
-                    setup,
-                    parameters,
-                    nproc,
-                    experiment.beam.get_wavelength(),
-                    abs(experiment.scan.get_oscillation()[1]),
-                )
-                / 1e9,
-            )
             job = prepare_job(
                 number,
                 experiments,
@@ -211,12 +214,15 @@ def integrate(
                 background_experiments,
                 progress,
             )
-            reports.append(_reduce_experiment(job, experiment.identifier, writer, nproc, progress))
+            report = _reduce_experiment(job, experiment.identifier, writer, nproc, progress)
+            reports.append(report)
+            summaries[number] = replace(summaries[number], n_images_used=report.n_images)
         if writer.n_rows == 0:
             raise DiffuseError(
                 f"no observations: every pixel of {sum(map(len, images))} images is masked or outside "
                 f"d_min={grid.d_min:g} Å, d_max={grid.d_max:g} Å; check the masks and the resolution limits"
             )
+        writer.update_experiments(summaries)
     return IntegrationResult(grid, writer.n_rows, reports, warnings + [w for r in reports for w in r.warnings])
 
 
@@ -231,13 +237,14 @@ def _reduce_experiment(job: Job, identifier: str, writer, nproc: int, progress) 
         tally += block.tally
         flux.update(block.flux)
     dark = [job.scan.first_index + i + 1 for i, f in sorted(flux.items()) if f < MIN_FLUX]
-    warnings = [f"experiment {job.number}: no beam on image {i}, left out" for i in dark]
+    warnings = [*job.warnings, *(f"experiment {job.number}: no beam on image {i}, left out" for i in dark)]
+    n_images = len(flux) - len(dark)
     report = ExperimentReport(
         identifier=identifier,
-        n_images=len(job.images),
+        n_images=n_images,
         n_observations=writer.n_rows - before,
         sub_steps=job.n_sub_steps,
-        never_used=len(job.images) * sum(int((b != 0).sum()) for b in job.bad),
+        never_used=n_images * sum(int((b != 0).sum()) for b in job.bad),
         used=int(tally[kernel.USED]),
         untrusted=int(tally[kernel.UNTRUSTED]),
         bragg=int(tally[kernel.BRAGG]),
@@ -246,7 +253,8 @@ def _reduce_experiment(job: Job, identifier: str, writer, nproc: int, progress) 
         flux=[flux[i] for i in sorted(flux)],
         warnings=warnings,
     )
-    total = report.never_used + report.used + report.untrusted + report.bragg + report.outlier + report.off_grid
+    fates = report.never_used, report.used, report.untrusted, report.bragg, report.outlier, report.off_grid
+    total = max(sum(fates), 1)
     if job.reference is not None:
         logger.info("Flux of the images relative to their mean: %.3f to %.3f", min(report.flux), max(report.flux))
     logger.info(

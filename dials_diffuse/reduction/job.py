@@ -10,15 +10,17 @@ import numpy as np
 
 from dials_diffuse.experiment.bragg import PredictedSpots, SpotSize, predict_spots, spot_size
 from dials_diffuse.experiment.geometry import PanelGeometry, ScanGeometry, panel_geometry, scan_geometry
-from dials_diffuse.experiment.images import image_files, image_mask, read_image, static_mask
+from dials_diffuse.experiment.images import image_mask, image_shift, read_image, static_mask
 from dials_diffuse.kernels.image import paint_discs, track_outliers, track_range
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.reduction.background import Background, measure_background, no_background
 from dials_diffuse.reduction.corrections import pixel_corrections, polarization
 from dials_diffuse.reduction.outliers import (
     MIN_IMAGES,
+    Frame,
     ShellSample,
     persistent_outliers,
+    reference_profile,
     relative_flux,
     resolution_shells,
     sample_shells,
@@ -35,18 +37,16 @@ MAX_SUB_STEPS = 20
 
 @dataclass(frozen=True)
 class DetectorSetup:
-    """Pixel geometry of a detector in a beam; shared between experiments that have both in common.
+    """Pixel geometry of a detector; shared between experiments on the same one.
 
     Attributes
     ----------
     panels : PanelGeometry of the pixel centres
     sub_pixels : ``(offset, directions of every panel)`` for each sub-pixel; the centres themselves when not sub-sampled
-    reference_distance : shortest distance from sample to detector, mm
     """
 
     panels: list
     sub_pixels: list
-    reference_distance: float
 
 
 def detector_setup(detector, sub_pixel: int = 1) -> DetectorSetup:
@@ -58,7 +58,7 @@ def detector_setup(detector, sub_pixel: int = 1) -> DetectorSetup:
         steps = (np.arange(sub_pixel) + 0.5) / sub_pixel
         offsets = [(dx, dy) for dy in steps for dx in steps]
         sub_pixels = [(o, [panel_geometry(p, o).directions for p in detector]) for o in offsets]
-    return DetectorSetup(panels, sub_pixels, min(float(p.distance.min()) for p in panels))
+    return DetectorSetup(panels, sub_pixels)
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,14 @@ class Job:
     ----------
     number : row of the experiments table
     images : (n,) int, positions of the images to use, counted from the start of the scan
-    corrections : (ny, nx) float32 per panel; without polarization when the beam varies over the scan
+    corrections : (ny, nx) float32 per panel, in the middle of the scan
+    polarization : (ny, nx) per panel, the part of the corrections that a changing beam changes; None if it is static
     bad : (ny, nx) uint8 per panel, nonzero = never used
     shells, sample : resolution shells of the outlier guard
     spots : PredictedSpots of all crystals on these images
     n_sub_steps : rotation sub-steps of an image
-    reference : (N_SHELLS,) resolution profile of the sweep, C/c; None = the flux is not corrected
+    reference : (N_SHELLS,) resolution profile of the sweep, (C - b)/c; None = the flux is not corrected
+    warnings : what the user should know
     """
 
     number: int
@@ -101,6 +103,7 @@ class Job:
     detector: DetectorSetup
     scan: ScanGeometry
     corrections: list
+    polarization: list | None
     bad: list
     shells: list
     sample: ShellSample
@@ -108,6 +111,7 @@ class Job:
     background: Background
     n_sub_steps: int
     reference: np.ndarray | None = None
+    warnings: tuple = ()
 
     @property
     def panels(self) -> list[PanelGeometry]:
@@ -118,11 +122,21 @@ class Job:
 
     def corrections_at(self, image: int) -> list:
         """Pixel corrections of one image, (ny, nx) float32 per panel."""
-        if not (self.scan.beam_varies and self.parameters.corrections.polarization):
+        if self.polarization is None:
             return self.corrections
         s0, n, p = self.scan.s0_at(image + 0.5), self.scan.polarization_normal, self.scan.polarization_fraction
-        factors = [polarization(panel.directions, s0, n, p) for panel in self.panels]
-        return [(c * f).astype(np.float32) for c, f in zip(self.corrections, factors)]
+        now = [polarization(panel.directions, s0, n, p) for panel in self.panels]
+        return [(c * f / middle).astype(np.float32) for c, f, middle in zip(self.corrections, now, self.polarization)]
+
+    def read(self, image: int, bragg: list) -> Frame:
+        """Read one image and mark its Bragg peaks in ``bragg``, (ny, nx) int32 per panel."""
+        raw = read_image(self.imageset, image)
+        self.paint_bragg(bragg, image)
+        return Frame(image + 1, raw, bragg, image_mask(self.imageset, image))
+
+    def empty_bragg(self) -> list:
+        """Arrays for :meth:`read` to mark Bragg peaks in."""
+        return [np.zeros(p.shape, dtype=np.int32) for p in self.panels]
 
     def paint_bragg(self, masks: list, image: int) -> None:
         """Set ``masks`` (one (ny, nx) int32 per panel) to ``image + 1`` where a Bragg peak lies in this image.
@@ -156,10 +170,19 @@ class Job:
                     radius / per_pixel + 2,
                 )
 
-    def shell_profile(self, raw: list, bragg: list, image: int) -> ShellProfile:
+    def net_profile(self, centre: np.ndarray, image: int) -> np.ndarray:
+        """(N_SHELLS,) C/c of an image less its background."""
+        counts, _ = self.background.at(self.scan.angle(image + 0.5), self.exposure(image))
+        return centre - self.sample.shell_means(counts, self.background.block) / self.exposure(image)
+
+    def shell_profile(self, frame: Frame) -> ShellProfile:
         """Resolution profile of one image and its flux relative to the sweep."""
-        centre, spread = self.sample.statistics(raw, self.panels, bragg, image + 1, self.exposure(image))
-        flux = 1.0 if self.reference is None else relative_flux(centre, self.reference)
+        image = frame.number - 1
+        exposure = self.exposure(image)
+        centre, spread, _ = self.sample.statistics(frame, self.panels, exposure)
+        flux = 1.0
+        if self.reference is not None:
+            flux = relative_flux(self.net_profile(centre, image), self.reference, self.sample.norm, exposure)
         n_sigma = self.parameters.masking.outlier_n_sigma
         threshold = np.where(np.isfinite(centre) & (n_sigma > 0), n_sigma * spread, -1.0)
         return ShellProfile(np.nan_to_num(centre), threshold, flux)
@@ -193,14 +216,9 @@ def prepare_job(
     if scan.polarization_fraction is None:
         switches = replace(switches, polarization=False)
         parameters = replace(parameters, corrections=switches)
-    if scan.beam_varies:
-        switches = replace(switches, polarization=False)  # depends on s0: applied image by image
-    corrections = [
-        pixel_corrections(
-            p, s0, scan.polarization_normal, scan.polarization_fraction, detector.reference_distance, switches
-        ).astype(np.float32)
-        for p in detector.panels
-    ]
+    normal, fraction = scan.polarization_normal, scan.polarization_fraction
+    corrections = [pixel_corrections(p, s0, normal, fraction, switches).astype(np.float32) for p in detector.panels]
+    varies = scan.beam_varies and switches.polarization
     s_panels = [_s_magnitude(p.directions, s0) for p in detector.panels]
     margin = _voxel_diagonal(grid) / 2
     outside = [(s > 1 / grid.d_min + margin) | (s < 1 / grid.d_max - margin) for s in s_panels]
@@ -218,6 +236,7 @@ def prepare_job(
         detector=detector,
         scan=scan,
         corrections=corrections,
+        polarization=[polarization(p.directions, s0, normal, fraction) for p in detector.panels] if varies else None,
         bad=bad,
         shells=shells,
         sample=sample_shells(shells, bad, corrections),
@@ -227,18 +246,10 @@ def prepare_job(
     )
     if parameters.masking.persistent:
         job = _mask_persistent(job, progress)
-    if parameters.corrections.flux:
-        job = replace(job, reference=_reference_profile(job))
     if background_experiments:
-        background = measure_background(
-            background_experiments,
-            detector.panels,
-            job.bad,
-            parameters.background,
-            parameters.corrections.exposure,
-            progress,
-        )
-        job = replace(job, background=background)
+        job = _subtract_background(job, experiment.detector, background_experiments, progress)
+    if parameters.corrections.flux:
+        job = _measure_flux(job)
     return job
 
 
@@ -262,10 +273,10 @@ def _all_spots(number, experiments, d_min, parameters: ReductionParameters, refl
     """Spots of every crystal whose peaks lie on the images of this experiment."""
     if not parameters.masking.bragg:
         return []
-    mine = image_files(experiments[number].imageset)
     result = []
     for i, experiment in enumerate(experiments):
-        if experiment.crystal is None or image_files(experiment.imageset) != mine:
+        shift = image_shift(experiments[number].imageset, experiment.imageset)
+        if shift is None or experiment.crystal is None:
             continue
         own = reflections.select(reflections["id"] == i) if reflections is not None else None
         if parameters.masking.sigma_b is not None:
@@ -273,7 +284,7 @@ def _all_spots(number, experiments, d_min, parameters: ReductionParameters, refl
             size = SpotSize(np.array([b]), np.array([m]), "mask.bragg.sigma_b, sigma_m")
         else:
             size = spot_size(experiment, own)
-        spots = predict_spots(experiment, size, d_min, parameters.masking.n_sigma)
+        spots = predict_spots(experiment, size, d_min, parameters.masking.n_sigma).moved(-shift)
         logger.info(
             "Bragg mask: %d reflections predicted; sigma_b %.3f, sigma_m %.3f degrees from the %s",
             len(spots),
@@ -290,16 +301,34 @@ def _sample_images(job: Job) -> list:
     return [int(i) for i in job.images[np.unique(np.linspace(0, len(job.images) - 1, SAMPLE_IMAGES).astype(int))]]
 
 
-def _reference_profile(job: Job) -> np.ndarray:
-    """(N_SHELLS,) mean C/c per resolution shell over a sample of images."""
-    bragg = [np.zeros(p.shape, dtype=np.int32) for p in job.panels]
+def _measure_flux(job: Job) -> Job:
+    """Add the mean resolution profile of a sample of images, which the flux of each is compared with."""
+    bragg = job.empty_bragg()
     profiles = []
     for image in _sample_images(job):
-        job.paint_bragg(bragg, image)
-        raw = read_image(job.imageset, image)
-        profiles.append(job.sample.statistics(raw, job.panels, bragg, image + 1, job.exposure(image))[0])
-    known = np.all(np.isfinite(profiles), axis=0)
-    return np.where(known, np.mean(profiles, axis=0), np.nan)
+        centre = job.sample.statistics(job.read(image, bragg), job.panels, job.exposure(image))[0]
+        profiles.append(job.net_profile(centre, image))
+    reference = reference_profile(profiles, job.sample.norm)
+    if reference is None:
+        warning = f"experiment {job.number}: too few pixels to measure the flux of the images, it is not corrected"
+        return replace(job, warnings=(*job.warnings, warning))
+    return replace(job, reference=reference)
+
+
+def _subtract_background(job: Job, detector, experiments, progress) -> Job:
+    """Add the background, and mask the pixels where it was not measured."""
+    smoothing, use_exposure = job.parameters.background, job.parameters.corrections.exposure
+    background = measure_background(experiments, detector, job.bad, smoothing, use_exposure, progress)
+    unknown = [background.unmeasured_pixels(p, panel.shape) for p, panel in enumerate(job.panels)]
+    bad = [b | u.astype(np.uint8) for b, u in zip(job.bad, unknown)]
+    warnings = list(job.warnings)
+    far = max(background.distances(job.scan.angle(i + 0.5)).min() for i in job.images)
+    if len(background.angles) > 1 and far > smoothing.angle:
+        warnings.append(
+            f"experiment {job.number}: the nearest background images are up to {far:.0f} degrees away from the data"
+        )
+    sample = sample_shells(job.shells, bad, job.corrections)
+    return replace(job, background=background, bad=bad, sample=sample, warnings=tuple(warnings))
 
 
 def _mask_persistent(job: Job, progress) -> Job:
@@ -318,23 +347,18 @@ def _mask_persistent(job: Job, progress) -> Job:
     job = replace(job, bad=bad, sample=sample_shells(job.shells, bad, job.corrections))
 
     votes = [np.zeros((3, *s), dtype=np.int16) for s in shapes]
-    counts = [np.zeros(s, dtype=np.float32) for s in shapes]
-    expected = [np.zeros(s, dtype=np.float32) for s in shapes]
-    bragg = [np.zeros(s, dtype=np.int32) for s in shapes]
+    sums = [[np.zeros(s, dtype=np.float32) for _ in range(3)] for s in shapes]
+    bragg = job.empty_bragg()
     for image in progress(chosen, len(chosen), "Looking for hot, dead and shadowed pixels"):
-        raws = read_image(job.imageset, image)
-        job.paint_bragg(bragg, image)
-        centre, spread = job.sample.statistics(raws, job.panels, bragg, image + 1, job.exposure(image))
+        frame = job.read(image, bragg)
+        centre, spread, sigma = job.sample.statistics(frame, job.panels, job.exposure(image))
         limit = (job.parameters.masking.outlier_n_sigma or 6.0) * spread
-        shadows = image_mask(job.imageset, image)
-        for p, raw in enumerate(raws):
-            panel = job.panels[p]
-            mask = job.bad[p] if shadows is None else job.bad[p] | ~shadows[p]
+        for p, panel in enumerate(job.panels):
             track_outliers(
-                raw,
-                mask,
+                frame.raw[p],
+                frame.bad(p, job.bad[p]),
                 bragg[p],
-                image + 1,
+                frame.number,
                 *panel.trusted,
                 panel.pedestal,
                 panel.gain,
@@ -343,13 +367,12 @@ def _mask_persistent(job: Job, progress) -> Job:
                 job.shells[p],
                 centre,
                 limit,
+                sigma,
                 votes[p],
-                counts[p],
-                expected[p],
+                *sums[p],
             )
     shadow = job.parameters.masking.shadow
-    found = [persistent_outliers(v, c, e, shadow) | s for v, c, e, s in zip(votes, counts, expected, stuck)]
-    found = [widen_regions(f) for f in found]
+    found = [widen_regions(persistent_outliers(v, *sum_, shadow) | s) for v, sum_, s in zip(votes, sums, stuck)]
     bad = [b | f.astype(np.uint8) for b, f in zip(job.bad, found)]
     logger.info(
         "Bad pixels (hot, dead, stuck or shadowed on most images): %d of %d",

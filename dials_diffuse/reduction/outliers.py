@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy import ndimage
@@ -14,6 +15,7 @@ MIN_SAMPLE = 60
 SAMPLE_PER_SHELL = 700
 STUCK_BY_CHANCE = 1e-7
 MIN_IMAGES = 6
+MIN_FLUX_COUNTS = 400  # 5 % statistical error
 
 
 def resolution_shells(s_panels: list, s_max: float) -> list:
@@ -22,6 +24,28 @@ def resolution_shells(s_panels: list, s_max: float) -> list:
     s_panels : (ny, nx) arrays of |s| in 1/Å, one per panel
     """
     return [np.minimum(s / s_max * N_SHELLS, N_SHELLS - 1).astype(np.uint8) for s in s_panels]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One image with what is masked on it alone.
+
+    Attributes
+    ----------
+    number : int, 1-based position in the scan
+    raw : (ny, nx) arrays, one per panel
+    bragg : (ny, nx) int32 arrays, equal to ``number`` where a Bragg peak lies
+    usable : (ny, nx) bool arrays, False in the shadow of the goniometer; or None
+    """
+
+    number: int
+    raw: list
+    bragg: list
+    usable: list | None
+
+    def bad(self, p: int, always: np.ndarray) -> np.ndarray:
+        """(ny, nx) uint8: pixels of panel ``p`` that are ``always`` bad, or in a shadow on this image."""
+        return always if self.usable is None else always | ~self.usable[p]
 
 
 @dataclass(frozen=True)
@@ -41,32 +65,72 @@ class ShellSample:
     correction: np.ndarray
     starts: np.ndarray
 
-    def statistics(self, raw: list, panels, bragg: list | None, image: int, exposure: float) -> tuple:
-        """(centre, spread) of C/c per shell for one image, see :func:`shell_statistics`; empty shells give NaN.
+    @cached_property
+    def norm(self) -> np.ndarray:
+        """(N_SHELLS,) sum of the corrections of the sample in each shell."""
+        return np.diff(np.concatenate([[0.0], np.cumsum(self.correction)])[self.starts])
 
-        raw : (ny, nx) arrays; bragg : (ny, nx) int32 arrays equal to ``image`` at Bragg peaks, or None
+    def statistics(self, frame: Frame, panels, exposure: float) -> tuple:
+        """(centre, spread, sigma) per shell for one image, see :func:`shell_statistics`; empty shells give NaN.
+
+        panels : PanelGeometry of the detector; exposure : multiplies the corrections
         """
         rates = np.full(len(self.x), np.nan)
         correction = self.correction * exposure
         for p, geometry in enumerate(panels):
-            mine = slice(None) if len(panels) == 1 else self.panel == p
+            mine = self.panel == p
             y, x = self.y[mine], self.x[mine]
-            values = raw[p][y, x]
+            values = frame.raw[p][y, x]
             good = (values >= geometry.trusted[0]) & (values <= geometry.trusted[1])
-            if bragg is not None:
-                good &= bragg[p][y, x] != image
+            good &= frame.bragg[p][y, x] != frame.number
+            if frame.usable is not None:
+                good &= frame.usable[p][y, x]
             rates[mine] = np.where(good, (values - geometry.pedestal) / geometry.gain / correction[mine], np.nan)
         return shell_statistics(rates, correction, self.starts, MIN_SAMPLE)
 
+    def shell_means(self, blocks: list, block: int) -> np.ndarray:
+        """(N_SHELLS,) sum over the sample of values given in detector blocks, over the sum of the corrections.
 
-def relative_flux(centre: np.ndarray, reference: np.ndarray) -> float:
-    """Intensity of an image relative to a reference: ratio of the sums of their C/c over common resolution shells.
+        blocks : (by, bx) arrays, one per panel; block : pixels along the edge of a block
+        """
+        values = np.empty(len(self.x))
+        for p, array in enumerate(blocks):
+            mine = self.panel == p
+            values[mine] = array[self.y[mine] // block, self.x[mine] // block]
+        sums = np.diff(np.concatenate([[0.0], np.cumsum(values)])[self.starts])
+        return np.where(self.norm > 0, sums / np.where(self.norm > 0, self.norm, 1), np.nan)
 
-    centre, reference : (N_SHELLS,) robust C/c per shell, NaN where unknown
+
+def reference_profile(profiles: list, norm: np.ndarray) -> np.ndarray | None:
+    """(N_SHELLS,) mean resolution profile of some images, without those that hardly saw the beam; None if none is left.
+
+    profiles : (N_SHELLS,) arrays of C/c, NaN where unknown; norm : (N_SHELLS,) weights of the shells
     """
-    both = np.isfinite(centre) & np.isfinite(reference)
-    total = reference[both].sum()
-    return float(max(centre[both].sum(), 0.0) / total) if total > 0 else 1.0
+    profiles = np.array(profiles)
+    known = np.isfinite(profiles)
+    common = known.sum(axis=0) * 2 >= len(profiles)
+    if not common.any():
+        return None
+    totals = np.nansum(profiles[:, common] * norm[common], axis=1)
+    lit = (totals > 0.1 * np.median(totals)) & known[:, common].any(axis=1)
+    if not lit.any():
+        return None
+    number = known[lit].sum(axis=0)
+    mean = np.nansum(profiles[lit], axis=0) / np.maximum(number, 1)
+    return np.where(common & (number > 0), mean, np.nan)
+
+
+def relative_flux(profile: np.ndarray, reference: np.ndarray, norm: np.ndarray, exposure: float = 1.0) -> float:
+    """Intensity of an image relative to a reference: ratio of the sums of their counts over common resolution shells.
+
+    profile, reference : (N_SHELLS,) C/c per shell, NaN where unknown; norm : (N_SHELLS,) sum of c in each shell.
+    Where the sample of the reference holds fewer than MIN_FLUX_COUNTS counts the ratio would be noise: 1 is returned.
+    """
+    both = np.isfinite(profile) & np.isfinite(reference)
+    total = float(reference[both] @ norm[both])
+    if total * exposure < MIN_FLUX_COUNTS:
+        return 1.0
+    return max(float(profile[both] @ norm[both]), 0.0) / total
 
 
 def sample_shells(shells: list, bad: list, corrections: list) -> ShellSample:
@@ -112,18 +176,18 @@ def stuck_pixels(smallest: list, largest: list, shells: list, n_images: int) -> 
     return [(r == 0) & (chance[s] < STUCK_BY_CHANCE) for r, s in zip(ranges, shells)]
 
 
-def persistent_outliers(votes, counts, expected, shadow: float) -> np.ndarray:
+def persistent_outliers(votes, counts, expected, variance, shadow: float) -> np.ndarray:
     """(ny, nx) bool, True where a pixel is an outlier on at least half of the images, or in a shadow.
 
     A shadow is a pixel that on the average falls below ``shadow`` times its resolution shell, beyond doubt (6 sigma).
 
-    votes : (3, ny, nx) images seen, low and high outliers; counts, expected : (ny, nx) sums over the images
+    votes : (3, ny, nx) images seen, low and high outliers; counts, expected, variance : (ny, nx) sums over the images
     """
     seen, low, high = votes
     enough = seen >= MIN_IMAGES // 2
     outlying = enough & (np.maximum(low, high) * 2 >= seen)
     deficit = expected - counts
-    shadowed = enough & (counts < shadow * expected) & (deficit > 6 * np.sqrt(np.maximum(expected, 1e-9)))
+    shadowed = enough & (counts < shadow * expected) & (deficit > 6 * np.sqrt(np.maximum(variance, 1e-9)))
     return outlying | shadowed
 
 

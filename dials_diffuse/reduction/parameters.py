@@ -48,10 +48,10 @@ class Masking:
                 _positive(f"mask.bragg.{name}", getattr(self, name))
         if (self.sigma_b is None) != (self.sigma_m is None):
             raise DiffuseError("mask.bragg.sigma_b and mask.bragg.sigma_m: set both or neither (degrees)")
-        if not 0 <= self.shadow < 1:
-            raise DiffuseError(f"mask.shadow={self.shadow:g}: a fraction from 0 to below 1 is needed")
-        if self.outlier_n_sigma < 0:
-            raise DiffuseError(f"mask.outlier.n_sigma={self.outlier_n_sigma:g}: must not be negative (0 = off)")
+        if self.shadow is None or not 0 <= self.shadow < 1:
+            raise DiffuseError(f"mask.shadow={self.shadow}: a fraction from 0 to below 1 is needed")
+        if self.outlier_n_sigma is None or self.outlier_n_sigma < 0:
+            raise DiffuseError(f"mask.outlier.n_sigma={self.outlier_n_sigma}: must not be negative (0 = off)")
 
 
 @dataclass(frozen=True)
@@ -115,5 +115,5 @@ class ReductionParameters:
 
 
 def _positive(name: str, value) -> None:
-    if not value > 0:
+    if value is None or not value > 0:
         raise DiffuseError(f"{name}={value}: a positive number is needed")

@@ -8,11 +8,12 @@ import multiprocessing
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 import numpy as np
 
-from dials_diffuse.experiment.images import image_mask, read_image
+from dials_diffuse.errors import DiffuseError
 from dials_diffuse.kernels import accumulate as kernel
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.observations import OBSERVATION_DTYPE
@@ -73,7 +74,7 @@ class VoxelTable:
 def reduce_block(job: Job, images) -> BlockSums:
     """Sums over some images of a job; ``images`` are positions counted from the start of the scan, in any order."""
     voxels = VoxelTable()
-    bragg = [np.zeros(p.shape, dtype=np.int32) for p in job.panels]
+    bragg = job.empty_bragg()
     tally = np.zeros(kernel.N_TALLY, dtype=np.int64)
     flux = {int(image): _add_image(job, int(image), voxels, bragg, tally) for image in images}
     keys, table = voxels.sorted_rows()
@@ -92,10 +93,8 @@ def voxel_transform(job: Job, position: float) -> tuple:
 
 def _add_image(job: Job, image: int, voxels: VoxelTable, bragg: list, tally: np.ndarray) -> float:
     """Add one image to the voxel table; returns its relative flux."""
-    raws = read_image(job.imageset, image)
-    shadows = image_mask(job.imageset, image)
-    job.paint_bragg(bragg, image)
-    profile = job.shell_profile(raws, bragg, image)
+    frame = job.read(image, bragg)
+    profile = job.shell_profile(frame)
     if profile.flux < MIN_FLUX:
         return profile.flux
     corrections = job.corrections_at(image)
@@ -107,19 +106,16 @@ def _add_image(job: Job, image: int, voxels: VoxelTable, bragg: list, tally: np.
     origins = np.array([o for _, o in transforms])
     angles = np.array([job.scan.angle(t) for t in positions])
     axis_cross_s0 = np.cross(job.scan.axis_at(image + 0.5), job.scan.s0_at(image + 0.5))
-    if job.scan.oscillation[1] < 0:
-        axis_cross_s0 = -axis_cross_s0
-    background, background_sigma = job.background.at(job.scan.angle(image + 0.5), exposure)
+    background, background_sigma = job.background.at(job.scan.angle(image + 0.5), job.exposure(image))
     extent = np.array(job.grid.extent, dtype=np.int64)
     ignored = np.zeros_like(tally)
     for sub, (offset, directions) in enumerate(job.detector.sub_pixels):
-        for p, raw in enumerate(raws):
-            panel = job.panels[p]
-            bad = job.bad[p] if shadows is None else job.bad[p] | ~shadows[p]
+        for p, panel in enumerate(job.panels):
+            bad = frame.bad(p, job.bad[p])
             row = 0
             while True:
                 row, voxels.n_rows = kernel.accumulate(
-                    raw,
+                    frame.raw[p],
                     bad,
                     bragg[p],
                     directions[p],
@@ -137,7 +133,7 @@ def _add_image(job: Job, image: int, voxels: VoxelTable, bragg: list, tally: np.
                     axis_cross_s0,
                     np.array(panel.trusted),
                     np.array([panel.pedestal, panel.gain]),
-                    image + 1,
+                    frame.number,
                     image % 2 == 1,
                     row,
                     2 * p * job.grid.n_voxels,
@@ -216,11 +212,18 @@ def to_observations(keys: np.ndarray, table: np.ndarray, job: Job) -> np.ndarray
     return rows
 
 
+def seam_images(job: Job) -> int:
+    """Images after which a voxel that was not seen has left the Ewald sphere."""
+    return max(1, math.ceil(SEAM_ANGLE / abs(job.scan.oscillation[1])))
+
+
 def blocks_of_images(job: Job) -> list:
     """The images of a job in blocks of consecutive positions; independent of the number of workers."""
     width = abs(job.scan.oscillation[1])
     n = job.parameters.images_per_block or max(1, min(MAX_BLOCK_IMAGES, math.ceil(BLOCK_ANGLE / width)))
-    return [job.images[i : i + n] for i in range(0, len(job.images), n)]
+    # a block must not reach across a gap: what is seen before and after it are different passes
+    runs = np.split(job.images, np.flatnonzero(np.diff(job.images) > seam_images(job)) + 1)
+    return [run[i : i + n] for run in runs for i in range(0, len(run), n)]
 
 
 _JOB: Job | None = None  # inherited by forked workers, so that large arrays are shared and not copied
@@ -250,6 +253,10 @@ def reduce_blocks(job: Job, nproc: int) -> Iterator[BlockSums]:
                         yield waiting.popleft().result()
                 while waiting:
                     yield waiting.popleft().result()
+            except BrokenProcessPool:
+                raise DiffuseError(
+                    f"nproc={nproc}: a worker process was killed, probably for lack of memory; give a smaller nproc"
+                ) from None
             finally:
                 for future in waiting:
                     future.cancel()
@@ -259,21 +266,26 @@ def reduce_blocks(job: Job, nproc: int) -> Iterator[BlockSums]:
 
 def observations(job: Job, blocks) -> Iterator[tuple]:
     """Turn block sums into finished rows: yields ``(rows, block)``, at the end with block None."""
-    joiner = PassJoiner(max(1, math.ceil(SEAM_ANGLE / abs(job.scan.oscillation[1]))))
+    joiner = PassJoiner(seam_images(job))
     for block in blocks:
         yield to_observations(*joiner.push(block), job), block
     yield to_observations(*joiner.finish(), job), None
 
 
-def memory_estimate(grid: MapGrid, detector, parameters, nproc: int, wavelength: float, width: float) -> float:
-    """Rough peak memory in bytes: pixel arrays are shared by the workers, voxel tables and images are per worker."""
-    pixels = sum(p.shape[0] * p.shape[1] for p in detector.panels)
-    shared = pixels * (24 * len(detector.sub_pixels) + 32)
-    s_max = min(1 / grid.d_min, 2 / wavelength)
-    density = np.prod(grid.subdivide) / abs(np.linalg.det(grid.reciprocal_matrix))
+def memory_estimate(grid: MapGrid, detector, sub_pixel: int, nproc: int, beam, scan) -> float:
+    """Rough peak memory in bytes: pixel arrays are shared by the workers, voxel tables and images are per worker.
+
+    detector, beam, scan : dxtbx models
+    """
+    pixels = sum(math.prod(panel.get_image_size()) for panel in detector)
+    shared = pixels * (24 * (1 + (sub_pixel**2 if sub_pixel > 1 else 0)) + 40)
+    width = min(BLOCK_ANGLE, MAX_BLOCK_IMAGES * abs(scan.get_oscillation()[1]))
+    s_max = min(1 / grid.d_min, 2 / beam.get_wavelength())
+    density = math.prod(grid.subdivide) / abs(np.linalg.det(grid.reciprocal_matrix))
     edge = density ** (-1 / 3)
     sphere = math.pi * s_max**2  # area of the Ewald sphere inside the resolution limit
-    swept = sphere * (math.radians(min(BLOCK_ANGLE, MAX_BLOCK_IMAGES * width)) * s_max / 2 + 2 * edge)
-    rows = min(swept * density, grid.n_voxels)
-    per_worker = pixels * 24 + 3 * rows * (8 * kernel.N_COLUMNS + 24)
-    return shared + nproc * per_worker + 2 * rows * 8 * kernel.N_COLUMNS
+    rows = min(sphere * (math.radians(width) * s_max / 2 + 2 * edge) * density, 2 * grid.n_voxels)
+    row_bytes = 8 * kernel.N_COLUMNS
+    per_worker = pixels * 24 + 3 * rows * (row_bytes + 24)
+    waiting = (2 * nproc if nproc > 1 else 1) + 2  # finished blocks, and what the joiner holds
+    return shared + nproc * per_worker + waiting * rows * row_bytes

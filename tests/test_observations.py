@@ -1,0 +1,129 @@
+"""Grids and observation files: what cannot be represented or read is refused in one line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import h5py
+import numpy as np
+import pytest
+from builders import PROVENANCE, all_voxels, damage_chunk, observation_rows, small_grid, write_rows
+
+from dials_diffuse.errors import DiffuseError
+from dials_diffuse.maps.grid import MAX_VOXELS, MapGrid
+from dials_diffuse.maps.observations import ExperimentSummary, ObservationFile, write_observations
+
+GRID = small_grid("P 1", (12, 12, 18, 90, 90, 90))
+EXPERIMENT = ExperimentSummary("id-1", (1, 10), (0.0, 0.1), 10, 1.0, 1, (100, 100))
+
+
+@pytest.fixture
+def path(tmp_path):
+    index = np.tile(all_voxels(GRID), (40, 1))
+    return write_rows(
+        tmp_path / "a.h5", GRID, observation_rows(GRID, index, np.ones(len(index)), np.random.default_rng(0))
+    )
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"subdivide": None}, "grid.subdivide=None"),
+        ({"subdivide": (2, None, 2)}, "grid.subdivide="),
+        ({"subdivide": (2, 2.5, 2)}, "grid.subdivide="),
+        ({"d_min": None}, "d_min=None"),
+        ({"d_max": None}, "d_max=None"),
+        ({"d_min": float("nan")}, "d_min=nan"),
+    ],
+)
+def test_values_that_make_no_grid(changes, words):
+    with pytest.raises(DiffuseError, match=words):
+        replace(GRID, **changes)
+
+
+def test_grid_that_is_too_large_for_its_keys():
+    side = 2**16 // 2  # 2 side + 1 voxels along each of two axes, a little more than 2**32 together
+    cell = (1, 1, 1, 90, 90, 90)
+    fits = MapGrid(cell, "P 1", (side, side, 2**17 - 10), 1.0)
+    assert 0.999 * MAX_VOXELS < fits.n_voxels < MAX_VOXELS
+    with pytest.raises(DiffuseError, match=r"grid\.subdivide=32768,32768,131072.*too large"):
+        MapGrid(cell, "P 1", (side, side, 2**17), 1.0)
+
+
+def test_experiments_are_updated_at_the_end(tmp_path):
+    with write_observations(tmp_path / "a.h5", GRID, [EXPERIMENT, EXPERIMENT], PROVENANCE) as writer:
+        writer.append(observation_rows(GRID, np.zeros((3, 3), int), np.ones(3), np.random.default_rng(0)))
+        writer.update_experiments([replace(EXPERIMENT, n_images_used=7), EXPERIMENT])
+    with ObservationFile(tmp_path / "a.h5") as file:
+        assert [e.n_images_used for e in file.experiments] == [7, 10]
+        assert file.experiments[0].identifier == "id-1" and file.n_rows == 3
+
+
+def _no_grid(handle):
+    del handle["grid"]
+
+
+def _no_cell(handle):
+    del handle["grid"].attrs["unit_cell"]
+
+
+def _bad_grid(handle):
+    handle["grid"].attrs["d_min"] = -1.0
+
+
+def _no_experiments(handle):
+    del handle.attrs["experiments"]
+
+
+def _bad_experiments(handle):
+    handle.attrs["experiments"] = "[{"
+
+
+def _other_experiments(handle):
+    handle.attrs["experiments"] = json.dumps([{"name": "x"}])
+
+
+def _no_observations(handle):
+    del handle["observations"]
+
+
+def _no_column(handle):
+    del handle["observations/norm"]
+
+
+def _short_column(handle):
+    handle["observations/norm"].resize(5, axis=0)
+
+
+@pytest.mark.parametrize(
+    "harm, words",
+    [
+        (_no_grid, "damaged .*grid"),
+        (_no_cell, "damaged .*unit_cell"),
+        (_bad_grid, "d_min=-1"),
+        (_no_experiments, "damaged .*experiments"),
+        (_bad_experiments, "damaged"),
+        (_other_experiments, "damaged .*name"),
+        (_no_observations, "damaged .*observations"),
+        (_no_column, "columns missing: norm"),
+        (_short_column, "damaged .*column norm"),
+    ],
+)
+def test_damaged_header(path, harm, words):
+    with h5py.File(path, "r+") as handle:
+        harm(handle)
+    with pytest.raises(DiffuseError, match=rf"a\.h5: {words}") as error:
+        ObservationFile(path)
+    assert "\n" not in str(error.value) and "integrate again" in str(error.value)
+    with h5py.File(path, "r+"):  # it was closed again
+        pass
+
+
+def test_damaged_chunk(path):
+    damage_chunk(path, "norm")
+    with ObservationFile(path) as file:
+        assert file.n_rows > 1 << 16
+        assert len(file.read("counts")["counts"]) == file.n_rows
+        with pytest.raises(DiffuseError, match=r"a\.h5: damaged .*integrate again"):
+            list(file.chunks("counts", "norm", size=1000))

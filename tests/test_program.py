@@ -1,0 +1,211 @@
+"""What all programs share: outputs are checked before the work, parameter files, and the end by a signal."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from libtbx.phil import parse
+
+import dials_diffuse
+from dials_diffuse.cli import integrate, merge
+from dials_diffuse.cli.program import run_program
+
+PHIL = parse(
+    """
+n = 1
+  .type = int
+output {
+  result = result.txt
+    .type = path
+  aside = None
+    .type = path
+  title = absent/this_is_no_path
+    .type = str
+  deeper {
+    picture = a.png
+      .type = path
+  }
+  log = None
+    .type = path
+}
+"""
+)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """An empty folder but for one input file, made the current one."""
+    monkeypatch.chdir(tmp_path)
+    Path("input.txt").write_text("1")
+    return tmp_path
+
+
+def program(args, required=(), main=None) -> list:
+    """Run a program that does nothing; return what it was called with, one item a call."""
+    calls = []
+    run_program("dials.test", "help", PHIL, main or (lambda *a: calls.append(a)), [str(a) for a in args], required)
+    return calls
+
+
+def fails(args, code, capsys, **options) -> str:
+    """Run, check that it ends with ``code`` and one line before it starts the work; return the line."""
+
+    def main(*_):
+        pytest.fail("the work has begun")
+
+    before = set(Path().iterdir())
+    with pytest.raises(SystemExit) as stopped:
+        program(args, main=main, **options)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert stopped.value.code == code and len(lines) == 1
+    assert set(Path().iterdir()) == before
+    return lines[0]
+
+
+@pytest.mark.parametrize("name", ["result", "aside", "deeper.picture", "log"])
+@pytest.mark.parametrize(
+    "value, words",
+    [
+        ("absent/a.x", "absent/a.x: cannot write, the folder absent does not exist"),
+        ("/proc/a.x", "/proc/a.x: cannot write, the folder /proc refuses"),
+        ("taken", "taken: cannot write, a folder has this name"),
+        ("input.txt/a.x", "input.txt/a.x: cannot write, the folder input.txt does not exist"),
+        ("''", "not a file name"),
+        ("' '", "not a file name"),
+        ("Auto", "not a file name"),
+    ],
+)
+def test_outputs_are_checked_before_the_work(capsys, name, value, words):
+    Path("taken").mkdir()
+    line = fails(["input.txt", f"output.{name}={value}"], 1, capsys)
+    assert f"output.{name}=" in line and words in line
+
+
+def test_no_such_file_please(capsys):
+    words = ["input.txt", "output.result=None", "output.deeper.picture=None"]
+    ((params, files, _),) = program(words)
+    assert params.output.result is None and files == ["input.txt"]
+    line = fails(words, 1, capsys, required=("result",))
+    assert "output.result=None: not a file name; give one" in line and "None for" not in line
+
+
+def test_outputs_that_can_be_written():
+    Path("old.txt").write_text("old")
+    assert program(["input.txt", "output.result=old.txt", "output.aside=../new.txt", "output.log=/dev/null"])
+    assert Path("old.txt").read_text() == "old" and not Path("../new.txt").exists()
+
+
+def test_devices_are_not_replaced(capsys):
+    assert "no ordinary file" in fails(["input.txt", "output.result=/dev/null"], 1, capsys)
+
+
+@pytest.mark.parametrize("run, name", [(integrate.run, "observations"), (merge.run, "map")], ids=["integrate", "merge"])
+def test_the_main_output_cannot_be_left_out(run, name, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(["input.txt", f"output.{name}=None"])
+    assert stopped.value.code == 1
+    assert f"output.{name}=None: not a file name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["bad.phil", "bad.eff"])
+@pytest.mark.parametrize("text, words", [("output {\n", "no matching"), ('n = "3\n', "missing closing quote")])
+def test_parameter_file_that_cannot_be_read(capsys, name, text, words):
+    Path(name).write_text(text)
+    line = fails(["input.txt", name], 2, capsys)
+    assert line.startswith(f"dials.test: {name}: ") and words in line
+
+
+def test_parameter_files():
+    Path("a.phil").write_text("n = 3\n")
+    Path("empty.phil").write_text("")
+    ((params, files, _),) = program(["input.txt", "a.phil", "empty.phil"])
+    assert params.n == 3 and files == ["input.txt"]
+
+
+def test_folder_as_input(capsys):
+    Path("sweep").mkdir()
+    assert "sweep: this is a folder" in fails(["input.txt", "sweep"], 1, capsys)
+
+
+SLEEPER = """
+import os, sys, time
+from libtbx.phil import parse
+from dials_diffuse.cli.program import run_program
+from dials_diffuse.maps.files import atomic_path, create_hdf5
+
+def main(params, files, provenance):
+    with atomic_path("result.txt") as temporary, create_hdf5("result.h5", "test") as handle:
+        temporary.write_text("half")
+        child = os.fork() if "fork" in sys.argv else None
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+        print("ready", child or os.getpid(), flush=True)
+        if child:
+            assert os.waitpid(child, 0)[1] >> 8 == 143
+            return
+        handle.create_dataset("data", data=bytes(1000))
+        while True:
+            handle["data"][...]
+
+run_program("dials.test", "", parse("output.log = None\\n.type = path"), main, ["input.txt"])
+"""
+
+
+def terminate(*options) -> tuple:
+    """Start a program, send SIGTERM to the process that it names; return its exit code and stderr."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLEEPER, *options],
+        env={**os.environ, "PYTHONPATH": str(Path(dials_diffuse.__file__).parents[1])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        line = ""
+        while not line.startswith("ready"):  # DIALS prints its version first
+            line = process.stdout.readline()
+            assert line, process.communicate()
+        os.kill(int(line.split()[1]), signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    return process.returncode, errors
+
+
+def test_sigterm_cleans_up():
+    code, errors = terminate()
+    assert code == 143, errors
+    assert errors.strip() == "dials.test: terminated, unfinished outputs are removed"
+    assert [p.name for p in Path().iterdir()] == ["input.txt"]
+
+
+def test_sigterm_of_a_worker_leaves_the_files_of_the_program_alone():
+    code, errors = terminate("fork")
+    assert code == 0, errors
+    assert {p.name for p in Path().iterdir()} == {"input.txt", "result.txt", "result.h5"}
+    assert Path("result.txt").read_text() == "half"
+
+
+def test_signal_handler_is_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    during = []
+    program(["input.txt"], main=lambda *_: during.append(signal.getsignal(signal.SIGTERM)))
+    assert during != [before] and signal.getsignal(signal.SIGTERM) is before
+    with pytest.raises(SystemExit):
+        program(["absent.txt"])
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_programs_run_in_threads():
+    calls = []
+    thread = threading.Thread(target=lambda: calls.extend(program(["input.txt"])))
+    thread.start()
+    thread.join()
+    assert len(calls) == 1
