@@ -15,6 +15,7 @@ from libtbx.phil import parse
 import dials_diffuse
 from dials_diffuse.cli import integrate, merge
 from dials_diffuse.cli.program import run_program
+from dials_diffuse.maps import files
 
 PHIL = parse(
     """
@@ -193,14 +194,49 @@ def test_sigterm_of_a_worker_leaves_the_files_of_the_program_alone():
     assert Path("result.txt").read_text() == "half"
 
 
-def test_signal_handler_is_put_back():
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("method", ["write", "truncate"])
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 1)], ids=["TERM", "INT"])
+def test_signal_while_hdf5_writes(monkeypatch, capsys, number, code, method):
+    """HDF5 crashes the interpreter when its writes raise: the signal counts afterwards."""
+
+    def trace(frame, event, argument):  # the first line of the method: the place where signals are handled
+        if event == "call" and frame.f_code is getattr(files._Sink, method).__code__ and not sent:
+            sent.append(method)
+            signal.raise_signal(number)
+
+    def main(*_):
+        with files.create_hdf5("result.h5", "test") as handle:
+            sys.settrace(trace)
+            handle["data"] = range(1000)
+            handle.flush()
+            sys.settrace(None)
+            undisturbed.append(method)
+            handle.check()
+            pytest.fail("the signal was lost")
+
+    sent, undisturbed = [], []
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            program(["input.txt"], main=main)
+    finally:
+        sys.settrace(None)
+    assert stopped.value.code == code and sent and undisturbed
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert [p.name for p in Path().iterdir()] == ["input.txt"]
+
+
+def test_signal_handlers_are_put_back():
+    def handlers():
+        return [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+
+    before = handlers()
     during = []
-    program(["input.txt"], main=lambda *_: during.append(signal.getsignal(signal.SIGTERM)))
-    assert during != [before] and signal.getsignal(signal.SIGTERM) is before
+    program(["input.txt"], main=lambda *_: during.extend(handlers()))
+    assert during[0] != before[0] and handlers() == before
     with pytest.raises(SystemExit):
         program(["absent.txt"])
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert handlers() == before
 
 
 def test_programs_run_in_threads():

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dials_diffuse.compat import dials_version
 from dials_diffuse.errors import CommandLineError, DiffuseError
-from dials_diffuse.maps.files import Provenance, check_writable
+from dials_diffuse.maps.files import Provenance, check_writable, interrupt
 
 logger = logging.getLogger("dials.diffuse.cli")
 
@@ -69,7 +69,7 @@ class _Terminated(SystemExit):
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM, with which batch systems end a job, unwinds the block as Ctrl-C does, so that it can clean up."""
+    """Ctrl-C, and SIGTERM with which batch systems end a job, unwind the block, so that it can clean up."""
     if threading.current_thread() is not threading.main_thread():  # Python lets only that one handle signals
         yield
         return
@@ -78,14 +78,21 @@ def _terminable() -> Iterator[None]:
     def stop(number, frame):
         if os.getpid() != owner:  # a forked worker: what it inherited is not its own to clean up
             os._exit(128 + number)
-        signal.signal(number, signal.SIG_IGN)  # once is enough, a second one would interrupt the cleaning up
-        raise _Terminated(128 + number)
+        if number == signal.SIGINT:
+            interrupt(KeyboardInterrupt(), frame)
+        else:
+            signal.signal(number, signal.SIG_IGN)  # once is enough, a second one would interrupt the cleaning up
+            interrupt(_Terminated(128 + number), frame)
 
-    previous = signal.signal(signal.SIGTERM, stop)
+    numbers = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # shells ignore it for programs in the background
+        numbers.append(signal.SIGINT)
+    previous = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)
+        for number, handler in previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def check_outputs(phil, params, required=()) -> None:

@@ -133,7 +133,7 @@ def track_outliers(
     shells,
     centre,
     limit,
-    sigma,
+    read_variance,
     votes,
     counts,
     expected,
@@ -144,7 +144,8 @@ def track_outliers(
     Parameters
     ----------
     raw, bad, bragg, image, corrections, shells : as in :func:`accumulate`
-    centre, limit, sigma : (n_shells,) expected C/c (NaN = unknown), threshold in sigma, sigma of the counts
+    centre, limit : (n_shells,) expected C/c (NaN = unknown) and threshold in sigma
+    read_variance : float, variance of the counts beyond Poisson's
     votes : (3, ny, nx) int16, incremented: images seen, low outliers, high outliers
     counts, expected, variance : (ny, nx) float32, sums over the images where the pixel is not a high outlier
     """
@@ -167,4 +168,4 @@ def track_outliers(
                 votes[1, y, x] += 1
             counts[y, x] += c
             expected[y, x] += mean
-            variance[y, x] += max(mean, sigma[shells[y, x]] ** 2)
+            variance[y, x] += max(mean, 0.0) + read_variance

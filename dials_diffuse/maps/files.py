@@ -90,7 +90,7 @@ class _Sink(io.FileIO):
     HDF5 never gives up on a file that it could not flush, and crashes the interpreter at exit; so it is not told.
     """
 
-    error: OSError | None = None
+    error: BaseException | None = None
 
     def write(self, data) -> int:
         block = memoryview(data).cast("B")
@@ -111,6 +111,19 @@ class _Sink(io.FileIO):
         return size or 0
 
 
+def interrupt(error: BaseException, frame) -> None:
+    """Raise ``error`` from a signal handler; HDF5 crashes when that happens inside a write of its own.
+
+    Such a write remembers the error, and :meth:`NewFile.check` raises it.
+
+    frame : what the handler was given, the Python frame that was interrupted
+    """
+    if frame is not None and frame.f_code in (_Sink.write.__code__, _Sink.truncate.__code__):
+        frame.f_locals["self"].error = error
+        return
+    raise error
+
+
 class NewFile(h5py.File):
     """An HDF5 file that is being written; get one from :func:`create_hdf5`."""
 
@@ -119,7 +132,7 @@ class NewFile(h5py.File):
         self._sink = sink
 
     def check(self) -> None:
-        """Raise OSError if something could not be written so far; worth a call after every large piece."""
+        """Raise what kept data from being written so far, OSError or :func:`interrupt`; worth a call now and then."""
         if self._sink.error is not None:
             raise self._sink.error
 

@@ -353,6 +353,7 @@ def _mask_persistent(job: Job, progress) -> Job:
         frame = job.read(image, bragg)
         centre, spread, sigma = job.sample.statistics(frame, job.panels, job.exposure(image))
         limit = (job.parameters.masking.outlier_n_sigma or 6.0) * spread
+        read_variance = job.sample.read_variance(centre, sigma, job.exposure(image))
         for p, panel in enumerate(job.panels):
             track_outliers(
                 frame.raw[p],
@@ -367,7 +368,7 @@ def _mask_persistent(job: Job, progress) -> Job:
                 job.shells[p],
                 centre,
                 limit,
-                sigma,
+                read_variance,
                 votes[p],
                 *sums[p],
             )

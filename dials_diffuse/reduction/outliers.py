@@ -88,6 +88,15 @@ class ShellSample:
             rates[mine] = np.where(good, (values - geometry.pedestal) / geometry.gain / correction[mine], np.nan)
         return shell_statistics(rates, correction, self.starts, MIN_SAMPLE)
 
+    def read_variance(self, centre: np.ndarray, sigma: np.ndarray, exposure: float) -> float:
+        """Variance of the counts that is not Poisson's, in the shell where it is least: read noise, not anisotropy.
+
+        centre, sigma : (N_SHELLS,) as from :meth:`statistics`
+        """
+        mean = centre * self.norm * exposure / np.maximum(np.diff(self.starts), 1)
+        excess = (sigma**2 - mean)[np.isfinite(centre)]
+        return float(max(excess.min(), 0.0)) if len(excess) else 0.0
+
     def shell_means(self, blocks: list, block: int) -> np.ndarray:
         """(N_SHELLS,) sum over the sample of values given in detector blocks, over the sum of the corrections.
 
