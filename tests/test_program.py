@@ -144,10 +144,11 @@ def main(params, files, provenance):
     with atomic_path("result.txt") as temporary, create_hdf5("result.h5", "test") as handle:
         temporary.write_text("half")
         child = os.fork() if "fork" in sys.argv else None
+        if not child:
+            print("ready", os.getpid(), flush=True)
         if child == 0:
             time.sleep(60)
             os._exit(0)
-        print("ready", child or os.getpid(), flush=True)
         if child:
             assert os.waitpid(child, 0)[1] >> 8 == 143
             return
@@ -196,7 +197,7 @@ def test_sigterm_of_a_worker_leaves_the_files_of_the_program_alone():
 
 @pytest.mark.parametrize("method", ["write", "truncate"])
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 1)], ids=["TERM", "INT"])
-def test_signal_while_hdf5_writes(monkeypatch, capsys, number, code, method):
+def test_signal_while_hdf5_writes(capsys, number, code, method):
     """HDF5 crashes the interpreter when its writes raise: the signal counts afterwards."""
 
     def trace(frame, event, argument):  # the first line of the method: the place where signals are handled

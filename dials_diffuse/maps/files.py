@@ -118,9 +118,11 @@ def interrupt(error: BaseException, frame) -> None:
 
     frame : what the handler was given, the Python frame that was interrupted
     """
-    if frame is not None and frame.f_code in (_Sink.write.__code__, _Sink.truncate.__code__):
-        frame.f_locals["self"].error = error
-        return
+    while frame is not None:
+        if frame.f_code in (_Sink.write.__code__, _Sink.truncate.__code__):
+            frame.f_locals["self"].error = error
+            return
+        frame = frame.f_back
     raise error
 
 
