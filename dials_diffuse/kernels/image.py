@@ -52,40 +52,53 @@ def shell_statistics(rates, corrections, starts, min_pixels):
     -------
     centre : (n_bins,) float64, sum C / sum c without outliers (NaN where too few)
     spread : (n_bins,) float64, robust sigma of 2 sqrt(C + 3/8) about the centre, at least 1 (the Poisson value)
-    sigma : (n_bins,) float64, robust sigma of the counts themselves (read noise shows here)
 
-    Outliers are found with respect to the middle 80 % of the rates. The mean of those alone would be wrong for weak
-    data, most of whose pixels count nothing.
+    Outliers are found with respect to the median rate. The centre is a mean all the same: the median of weak data, most
+    of whose pixels count nothing, is zero.
     """
     n_bins = starts.shape[0] - 1
     centre = np.full(n_bins, np.nan)
     spread = np.ones(n_bins)
-    sigma = np.zeros(n_bins)
     for b in range(n_bins):
         part = rates[starts[b] : starts[b + 1]]
         good = np.isfinite(part)
         values = part[good]
-        n = values.shape[0]
-        if n < min_pixels:
+        if values.shape[0] < min_pixels:
             continue
         c = corrections[starts[b] : starts[b + 1]][good]
-        order = np.argsort(values)
-        middle = order[n // 10 : n - n // 10]
-        start = np.sum(values[middle] * c[middle]) / np.sum(c[middle])
         counts = values * c
-        z = 2.0 * (np.sqrt(np.maximum(counts, 0.0) + 0.375) - np.sqrt(np.maximum(start * c, 0.0) + 0.375))
+        expected = np.median(values) * c
+        z = 2.0 * (np.sqrt(np.maximum(counts, 0.0) + 0.375) - np.sqrt(np.maximum(expected, 0.0) + 0.375))
         spread[b] = max(1.0, _quartile_range(z) / 1.349)
-        sigma[b] = _quartile_range(counts - start * c) / 1.349
         usual = np.abs(z) <= 6.0 * spread[b]
         centre[b] = np.sum(counts[usual]) / np.sum(c[usual])
-    return centre, spread, sigma
+    return centre, spread
+
+
+@njit
+def excess_variance(rates, corrections, starts, centre):
+    """Robust variance of the counts in each shell beyond Poisson's, NaN where the centre is.
+
+    Parameters as in :func:`shell_statistics`, which gives ``centre``.
+    """
+    n_bins = starts.shape[0] - 1
+    excess = np.full(n_bins, np.nan)
+    for b in range(n_bins):
+        if math.isnan(centre[b]):
+            continue
+        part = rates[starts[b] : starts[b + 1]]
+        good = np.isfinite(part)
+        c = corrections[starts[b] : starts[b + 1]][good]
+        residual = (part[good] - centre[b]) * c
+        excess[b] = (_quartile_range(residual) / 1.349) ** 2 - centre[b] * np.mean(c)
+    return excess
 
 
 @njit
 def _quartile_range(values):
-    n = values.shape[0]
-    order = np.sort(values)
-    return order[(3 * n) // 4] - order[n // 4]
+    lower, upper = values.shape[0] // 4, (3 * values.shape[0]) // 4
+    part = np.partition(values, upper)
+    return part[upper] - np.partition(part[: upper + 1], lower)[lower]
 
 
 @njit

@@ -179,7 +179,7 @@ class Job:
         """Resolution profile of one image and its flux relative to the sweep."""
         image = frame.number - 1
         exposure = self.exposure(image)
-        centre, spread, _ = self.sample.statistics(frame, self.panels, exposure)
+        centre, spread = self.sample.statistics(frame, self.panels, exposure)
         flux = 1.0
         if self.reference is not None:
             flux = relative_flux(self.net_profile(centre, image), self.reference, self.sample.norm, exposure)
@@ -351,9 +351,9 @@ def _mask_persistent(job: Job, progress) -> Job:
     bragg = job.empty_bragg()
     for image in progress(chosen, len(chosen), "Looking for hot, dead and shadowed pixels"):
         frame = job.read(image, bragg)
-        centre, spread, sigma = job.sample.statistics(frame, job.panels, job.exposure(image))
+        centre, spread = job.sample.statistics(frame, job.panels, job.exposure(image))
         limit = (job.parameters.masking.outlier_n_sigma or 6.0) * spread
-        read_variance = job.sample.read_variance(centre, sigma, job.exposure(image))
+        read_variance = job.sample.read_variance(frame, job.panels, job.exposure(image), centre)
         for p, panel in enumerate(job.panels):
             track_outliers(
                 frame.raw[p],

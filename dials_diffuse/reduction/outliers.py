@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from scipy import ndimage
 
-from dials_diffuse.kernels.image import shell_statistics
+from dials_diffuse.kernels.image import excess_variance, shell_statistics
 
 N_SHELLS = 120
 MIN_SAMPLE = 60
@@ -71,12 +71,26 @@ class ShellSample:
         return np.diff(np.concatenate([[0.0], np.cumsum(self.correction)])[self.starts])
 
     def statistics(self, frame: Frame, panels, exposure: float) -> tuple:
-        """(centre, spread, sigma) per shell for one image, see :func:`shell_statistics`; empty shells give NaN.
+        """(centre, spread) per shell for one image, see :func:`shell_statistics`; empty shells give NaN.
 
         panels : PanelGeometry of the detector; exposure : multiplies the corrections
         """
+        return shell_statistics(
+            self._rates(frame, panels, exposure), self.correction * exposure, self.starts, MIN_SAMPLE
+        )
+
+    def read_variance(self, frame: Frame, panels, exposure: float, centre: np.ndarray) -> float:
+        """Variance of the counts that is not Poisson's, in the shell where it is least: read noise, not anisotropy.
+
+        centre : (N_SHELLS,) as from :meth:`statistics`
+        """
+        rates = self._rates(frame, panels, exposure)
+        excess = excess_variance(rates, self.correction * exposure, self.starts, centre)
+        return float(max(np.nanmin(excess), 0.0)) if np.isfinite(excess).any() else 0.0
+
+    def _rates(self, frame: Frame, panels, exposure: float) -> np.ndarray:
+        """(n,) C/c of the sample in one image, NaN where it is masked."""
         rates = np.full(len(self.x), np.nan)
-        correction = self.correction * exposure
         for p, geometry in enumerate(panels):
             mine = self.panel == p
             y, x = self.y[mine], self.x[mine]
@@ -85,17 +99,9 @@ class ShellSample:
             good &= frame.bragg[p][y, x] != frame.number
             if frame.usable is not None:
                 good &= frame.usable[p][y, x]
-            rates[mine] = np.where(good, (values - geometry.pedestal) / geometry.gain / correction[mine], np.nan)
-        return shell_statistics(rates, correction, self.starts, MIN_SAMPLE)
-
-    def read_variance(self, centre: np.ndarray, sigma: np.ndarray, exposure: float) -> float:
-        """Variance of the counts that is not Poisson's, in the shell where it is least: read noise, not anisotropy.
-
-        centre, sigma : (N_SHELLS,) as from :meth:`statistics`
-        """
-        mean = centre * self.norm * exposure / np.maximum(np.diff(self.starts), 1)
-        excess = (sigma**2 - mean)[np.isfinite(centre)]
-        return float(max(excess.min(), 0.0)) if len(excess) else 0.0
+            counts = (values - geometry.pedestal) / geometry.gain
+            rates[mine] = np.where(good, counts / (self.correction[mine] * exposure), np.nan)
+        return rates
 
     def shell_means(self, blocks: list, block: int) -> np.ndarray:
         """(N_SHELLS,) sum over the sample of values given in detector blocks, over the sum of the corrections.
