@@ -26,7 +26,7 @@ GRID = small_grid("P 41", (12, 12, 18, 90, 90, 90))
 @pytest.fixture
 def observations(tmp_path, monkeypatch):
     """A folder with one observation file, made the current one."""
-    folder = tmp_path / "work"
+    folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
     index = np.tile(all_voxels(GRID), (2, 1))
@@ -157,7 +157,7 @@ def test_bad_command_lines(observations, capsys, word):
         (["seed=None"], "seed=None"),
         (["friedel=None"], "friedel=None"),
         (["diffuse_integrated.h5"], "diffuse_integrated.h5: given twice"),
-        (["../work/diffuse_integrated.h5"], "../work/diffuse_integrated.h5: given twice (as diffuse_integrated.h5"),
+        (["../here/diffuse_integrated.h5"], "../here/diffuse_integrated.h5: given twice (as diffuse_integrated.h5"),
         (["link.h5"], "link.h5: given twice"),
     ],
 )
