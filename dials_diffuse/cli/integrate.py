@@ -178,6 +178,7 @@ def _main(params, files, provenance) -> None:
         }
         logger.info("Saving the summary to %s", params.output.json)
         write_json(params.output.json, content)
+    logger.info("Next: dials.diffuse_merge %s", params.output.observations)
 
 
 def parameters_from_phil(params) -> ReductionParameters:
