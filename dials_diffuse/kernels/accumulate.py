@@ -67,30 +67,31 @@ def is_outlier(counts, expected, threshold):
 
 
 @njit
-def _add(row, w, odd, image, pixels, counts, norm, background, background_sigma, rate, variance):
+def _add(table, slot, w, odd, image, pixels, counts, norm, background, background_sigma, rate, variance):
     """Add sums over some pixels, each with weight w, to a row of the table."""
-    row[PIXELS] += w * pixels
-    row[COUNTS] += w * counts
-    row[NORM] += w * norm
-    row[BACKGROUND] += w * background
-    row[BACKGROUND_SIGMA] += w * background_sigma
-    row[RATE] += w * rate
-    row[RATE_VARIANCE] += w * variance
-    row[FIRST_IMAGE] = min(row[FIRST_IMAGE], image)
-    row[LAST_IMAGE] = max(row[LAST_IMAGE], image)
+    # indexed without a view of the row: numba counts references to views, and that costs more than the sums
+    table[slot, PIXELS] += w * pixels
+    table[slot, COUNTS] += w * counts
+    table[slot, NORM] += w * norm
+    table[slot, BACKGROUND] += w * background
+    table[slot, BACKGROUND_SIGMA] += w * background_sigma
+    table[slot, RATE] += w * rate
+    table[slot, RATE_VARIANCE] += w * variance
+    table[slot, FIRST_IMAGE] = min(table[slot, FIRST_IMAGE], image)
+    table[slot, LAST_IMAGE] = max(table[slot, LAST_IMAGE], image)
     if odd:
-        row[PIXELS_ODD] += w * pixels
-        row[COUNTS_ODD] += w * counts
-        row[NORM_ODD] += w * norm
-        row[BACKGROUND_ODD] += w * background
-        row[RATE_ODD] += w * rate
+        table[slot, PIXELS_ODD] += w * pixels
+        table[slot, COUNTS_ODD] += w * counts
+        table[slot, NORM_ODD] += w * norm
+        table[slot, BACKGROUND_ODD] += w * background
+        table[slot, RATE_ODD] += w * rate
 
 
 @njit
-def _add_position(row, w, pixels, sum_x, y, offset, angle):
-    row[SUM_X] += w * (sum_x + pixels * offset[0])
-    row[SUM_Y] += w * pixels * (y + offset[1])
-    row[SUM_ANGLE] += w * pixels * angle
+def _add_position(table, slot, w, pixels, sum_x, y, offset, angle):
+    table[slot, SUM_X] += w * (sum_x + pixels * offset[0])
+    table[slot, SUM_Y] += w * pixels * (y + offset[1])
+    table[slot, SUM_ANGLE] += w * pixels * angle
 
 
 @njit
@@ -262,8 +263,8 @@ def accumulate(
                     continue
                 if voxel != last_voxel:
                     if slot >= 0:
-                        _add(table[slot], w, odd, image, pixels, counts, norm, b, b_sigma, rate, variance)
-                        _add_position(table[slot], w, pixels, sum_x, y, pixel_offset, angles[sub])
+                        _add(table, slot, w, odd, image, pixels, counts, norm, b, b_sigma, rate, variance)
+                        _add_position(table, slot, w, pixels, sum_x, y, pixel_offset, angles[sub])
                         pixels = np.int64(0)
                         sum_x = np.int64(0)
                         counts = norm = rate = variance = b = b_sigma = 0.0
@@ -275,7 +276,8 @@ def accumulate(
                         entries[position, 0] = key
                         entries[position, 1] = n_rows
                         row_keys[slot] = key
-                        table[slot, :] = 0.0
+                        for c in range(N_COLUMNS):
+                            table[slot, c] = 0.0
                         table[slot, FIRST_IMAGE] = image
                         n_rows += 1
                     last_voxel = voxel
@@ -289,8 +291,8 @@ def accumulate(
                     b_sigma += row_sigma[i]
                 sum_x += x
             if slot >= 0:
-                _add(table[slot], w, odd, image, pixels, counts, norm, b, b_sigma, rate, variance)
-                _add_position(table[slot], w, pixels, sum_x, y, pixel_offset, angles[sub])
+                _add(table, slot, w, odd, image, pixels, counts, norm, b, b_sigma, rate, variance)
+                _add_position(table, slot, w, pixels, sum_x, y, pixel_offset, angles[sub])
             if sub == 0:
                 n_off_grid += n_outside
                 n_used += n_good - n_outside
