@@ -8,10 +8,10 @@ import numpy as np
 
 from dials_diffuse.kernels.jit import njit
 
-#: columns of the accumulator table
-PIXELS, COUNTS, NORM, BACKGROUND, BACKGROUND_SIGMA, RATE, RATE_VARIANCE = range(7)
-SUM_X, SUM_Y, SUM_ANGLE = range(7, 10)
-PIXELS_ODD, COUNTS_ODD, NORM_ODD, BACKGROUND_ODD, RATE_ODD = range(10, 15)
+#: columns of the accumulator table: five sums over even images, the same five over odd images, and sums over all
+PIXELS, COUNTS, NORM, BACKGROUND, RATE = range(5)
+ODD = 5
+BACKGROUND_SIGMA, RATE_VARIANCE, SUM_X, SUM_Y, SUM_ANGLE = range(10, 15)
 FIRST_IMAGE, LAST_IMAGE = 15, 16
 N_COLUMNS = 17
 
@@ -67,24 +67,19 @@ def is_outlier(counts, expected, threshold):
 
 
 @njit
-def _add(table, slot, w, odd, image, pixels, counts, norm, background, background_sigma, rate, variance):
-    """Add sums over some pixels, each with weight w, to a row of the table."""
+def _add(table, slot, w, half, image, pixels, counts, norm, background, background_sigma, rate, variance):
+    """Add sums over some pixels, each with weight w, to a row of the table; ``half`` is 0 or ODD."""
     # indexed without a view of the row: numba counts references to views, and that costs more than the sums
-    table[slot, PIXELS] += w * pixels
-    table[slot, COUNTS] += w * counts
-    table[slot, NORM] += w * norm
-    table[slot, BACKGROUND] += w * background
+    table[slot, half + PIXELS] += w * pixels
+    table[slot, half + COUNTS] += w * counts
+    table[slot, half + NORM] += w * norm
+    table[slot, half + BACKGROUND] += w * background
+    table[slot, half + RATE] += w * rate
     table[slot, BACKGROUND_SIGMA] += w * background_sigma
-    table[slot, RATE] += w * rate
     table[slot, RATE_VARIANCE] += w * variance
-    table[slot, FIRST_IMAGE] = min(table[slot, FIRST_IMAGE], image)
-    table[slot, LAST_IMAGE] = max(table[slot, LAST_IMAGE], image)
-    if odd:
-        table[slot, PIXELS_ODD] += w * pixels
-        table[slot, COUNTS_ODD] += w * counts
-        table[slot, NORM_ODD] += w * norm
-        table[slot, BACKGROUND_ODD] += w * background
-        table[slot, RATE_ODD] += w * rate
+    if table[slot, LAST_IMAGE] != image:
+        table[slot, FIRST_IMAGE] = min(table[slot, FIRST_IMAGE], image)
+        table[slot, LAST_IMAGE] = max(table[slot, LAST_IMAGE], image)
 
 
 @njit
@@ -198,6 +193,7 @@ def accumulate(
     ny, nx = raw.shape
     n_sub = matrices.shape[0]
     w = weight / n_sub
+    half = ODD if odd else 0
     capacity = min(row_keys.shape[0], entries.shape[0] // 2)
     # one detector row of good pixels
     column = np.empty(nx, dtype=np.int64)
@@ -263,7 +259,7 @@ def accumulate(
                     continue
                 if voxel != last_voxel:
                     if slot >= 0:
-                        _add(table, slot, w, odd, image, pixels, counts, norm, b, b_sigma, rate, variance)
+                        _add(table, slot, w, half, image, pixels, counts, norm, b, b_sigma, rate, variance)
                         _add_position(table, slot, w, pixels, sum_x, y, pixel_offset, angles[sub])
                         pixels = np.int64(0)
                         sum_x = np.int64(0)
@@ -278,7 +274,7 @@ def accumulate(
                         row_keys[slot] = key
                         for c in range(N_COLUMNS):
                             table[slot, c] = 0.0
-                        table[slot, FIRST_IMAGE] = image
+                        table[slot, FIRST_IMAGE] = table[slot, LAST_IMAGE] = image
                         n_rows += 1
                     last_voxel = voxel
                 pixels += 1
@@ -291,7 +287,7 @@ def accumulate(
                     b_sigma += row_sigma[i]
                 sum_x += x
             if slot >= 0:
-                _add(table, slot, w, odd, image, pixels, counts, norm, b, b_sigma, rate, variance)
+                _add(table, slot, w, half, image, pixels, counts, norm, b, b_sigma, rate, variance)
                 _add_position(table, slot, w, pixels, sum_x, y, pixel_offset, angles[sub])
             if sub == 0:
                 n_off_grid += n_outside

@@ -193,7 +193,7 @@ def to_observations(keys: np.ndarray, table: np.ndarray, job: Job) -> np.ndarray
     panel, voxel = np.divmod(keys // 2, job.grid.n_voxels)
     index = job.grid.index(voxel)
     s = job.grid.s_magnitude(index)
-    keep = job.grid.inside(index) & (table[:, kernel.NORM] > 0)
+    keep = job.grid.inside(index) & (table[:, kernel.NORM] + table[:, kernel.ODD + kernel.NORM] > 0)
     rows = np.zeros(int(keep.sum()), dtype=OBSERVATION_DTYPE)
     table = table[keep]
     rows["index"] = index[keep]
@@ -201,14 +201,15 @@ def to_observations(keys: np.ndarray, table: np.ndarray, job: Job) -> np.ndarray
     rows["panel"] = panel[keep]
     rows["entering"] = entering[keep]
     rows["s"] = s[keep]
-    for name in ("pixels", "counts", "norm", "background", "rate", "rate_variance"):
-        rows[name] = table[:, getattr(kernel, name.upper())]
+    for name in ("pixels", "counts", "norm", "background", "rate"):
+        column = getattr(kernel, name.upper())
+        rows[f"{name}_odd"] = table[:, kernel.ODD + column]
+        rows[name] = table[:, column] + table[:, kernel.ODD + column]
+    rows["rate_variance"] = table[:, kernel.RATE_VARIANCE]
     # blocks of background are larger than voxels: within a row their errors are the same error
     rows["background_variance"] = table[:, kernel.BACKGROUND_SIGMA] ** 2
-    for name in ("pixels", "counts", "norm", "background", "rate"):
-        rows[f"{name}_odd"] = table[:, getattr(kernel, f"{name.upper()}_ODD")]
     sums = table[:, [kernel.SUM_X, kernel.SUM_Y, kernel.SUM_ANGLE]]
-    rows["xyz"] = sums / table[:, [kernel.PIXELS]]
+    rows["xyz"] = sums / rows["pixels"][:, None]
     return rows
 
 
