@@ -2,11 +2,25 @@
 
 A DIALS from a system package has no numba beside it. Where a virtual environment does (the checkout's .venv, made by
 `make env`, or the active one), its packages are put last on the path of the dispatchers, after those of DIALS.
+dxtbx finds the formats of its plugins through entry points, which pip would write.
 """
 
 import importlib.util
 import os
+import runpy
 import sys
+
+from libtbx import pkg_utils
+
+
+def register_formats(module):
+    """Write the entry points of the dxtbx formats that setup.py lists."""
+    if importlib.util.find_spec("setuptools") is None:
+        print("WARNING: setuptools is missing: install it and run libtbx.configure again, or simulated images of")
+        print("         detectors with several panels cannot be imported")
+        return
+    setup = os.path.join(abs(next(module.dist_paths_active())), "setup.py")
+    pkg_utils.define_entry_points({"dxtbx.format": runpy.run_path(setup)["DXTBX_FORMATS"]})
 
 
 def use_virtual_environment(module):
@@ -25,3 +39,4 @@ def use_virtual_environment(module):
 
 
 use_virtual_environment(self)  # noqa: F821
+register_formats(self)  # noqa: F821

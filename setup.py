@@ -1,10 +1,16 @@
-"""Derives the console scripts from the shims in command_line/, so that pip and libtbx share one list of names."""
+"""Entry points. The console scripts are derived from the shims in command_line/, so that pip and libtbx share one list
+of names; libtbx_refresh.py takes the dxtbx formats from here."""
 
 from pathlib import Path
 
 from setuptools import setup
 
 MARK = "# LIBTBX_SET_DISPATCHER_NAME "
+
+#: "name of the class:name of its parent = where it is"
+DXTBX_FORMATS = [
+    "FormatCBFMiniDiffuse:FormatCBFMini = dials_diffuse.experiment.format_cbf:FormatCBFMiniDiffuse",
+]
 
 
 def console_scripts(folder="command_line"):
@@ -21,4 +27,7 @@ def console_scripts(folder="command_line"):
 
 
 if __name__ == "__main__":
-    setup(entry_points={"console_scripts": console_scripts()}, license="BSD-3-Clause")
+    setup(
+        entry_points={"console_scripts": console_scripts(), "dxtbx.format": DXTBX_FORMATS},
+        license="BSD-3-Clause",
+    )

@@ -58,3 +58,15 @@ def trusted_bounds(panel) -> tuple:
         float(low if low_trusted else np.nextafter(low, np.inf)),
         float(high if high_trusted else np.nextafter(high, -np.inf)),
     )
+
+
+def photon_counter_range(count_cutoff: int) -> tuple:
+    """Trusted range of a detector that trusts 0 to ``count_cutoff``, as dxtbx sets it for a mini-CBF header.
+
+    The lower limit is -1 in DIALS 3.12, which excludes it (and the cutoff), and 0 in later versions.
+    """
+    from dxtbx.model import Panel
+
+    probe = Panel()
+    probe.set_trusted_range((0, count_cutoff))
+    return (0 if trusted_bounds(probe)[0] == 0 else -1, count_cutoff)

@@ -21,7 +21,9 @@ logger = logging.getLogger("dials.diffuse.cli")
 _PHIL_SUFFIXES = (".phil", ".param", ".params", ".eff", ".def")
 
 
-def run_program(name: str, help_text: str, phil, main: Callable, args=None, required=()) -> None:
+def run_program(
+    name: str, help_text: str, phil, main: Callable, args=None, required=(), without_files=lambda params: False
+) -> None:
     """Parse ``args``, set up logging and call ``main(params, files, provenance)``.
 
     Parameters
@@ -32,6 +34,7 @@ def run_program(name: str, help_text: str, phil, main: Callable, args=None, requ
     main : receives the extracted phil, the list of input paths (existing files) and a Provenance
     args : list of str, default ``sys.argv[1:]``
     required : names of ``output.*`` that may not be None
+    without_files : can the program do with these parameters (extracted phil) and no input files?
 
     Raises
     ------
@@ -41,7 +44,7 @@ def run_program(name: str, help_text: str, phil, main: Callable, args=None, requ
     """
     try:
         with _terminable():
-            params, options, files, provenance = _parse(name, help_text, phil, args)
+            params, options, files, provenance = _parse(name, help_text, phil, args, without_files)
             check_outputs(phil, params, required)
             with _logging(params.output.log, options.verbose):
                 logger.info("%s", dials_version())
@@ -134,7 +137,7 @@ def _one_line(error) -> str:
     return " ".join(str(error).split())
 
 
-def _parse(name, help_text, phil, args):
+def _parse(name, help_text, phil, args, without_files):
     from dials.util.options import ArgumentParser
 
     args = list(sys.argv[1:] if args is None else args)
@@ -160,7 +163,7 @@ def _parse(name, help_text, phil, args):
             _check_phil_file(item)
             continue
         files.append(item)
-    if not files:
+    if not files and not without_files(params):
         parser.print_help(sys.stderr)
         raise CommandLineError("no input files given")
     options.diff_phil = parser.diff_phil.as_str().strip()

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+from dials.algorithms.profile_model.gaussian_rs import Model as GaussianProfile
 from dials.array_family import flex
 from dxtbx import flumpy
 
@@ -79,6 +80,34 @@ def spot_size(experiment, reflections=None) -> SpotSize:
             f".refl file of its strong reflections as well, or set mask.bragg.sigma_b and mask.bragg.sigma_m"
         )
     return _measure_spot_size(experiment, reflections)
+
+
+def gaussian_profile(sigma_b: float, sigma_m: float) -> GaussianProfile:
+    """The profile model that DIALS keeps in an .expt for spots of this extent (degrees)."""
+    return GaussianProfile(None, 3, sigma_b, sigma_m, deg=True)
+
+
+def ray_intersections(panel, rays) -> tuple:
+    """Where rays from the sample meet the plane of a panel, inside its limits or not.
+
+    Parameters
+    ----------
+    panel : dxtbx Panel
+    rays : (n, 3) float64 laboratory frame, any length; distances are for unit vectors
+
+    Returns
+    -------
+    mm : (n, 2) float64, along the fast and slow axes; NaN for rays that never meet the plane
+    distance : (n,) float64, from the sample, mm; NaN likewise
+    """
+    x, y, forward = np.array(panel.get_D_matrix()).reshape(3, 3) @ np.asarray(rays).T
+    distance = 1 / np.where(forward > 0, forward, np.nan)
+    return np.stack([x * distance, y * distance], axis=1), distance
+
+
+def to_pixels(panel, mm) -> np.ndarray:
+    """(n, 2) float64 pixel positions of positions in mm, through the panel's own strategy (parallax included)."""
+    return flumpy.to_numpy(panel.millimeter_to_pixel(flumpy.vec_from_numpy(np.ascontiguousarray(mm))))
 
 
 def _measure_spot_size(experiment, reflections) -> SpotSize:

@@ -78,6 +78,17 @@ def panel_geometry(panel, offset=(0.5, 0.5)) -> PanelGeometry:
     )
 
 
+def pixel_directions(panel, positions) -> np.ndarray:
+    """(n, 3) float64 unit vectors from the sample to positions on a panel, laboratory frame.
+
+    positions : (n, 2) float64, x and y in pixels; pixel centres are at i + 0.5
+    """
+    x, y = np.asarray(positions, dtype=float).T
+    pixels = flex.vec2_double(flumpy.from_numpy(x.copy()), flumpy.from_numpy(y.copy()))
+    lab = flumpy.to_numpy(panel.get_lab_coord(panel.pixel_to_millimeter(pixels)))
+    return lab / np.linalg.norm(lab, axis=1, keepdims=True)
+
+
 @dataclass(frozen=True)
 class ScanGeometry:
     """Beam, goniometer and crystal of one experiment at any array index, static or scan-varying.
@@ -118,10 +129,14 @@ class ScanGeometry:
         """(3,) rotation axis in the laboratory frame."""
         return _at(self.setting, position) @ self.axis
 
+    def rotation_at(self, position: float) -> np.ndarray:
+        """(3, 3) ``S R(φ) F``: takes vectors fixed to the goniometer head to the laboratory frame."""
+        rotation = Rotation.from_rotvec(np.deg2rad(self.angle(position)) * self.axis).as_matrix()
+        return _at(self.setting, position) @ rotation @ self.fixed
+
     def matrix_at(self, position: float) -> np.ndarray:
         """(3, 3) ``S R(φ) F A``: takes Miller indices to the laboratory frame, 1/Å."""
-        rotation = Rotation.from_rotvec(np.deg2rad(self.angle(position)) * self.axis).as_matrix()
-        return _at(self.setting, position) @ rotation @ self.fixed @ _at(self.orientation, position)
+        return self.rotation_at(position) @ _at(self.orientation, position)
 
     @property
     def beam_varies(self) -> bool:

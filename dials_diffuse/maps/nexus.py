@@ -57,12 +57,13 @@ class DiffuseMap:
         return fill_volume(self.grid, self.index, values, self.friedel, fill, dtype)
 
 
-def write_map(path, data: DiffuseMap, provenance: Provenance, volume: bool = True) -> None:
+def write_map(path, data: DiffuseMap, provenance: Provenance, volume: bool = True, collections=None) -> None:
     """Write a map file; it appears under ``path`` only when complete.
 
     Parameters
     ----------
     volume : also write the three-dimensional arrays, without them viewers have nothing to show by default
+    collections : what else belongs to the map, name of a group in the entry -> {name: array, or such a dictionary}
 
     Raises
     ------
@@ -79,6 +80,7 @@ def write_map(path, data: DiffuseMap, provenance: Provenance, volume: bool = Tru
         _write_unique(entry, data)
         _write_statistics(entry, data)
         _write_process(entry, provenance)
+        _write_collections(entry, collections or {})
         if volume:
             _write_volume(entry, data)
             entry.attrs["default"] = "map"
@@ -241,6 +243,14 @@ def _write_process(entry, provenance: Provenance) -> None:
     group["phil"] = provenance.phil
     group.create_dataset("inputs", data=[str(p) for p in provenance.inputs], dtype=text)
     group.create_dataset("experiment_identifiers", data=list(provenance.identifiers), dtype=text)
+
+
+def _write_collections(parent, content: dict) -> None:
+    for name, item in content.items():
+        if isinstance(item, dict):
+            _write_collections(_new_group(parent, name, "NXcollection"), item)
+        else:
+            _new_data(parent, name, item)
 
 
 def _write_volume(entry, data: DiffuseMap) -> None:

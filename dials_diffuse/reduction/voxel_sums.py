@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-import multiprocessing
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 import numpy as np
 
-from dials_diffuse.errors import DiffuseError
 from dials_diffuse.kernels import accumulate as kernel
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.observations import OBSERVATION_DTYPE
+from dials_diffuse.parallel import forked
 from dials_diffuse.reduction.job import Job
 
 logger = logging.getLogger("dials.diffuse.reduction")
@@ -227,42 +223,9 @@ def blocks_of_images(job: Job) -> list:
     return [run[i : i + n] for run in runs for i in range(0, len(run), n)]
 
 
-_JOB: Job | None = None  # inherited by forked workers, so that large arrays are shared and not copied
-
-
-def _reduce_in_worker(images) -> BlockSums:
-    return reduce_block(_JOB, images)
-
-
 def reduce_blocks(job: Job, nproc: int) -> Iterator[BlockSums]:
     """Sums of all blocks in order, computed by ``nproc`` processes; at most two blocks per process are in flight."""
-    global _JOB
-    blocks = blocks_of_images(job)
-    if nproc == 1 or len(blocks) == 1 or "fork" not in multiprocessing.get_all_start_methods():
-        for images in blocks:
-            yield reduce_block(job, images)
-        return
-    _JOB = job
-    try:
-        context = multiprocessing.get_context("fork")
-        with ProcessPoolExecutor(min(nproc, len(blocks)), mp_context=context) as pool:
-            waiting = deque()
-            try:
-                for images in blocks:
-                    waiting.append(pool.submit(_reduce_in_worker, images))
-                    if len(waiting) >= 2 * nproc:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            except BrokenProcessPool:
-                raise DiffuseError(
-                    f"nproc={nproc}: a worker process was killed, probably for lack of memory; give a smaller nproc"
-                ) from None
-            finally:
-                for future in waiting:
-                    future.cancel()
-    finally:
-        _JOB = None
+    return forked(reduce_block, job, blocks_of_images(job), nproc)
 
 
 def observations(job: Job, blocks) -> Iterator[tuple]:

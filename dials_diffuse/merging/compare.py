@@ -1,0 +1,117 @@
+"""How well does a map agree with another that is taken for the truth?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from dials_diffuse.errors import DiffuseError
+from dials_diffuse.maps.nexus import DiffuseMap
+from dials_diffuse.merging.statistics import shell_limits
+
+#: equal-count bins of |s| whose mean is the isotropic part: finer than any feature of a solvent ring
+N_BINS = 400
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Agreement of the anisotropic parts of two maps.
+
+    Attributes
+    ----------
+    n : voxels in common
+    cc : Pearson correlation
+    slope : of the first map against the second, least squares through the origin
+    shells : one dictionary per resolution shell: d_max, d_min, n, cc, slope
+    """
+
+    n: int
+    cc: float
+    slope: float
+    shells: list
+
+    @property
+    def slope_variation(self) -> float:
+        """Largest relative deviation of a shell's slope from that of all together."""
+        return max(abs(row["slope"] / self.slope - 1) for row in self.shells)
+
+
+def common_voxels(a: DiffuseMap, b: DiffuseMap) -> tuple:
+    """Rows of both maps that hold the same voxel, measured in both.
+
+    Raises
+    ------
+    DiffuseError
+        If the maps differ in subdivision, in space group or in what is merged.
+    """
+    for what, first, second in (
+        ("grid.subdivide", a.grid.subdivide, b.grid.subdivide),
+        ("space group", a.grid.space_group_symbol, b.grid.space_group_symbol),
+        ("friedel", a.friedel, b.friedel),
+    ):
+        if first != second:
+            raise DiffuseError(f"maps with {what} {first} and {second} cannot be compared: make both with the same")
+    wide = a.grid if a.grid.d_min <= b.grid.d_min else b.grid
+    keys = []
+    for data in (a, b):
+        fits = np.all(np.abs(data.index) <= np.array(wide.extent), axis=1) & np.isfinite(data.intensity)
+        keys.append(np.where(fits, wide.key(data.index), -1))
+    _, in_a, in_b = np.intersect1d(keys[0], keys[1], return_indices=True)
+    found = keys[0][in_a] >= 0
+    return in_a[found], in_b[found]
+
+
+def equal_count_residual(values: np.ndarray, s: np.ndarray, n_bins: int = N_BINS) -> np.ndarray:
+    """Subtract from each value the mean of its bin in |s|; the bins hold equal numbers of values."""
+    order = np.argsort(s, kind="stable")
+    bins = np.empty(len(s), dtype=np.int64)
+    bins[order] = np.arange(len(s)) * n_bins // max(len(s), 1)
+    number = np.bincount(bins, minlength=n_bins)
+    return values - (np.bincount(bins, values, minlength=n_bins) / np.maximum(number, 1))[bins]
+
+
+def compare_maps(a: DiffuseMap, b: DiffuseMap, d_max=math.inf, d_min=0.0, n_shells: int = 10, n_bins: int = N_BINS):
+    """Compare the anisotropic part of map ``a`` with that of map ``b``, the truth or a model.
+
+    Parameters
+    ----------
+    d_max, d_min : Å, range to compare
+    n_shells : of equal volume
+    n_bins : bins in |s| for the isotropic part, over the whole range
+
+    Returns
+    -------
+    Comparison
+
+    Raises
+    ------
+    DiffuseError
+        If the maps have no common lattice, or fewer than three common voxels in the range.
+    """
+    in_a, in_b = common_voxels(a, b)
+    s = b.grid.s_magnitude(b.index[in_b])
+    use = (s >= 1 / d_max) & (s * d_min <= 1)
+    if np.count_nonzero(use) < 3:
+        raise DiffuseError(f"the maps share {np.count_nonzero(use)} voxels from {d_max:g} to {d_min:g} Å: too few")
+    s = s[use]
+    x = equal_count_residual(a.intensity[in_a[use]], s, n_bins)
+    y = equal_count_residual(b.intensity[in_b[use]], s, n_bins)
+    limits = shell_limits(1 / s.min(), 1 / s.max(), n_shells)
+    shell = np.clip(np.searchsorted(1 / limits, s, side="right") - 1, 0, n_shells - 1)
+    shells = []
+    for i in range(n_shells):
+        mine = shell == i
+        shells.append(
+            {"d_max": limits[i], "d_min": limits[i + 1], "n": int(mine.sum()), **_agreement(x[mine], y[mine])}
+        )
+    return Comparison(n=len(s), shells=shells, **_agreement(x, y))
+
+
+def _agreement(x: np.ndarray, y: np.ndarray) -> dict:
+    xy, xx, yy = float(x @ y), float(x @ x), float(y @ y)
+    return {
+        "cc": xy / math.sqrt(xx * yy) if xx > 0 and yy > 0 else math.nan,
+        "slope": xy / yy if yy > 0 else math.nan,
+    }

@@ -1,0 +1,197 @@
+"""What the models share: parameters, averages over symmetry, sums over single atoms."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+from scipy.special import ive
+
+from dials_diffuse.errors import DiffuseError
+from dials_diffuse.kernels.pair_sum import displaced_squares
+from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.maps.symmetry import laue_operators
+from dials_diffuse.structure.atoms import Structure, symmetric_tensor
+from dials_diffuse.structure.factors import form_factors, gaussian, sum_of_squares
+from dials_diffuse.structure.transform import check_cells, inside, s_squared
+
+logger = logging.getLogger("dials.diffuse.models")
+
+#: nodes of the table from which functions of |s| are interpolated
+_RADIAL_NODES = 1 << 14
+#: bound on the Chebyshev terms that are left out, relative to the value at s = 0
+_CHEBYSHEV_ERROR = 1e-8
+
+
+def displacement_tensor(model: str, sigma, V) -> np.ndarray:
+    """(3, 3) float64, Å², of the parameters ``sigma`` (Å) or ``V`` (11, 22, 33, 12, 13, 23; Å²), exactly one given.
+
+    Raises
+    ------
+    DiffuseError
+        If both or none are given, sigma is not positive, or V is not positive semidefinite.
+    """
+    if (sigma is None) == (V is None):
+        raise DiffuseError(f"{model}: give exactly one of {model}.sigma (Å) and {model}.V (six numbers, Å²)")
+    if V is None:
+        return positive(f"{model}.sigma", sigma) ** 2 * np.eye(3)
+    return positive_tensor(f"{model}.V", V, strict=False)
+
+
+def positive(name: str, value) -> float:
+    if value is None or not 0 < value < np.inf:
+        raise DiffuseError(f"{name}={value}: a positive number is needed")
+    return float(value)
+
+
+def positive_tensor(name: str, six, strict: bool) -> np.ndarray:
+    """(3, 3) float64 from six numbers 11, 22, 33, 12, 13, 23; DiffuseError unless positive (semi)definite."""
+    if len(six) != 6 or not np.all(np.isfinite(np.asarray(six, dtype=float))):
+        raise DiffuseError(f"{name}={six}: six numbers are needed: 11, 22, 33, 12, 13, 23")
+    tensor = symmetric_tensor(six)
+    values = np.linalg.eigvalsh(tensor)
+    if values[0] < -1e-12 or values[2] <= 0 or (strict and values[0] <= 0):
+        kind = "definite" if strict else "semidefinite, and not 0"
+        text = ", ".join(f"{x:.3g}" for x in values)
+        raise DiffuseError(f"{name}={tuple(six)}: must be positive {kind}; its eigenvalues are {text}")
+    return tensor
+
+
+def fitted(structure: Structure, grid: MapGrid) -> tuple:
+    """The structure in the grid's cell and the grid with the structure's symmetry.
+
+    Raises
+    ------
+    DiffuseError
+        If the cells differ by more than 1 %, or the subdivision does not fit the structure's space group.
+    """
+    check_cells(structure, grid)
+    return structure.in_cell(grid.unit_cell), replace(grid, hall_symbol=structure.hall_symbol)
+
+
+def warn_of_small_displacements(structure: Structure, tensor: np.ndarray, model: str) -> None:
+    """Say so when atoms move less than the motion they are said to share."""
+    lowest = np.linalg.eigvalsh(structure.u_cart - tensor)[:, 0]
+    n = np.count_nonzero(lowest < -1e-6)
+    if n:
+        logger.warning(
+            "%s: the common displacement exceeds that of %d of %d atoms, which is unphysical; "
+            "choose a smaller one (the smallest U is %.3f Å²)",
+            model,
+            n,
+            structure.n_atoms,
+            np.linalg.eigvalsh(structure.u_cart).min(),
+        )
+
+
+def laue_average(volume: np.ndarray, grid: MapGrid) -> np.ndarray:
+    """Average over the Laue group of the grid, of those mates that are not NaN.
+
+    Parameters
+    ----------
+    volume : float64 of ``grid.shape``; what lies outside 1/d_min does not matter
+
+    Returns
+    -------
+    float64 of ``grid.shape``, NaN outside 1/d_min
+    """
+    operators = laue_operators(grid.space_group, friedel=True)
+    weights = np.array([grid.shape[1] * grid.shape[2], grid.shape[2], 1])
+    ranges = [np.arange(-m, m + 1) for m in grid.extent]
+    origin = int(np.array(grid.extent) @ weights)
+    flat = np.ascontiguousarray(volume).reshape(-1)
+    total = np.zeros(grid.shape)
+    count = np.zeros(grid.shape, dtype=np.uint8)  # a Laue group has at most 48 operators
+    for operator in operators:
+        first, *rest = [r * w for r, w in zip(ranges, operator @ weights)]
+        plane = np.add.outer(*rest) + origin
+        for layer, number, start in zip(total, count, first):
+            mates = flat.take(plane + start, mode="clip")  # clipped: outside the box, thus outside 1/d_min
+            known = mates == mates
+            number += known
+            layer += np.where(known, mates, 0.0)
+    total[~inside(grid, s_squared(grid))] = np.nan
+    total /= count
+    return total
+
+
+def radial(function, s2: np.ndarray) -> np.ndarray:
+    """A smooth function of |s| at many points, from a table: relative error below 1e-6 for sums of form factors.
+
+    function : of (m,) |s| in 1/Å; s2 : float64, |s|² in 1/Å²
+    """
+    nodes = np.linspace(0, s2.max(), _RADIAL_NODES)
+    return np.interp(s2.reshape(-1), nodes, function(np.sqrt(nodes))).reshape(s2.shape)
+
+
+def squares(structure: Structure, s2: np.ndarray, table: str) -> np.ndarray:
+    """Sum of occupancy² f² over the atoms of the cell, electrons², at |s|² = s2."""
+    return radial(lambda s: sum_of_squares(structure, s, table), s2)
+
+
+def displaced(structure: Structure, grid: MapGrid, s2: np.ndarray, table: str) -> np.ndarray:
+    """Sum of occupancy² f² exp(-qᵀUq) over the atoms of the asymmetric unit times their multiplicity.
+
+    Not yet averaged over the Laue group. Isotropic atoms make a function of |s|; the rest is interpolated between
+    Chebyshev nodes, with an error below 1e-6 of the value at s = 0.
+
+    Returns
+    -------
+    float64 of ``grid.shape``, electrons² per cell
+    """
+    total = np.zeros(grid.shape)
+    if structure.isotropic.any():
+        round_atoms = structure.take(structure.isotropic)
+        total += radial(lambda s: sum_of_squares(round_atoms, s, table, displaced=True), s2)
+    if not structure.isotropic.all():
+        total += _anisotropic(structure.take(~structure.isotropic), grid, table)
+    return total
+
+
+def _anisotropic(structure: Structure, grid: MapGrid, table: str) -> np.ndarray:
+    axes = grid.axes()
+    nodes, weights = zip(*(_nodes(axis, n) for axis, n in zip(axes, _node_numbers(structure, grid, table))))
+    hkl = np.stack(np.meshgrid(*nodes, indexing="ij"), axis=-1).reshape(-1, 3)
+    s = hkl @ grid.reciprocal_matrix.T
+    f2 = form_factors(structure, np.linalg.norm(s, axis=1), table) ** 2
+    values = np.empty(len(s))
+    weight = structure.occupancy**2 * structure.multiplicity
+    displaced_squares(2 * np.pi * s, structure.type_index, f2, structure.u_cart, weight, values)
+    volume = values.reshape([len(n) for n in nodes])
+    for w in weights:  # each pass takes the first axis to the end
+        volume = np.tensordot(volume, w, axes=(0, 1))
+    return volume
+
+
+def _node_numbers(structure: Structure, grid: MapGrid, table: str) -> list:
+    """Chebyshev nodes along each axis for the sharpest Gaussian among f² exp(-qᵀUq).
+
+    exp(-2z t²) on -1..1 has Chebyshev coefficients 2 (-1)^k exp(-z) I_k(z) at the orders 2k.
+    """
+    sharpest_f = max(max(gaussian(t, table).array_of_b(), default=0.0) for t in structure.types)
+    exponent = 0.5 * sharpest_f + 4 * np.pi**2 * np.linalg.eigvalsh(structure.u_cart).max()
+    numbers = []
+    for axis, column in zip(grid.axes(), grid.reciprocal_matrix.T):
+        z = 0.5 * exponent * (axis[-1] * np.linalg.norm(column)) ** 2
+        k = 2
+        while ive(k, z) > _CHEBYSHEV_ERROR:
+            k += 1
+        numbers.append(2 * k + 3)
+    return numbers
+
+
+def _nodes(axis: np.ndarray, n: int) -> tuple:
+    """Points at which to compute, and the (len(axis), points) matrix from there to the axis."""
+    if n >= len(axis):
+        return axis, np.eye(len(axis))
+    points = axis[-1] * np.cos(np.pi * np.arange(n) / (n - 1))
+    signs = (-1.0) ** np.arange(n)
+    signs[[0, -1]] *= 0.5
+    difference = axis[:, None] - points
+    exact = np.abs(difference) < 1e-14 * axis[-1]
+    with np.errstate(divide="ignore"):
+        matrix = signs / difference
+    matrix[exact.any(axis=1)] = 0
+    matrix[exact] = 1
+    return points, matrix / matrix.sum(axis=1, keepdims=True)

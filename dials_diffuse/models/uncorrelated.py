@@ -1,0 +1,34 @@
+"""Every atom moves by itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.models.common import displaced, fitted, laue_average, squares
+from dials_diffuse.structure.atoms import Structure
+from dials_diffuse.structure.transform import s_squared
+
+
+@dataclass(frozen=True)
+class Uncorrelated:
+    """I = sum over atoms of |f|² (1 - exp(-qᵀUq)), with the displacements of the coordinate file.
+
+    Attributes
+    ----------
+    table : form factors, one of ``structure.factors.TABLES``
+
+    Source: THEORY.md §2
+    """
+
+    table: str = "wk1995"
+
+    def intensity(self, structure: Structure, grid: MapGrid) -> np.ndarray:
+        structure, grid = fitted(structure, grid)
+        s2 = s_squared(grid)
+        return laue_average(squares(structure, s2, self.table) - displaced(structure, grid, s2, self.table), grid)
+
+    def memory_estimate(self, structure: Structure, grid: MapGrid) -> int:
+        return 48 * grid.n_voxels

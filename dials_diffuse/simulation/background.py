@@ -1,0 +1,72 @@
+"""Scattering that is not the crystal's diffuse signal: air, water and Compton, isotropic functions of |s|.
+
+They need to look and weigh like the real thing, not to be exact: the density of air and water, the free-molecule
+scattering of N2 and O2, the first peak of water at 3.2 Å.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from cctbx.eltbx import tiny_pse, xray_scattering
+
+#: molecules per Å³ of air (20 °C, 1013 hPa) and of water
+AIR_DENSITY = 2.504e-5
+WATER_DENSITY = 0.03343
+
+#: Å², the square of the classical radius of the electron
+R_E_SQUARED = 2.8179403e-5**2
+
+#: Å³ per dalton of protein, partial specific volume 0.73 cm³/g (Harpaz, Gerstein & Chothia 1994)
+PROTEIN_VOLUME = 1.21
+
+#: air by molecules, N2 and O2 with their bond lengths in Å
+_AIR = (("N", 1.098, 0.79), ("O", 1.207, 0.21))
+
+
+def air(s) -> np.ndarray:
+    """Electrons² per molecule of air at |s| in 1/Å: elastic scattering of free N2 and O2, and Compton."""
+    s = np.asarray(s, dtype=float)
+    total = np.zeros(s.shape)
+    for element, bond, share in _AIR:
+        f = _form_factor(element, s)
+        total += share * (2 * f**2 * (1 + np.sinc(2 * s * bond)) + 2 * incoherent(element, s))
+    return total
+
+
+def water(s) -> np.ndarray:
+    """Electrons² per molecule of liquid water at |s| in 1/Å.
+
+    The molecule as one neutral atom of ten electrons, times a structure factor with the compressibility limit at
+    s = 0, the peak at 1/3.2 Å with its shoulder, and 1 at large s; and Compton.
+    """
+    s = np.asarray(s, dtype=float)
+    f = _form_factor("O", s) + 2 * _form_factor("H", s)
+    structure = 1 - 0.936 * np.exp(-((s / 0.21) ** 2))
+    structure += 0.75 * _gaussian(s, 0.315, 0.04) + 0.2 * _gaussian(s, 0.46, 0.06)
+    return f**2 * structure + incoherent("O", s) + 2 * incoherent("H", s)
+
+
+def incoherent(element: str, s) -> np.ndarray:
+    """Compton scattering of an atom, ``Z - f²/Z`` electrons²: 0 at s = 0 and Z at large s (Raman & Xu 1928)."""
+    z = tiny_pse.table(element).atomic_number()
+    return z - _form_factor(element, s) ** 2 / z
+
+
+def solvent_molecules(structure) -> float:
+    """Water molecules that fill what the molecules of a crystal leave of the unit cell."""
+    mass = {element: tiny_pse.table(str(element)).weight() for element in set(structure.element)}
+    per_atom = np.array([mass[element] for element in structure.element])
+    volume = PROTEIN_VOLUME * float(np.sum(per_atom * structure.occupancy * structure.multiplicity))
+    return WATER_DENSITY * max(structure.cell.volume() - volume, 0.0)
+
+
+def _form_factor(element: str, s: np.ndarray) -> np.ndarray:
+    gaussian = xray_scattering.wk1995(element).fetch()
+    s = np.asarray(s, dtype=float)
+    exponents = np.array(gaussian.array_of_b())[:, None]
+    amplitudes = np.array(gaussian.array_of_a())[:, None]
+    return ((amplitudes * np.exp(-exponents * s.ravel() ** 2 / 4)).sum(axis=0) + gaussian.c()).reshape(s.shape)
+
+
+def _gaussian(s: np.ndarray, centre: float, width: float) -> np.ndarray:
+    return np.exp(-(((s - centre) / width) ** 2) / 2)

@@ -1,0 +1,343 @@
+"""Simulate whole experiments: the library function behind ``dials.diffuse_simulate``."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dials_diffuse.errors import DiffuseError
+from dials_diffuse.experiment.cbf import attach_images, image_path, write_cbf, write_experiments
+from dials_diffuse.experiment.reflections import write_reflections
+from dials_diffuse.experiment.sweeps import background_experiment
+from dials_diffuse.maps.files import Provenance, check_writable
+from dials_diffuse.maps.nexus import write_map
+from dials_diffuse.parallel import forked
+from dials_diffuse.reduction.integrate import choose_grid
+from dials_diffuse.reduction.parameters import ReductionParameters
+from dials_diffuse.simulation.diffuse import diffuse_volume
+from dials_diffuse.simulation.parameters import SimulationParameters
+from dials_diffuse.simulation.prepare import prepare_sweep, resolution_limit
+from dials_diffuse.simulation.spots import spot_extent_model
+from dials_diffuse.simulation.sweep import Sweep, make_sample
+from dials_diffuse.simulation.truth import IdealSums, image_sums, true_map
+from dials_diffuse.structure.factors import compton
+from dials_diffuse.structure.transform import bulk_solvent_structure_factors
+
+logger = logging.getLogger("dials.diffuse.simulation")
+
+#: relative difference of cell lengths, and degrees of angles / 100, that a crystal may have from the model
+CELL_TOLERANCE = 0.03
+
+#: pixels and degrees between the points at which the absorption is recorded
+RECORD_PIXELS = 32
+RECORD_ANGLE = 5.0
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """File names; None = no such file.
+
+    prefix : images are ``<prefix>_<sweep>_#####.cbf``; background : the same for images without crystal
+    """
+
+    prefix: str = "simulated"
+    background: str = "background"
+    experiments: str | None = "simulated.expt"
+    reflections: str | None = "simulated.refl"
+    truth: str | None = "truth.nxs"
+    ideal: str | None = None
+
+
+@dataclass(frozen=True)
+class SweepReport:
+    """What was written for one sweep; means are counts per pixel that is neither shadowed nor in a gap.
+
+    template : of the images; crystals : how many are in the beam, 0 for background images
+    """
+
+    template: str
+    n_images: int
+    crystals: int
+    sub_steps: int
+    sub_pixels: int
+    mean_diffuse: float
+    mean_background: float
+    mean_bragg: float
+    highest: int
+    saturated: int
+
+
+@dataclass(frozen=True)
+class SimulationResult:
+    """What was simulated; the files are those of the Outputs."""
+
+    d_min: float
+    sweeps: list
+    outputs: list
+
+
+@dataclass(frozen=True)
+class _ImageJob:
+    """What a worker needs to write the images of one sweep."""
+
+    sweep: Sweep
+    experiment: object
+    template: Path
+    grid: object
+
+
+def _write_image(job: _ImageJob, image: int) -> tuple:
+    """Write one image; returns its statistics, and voxel sums where the ideal map is wanted."""
+    sweep = job.sweep
+    expected = sweep.expected(image)
+    raw = sweep.measure(image, [e.total for e in expected])
+    number = job.experiment.scan.get_image_range()[0] + image
+    write_cbf(image_path(job.template, number), raw, job.experiment, number)
+    usable = [lit & active for lit, active in zip(sweep.lit, sweep.active)]
+    n = sum(int(u.sum()) for u in usable)
+    parts = [(e.norm * e.intensity, e.other, e.bragg) for e in expected]
+    means = [sum(float(part[i][u].sum()) for part, u in zip(parts, usable)) / n for i in range(3)]
+    highest = max(int(r.max()) for r in raw)
+    saturated = sum(int((r > p.trusted[1]).sum()) for r, p in zip(raw, sweep.detector.panels))
+    sums = image_sums(job.grid, sweep, image, raw, expected) if job.grid is not None else None
+    return (*means, highest, saturated), sums
+
+
+def simulate(
+    structure,
+    model,
+    sweeps: list,
+    parameters: SimulationParameters,
+    outputs: Outputs,
+    provenance: Provenance,
+    nproc: int = 1,
+    progress=lambda items, n, label: items,
+) -> SimulationResult:
+    """Simulate images, and write them with the models they were made from and the true map.
+
+    Parameters
+    ----------
+    structure : structure.atoms.Structure of the crystal
+    model : its diffuse scattering, one of ``dials_diffuse.models``
+    sweeps : list of lists of dxtbx experiments; those of one list are crystals on the same images
+    nproc : worker processes
+    progress : wraps an iterator as ``progress(items, total, label)``
+
+    Raises
+    ------
+    DiffuseError
+        If structure and crystals do not fit together, or something cannot be written; no file is left behind then.
+    """
+    experiments = [e for sweep in sweeps for e in sweep]
+    _check_crystals(structure, experiments)
+    templates = [f"{outputs.prefix}_{i + 1}_#####.cbf" for i in range(len(sweeps))]
+    empty = [background_experiment(s[0], parameters.background_images) for s in sweeps if parameters.background_images]
+    empty_templates = [f"{outputs.background}_{i + 1}_#####.cbf" for i in range(len(empty))]
+    _check_images(templates, outputs.prefix, "output.prefix")
+    _check_images(empty_templates, outputs.background, "output.background")
+    d_min = resolution_limit(experiments, parameters.d_min)
+    volume = diffuse_volume(model, structure, d_min) if parameters.diffuse else None
+    f_squared = None
+    if parameters.bragg:
+        hkl, f = bulk_solvent_structure_factors(structure, d_min, parameters.k_sol, parameters.b_sol)
+        f_squared = hkl, np.abs(f) ** 2, structure.space_group
+    sample = make_sample(structure, volume, parameters, lambda s: compton(structure, s))
+    grid = choose_grid(experiments, ReductionParameters(d_min=parameters.d_min, subdivide=parameters.subdivide))
+    ideal = None
+    if outputs.ideal:
+        _check_ideal(sweeps)
+        ideal = IdealSums(grid)
+
+    reports, prepared = [], []
+    with _Staging([*templates, *empty_templates]) as staging:
+        first = 0
+        for number, (template, members) in enumerate(
+            zip([*templates, *empty_templates], [*sweeps, *([e] for e in empty)])
+        ):
+            logger.info("\nSweep %d: %d images, %s", number + 1, members[0].scan.get_num_images(), template)
+            sweep = prepare_sweep(number, members, sample, f_squared, parameters, d_min, first)
+            first += len(sweep.crystals)
+            job = _ImageJob(sweep, members[0], staging.path(template), grid if ideal and sweep.crystals else None)
+            reports.append(_write_sweep(job, template, ideal, nproc, progress))
+            if sweep.crystals:
+                prepared.append(sweep)
+        staging.publish()
+        for experiment in experiments:
+            experiment.profile = spot_extent_model(parameters.spots, experiment)
+        written = _write_models(sweeps, templates, prepared, outputs)
+        written += _write_maps(volume, grid, ideal, prepared, sweeps, reports, outputs, provenance)
+        staging.keep()
+    images = [{"path": t, "kind": "images", "importance": "main"} for t in templates]
+    images += [{"path": t, "kind": "background images", "importance": "main"} for t in empty_templates]
+    return SimulationResult(d_min, reports, images + written)
+
+
+def _write_sweep(job: _ImageJob, template: str, ideal, nproc: int, progress) -> SweepReport:
+    n = job.sweep.scan.n_images
+    statistics = []
+    for row, sums in progress(forked(_write_image, job, range(n), nproc), n, f"Simulating {Path(template).name}"):
+        statistics.append(row)
+        if sums is not None:
+            ideal.add(*sums)
+    table = np.array(statistics, dtype=float)
+    report = SweepReport(
+        template=template,
+        n_images=n,
+        crystals=len(job.sweep.crystals),
+        sub_steps=job.sweep.sub_steps,
+        sub_pixels=round(len(job.sweep.detector.sub_pixels) ** 0.5),
+        mean_diffuse=table[:, 0].mean(),
+        mean_background=table[:, 1].mean(),
+        mean_bragg=table[:, 2].mean(),
+        highest=int(table[:, 3].max()),
+        saturated=int(table[:, 4].sum()),
+    )
+    logger.info(
+        "Counts per pixel: diffuse %.2f, background %.2f, Bragg %.2f; highest %d, %d saturated pixels",
+        report.mean_diffuse,
+        report.mean_background,
+        report.mean_bragg,
+        report.highest,
+        report.saturated,
+    )
+    return report
+
+
+class _Staging:
+    """A folder beside the images in which they wait until all are there; on an error nothing of them is left."""
+
+    def __init__(self, templates: list):
+        self._final = {t: Path(t) for t in templates}
+        self._folder = Path(tempfile.mkdtemp(prefix=".simulating-", dir=Path(templates[0]).parent))
+        self._published: list = []
+
+    def __enter__(self) -> _Staging:
+        return self
+
+    def path(self, template: str) -> Path:
+        """Template for the images while they wait."""
+        return self._folder / self._final[template].name
+
+    def publish(self) -> None:
+        """Move all images to their places."""
+        folders = {final.name: final.parent for final in self._final.values()}
+        for waiting in sorted(self._folder.iterdir()):
+            name = next(t for t in folders if image_path(t, int(waiting.stem.rsplit("_", 1)[1])).name == waiting.name)
+            target = folders[name] / waiting.name
+            waiting.replace(target)
+            self._published.append(target)
+
+    def keep(self) -> None:
+        """All else is written, too: from now on the images stay."""
+        self._published.clear()
+
+    def __exit__(self, *error) -> None:
+        for image in self._published:
+            image.unlink(missing_ok=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _write_models(sweeps: list, templates: list, prepared: list, outputs: Outputs) -> list:
+    experiments = attach_images(
+        [e for sweep in sweeps for e in sweep], [t for t, sweep in zip(templates, sweeps) for _ in sweep]
+    )
+    written = []
+    if outputs.experiments:
+        logger.info("Saving the true models to %s", outputs.experiments)
+        write_experiments(outputs.experiments, experiments)
+        written.append({"path": outputs.experiments, "kind": "experiments", "importance": "main"})
+    crystals = [(sweep, crystal) for sweep in prepared for crystal in sweep.crystals]
+    if outputs.reflections and all(crystal.spots is not None for _, crystal in crystals):
+        logger.info("Saving the true reflections to %s", outputs.reflections)
+        photons = [sweep.spot_photons(crystal) for sweep, crystal in crystals]
+        write_reflections(outputs.reflections, experiments, [crystal.spots for _, crystal in crystals], photons)
+        written.append({"path": outputs.reflections, "kind": "reflections", "importance": "main"})
+    return written
+
+
+def _write_maps(volume, grid, ideal, prepared, sweeps, reports, outputs: Outputs, provenance: Provenance) -> list:
+    written = []
+    if outputs.truth and volume is not None:
+        logger.info("Saving the true map to %s", outputs.truth)
+        scales = {
+            f"sweep_{i + 1}": _record(sweep, members[0].scan.get_image_range()[0])
+            for i, (sweep, members) in enumerate(zip(prepared, sweeps))
+        }
+        write_map(outputs.truth, true_map(volume, grid), provenance, collections={"simulation": scales})
+        written.append({"path": outputs.truth, "kind": "map", "importance": "main"})
+    if ideal is not None:
+        logger.info("Saving the best possible map to %s", outputs.ideal)
+        write_map(outputs.ideal, ideal.merge(), provenance, volume=False)
+        written.append({"path": outputs.ideal, "kind": "map", "importance": "aid"})
+    return written
+
+
+def _record(sweep: Sweep, first_image: int) -> dict:
+    """Every scale that was applied to a sweep, for the truth file (see docs/files.md)."""
+    scan = sweep.scan
+    images = np.arange(scan.n_images)
+    step = max(1, round(RECORD_ANGLE / abs(scan.oscillation[1])))
+    record = {
+        "image": images + first_image,
+        "angle": np.array([scan.angle(i + 0.5) for i in images]),
+        "b": sweep.scales.b((images + 0.5) / scan.n_images),
+        "liquid": np.array([sweep.scales.liquid_factor(scan.angle(i + 0.5)) for i in images]),
+        "counts_per_electron2_steradian": np.array(
+            [[sweep.per_electron(i, crystal) for i in images] for crystal in sweep.crystals]
+        ),
+        "absorption_image": images[::step] + first_image,
+    }
+    for p, panel in enumerate(sweep.detector.panels):
+        directions = panel.directions[:, RECORD_PIXELS // 2 :: RECORD_PIXELS, RECORD_PIXELS // 2 :: RECORD_PIXELS]
+        record[f"panel_{p}"] = {
+            "y": np.arange(panel.shape[0])[RECORD_PIXELS // 2 :: RECORD_PIXELS] + 0.5,
+            "x": np.arange(panel.shape[1])[RECORD_PIXELS // 2 :: RECORD_PIXELS] + 0.5,
+            "absorption": np.array(
+                [sweep.scales.a(directions, scan.s0_at(i + 0.5), scan.rotation_at(i + 0.5).T) for i in images[::step]],
+                dtype=np.float32,
+            ),
+            "response": sweep.response[p].astype(np.float32),
+        }
+    return record
+
+
+def _check_crystals(structure, experiments) -> None:
+    for number, experiment in enumerate(experiments):
+        if experiment.crystal is None:
+            raise DiffuseError(f"experiment {number}: no crystal to simulate")
+        cell, group = experiment.crystal.get_unit_cell(), experiment.crystal.get_space_group()
+        if group != structure.space_group:
+            raise DiffuseError(
+                f"experiment {number}: the space group is {group.info()}, that of the model is "
+                f"{structure.space_group.info()}; reindex the experiments, or give the model in their setting"
+            )
+        if not cell.is_similar_to(structure.cell, CELL_TOLERANCE, 100 * CELL_TOLERANCE):
+            raise DiffuseError(
+                f"experiment {number}: the unit cell is {cell}, that of the model is {structure.cell}; "
+                f"they must agree within {100 * CELL_TOLERANCE:.0f} %: is this the right model?"
+            )
+
+
+def _check_images(templates: list, prefix: str, parameter: str) -> None:
+    """No image may be in the way: one that stayed from another simulation would be taken for one of this."""
+    for template in templates:
+        check_writable(image_path(template, 0), parameter)
+        start, end = template.split("#####")
+        found = sorted(Path(start).parent.glob(Path(start).name + "[0-9]*" + end))
+        if found:
+            raise DiffuseError(
+                f"{parameter}={prefix}: {found[0]} and {len(found) - 1} more images exist already; remove them or "
+                f"choose another {parameter}"
+            )
+
+
+def _check_ideal(sweeps: list) -> None:
+    if any(len(sweep) > 1 for sweep in sweeps):
+        raise DiffuseError(
+            "output.ideal: several crystals share images, whose scattering cannot be told apart; give None"
+        )
