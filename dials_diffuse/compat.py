@@ -70,3 +70,12 @@ def photon_counter_range(count_cutoff: int) -> tuple:
     probe = Panel()
     probe.set_trusted_range((0, count_cutoff))
     return (0 if trusted_bounds(probe)[0] == 0 else -1, count_cutoff)
+
+
+def scan_times(scan) -> tuple:
+    """Exposure times and epochs of the images, seconds; zeros where the scan has none, as only later versions allow."""
+    times = []
+    for name, get in (("exposure_time", scan.get_exposure_times), ("epochs", scan.get_epochs)):
+        known = not hasattr(scan, "has_property") or scan.has_property(name)
+        times.append(list(get()) if known else [0.0] * scan.get_num_images())
+    return tuple(times)

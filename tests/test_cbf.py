@@ -14,7 +14,7 @@ from conftest import ROOT
 from dxtbx.format import Registry
 from dxtbx.format.FormatCBFMini import FormatCBFMini
 from dxtbx.format.FormatCBFMiniPilatus import FormatCBFMiniPilatus
-from dxtbx.model import Detector, Goniometer, ParallaxCorrectedPxMmStrategy, SimplePxMmStrategy
+from dxtbx.model import Detector, Goniometer, ParallaxCorrectedPxMmStrategy, Scan, SimplePxMmStrategy
 from dxtbx.model.experiment_list import ExperimentList
 from dxtbx.model.goniometer import GoniometerFactory
 from scitbx.array_family import flex
@@ -173,6 +173,7 @@ def test_dials_import_finds_the_models(sweeps, name):
     experiments, _, imported = sweeps
     assert sorted(imported) == sorted(experiments) == sorted(NAMES)
     assert_same_models(imported[name], experiments[name])
+    assert imported[name].beam.num_scan_points == imported[name].goniometer.num_scan_points == 0
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -340,6 +341,19 @@ def test_modules_without_a_mask_come_back_without_one(tmp_path):
     assert found.detector[0].get_untrusted_rectangle_mask().count(False) == 0
 
 
+@pytest.mark.skipif(not hasattr(Scan, "has_property"), reason="scans of this DIALS always have times")
+def test_scan_without_times_is_written_with_none(tmp_path):
+    experiment = small()
+    content = experiment.scan.to_dict()
+    content["properties"] = {"oscillation": content["properties"]["oscillation"]}
+    experiment.scan = Scan.from_dict(content)
+    path = tmp_path / "a_2.cbf"
+    write_cbf(path, counts(experiment), experiment, 2)
+    scan = models_of(path).scan
+    assert scan.get_oscillation() == pytest.approx((10.4, 0.1))
+    assert (scan.get_exposure_times()[0], scan.get_epochs()[0]) == (0, 0)
+
+
 def test_many_panels_make_a_long_header(tmp_path):
     """More lines than one, broken in the middle of names with blanks; more than the 4 kB that dxtbx reads at a time."""
     experiment = small()
@@ -435,13 +449,18 @@ def test_experiments_keep_their_models_beside_their_images(tmp_path):
     experiments[2].identifier = "second crystal on the same images"
     templates = [tmp_path / "a_1_###.cbf", tmp_path / "a_2_#####.cbf", tmp_path / "a_1_###.cbf"]
     written = [write_sweep(template, e) for template, e in zip(templates[:2], experiments)]
-    write_experiments(tmp_path / "truth.expt", attach_images(experiments, templates))
+    attached = attach_images(experiments, templates)
+    for e, true in zip(attached, experiments):
+        for name in MODELS:
+            in_image = getattr(e.imageset, f"get_{name}")()
+            assert getattr(true, name) == in_image and in_image == getattr(true, name), name  # == is one-sided
+    write_experiments(tmp_path / "truth.expt", attached)
 
     found = ExperimentList.from_file(str(tmp_path / "truth.expt"), check_format=True)
     assert [e.identifier for e in found] == [e.identifier for e in experiments]
     for e, true in zip(found, experiments):
         for name in (*MODELS, "crystal"):
-            assert getattr(e, name) == getattr(true, name), name
+            assert getattr(true, name) == getattr(e, name) and getattr(e, name) == getattr(true, name), name
     for e in (found[0], found[2]):
         assert e.crystal.num_scan_points == e.beam.num_scan_points == e.goniometer.num_scan_points == 4
         assert e.crystal.get_A_at_scan_point(2) == pytest.approx(experiments[0].crystal.get_A_at_scan_point(2))

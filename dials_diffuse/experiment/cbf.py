@@ -26,7 +26,7 @@ from dxtbx.model.experiment_list import ExperimentList
 from dxtbx.model.goniometer import GoniometerFactory
 
 from dials_diffuse import __version__
-from dials_diffuse.compat import photon_counter_range
+from dials_diffuse.compat import photon_counter_range, scan_times
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.experiment.build import PILATUS_SIZES, flat_detector, is_module_array
 from dials_diffuse.experiment.format_cbf import MARK, SCHEMA, panel_slices
@@ -194,8 +194,8 @@ def cbf_header(experiment, image_number: int, comment: str = "") -> list:
         raise DiffuseError(f"image {image_number} is not in the scan, which has images {first} to {last}")
     convention = _convention(experiment)
     start, width = scan.get_image_oscillation(image_number)[0], scan.get_oscillation()[1]
-    exposure = scan.get_exposure_times()[image_number - first]
-    when = datetime.fromtimestamp(0, timezone.utc) + timedelta(seconds=scan.get_epochs()[image_number - first])
+    exposure, epoch = (times[image_number - first] for times in scan_times(scan))
+    when = datetime.fromtimestamp(0, timezone.utc) + timedelta(seconds=epoch)
     nx, ny = panel.get_image_size()
     names = {size: f"PILATUS3 {name}" for name, size in PILATUS_SIZES.items()}
     # only what dxtbx is to take for a Pilatus may have the word in it

@@ -153,7 +153,7 @@ def _at(points: np.ndarray, position: float) -> np.ndarray:
 
 
 def scan_geometry(experiment) -> ScanGeometry:
-    """The ScanGeometry of a dxtbx Experiment."""
+    """The ScanGeometry of a dxtbx Experiment; the orientation is the unit matrix where there is no crystal."""
     scan, goniometer, beam, crystal = experiment.scan, experiment.goniometer, experiment.beam, experiment.crystal
     n = scan.get_num_images()
     exposure = np.array(scan.get_exposure_times(), dtype=float)
@@ -177,7 +177,9 @@ def scan_geometry(experiment) -> ScanGeometry:
             goniometer.get_setting_rotation,
             (3, 3),
         ),
-        orientation=points(crystal.num_scan_points, crystal.get_A_at_scan_point, crystal.get_A, (3, 3)),
+        orientation=np.eye(3)[None]
+        if crystal is None
+        else points(crystal.num_scan_points, crystal.get_A_at_scan_point, crystal.get_A, (3, 3)),
         s0=points(beam.num_scan_points, beam.get_s0_at_scan_point, beam.get_s0, (3,)),
         polarization_normal=np.array(beam.get_polarization_normal()),
         polarization_fraction=beam.get_polarization_fraction() if is_xray(beam) else None,

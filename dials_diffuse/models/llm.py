@@ -150,7 +150,7 @@ class LiquidLikeMotions:
     def memory_estimate(self, structure: Structure, grid: MapGrid) -> int:
         structure, grid = fitted(structure, grid)
         source, fine = self._source(grid)
-        return max(memory_estimate(fine), 40 * math.prod(box_size(source, grid)) + 32 * grid.n_voxels)
+        return max(memory_estimate(fine), 40 * math.prod(box_size(source, grid)) + 64 * grid.n_voxels)
 
     def _source(self, grid: MapGrid) -> tuple:
         """The lattice on which |F|² is convolved, and the grid that has F on it."""

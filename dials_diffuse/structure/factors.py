@@ -144,7 +144,8 @@ def compton(structure: Structure, s) -> np.ndarray:
             incoherent = sum(a * -np.expm1(-b * x2) for a, b in _BALYUZI[element])
         else:
             terms = gaussian(element)
+            f_zero = terms.c() + sum(terms.array_of_a())  # Z within rounding
             f = terms.c() + sum(a * np.exp(-b * x2) for a, b in zip(terms.array_of_a(), terms.array_of_b()))
-            incoherent = z - np.minimum(f, z) ** 2 / z
+            incoherent = z * (1 - (f / f_zero) ** 2)
         total += weight[structure.element == element].sum() * incoherent
     return total
