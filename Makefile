@@ -3,11 +3,12 @@ VENV ?= .venv
 PYTEST_ARGS ?=
 BIN = $(shell .ci/make_env --where $(VENV))
 
-.PHONY: help env test demo bench lint clean
+.PHONY: help env test demo snase bench lint clean
 
 help:
 	@echo "make test   run the tests                  make test PYTEST_ARGS='-k grid -x'"
-	@echo "make demo   images to a diffuse map, in demo-output/"
+	@echo "make demo   simulated images to a diffuse map, compared with the truth, in demo-output/"
+	@echo "make snase  the images of a real crystal to a map   make snase DIALS_DIFFUSE_DATA=/path/to/data"
 	@echo "make bench  run the benchmarks"
 	@echo "make lint   check the style of the code"
 	@echo "make env    only set up the environment"
@@ -21,6 +22,9 @@ test: env
 
 demo: env
 	PATH="$(BIN):$$PATH" docs/demo.sh
+
+snase: env
+	PATH="$(BIN):$$PATH" docs/snase.sh
 
 bench: env
 	$(BIN)/python benchmarks/run.py

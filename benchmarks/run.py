@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import sys
 
+import bench_closed_loop
 import bench_integrate
 import bench_merge
 
-BENCHMARKS = {"integrate": bench_integrate.main, "merge": bench_merge.main}
+BENCHMARKS = {"integrate": bench_integrate.main, "merge": bench_merge.main, "closed_loop": bench_closed_loop.main}
 
 if __name__ == "__main__":
     names = sys.argv[1:] or list(BENCHMARKS)

@@ -1,63 +1,38 @@
 #!/usr/bin/env bash
-# Usage: docs/demo.sh [DATA] [OUTPUT]
+# Usage: docs/demo.sh [OUTPUT]
 #
-# From images to a diffuse map: 96 images of a staphylococcal nuclease crystal (Wall, Ealick & Gruner, 1997) through
-# DIALS, then through the programs of dials_diffuse. DATA holds snase/images/; the default is $DIALS_DIFFUSE_DATA, else
-# ../shared/data beside the checkout. Takes some minutes. Steps that are done already are not repeated.
+# From a structure to a diffuse map and back to what is true: 96 images of a lysozyme crystal whose atoms move like a
+# liquid are simulated, processed by DIALS as if they were measured, and made into a map, which is compared with the
+# motion that was put in. Needs no data. Takes some minutes. Steps that are done already are not repeated.
 set -euo pipefail
 
-checkout=$(cd "$(dirname "$0")/.." && pwd)
-data=${1:-${DIALS_DIFFUSE_DATA:-$checkout/../shared/data}}
-output=${2:-$checkout/demo-output}
-
-if [ ! -d "$data/snase/images" ]; then
-  cat <<MESSAGE
-The demo needs diffraction images, and there is no $data/snase/images.
-It is made for the staphylococcal nuclease images that are distributed with lunus (github.com/lanl/lunus): put them,
-packed with bzip2, as snc_newhead_00001.img.bz2 and so on in a folder snase/images, and say where that is:
-
-    make demo DIALS_DIFFUSE_DATA=/path/to/data
-MESSAGE
-  exit 0
-fi
-images=$(cd "$data/snase/images" && pwd)
+docs=$(cd "$(dirname "$0")" && pwd)
+output=${1:-$docs/../demo-output}
 mkdir -p "$output"
 cd "$output"
+# shellcheck source=steps.sh
+. "$docs/steps.sh"
 
-# step NAME COMMAND...: run the command unless it and all before it are done; what it prints goes to NAME.out
-repeat=no
-step() {
-  local name=$1
-  shift
-  if [ $repeat = no ] && [ -e ".$name.done" ]; then
-    echo "$name: done before"
-    return
-  fi
-  repeat=yes
-  rm -f ".$name.done"
-  echo "$name: $*"
-  if ! "$@" >"$name.out" 2>&1; then
-    tail -n 20 "$name.out"
-    echo "$name failed; all that it said is in $output/$name.out"
-    exit 1
-  fi
-  touch ".$name.done"
-}
+simulation=(dials.diffuse_simulate structure=lysozyme model=llm scan.n_images=96 seed=0)
+# the program does not write over images
+done_before simulate "${simulation[@]}" || rm -f simulated_1_*.cbf
+step simulate "${simulation[@]}"
 
-# The headers do not say how the crystal was turned: 1° per image, about the horizontal.
-step import dials.import template="$images/snc_newhead_#####.img.bz2" convert_stills_to_sequences=True \
-  geometry.goniometer.axes=1,0,0 geometry.scan.oscillation=0,1
+# What is known of a crystal before it is measured saves dials.index some time; the orientation it has to find.
+step import dials.import template=simulated_1_#####.cbf
 step find_spots dials.find_spots imported.expt
-step index dials.index imported.expt strong.refl space_group=P41 unit_cell=48.4,48.4,63.3,90,90,90
-step refine dials.refine indexed.expt indexed.refl scan_varying=False
-step integrate dials.integrate refined.expt refined.refl prediction.d_min=1.6
+step index dials.index imported.expt strong.refl space_group=P43212 unit_cell=78.5,78.5,37.8,90,90,90 \
+  basis_vector_combinations.max_refine=1
+step refine dials.refine indexed.expt indexed.refl
+step integrate dials.integrate refined.expt refined.refl
+step scale dials.scale integrated.expt integrated.refl
 
 repeat=yes
-step diffuse_integrate dials.diffuse_integrate integrated.expt integrated.refl
-step diffuse_merge dials.diffuse_merge diffuse_integrated.h5
+step diffuse_integrate dials.diffuse_integrate scaled.expt scaled.refl
+step diffuse_merge dials.diffuse_merge diffuse_integrated.h5 reference=truth.nxs statistics.n_shells=10
 
 echo
-echo "Everything is in $output. The diffuse map:"
-for file in diffuse_merged.nxs diffuse_merged.html diffuse_merged.png; do
-  if [ -e "$file" ]; then echo "    $output/$file"; fi
-done
+sed -n '/^Agreement with/,/bins of |s|$/p' diffuse_merge.out
+echo
+echo "Everything is in $PWD. The diffuse map, the map that was put in, both in one picture, and an image:"
+list diffuse_merged.nxs truth.nxs diffuse_merged.png simulated_1_00001.cbf

@@ -15,9 +15,9 @@ from dials_diffuse.errors import DiffuseError
 from dials_diffuse.kernels.pair_sum import amplitudes, pair_sum, pair_sum_isotropic
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import laue_operators
-from dials_diffuse.models import MODELS, LiquidLikeMotions, RigidBody, Uncorrelated
+from dials_diffuse.models import MODELS, LiquidLikeMotions, RigidBody, Uncorrelated, common
 from dials_diffuse.models import llm as llm_module
-from dials_diffuse.models.common import displaced, laue_average
+from dials_diffuse.models.common import diameter, displaced, laue_average
 from dials_diffuse.models.convolution import Correlation, box_size, convolutions, distinct_shifts
 from dials_diffuse.structure.atoms import load_structure, symmetric_tensor
 from dials_diffuse.structure.factors import form_factors, sum_of_squares
@@ -584,3 +584,46 @@ def test_real_files_against_the_pair_sum(shared_data, name):
     close(at(Uncorrelated().intensity(structure, grid), grid, index), expected, 1e-5)
     expected = per_copy(structure, s, lambda copy, rotation: np.full((copy.n_atoms, copy.n_atoms), 0.3**2))
     close(at(RigidBody(sigma=0.3).intensity(structure, grid), grid, index), expected, 1e-3)
+
+
+# ------------------------------------------------------------------------------------------------------- sampling
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Uncorrelated(),
+        RigidBody(sigma=0.3),
+        RigidBody(sigma=0.3, body="cell"),
+        LiquidLikeMotions(sigma=0.3, gamma=3.0),
+        LiquidLikeMotions(sigma=0.3, gamma=3.0, kernel="gaussian"),
+        LiquidLikeMotions(sigma=0.3, G=(2.0, 3.0, 4.0, 0, 0, 0)),
+        LiquidLikeMotions(sigma=0.3, gamma=8.0, confined_to="molecule"),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_transform_of_the_intensity_ends_at_the_correlation_length(model):
+    """On a grid of period 2 L the transform of the intensity has next to nothing near L, and much within."""
+    structure = random_structure(unit_cell=(9.0, 10.5, 12.0, 90, 90, 90), elements="CNOCSCN", radius=4.0)
+    length = model.correlation_length(structure)
+    n = tuple(math.ceil(3 * length / edge) for edge in structure.unit_cell[:3])
+    grid = MapGrid(structure.unit_cell, "P 1", n, 2.0)
+    s2 = s_squared(grid)
+    window = np.cos(np.minimum(np.sqrt(s2) * grid.d_min, 1) * np.pi / 2) ** 2  # no edge at d_min
+    density = np.fft.fftn(np.nan_to_num(model.intensity(structure, grid)) * window)
+    steps = [np.fft.fftfreq(m) * k * edge for m, k, edge in zip(grid.shape, n, structure.unit_cell[:3])]
+    r = np.sqrt(sum(np.square(x) for x in np.ix_(*steps)))
+    power = np.abs(density) ** 2
+    beyond = power[r > length + 2].sum() / power.sum()
+    assert beyond < 1e-3
+    if length > 6:
+        assert power[r > 0.4 * length].sum() / power.sum() > 10 * beyond
+
+
+def test_diameter_of_many_atoms_is_that_of_their_hull(monkeypatch):
+    structure = random_structure(unit_cell=(40.0, 41.0, 42.0, 90, 90, 90), elements="C" * 200, radius=15.0)
+    expected = max(np.linalg.norm(a - b) for a in structure.site_cart for b in structure.site_cart)
+    assert diameter(structure) == pytest.approx(expected)
+    monkeypatch.setattr(common, "_MOST_DISTANCES", 50)
+    assert diameter(structure) == pytest.approx(expected)
+    assert diameter(structure.take([0])) == common.ATOM_LENGTH

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from builders import all_voxels, small_grid, true_intensity
@@ -9,7 +11,7 @@ from builders import all_voxels, small_grid, true_intensity
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.nexus import DiffuseMap
 from dials_diffuse.maps.symmetry import unique_voxels
-from dials_diffuse.report.planes import cut_plane, half_layers, standard_planes, write_planes_png
+from dials_diffuse.report.planes import cut_plane, half_layers, planes_figure, standard_planes, write_planes_png
 
 GRIDS = [
     small_grid("P 1", (9, 10, 11, 80, 95, 105), (1, 2, 3)),
@@ -115,3 +117,47 @@ def test_picture_of_next_to_nothing(tmp_path):
 def test_picture_that_cannot_be_written(tmp_path):
     with pytest.raises(DiffuseError, match="nowhere"):
         write_planes_png(tmp_path / "nowhere" / "planes.png", full_map(GRIDS[2]))
+
+
+def picture_of(figure) -> np.ndarray:
+    """(height, width, 3) colours from 0 to 1, top row first."""
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3] / 255
+
+
+@pytest.mark.parametrize(**by_name)
+def test_left_half_is_the_map_and_right_half_the_same_voxels_of_the_reference(grid):
+    """The colour of every voxel near the middle of the picture, looked up where its centre must be."""
+    colormaps = pytest.importorskip("matplotlib").colormaps
+    data = full_map(grid, lambda index: np.arange(len(index)) % 5 != 0)
+    other = full_map(grid)
+    other = replace(other, intensity=np.cos(0.6 * np.arange(len(other.index))))
+    scale = 0.3
+    figure = planes_figure(data, "a title", other, scale)
+    picture = picture_of(figure)
+    axes = [a for a in figure.axes if a.get_title()]
+    assert len(axes) == 6 and all("reference" in a.get_title() for a in axes)
+    colours = colormaps["RdBu_r"].with_extremes(bad="0.8")
+    for a, ours, theirs in zip(axes, standard_planes(data), standard_planes(other)):
+        assert ours.title in a.get_title()
+        limit = np.percentile(np.abs(scale * theirs.values[np.isfinite(theirs.values)]), 99)
+        x, y = (0.25 * (c[1:, 1:] + c[:-1, 1:] + c[1:, :-1] + c[:-1, :-1]) for c in (ours.x, ours.y))
+        size = min(abs(ours.x[1, 0] - ours.x[0, 0]), abs(ours.y[0, 1] - ours.y[0, 0]))
+        left = (x < -size) & (x > 0.9 * a.get_xlim()[0]) & (np.abs(y) < 0.9 * a.get_ylim()[1])
+        assert left.sum() > 20 and np.isnan(ours.values[left]).any()
+        for sign, values in ((1, ours.values[left]), (-1, scale * theirs.values[left])):
+            expected = colours(np.ma.masked_invalid(values) / (2 * limit) + 0.5)[:, :3]
+            across, up = a.transData.transform(np.stack([sign * x[left], y[left]], axis=1)).T
+            found = picture[len(picture) - 1 - up.astype(int), across.astype(int)]
+            np.testing.assert_allclose(found, expected, atol=0.01)
+
+
+def test_pictures_with_a_reference_that_says_nothing():
+    """A flat reference, and one that cannot be scaled: the colours are those of the map."""
+    data = full_map(GRIDS[0])
+    flat = replace(data, intensity=np.full(len(data.index), 7.0))
+    for reference, scale in ((flat, 1.0), (data, np.nan)):
+        figure = planes_figure(data, "", reference, scale)
+        limits = [a.collections[0].get_clim()[1] for a in figure.axes if a.get_title()]
+        expected = [np.percentile(np.abs(p.values[np.isfinite(p.values)]), 99) for p in standard_planes(data)]
+        np.testing.assert_allclose(limits, expected)

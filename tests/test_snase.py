@@ -1,4 +1,4 @@
-"""Real images to a map: the demo on the nuclease data, with the half-set correlations that the map must reach."""
+"""Real images to a map: docs/snase.sh, with the half-set correlations that the map must reach."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ BETWEEN_4_AND_2 = [
 
 @pytest.fixture(scope="module")
 def demo(shared_data, tmp_path_factory) -> Path:
-    """Folder with everything that ``make demo`` leaves behind."""
+    """Folder with everything that ``make snase`` leaves behind."""
     folder = tmp_path_factory.mktemp("demo")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     done = subprocess.run(
-        [str(ROOT / "docs" / "demo.sh"), str(shared_data), str(folder)],
+        [str(ROOT / "docs" / "snase.sh"), str(shared_data), str(folder)],
         env={**os.environ, "PATH": path},
         capture_output=True,
         text=True,

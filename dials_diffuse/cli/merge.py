@@ -10,9 +10,15 @@ from libtbx.phil import parse
 from dials_diffuse import __version__
 from dials_diffuse.cli.program import run_program, track
 from dials_diffuse.maps.files import Provenance, write_json
-from dials_diffuse.maps.nexus import write_map
+from dials_diffuse.maps.nexus import read_map, write_map
 from dials_diffuse.merging.laue import MergeParameters, merge_observations
 from dials_diffuse.merging.statistics import format_table
+from dials_diffuse.report.agreement import (
+    compare_with_reference,
+    comparison_record,
+    format_comparison,
+    write_comparison_png,
+)
 from dials_diffuse.report.planes import write_planes_png
 
 logger = logging.getLogger("dials.diffuse.merge")
@@ -25,6 +31,8 @@ Examples:
   dials.diffuse_merge diffuse_integrated.h5
 
   dials.diffuse_merge crystal_1.h5 crystal_2.h5 half_sets=frame output.map=both.nxs
+
+  dials.diffuse_merge diffuse_integrated.h5 reference=truth.nxs
 """
 
 phil_scope = parse(
@@ -46,6 +54,10 @@ seed = 0
 estimator = *ratio mean
   .type = choice
   .help = "ratio: sum of counts over sum of corrections, the best for weak data. mean: mean of corrected pixels."
+reference = None
+  .type = path
+  .help = "A map to compare with, on the same lattice: truth.nxs of dials.diffuse_simulate, or that of a model. Adds"
+          "correlation and slope in resolution shells to log and output.json, and its planes to the pictures."
 statistics {
   n_shells = 20
     .type = int(value_min=1)
@@ -101,6 +113,7 @@ def parameters_from_phil(params) -> MergeParameters:
 def main(params, files, provenance) -> None:
     """Merge ``files`` and write what ``params.output`` asks for."""
     parameters = parameters_from_phil(params)
+    reference = None if params.reference is None else read_map(params.reference)
     result = merge_observations(files, parameters, track)
     logger.info(
         "%d observations averaged to %d unique voxels; %d lie outside the resolution limits",
@@ -111,6 +124,12 @@ def main(params, files, provenance) -> None:
     for warning in result.warnings:
         logger.warning("Warning: %s", warning)
     logger.info("\n%s\n", format_table(result.statistics))
+    comparison = None
+    if reference is not None:
+        comparison = compare_with_reference(
+            result.map, reference, params.reference, parameters.n_shells, parameters.d_max, parameters.d_min
+        )
+        logger.info("Agreement with %s:\n\n%s\n", params.reference, format_comparison(comparison))
 
     outputs = []
     logger.info("Saving the map to %s", params.output.map)
@@ -119,16 +138,22 @@ def main(params, files, provenance) -> None:
     outputs.append({"path": params.output.map, "kind": "map", "importance": "main"})
     if params.output.png:
         logger.info("Saving pictures to %s", params.output.png)
-        write_planes_png(params.output.png, result.map)
+        if comparison is None:
+            write_planes_png(params.output.png, result.map)
+        else:
+            write_comparison_png(params.output.png, result.map, reference, comparison)
         outputs.append({"path": params.output.png, "kind": "picture", "importance": "aid"})
     if params.output.json:
         logger.info("Saving statistics to %s", params.output.json)
         outputs.append({"path": params.output.json, "kind": "statistics", "importance": "main"})
-        write_json(params.output.json, summary(result, provenance, outputs))
+        content = summary(result, provenance, outputs)
+        if comparison is not None:
+            content["comparison"] = {"reference": params.reference, **comparison_record(comparison)}
+        write_json(params.output.json, content)
 
 
 def summary(result, provenance: Provenance, outputs) -> dict:
-    """Content of ``output.json``, schema ``dials.diffuse_merge/1``."""
+    """Content of ``output.json``, schema ``dials.diffuse_merge/1``; with a reference ``comparison`` is added to it."""
     grid = result.map.grid
     return {
         "schema": "dials.diffuse_merge/1",

@@ -62,7 +62,7 @@ crystal {
     .help = "...and its B factor in square Angstrom."
 }
 source {
-  flux = 5e11
+  flux = 1e13
     .type = float(value_min=0)
     .help = "Photons per second through the crystal."
   exposure = None

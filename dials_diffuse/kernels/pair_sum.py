@@ -116,3 +116,55 @@ def displaced_squares(q, kind, f2, u, weight, out):
             square += 2 * (x * y * u[i, 0, 1] + x * z * u[i, 0, 2] + y * z * u[i, 1, 2])
             total += weight[i] * f2[kind[i], k] * math.exp(-square)
         out[k] = total
+
+
+@njit
+def pair_form(q, a, v, out):
+    """Diffuse intensity from the amplitudes of atoms or groups, I(q) = Re sum_ij a_i conj(a_j) (exp(q V_ij q) - 1).
+
+    Parameters
+    ----------
+    q : (m, 3) float64, 1/Å, 2 pi s
+    a : (m, n) complex128, Debye-Waller factors included
+    v : (n, n, 3, 3) float64, Å²; V_ji = V_ij^T is taken for granted
+    out : (m,) float64, written
+    """
+    n = a.shape[1]
+    for k in range(q.shape[0]):
+        total = 0.0
+        for i in range(n):
+            total += (a[k, i].real ** 2 + a[k, i].imag ** 2) * math.expm1(_quadratic(q[k], v[i, i]))
+            for j in range(i):
+                product = a[k, i].real * a[k, j].real + a[k, i].imag * a[k, j].imag
+                total += 2 * product * math.expm1(_quadratic(q[k], v[i, j]))
+        out[k] = total
+
+
+@njit
+def pair_form_isotropic(square, a, v, out):
+    """The same with V_ij = v_ij 1.
+
+    square : (m,) float64, q² in 1/Å²; v : (n, n) float64, Å²; the rest as for :func:`pair_form`
+    """
+    n = a.shape[1]
+    for k in range(square.shape[0]):
+        total = 0.0
+        for i in range(n):
+            total += (a[k, i].real ** 2 + a[k, i].imag ** 2) * math.expm1(square[k] * v[i, i])
+            for j in range(i):
+                product = a[k, i].real * a[k, j].real + a[k, i].imag * a[k, j].imag
+                total += 2 * product * math.expm1(square[k] * v[i, j])
+        out[k] = total
+
+
+@njit
+def exponential_matrix(x, v, first, last, out):
+    """Rows first ... last - 1 of (exp(x v_ij) - 1) / x below the diagonal and on it, twice that below; 0 above.
+
+    x : q² in 1/Å², positive; v : (n, n) float64, Å²; out : (n, n) float64, those rows are written
+    """
+    for i in range(first, last):
+        for j in range(i):
+            out[i, j] = 2 * math.expm1(x * v[i, j]) / x
+        out[i, i] = math.expm1(x * v[i, i]) / x
+        out[i, i + 1 :] = 0.0

@@ -64,12 +64,21 @@ def common_voxels(a: DiffuseMap, b: DiffuseMap) -> tuple:
 
 
 def equal_count_residual(values: np.ndarray, s: np.ndarray, n_bins: int = N_BINS) -> np.ndarray:
-    """Subtract from each value the mean of its bin in |s|; the bins hold equal numbers of values."""
+    """Subtract from each value the straight line through those of its bin in |s|; the bins hold equal numbers.
+
+    A line and not only a mean: at low resolution a bin is wide, and the background falls steeply within it.
+    """
     order = np.argsort(s, kind="stable")
     bins = np.empty(len(s), dtype=np.int64)
     bins[order] = np.arange(len(s)) * n_bins // max(len(s), 1)
-    number = np.bincount(bins, minlength=n_bins)
-    return values - (np.bincount(bins, values, minlength=n_bins) / np.maximum(number, 1))[bins]
+
+    def mean(x):
+        return (np.bincount(bins, x, minlength=n_bins) / np.maximum(np.bincount(bins, minlength=n_bins), 1))[bins]
+
+    x, y = s - mean(s), values - mean(values)
+    variance = mean(x * x)
+    slope = np.divide(mean(x * y), variance, out=np.zeros(len(s)), where=variance > 0)
+    return y - slope * x
 
 
 def compare_maps(a: DiffuseMap, b: DiffuseMap, d_max=math.inf, d_min=0.0, n_shells: int = 10, n_bins: int = N_BINS):

@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.models.covariance import Covariance
 from dials_diffuse.models.llm import LiquidLikeMotions
 from dials_diffuse.models.rigid_body import RigidBody
 from dials_diffuse.models.uncorrelated import Uncorrelated
@@ -37,10 +38,18 @@ class DiffuseModel(Protocol):
     def memory_estimate(self, structure: Structure, grid: MapGrid) -> int:
         """Bytes that :meth:`intensity` takes at its peak, roughly."""
 
+    def correlation_length(self, structure: Structure) -> float:
+        """Largest distance between atoms whose interference the intensity holds, Å.
+
+        The Fourier transform of the intensity is negligible beyond it, so that it says how fine a grid must be to be
+        interpolated.
+        """
+
 
 #: name in the programs -> class
 MODELS = {
     "uncorrelated": Uncorrelated,
     "rigid_body": RigidBody,
     "llm": LiquidLikeMotions,
+    "covariance": Covariance,
 }

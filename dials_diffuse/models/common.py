@@ -6,6 +6,8 @@ import logging
 from dataclasses import replace
 
 import numpy as np
+from scipy.spatial import ConvexHull
+from scipy.spatial.distance import pdist
 from scipy.special import ive
 
 from dials_diffuse.errors import DiffuseError
@@ -22,6 +24,14 @@ logger = logging.getLogger("dials.diffuse.models")
 _RADIAL_NODES = 1 << 14
 #: bound on the Chebyshev terms that are left out, relative to the value at s = 0
 _CHEBYSHEV_ERROR = 1e-8
+
+
+#: distance up to which the transform of a single atom's diffuse intensity reaches, Å
+ATOM_LENGTH = 5.0
+#: a correlation below this is none
+NEGLIGIBLE_CORRELATION = 0.01
+#: atoms whose distances are looked at one by one; of more only those on the convex hull
+_MOST_DISTANCES = 1000
 
 
 def displacement_tensor(model: str, sigma, V) -> np.ndarray:
@@ -68,6 +78,14 @@ def fitted(structure: Structure, grid: MapGrid) -> tuple:
     """
     check_cells(structure, grid)
     return structure.in_cell(grid.unit_cell), replace(grid, hall_symbol=structure.hall_symbol)
+
+
+def diameter(structure: Structure) -> float:
+    """Largest distance between two of the atoms, Å, at least ATOM_LENGTH."""
+    sites = structure.site_cart
+    if len(sites) > _MOST_DISTANCES:
+        sites = sites[ConvexHull(sites).vertices]
+    return max(ATOM_LENGTH, float(pdist(sites).max(initial=0.0)))
 
 
 def warn_of_small_displacements(structure: Structure, tensor: np.ndarray, model: str) -> None:

@@ -37,6 +37,11 @@ class Correlation:
     kernel: str
     matrix: np.ndarray
 
+    def reach(self, level: float) -> float:
+        """Largest distance at which c(r) is as large as ``level``, Å."""
+        radius = -math.log(level) if self.kernel == "exponential" else math.sqrt(-2 * math.log(level))
+        return radius * float(np.linalg.eigvalsh(self.matrix)[-1])
+
     def transform(self, square: np.ndarray, order: int) -> np.ndarray:
         """Gamma_l, the integral of c(r)^l exp(iQr) over space in Å³.
 

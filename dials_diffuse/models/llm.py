@@ -12,6 +12,9 @@ from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import laue_operators
 from dials_diffuse.models.common import (
+    ATOM_LENGTH,
+    NEGLIGIBLE_CORRELATION,
+    diameter,
     displaced,
     displacement_tensor,
     fitted,
@@ -151,6 +154,10 @@ class LiquidLikeMotions:
         structure, grid = fitted(structure, grid)
         source, fine = self._source(grid)
         return max(memory_estimate(fine), 40 * math.prod(box_size(source, grid)) + 64 * grid.n_voxels)
+
+    def correlation_length(self, structure: Structure) -> float:
+        reach = max(ATOM_LENGTH, self.correlation.reach(NEGLIGIBLE_CORRELATION))
+        return min(reach, diameter(structure)) if self.confined_to == "molecule" else reach
 
     def _source(self, grid: MapGrid) -> tuple:
         """The lattice on which |F|² is convolved, and the grid that has F on it."""

@@ -10,6 +10,7 @@ import numpy as np
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.models.common import (
+    diameter,
     displaced,
     displacement_tensor,
     fitted,
@@ -90,3 +91,6 @@ class RigidBody:
 
     def memory_estimate(self, structure: Structure, grid: MapGrid) -> int:
         return transform_memory(grid) + 24 * grid.n_voxels
+
+    def correlation_length(self, structure: Structure) -> float:
+        return diameter(structure.expand() if self.body == "cell" else structure)

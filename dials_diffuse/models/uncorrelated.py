@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.models.common import displaced, fitted, laue_average, squares
+from dials_diffuse.models.common import ATOM_LENGTH, displaced, fitted, laue_average, squares
 from dials_diffuse.structure.atoms import Structure
 from dials_diffuse.structure.transform import s_squared
 
@@ -32,3 +32,6 @@ class Uncorrelated:
 
     def memory_estimate(self, structure: Structure, grid: MapGrid) -> int:
         return 48 * grid.n_voxels
+
+    def correlation_length(self, structure: Structure) -> float:
+        return ATOM_LENGTH

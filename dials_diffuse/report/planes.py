@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd
 
 import numpy as np
@@ -85,42 +85,88 @@ def standard_planes(data: DiffuseMap) -> list:
     return planes + [cut_plane(data, axis, half_layers(data.grid.subdivide[axis]), residual) for axis in (2, 1, 0)]
 
 
-def write_planes_png(path, data: DiffuseMap, title: str = "") -> None:
-    """Draw the standard planes of a map, three beside three, into a PNG file.
-
-    Colours are symmetric about zero; grey means not measured.
+def write_planes_png(path, data: DiffuseMap, title: str = "", reference: DiffuseMap | None = None, scale=1.0) -> None:
+    """Draw :func:`planes_figure` into a PNG file.
 
     Raises
     ------
     DiffuseError
         If the file cannot be written.
     """
-    from matplotlib import colormaps
+    figure = planes_figure(data, title, reference, scale)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def planes_figure(data: DiffuseMap, title: str = "", reference: DiffuseMap | None = None, scale: float = 1.0):
+    """The standard planes of a map, three beside three.
+
+    Colours are symmetric about zero; grey means not measured. With a reference, the left half of each plane is the map
+    and the right half the reference at the mirrored place: whatever the symmetry of the crystal, two points at the same
+    distance from the line between the halves are the same voxel.
+
+    Parameters
+    ----------
+    reference : a truth or a model to compare with, on the same lattice
+    scale : what the reference is multiplied with, for instance the slope of the map against it
+
+    Returns
+    -------
+    matplotlib.figure.Figure with an Agg canvas
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(16, 9.5), layout="constrained")
     FigureCanvasAgg(figure)
-    colours = colormaps["RdBu_r"].with_extremes(bad="0.8")
     radius = 1.03 * data.grid.s_magnitude(data.index).max(initial=0.1 / data.grid.d_min)
-    for plane, axes in zip(standard_planes(data), figure.subplots(2, 3).flat):
-        limit = _colour_limit(plane.values)
-        mesh = axes.pcolormesh(
-            plane.x,
-            plane.y,
-            np.ma.masked_invalid(plane.values),
-            cmap=colours,
-            vmin=-limit,
-            vmax=limit,
-            shading="flat",
-            rasterized=True,
-        )
-        axes.set(title=plane.title, xlabel=plane.labels[0], ylabel=plane.labels[1])
+    planes = standard_planes(data)
+    others = [None] * len(planes) if reference is None else standard_planes(reference)
+    for plane, other, axes in zip(planes, others, figure.subplots(2, 3).flat):
+        if other is None:
+            mesh = _draw(axes, plane, _colour_limit(plane.values))
+            axes.set_title(plane.title)
+        else:
+            mesh = _draw_halves(axes, plane, mirrored(other, scale), radius)
+            axes.set_title(f"map   |   reference, mirrored\n{plane.title}")
+        axes.set(xlabel=plane.labels[0], ylabel=plane.labels[1])
         axes.set(xlim=(-radius, radius), ylim=(-radius, radius), aspect="equal", facecolor="0.8")
         figure.colorbar(mesh, ax=axes, shrink=0.85, extend="both").set_label(f"I − ⟨I⟩ at this |s| ({data.units})")
     figure.suptitle(title or f"Anisotropic diffuse scattering, {data.grid.space_group_symbol}; grey: not measured")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    return figure
+
+
+def mirrored(plane: Plane, scale: float = 1.0) -> Plane:
+    """A plane seen in a mirror, left and right exchanged, with its values multiplied."""
+    return replace(plane, x=-plane.x, values=plane.values * scale)
+
+
+def _draw_halves(axes, plane: Plane, other: Plane, radius: float):
+    """Draw the left half of a plane and the right half of another, in colours for the other, which has no noise."""
+    from matplotlib.patches import Rectangle
+
+    limit = _colour_limit(other.values if np.nanmax(np.abs(other.values), initial=0) > 0 else plane.values)
+    for half, left in ((plane, -2 * radius), (other, 0.0)):
+        mesh = _draw(axes, half, limit)
+        mesh.set_clip_path(Rectangle((left, -2 * radius), 2 * radius, 4 * radius, transform=axes.transData))
+    axes.axvline(0, color="0.2", linewidth=0.8)
+    axes.xaxis.set_major_formatter(lambda x, position: f"{-abs(x):.1f}".replace("-", "−") if x else "0.0")
+    return mesh
+
+
+def _draw(axes, plane: Plane, limit: float):
+    from matplotlib import colormaps
+
+    return axes.pcolormesh(
+        plane.x,
+        plane.y,
+        np.ma.masked_invalid(plane.values),
+        cmap=colormaps["RdBu_r"].with_extremes(bad="0.8"),
+        vmin=-limit,
+        vmax=limit,
+        shading="flat",
+        rasterized=True,
+    )
 
 
 def _look_up(data: DiffuseMap, index: np.ndarray, values: np.ndarray) -> np.ndarray:

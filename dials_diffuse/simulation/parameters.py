@@ -7,15 +7,14 @@ from dataclasses import dataclass, field
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.simulation.spots import SpotShape
 
-#: photons/s and seconds that give some twenty counts of diffuse scattering in a pixel of the default set-up
-DEFAULT_FLUX = 5e11
-
-
 @dataclass(frozen=True)
 class Source:
-    """flux : photons/s through the crystal; exposure : seconds per image, None: what the scan says, else 0.1."""
+    """flux : photons/s through the crystal; exposure : seconds per image, None: what the scan says, else 0.1.
 
-    flux: float = DEFAULT_FLUX
+    The default makes a well exposed data set: some three hundred diffuse counts in a pixel of the default set-up.
+    """
+
+    flux: float = 1e13
     exposure: float | None = None
 
     def __post_init__(self):

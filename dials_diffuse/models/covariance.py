@@ -1,0 +1,256 @@
+"""Any joint normal distribution of the displacements of atoms or groups of atoms."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from scipy.spatial.distance import cdist
+
+from dials_diffuse.errors import DiffuseError
+from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.models.common import (
+    ATOM_LENGTH,
+    NEGLIGIBLE_CORRELATION,
+    displaced,
+    displacement_tensor,
+    fitted,
+    laue_average,
+    positive,
+    squares,
+    warn_of_small_displacements,
+)
+from dials_diffuse.models.elastic_network import ElasticNetwork
+from dials_diffuse.models.motion import JointMotion, checked_covariance, cost_of_chebyshev, cost_of_pair_form
+from dials_diffuse.models.patterson import memory_estimate as patterson_memory
+from dials_diffuse.models.patterson import patterson_sum, real_grid
+from dials_diffuse.structure.atoms import Structure
+from dials_diffuse.structure.groups import GROUPS, group_centres, group_labels
+from dials_diffuse.structure.transform import inside, s_squared
+
+logger = logging.getLogger("dials.diffuse.models")
+
+#: how the displacements of two groups at a distance r are correlated
+CORRELATIONS = {
+    "exponential": lambda r, gamma, core: np.exp(-r / gamma),
+    "gaussian": lambda r, gamma, core: np.exp(-0.5 * (r / gamma) ** 2),
+    "lorentzian": lambda r, gamma, core: lorentzian(r, gamma, core),
+}
+KERNELS = (*CORRELATIONS, "elastic_network", "free")
+
+#: pair_sum: compiled loops over all pairs; chebyshev: matrix products in shells of q², isotropic V only; fft: the
+#: Patterson function of all pairs of atoms, on a grid only
+ENGINES = ("auto", "pair_sum", "chebyshev", "fft")
+
+#: cost of a pair's two peaks and of a point of the density, in units of a product of numbers in a matrix product
+_PRODUCTS_PER_PEAKS = 60_000
+_PRODUCTS_PER_POINT = 600
+
+
+@dataclass(frozen=True, eq=False)
+class Covariance:
+    """Displacements of atoms or groups with the covariance V_ij = <d_i d_jᵀ> inside a molecule, 0 between molecules.
+
+    I = sum over molecules of sum_ij a_i conj(a_j) (exp(qᵀV_ijq) - 1). The molecule is what the structure holds; every
+    symmetry copy moves by itself, with V rotated by its operator.
+
+    Attributes
+    ----------
+    kernel : ``exponential``, ``gaussian``, ``lorentzian``: V_ij = V c(r), r the distance of the groups' centres;
+        ``elastic_network``: see :class:`ElasticNetwork`; ``free``: ``matrix``
+    sigma : Å, rms displacement along one direction; or
+    V : six numbers 11, 22, 33, 12, 13, 23 in Å², Cartesian frame of the coordinate file, for the three kernels c(r)
+    gamma : Å, correlation length of c(r)
+    core : Å, the Lorentzian kernel's correlation stops rising within this distance; see :func:`lorentzian`
+    network : of ``elastic_network``
+    matrix : for ``free``: V of the groups in Å², (g, g) for isotropic displacements, (3g, 3g) or (g, g, 3, 3)
+    groups : what moves as one: one of ``structure.groups.GROUPS``
+    selections : for ``groups=selection``, one text for each group
+    soft : atoms keep their own displacements U, of which V is the part that groups share; otherwise U is V_ii
+    engine : one of ENGINES; ``auto`` takes the one that should be fastest
+    tolerance : bound on the relative error that engine ``chebyshev`` makes in a pair's term
+    table : form factors, one of ``structure.factors.TABLES``
+
+    Raises
+    ------
+    DiffuseError
+        If parameters are missing, superfluous or out of range.
+
+    Source: THEORY.md §1 and §4
+    """
+
+    kernel: str = "exponential"
+    sigma: float | None = None
+    V: tuple | None = None
+    gamma: float | None = None
+    core: float = 1.5
+    network: ElasticNetwork = field(default_factory=ElasticNetwork)
+    matrix: np.ndarray | None = None
+    groups: str = "atom"
+    selections: tuple = ()
+    soft: bool = True
+    engine: str = "auto"
+    tolerance: float = 1e-6
+    table: str = "wk1995"
+
+    def __post_init__(self):
+        for name, choices in (("kernel", KERNELS), ("groups", GROUPS), ("engine", ENGINES)):
+            if getattr(self, name) not in choices:
+                raise DiffuseError(f"covariance.{name}={getattr(self, name)}: choose from {', '.join(choices)}")
+        positive("covariance.tolerance", self.tolerance)
+        if (self.matrix is None) == (self.kernel == "free"):
+            raise DiffuseError("covariance: kernel=free and a matrix of covariances need each other")
+        if self.kernel in CORRELATIONS:
+            positive("covariance.gamma", self.gamma)
+            _ = self.tensor
+            if self.kernel == "lorentzian" and not 0 < self.core < self.gamma:
+                raise DiffuseError(f"covariance.core={self.core}: must be positive and below gamma={self.gamma:g} Å")
+        elif self.gamma is not None or self.V is not None:
+            raise DiffuseError(f"covariance.kernel={self.kernel} takes neither covariance.gamma nor covariance.V")
+
+    @cached_property
+    def tensor(self) -> np.ndarray:
+        """(3, 3) float64, Å², covariance of a group's displacement for the kernels c(r)."""
+        return displacement_tensor("covariance", self.sigma, self.V)
+
+    def motion(self, structure: Structure) -> JointMotion:
+        """The joint motion of the atoms of one molecule.
+
+        Raises
+        ------
+        DiffuseError
+            If the groups do not fit the structure, or V is no covariance of them.
+        """
+        labels = group_labels(structure, self.groups, self.selections)
+        n = labels.max() + 1
+        if self.kernel == "free":
+            values = checked_covariance("covariance.matrix", self.matrix, n)
+        elif self.kernel == "elastic_network":
+            values = self.network.covariance(structure, labels, self.sigma)
+        else:
+            centres = group_centres(structure, labels)
+            values = CORRELATIONS[self.kernel](cdist(centres, centres), self.gamma, self.core)
+            if self.V is None:
+                values = self.sigma**2 * values
+            else:
+                values = values[:, :, None, None] * self.tensor
+        return JointMotion(structure.molecule(), labels, np.ascontiguousarray(values), self.soft)
+
+    def intensity(self, structure: Structure, grid: MapGrid) -> np.ndarray:
+        structure, grid = fitted(structure, grid)
+        motion = self._checked_motion(structure)
+        copies = structure.space_group.order_z()
+        if self._engine(motion, grid) == "fft":
+            volume = copies * patterson_sum(motion, grid, self.table)
+            s2 = s_squared(grid)
+            atoms = structure if self.soft else motion.with_shared(structure)
+            volume += squares(structure, s2, self.table) - displaced(atoms, grid, s2, self.table)
+            return laue_average(volume, grid)
+        index = np.argwhere(inside(grid, s_squared(grid))) - np.array(grid.extent)
+        index = index[: len(index) // 2 + 1]  # of Friedel mates one, and the origin
+        s = (index / np.array(grid.subdivide)) @ grid.reciprocal_matrix.T
+        values = copies * self._molecule(structure, motion, s, self._engine(motion, grid))
+        volume = np.full(grid.n_voxels, np.nan)
+        volume[grid.key(index)] = volume[grid.key(-index)] = values
+        return laue_average(volume.reshape(grid.shape), grid)
+
+    def intensity_at(self, structure: Structure, s: np.ndarray) -> np.ndarray:
+        """Diffuse intensity at any points.
+
+        Parameters
+        ----------
+        structure : asymmetric unit
+        s : (m, 3) float64, 1/Å, Cartesian frame of the coordinate file
+
+        Returns
+        -------
+        (m,) float64, electrons² per unit cell
+        """
+        motion = self._checked_motion(structure)
+        s = np.asarray(s, dtype=float).reshape(-1, 3)
+        engine = self._engine(motion, None, s)
+        if engine == "fft":
+            raise DiffuseError("covariance.engine=fft works on grids only; use chebyshev, pair_sum or auto")
+        o = structure.orthogonalization
+        turns = [o @ np.array(op.r().as_double()).reshape(3, 3) @ np.linalg.inv(o) for op in structure.space_group]
+        turned = np.concatenate([s @ turn for turn in turns])
+        return self._molecule(structure, motion, turned, engine).reshape(len(turns), len(s)).sum(axis=0)
+
+    def memory_estimate(self, structure: Structure, grid: MapGrid) -> int:
+        labels = group_labels(structure, self.groups, self.selections)
+        matrices = 40 * (labels.max() + 1) ** 2 * (1 if self.V is None else 9)
+        return matrices + max(patterson_memory(grid), 100 * grid.n_voxels)
+
+    def correlation_length(self, structure: Structure) -> float:
+        motion = self.motion(structure)
+        spread = _mean_square(motion.covariance)
+        variance = np.sqrt(np.diag(spread))
+        correlated = np.abs(spread) > NEGLIGIBLE_CORRELATION * np.outer(variance, variance)
+        return max([ATOM_LENGTH, *_longest_distances(structure.site_cart, motion.labels, correlated)])
+
+    def _checked_motion(self, structure: Structure) -> JointMotion:
+        motion = self.motion(structure)
+        if self.soft:
+            warn_of_small_displacements(structure, motion.shared, "covariance")
+        return motion
+
+    def _molecule(self, structure: Structure, motion: JointMotion, s, engine: str) -> np.ndarray:
+        total = motion.coherent(s, self.table, engine, self.tolerance)
+        if self.soft or np.any(structure.share != 1):
+            total += motion.remainder(s, structure.share, self.table)
+        return total
+
+    def _engine(self, motion: JointMotion, grid: MapGrid | None, s=None) -> str:
+        """The engine asked for, or the cheapest."""
+        if self.engine == "chebyshev" and not motion.isotropic:
+            raise DiffuseError("covariance.engine=chebyshev needs isotropic displacements; use fft, pair_sum or auto")
+        if self.engine != "auto":
+            return self.engine
+        n, atoms = len(motion.covariance), motion.structure.n_atoms
+        m = grid.n_voxels // 4 if s is None else len(s)
+        costs = {"pair_sum": cost_of_pair_form(m, n)}
+        if motion.isotropic:
+            span = (2 * np.pi / grid.d_min) ** 2 if s is None else (2 * np.pi) ** 2 * np.square(s).sum(axis=1).max()
+            largest = max(np.abs(motion.covariance).max(), 1e-300)
+            costs["chebyshev"] = cost_of_chebyshev(m, n, span, largest, self.tolerance)
+        if grid is not None:
+            kinds = len(motion.structure.types)
+            points = 0.5 * kinds * (kinds + 1) * np.prod(real_grid(grid), dtype=float)
+            costs["fft"] = 0.5 * atoms**2 * _PRODUCTS_PER_PEAKS + points * _PRODUCTS_PER_POINT
+        engine = min(costs, key=costs.get)
+        logger.info(
+            "covariance: engine=%s for %d groups of %d atoms (expected cost: %s)",
+            engine,
+            n,
+            atoms,
+            ", ".join(f"{name} {cost / costs[engine]:.1f}" for name, cost in costs.items()),
+        )
+        return engine
+
+
+def lorentzian(r: np.ndarray, gamma: float, core: float) -> np.ndarray:
+    """Correlation that falls as exp(-r/gamma)/r, made finite at r = 0 by taking away the same with a shorter length.
+
+    c(r) = (exp(-r/gamma) - exp(-r/core)) / (r (1/core - 1/gamma)). Its transform is the difference of two Lorentzians,
+    4 pi (1/(1/gamma² + Q²) - 1/(1/core² + Q²)) / (1/core - 1/gamma), positive everywhere.
+
+    Parameters
+    ----------
+    r : float64, Å; gamma, core : Å, 0 < core < gamma
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = np.exp(-r / gamma) * -np.expm1(-r * (1 / core - 1 / gamma)) / (r * (1 / core - 1 / gamma))
+    return np.where(r > 0, value, 1.0)
+
+
+def _mean_square(covariance: np.ndarray) -> np.ndarray:
+    """(g, g), the size of each V_ij: of tensors the Frobenius norm / sqrt(3)."""
+    return covariance if covariance.ndim == 2 else np.linalg.norm(covariance, axis=(2, 3)) / np.sqrt(3)
+
+
+def _longest_distances(sites: np.ndarray, labels: np.ndarray, correlated: np.ndarray):
+    """The largest distance of each atom from those its group is correlated with, Å."""
+    for i, site in enumerate(sites):
+        yield float(np.linalg.norm(sites[correlated[labels[i], labels]] - site, axis=1).max(initial=0.0))

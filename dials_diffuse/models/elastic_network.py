@@ -1,0 +1,137 @@
+"""Covariance of the displacements of groups on springs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from dials_diffuse.errors import DiffuseError
+from dials_diffuse.models.common import positive
+from dials_diffuse.structure.atoms import Structure
+from dials_diffuse.structure.groups import group_centres
+
+NETWORKS = ("gaussian", "anisotropic")
+
+#: eigenvalues of the springs' matrix below this fraction of the largest are those of free motions
+_FREE = 1e-8
+
+
+@dataclass(frozen=True)
+class ElasticNetwork:
+    """Springs of equal stiffness between the centres of groups that are near to each other; V = kT K^-1.
+
+    Attributes
+    ----------
+    network : ``gaussian``: K is the Kirchhoff matrix of the contacts, displacements are isotropic; ``anisotropic``:
+        K is the matrix of second derivatives of springs along the contacts
+    cutoff : Å, up to which two groups are in contact
+    crystal_contacts : springs also to symmetry copies. Those are held still, since their motion is not correlated with
+        that of the molecule; so the molecule cannot move freely. Without them motions that stretch no spring, such as
+        those of the molecule as a whole, are left out.
+
+    Source: Bahar, Atilgan & Erman 1997, Fold. Des. 2, 173; Atilgan et al. 2001, Biophys. J. 80, 505
+    """
+
+    network: str = "gaussian"
+    cutoff: float = 8.0
+    crystal_contacts: bool = True
+
+    def __post_init__(self):
+        if self.network not in NETWORKS:
+            raise DiffuseError(f"elastic_network.network={self.network}: choose from {', '.join(NETWORKS)}")
+        positive("elastic_network.cutoff", self.cutoff)
+
+    def covariance(self, structure: Structure, labels: np.ndarray, sigma: float | None) -> np.ndarray:
+        """V of the groups of one molecule.
+
+        Parameters
+        ----------
+        structure : asymmetric unit
+        labels : (n,) int64, group of each atom
+        sigma : Å, rms displacement along one direction, over all groups; sets the stiffness. None: that of the atoms'
+            U in the structure.
+
+        Returns
+        -------
+        (g, g) or (g, g, 3, 3) float64, Å²
+
+        Raises
+        ------
+        DiffuseError
+            If nothing is in contact.
+        """
+        centres = group_centres(structure, labels)
+        stiffness = self.stiffness(structure, centres)
+        values, vectors = np.linalg.eigh(stiffness)
+        moving = values > _FREE * max(values[-1], 1e-300)
+        if not moving.any():
+            raise DiffuseError(
+                f"elastic_network.cutoff={self.cutoff:g}: no two of {len(centres)} groups are that near; choose a "
+                "larger one"
+            )
+        scaled = vectors[:, moving] / np.sqrt(values[moving])
+        covariance = scaled @ scaled.T
+        if sigma is None:
+            weight = structure.occupancy
+            mean_square = np.average(structure.u_iso, weights=weight)
+        else:
+            mean_square = positive("covariance.sigma", sigma) ** 2
+        covariance *= mean_square / np.mean(np.diag(covariance))
+        n = len(centres)
+        if self.network == "gaussian":
+            return covariance
+        return np.ascontiguousarray(covariance.reshape(n, 3, n, 3).transpose(0, 2, 1, 3))
+
+    def stiffness(self, structure: Structure, centres: np.ndarray) -> np.ndarray:
+        """(g, g) or (3g, 3g) float64, second derivatives of the energy in units of a spring's stiffness.
+
+        centres : (g, 3) float64, Å, of the groups of one molecule
+        """
+        n = len(centres)
+        pairs = cKDTree(centres).query_pairs(self.cutoff, output_type="ndarray")
+        first, second = pairs[:, 0], pairs[:, 1]
+        blocks = np.zeros((n, n, *self._block(np.ones((1, 3))).shape[1:]))
+        inner = self._block(centres[first] - centres[second])
+        blocks[first, second] = blocks[second, first] = -inner
+        diagonal = np.zeros((n, *blocks.shape[2:]))
+        np.add.at(diagonal, first, inner)
+        np.add.at(diagonal, second, inner)
+        if self.crystal_contacts:
+            held, direction = self._crystal_contacts(structure, centres)
+            np.add.at(diagonal, held, self._block(direction))
+        blocks[np.arange(n), np.arange(n)] = diagonal
+        if self.network == "gaussian":
+            return blocks
+        return blocks.transpose(0, 2, 1, 3).reshape(3 * n, 3 * n)
+
+    def _block(self, direction: np.ndarray) -> np.ndarray:
+        """The spring's part in the matrix of second derivatives, (m,) or (m, 3, 3)."""
+        if self.network == "gaussian":
+            return np.ones(len(direction))
+        unit = direction / np.linalg.norm(direction, axis=1)[:, None]
+        return unit[:, :, None] * unit[:, None, :]
+
+    def _crystal_contacts(self, structure: Structure, centres: np.ndarray) -> tuple:
+        """(m,) groups in contact with one of another copy of the molecule, and (m, 3) vectors to it in Å."""
+        o = structure.orthogonalization
+        fractional = centres @ np.linalg.inv(o).T
+        reach = self.cutoff * np.linalg.norm(np.linalg.inv(o), axis=1)  # of the cutoff along the axes of the cell
+        low, high = fractional.min(axis=0) - reach, fractional.max(axis=0) + reach
+        tree = cKDTree(centres)
+        held, direction = [], []
+        for number, operator in enumerate(structure.space_group):
+            turned = fractional @ np.array(operator.r().as_double()).reshape(3, 3).T + operator.t().as_double()
+            first = np.ceil(low - turned.max(axis=0)).astype(int)
+            last = np.floor(high - turned.min(axis=0)).astype(int)
+            for shift in np.ndindex(*np.maximum(last - first + 1, 0)):
+                shift = np.array(shift) + first
+                if number == 0 and not shift.any():
+                    continue
+                copy = (turned + shift) @ o.T
+                for other, near in zip(copy, tree.query_ball_point(copy, self.cutoff)):
+                    near = [k for k in near if np.linalg.norm(other - centres[k]) > 1e-3]
+                    held.extend(near)
+                    direction.extend(other - centres[k] for k in near)
+        return np.array(held, dtype=int), np.array(direction).reshape(-1, 3)
