@@ -19,7 +19,7 @@ done_before simulate "${simulation[@]}" || rm -f simulated_1_*.cbf
 step simulate "${simulation[@]}"
 
 # What is known of a crystal before it is measured saves dials.index some time; the orientation it has to find.
-step import dials.import template=simulated_1_#####.cbf
+step import dials.import "simulated_1_*.cbf"
 step find_spots dials.find_spots imported.expt
 step index dials.index imported.expt strong.refl space_group=P43212 unit_cell=78.5,78.5,37.8,90,90,90 \
   basis_vector_combinations.max_refine=1

@@ -12,11 +12,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from builders import all_voxels, damage_chunk, observation_rows, small_grid, true_intensity, write_rows
+from builders import PROVENANCE, all_voxels, damage_chunk, observation_rows, small_grid, true_intensity, write_rows
 
 import dials_diffuse
 from dials_diffuse.cli.merge import parameters_from_phil, phil_scope, run
-from dials_diffuse.maps.nexus import read_map, read_provenance
+from dials_diffuse.maps.nexus import DiffuseMap, read_map, read_provenance, write_map
+from dials_diffuse.maps.symmetry import unique_voxels
+from dials_diffuse.merging.compare import compare_maps
 from dials_diffuse.merging.laue import MergeParameters
 from dials_diffuse.merging.statistics import COLUMNS
 
@@ -183,6 +185,83 @@ def test_inputs_that_are_no_observations(observations, capsys):
     write_rows("empty.h5", GRID, observation_rows(GRID, np.zeros((0, 3), int), np.zeros(0), np.random.default_rng(0)))
     assert "empty.h5: holds no observations" in fails([observations, "empty.h5"], 1, capsys)
     assert not Path("diffuse_merged.nxs").exists()
+
+
+LARGE = small_grid("P 41", (30, 30, 40, 90, 90, 90))
+SCALE = 50.0
+
+
+def write_truth(path, grid, friedel=True, keep=slice(None)) -> Path:
+    """A map of the intensity that the observations were drawn from."""
+    index = unique_voxels(all_voxels(grid), grid.space_group, friedel).index[keep]
+    intensity, ones = true_intensity(grid, index), np.ones(len(index))
+    data = DiffuseMap(grid, friedel, index, intensity, 0 * ones, ones.astype(np.int32), units="electron^2")
+    write_map(path, data, PROVENANCE, volume=False)
+    return Path(path)
+
+
+@pytest.fixture
+def with_truth(tmp_path, monkeypatch):
+    """A folder with observations ``data.h5`` on a larger grid, and ``truth.nxs``."""
+    monkeypatch.chdir(tmp_path)
+    index = all_voxels(LARGE)
+    rows = observation_rows(LARGE, index, true_intensity(LARGE, index), np.random.default_rng(0), scale=SCALE)
+    write_rows("data.h5", LARGE, rows)
+    write_truth("truth.nxs", LARGE)
+    return tmp_path
+
+
+def test_reference(with_truth):
+    options = ["output.volume=False", "statistics.n_shells=4", "statistics.d_max=20", "statistics.d_min=4"]
+    run(["data.h5", *options, "reference=truth.nxs"])
+    content = json.loads(Path("diffuse_merged.json").read_text())["comparison"]
+    assert content["reference"] == "truth.nxs" and content["n_bins"] == 400
+    expected = compare_maps(read_map("diffuse_merged.nxs"), read_map("truth.nxs"), 20, 4, n_shells=4)
+    overall, shells = content["overall"], content["shells"]
+    assert (overall["n"], overall["cc"], overall["slope"]) == (expected.n, expected.cc, expected.slope)
+    assert [(s["n"], s["cc"], s["slope"]) for s in shells] == [(s["n"], s["cc"], s["slope"]) for s in expected.shells]
+    assert overall["cc"] > 0.9 and overall["slope"] == pytest.approx(SCALE, rel=0.05)
+    assert sum(s["n"] for s in shells) == overall["n"]
+    assert 4 <= overall["d_min"] < overall["d_max"] <= 20
+    log = Path("dials.diffuse_merge.log").read_text()
+    assert "Agreement with truth.nxs" in log and f"{overall['n']:9d}{overall['cc']:8.3f}{overall['slope']:11.4g}" in log
+
+
+def test_reference_changes_only_what_it_is_for(with_truth):
+    """The map and its statistics are the same with and without; the picture is another one."""
+    run(["data.h5", "output.volume=False", "output.map=a.nxs", "output.json=a.json", "output.png=a.png"])
+    names = ["output.map=b.nxs", "output.json=b.json", "output.png=b.png"]
+    run(["data.h5", "output.volume=False", *names, "reference=truth.nxs"])
+    np.testing.assert_array_equal(read_map("a.nxs").intensity, read_map("b.nxs").intensity)
+    a, b = (json.loads(Path(name).read_text()) for name in ("a.json", "b.json"))
+    assert a["statistics"] == b["statistics"] and "comparison" not in a
+    image = pytest.importorskip("matplotlib.image")
+    a, b = (image.imread(name) for name in ("a.png", "b.png"))
+    assert np.any(a[: len(b)] != b[: len(a)])
+
+
+@pytest.mark.parametrize(
+    ("make", "words", "expected"),
+    [
+        (None, ["reference=nothing.nxs"], "nothing.nxs: no such file"),
+        (None, ["reference=data.h5"], "data.h5: schema is dials_diffuse.observations/1"),
+        ({"subdivide": (3, 3, 3)}, [], "grid.subdivide (2, 2, 2) and (3, 3, 3)"),
+        ({"symbol": "P 4 21 2"}, [], "space group P 41 and P 4 21 2"),
+        ({"cell": (34, 34, 40, 90, 90, 90)}, [], "its unit cell (34, 34, 40, 90, 90, 90)"),
+        ({"friedel": False}, [], "friedel True and False"),
+        ({"keep": slice(2)}, [], "share 2 voxels"),
+    ],
+    ids=["missing", "no-map", "subdivide", "space-group", "cell", "friedel", "nothing-in-common"],
+)
+def test_references_that_do_not_fit(with_truth, capsys, make, words, expected):
+    if make is not None:
+        grid = {"symbol": "P 41", "cell": LARGE.unit_cell, **make}
+        rest = {name: grid.pop(name) for name in ("friedel", "keep") if name in grid}
+        write_truth("other.nxs", small_grid(**grid), **rest)
+        words = ["reference=other.nxs"]
+    message = fails(["data.h5", *words], 1, capsys)
+    assert expected in message and words[0].split("=")[1] in message
+    assert not Path("diffuse_merged.nxs").exists() and not Path("diffuse_merged.json").exists()
 
 
 def test_full_disk(observations):

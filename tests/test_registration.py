@@ -17,6 +17,7 @@ from conftest import ROOT
 SHIMS = sorted((ROOT / "command_line").glob("diffuse_*.py"))
 NAMES = [f"dials.{shim.stem}" for shim in SHIMS]
 PRINT_PACKAGES = "import sysconfig; print(sysconfig.get_path('purelib'))"
+ASK_DXTBX = "from dxtbx.format.Registry import get_format_class_index as i; print('FormatCBFMiniDiffuse' in i())"
 IN_VENV = sys.prefix != sys.base_prefix
 
 
@@ -100,6 +101,12 @@ def test_pip_install(tmp_path):
     for name in NAMES:
         assert_gives_help(prefix / "bin" / name, tmp_path)
 
+    package = Path(where.strip()).parent
+    assert (package / "simulation" / "data" / "193l.pdb").is_file()
+    (entry_points,) = package.parent.glob("dials_diffuse-*.dist-info/entry_points.txt")
+    assert "FormatCBFMiniDiffuse:FormatCBFMini = dials_diffuse.experiment.format_cbf" in entry_points.read_text()
+    assert run([prefix / "bin" / "python", "-c", ASK_DXTBX], tmp_path).strip() == "True"
+
 
 def test_libtbx_configure(tmp_path):
     """`libtbx.configure dials_diffuse` in an empty folder beside modules/dials_diffuse gives programs that run."""
@@ -116,3 +123,6 @@ def test_libtbx_configure(tmp_path):
     assert sorted(p.name for p in (build / "bin").glob("dials.*")) == NAMES
     for name in NAMES:
         assert_gives_help(build / "bin" / name, tmp_path)
+    written = [path.read_text() for path in build.rglob("entry_points.txt")]
+    assert any("FormatCBFMiniDiffuse:FormatCBFMini" in text for text in written)
+    assert run([build / "bin" / "libtbx.python", "-c", ASK_DXTBX], tmp_path).strip() == "True"

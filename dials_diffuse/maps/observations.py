@@ -38,7 +38,7 @@ OBSERVATION_DTYPE = np.dtype(
         ("background_odd", "f8"),
         ("rate_odd", "f8"),
         ("xyz", "f4", 3),  # mean position: px, px, rotation angle in degrees
-        ("s", "f4"),  # |s| of the voxel centre, 1/Å
+        ("s", "f4"),  # |s| at the mean position, 1/Å; not that of the voxel's centre
     ]
 )
 

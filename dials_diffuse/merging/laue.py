@@ -7,26 +7,22 @@ import math
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
-from cctbx import sgtbx, uctbx
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.kernels.merging import add_rows, count_rows
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.nexus import DiffuseMap
 from dials_diffuse.maps.observations import ObservationFile
-from dials_diffuse.maps.symmetry import laue_operators, unique_voxels
+from dials_diffuse.maps.symmetry import laue_operators
+from dials_diffuse.maps.voxels import Voxels, blocks_of_rows, check_distinct, common_grid, find_voxels, keys_in_box
 from dials_diffuse.merging.half_sets import KINDS, SUMS, columns_needed, split
 from dials_diffuse.merging.statistics import Mates, ShellTable, resolution_range, shell_statistics
 
 logger = logging.getLogger("dials.diffuse.merging")
 
 ESTIMATORS = ("ratio", "mean")
-
-#: files whose cells differ by more than this (relative for lengths, and 100 x in degrees for angles) are not merged
-CELL_TOLERANCE = 0.02
 
 #: rows that are in memory together
 _ROWS = 1 << 18
@@ -125,78 +121,6 @@ def estimate(sums: np.ndarray, estimator: str = "ratio") -> tuple:
     return rate / n, np.sqrt(variance) / n
 
 
-def common_grid(files, space_group: str | None = None) -> MapGrid:
-    """The grid of the merged map: cell of the first file, resolution limits that hold all files.
-
-    Parameters
-    ----------
-    files : open ObservationFile objects
-    space_group : as in MergeParameters
-
-    Raises
-    ------
-    DiffuseError
-        If the files do not fit together, or the space group does not fit them.
-    """
-    first = files[0]
-    for other in files[1:]:
-        _check_alike(first, other, same_group=space_group is None)
-    group = first.grid.space_group if space_group is None else _space_group(space_group, first)
-    try:
-        return MapGrid(
-            unit_cell=group.average_unit_cell(uctbx.unit_cell(first.grid.unit_cell)).parameters(),
-            hall_symbol=group.type().hall_symbol(),
-            subdivide=first.grid.subdivide,
-            d_min=min(f.grid.d_min for f in files),
-            d_max=max(f.grid.d_max for f in files),
-        )
-    except DiffuseError as error:
-        raise DiffuseError(f"{first.path}: {error}, or choose another space_group") from None
-
-
-def _check_distinct(paths) -> None:
-    seen = {}
-    for path in paths:
-        resolved = Path(path).resolve()
-        if resolved in seen:
-            raise DiffuseError(
-                f"{path}: given twice (as {seen[resolved]} before), its data would count double; leave one out"
-            )
-        seen[resolved] = path
-
-
-def _check_alike(first, other, same_group: bool) -> None:
-    a, b = first.grid, other.grid
-    both = f"{first.path} and {other.path} cannot be merged:"
-    if a.subdivide != b.subdivide:
-        raise DiffuseError(f"{both} grid.subdivide is {a.subdivide} and {b.subdivide}; integrate both with the same")
-    if same_group and a.space_group != b.space_group:
-        raise DiffuseError(
-            f"{both} the space groups are {a.space_group_symbol} and {b.space_group_symbol}; "
-            "reindex one of them, or give space_group= if both are in the same setting"
-        )
-    cells = [uctbx.unit_cell(grid.unit_cell) for grid in (a, b)]
-    if not cells[0].is_similar_to(cells[1], CELL_TOLERANCE, 100 * CELL_TOLERANCE):
-        text = [_cell_text(cell) for cell in cells]
-        raise DiffuseError(f"{both} the unit cells are {text[0]} and {text[1]}; merge crystals of the same cell only")
-
-
-def _space_group(symbol: str, file) -> sgtbx.space_group:
-    try:
-        group = sgtbx.space_group_info(symbol).group()
-    except (RuntimeError, ValueError):
-        raise DiffuseError(f"space_group={symbol}: no such space group; give a symbol such as P43212") from None
-    cell = uctbx.unit_cell(file.grid.unit_cell)
-    if not group.is_compatible_unit_cell(cell, CELL_TOLERANCE, 100 * CELL_TOLERANCE):
-        text = _cell_text(cell)
-        raise DiffuseError(f"space_group={symbol}: does not fit the unit cell {text} of {file.path}; choose another")
-    return group
-
-
-def _cell_text(cell: uctbx.unit_cell) -> str:
-    return f"({', '.join(f'{x:g}' for x in cell.parameters())})"
-
-
 def memory_estimate(grid: MapGrid) -> float:
     """Upper limit in bytes of what merging onto a grid takes, when every voxel inside d_min is measured."""
     volume = 4 / 3 * math.pi * grid.d_min**-3 * abs(np.linalg.det(grid.reciprocal_matrix)) ** -1
@@ -229,7 +153,7 @@ def merge_observations(
         If a file is not readable or given twice, if the files do not fit together, if the range of the statistics lies
         outside the map, or if nothing is left to merge.
     """
-    _check_distinct(paths)
+    check_distinct(paths)
     with ExitStack() as stack:
         files = [stack.enter_context(ObservationFile(path)) for path in paths]
         for file in files:
@@ -239,12 +163,12 @@ def merge_observations(
         resolution_range(grid, parameters.d_max, parameters.d_min)
         _report_size(grid, files)
         total = sum(math.ceil(file.n_rows / rows) for file in files)
-        blocks = progress(_blocks(files, ("index", "norm"), rows), total, "finding voxels")
-        voxels, n_refused = _find_voxels(blocks, grid, parameters.friedel)
+        blocks = progress(blocks_of_rows(files, ("index", "norm"), rows), total, "finding voxels")
+        voxels, n_refused = find_voxels(blocks, grid, parameters.friedel)
         if len(voxels.index) == 0:
             raise DiffuseError(f"{files[0].path}: no observation has a positive norm inside d_min; integrate again")
         columns = ("index", *columns_needed(parameters.half_sets))
-        blocks = progress(_blocks(files, columns, rows), total, "merging")
+        blocks = progress(blocks_of_rows(files, columns, rows), total, "merging")
         sums, multiplicity, mates = _add_up(blocks, grid, voxels, parameters)
         n_rows = sum(file.n_rows for file in files)
         identifiers = tuple(e.identifier for file in files for e in file.experiments)
@@ -264,19 +188,6 @@ def merge_observations(
     return MergeResult(merged, table, n_used, n_off_grid, n_refused, identifiers, tuple(warnings))
 
 
-@dataclass(frozen=True)
-class _Voxels:
-    """Measured voxels: ``slot`` takes a key of the grid to a row of ``unique`` and ``inverted``, or to -1.
-
-    slot : (grid.n_voxels,) int32; unique : (m,) int32, row of ``index``; inverted : (m,) bool; index : (u, 3) int32
-    """
-
-    slot: np.ndarray
-    unique: np.ndarray
-    inverted: np.ndarray
-    index: np.ndarray
-
-
 def _report_size(grid: MapGrid, files) -> None:
     logger.info(
         "Grid of %s voxels (%.1f million) to d_min = %.2f Å in %s; %d observations; memory up to about %.1f GB",
@@ -289,39 +200,7 @@ def _report_size(grid: MapGrid, files) -> None:
     )
 
 
-def _blocks(files, columns, rows):
-    for file in files:
-        for _, block in file.chunks(*columns, size=rows):
-            yield block
-
-
-def _keys(grid: MapGrid, index: np.ndarray) -> tuple:
-    """Which rows lie in the grid's box, and the keys of those."""
-    fits = np.all(np.abs(index) <= np.array(grid.extent), axis=1)
-    return fits, grid.key(index[fits])
-
-
-def _find_voxels(blocks, grid: MapGrid, friedel: bool) -> tuple:
-    """Voxels with an observation of positive norm, and the number of observations without."""
-    seen = np.zeros(grid.n_voxels, dtype=bool)
-    n_refused = 0
-    for block in blocks:
-        positive = block["norm"] > 0
-        n_refused += len(positive) - np.count_nonzero(positive)
-        seen[_keys(grid, block["index"][positive])[1]] = True
-    keys = np.flatnonzero(seen)
-    del seen
-    found = unique_voxels(grid.index(keys), grid.space_group, friedel)
-    inside = grid.inside(found.index)  # asked of the unique voxel: rounding cannot separate mates
-    rank = np.cumsum(inside) - 1
-    keep = inside[found.inverse]
-    slot = np.full(grid.n_voxels, -1, dtype=np.int32)
-    slot[keys[keep]] = np.arange(np.count_nonzero(keep))
-    unique = rank[found.inverse[keep]].astype(np.int32)
-    return _Voxels(slot, unique, found.inverted[keep], found.index[inside]), n_refused
-
-
-def _add_up(blocks, grid: MapGrid, voxels: _Voxels, parameters: MergeParameters) -> tuple:
+def _add_up(blocks, grid: MapGrid, voxels: Voxels, parameters: MergeParameters) -> tuple:
     """Sums of unique voxels by half set (u, 2, 7), their multiplicity (u,), and the sums before averaging."""
     n_unique, n_mates = len(voxels.index), len(voxels.unique)
     sums = np.zeros((n_unique * 2, len(SUMS)))
@@ -329,7 +208,7 @@ def _add_up(blocks, grid: MapGrid, voxels: _Voxels, parameters: MergeParameters)
     before = np.zeros((n_mates, 3))
     rng = np.random.default_rng(parameters.seed)
     for block in blocks:
-        fits, keys = _keys(grid, block["index"])
+        fits, keys = keys_in_box(grid, block["index"])
         slot = np.full(len(fits), -1, dtype=np.int64)
         slot[fits] = voxels.slot[keys]
         slot[~(block["norm"] > 0)] = -1

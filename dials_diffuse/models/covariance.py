@@ -142,7 +142,8 @@ class Covariance:
         structure, grid = fitted(structure, grid)
         motion = self._checked_motion(structure)
         copies = structure.space_group.order_z()
-        if self._engine(motion, grid) == "fft":
+        engine = self._engine(motion, grid)
+        if engine == "fft":
             volume = copies * patterson_sum(motion, grid, self.table)
             s2 = s_squared(grid)
             atoms = structure if self.soft else motion.with_shared(structure)
@@ -151,7 +152,7 @@ class Covariance:
         index = np.argwhere(inside(grid, s_squared(grid))) - np.array(grid.extent)
         index = index[: len(index) // 2 + 1]  # of Friedel mates one, and the origin
         s = (index / np.array(grid.subdivide)) @ grid.reciprocal_matrix.T
-        values = copies * self._molecule(structure, motion, s, self._engine(motion, grid))
+        values = copies * self._molecule(structure, motion, s, engine)
         volume = np.full(grid.n_voxels, np.nan)
         volume[grid.key(index)] = volume[grid.key(-index)] = values
         return laue_average(volume.reshape(grid.shape), grid)

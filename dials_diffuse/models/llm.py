@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +30,8 @@ from dials_diffuse.models.convolution import KERNELS, Correlation, box_size, con
 from dials_diffuse.structure.atoms import Structure
 from dials_diffuse.structure.factors import sum_of_squares
 from dials_diffuse.structure.transform import lattice_transform, memory_estimate, s_squared
+
+logger = logging.getLogger("dials.diffuse.models")
 
 ADPS = ("individual", "overall")
 CONFINEMENTS = ("crystal", "molecule")
@@ -130,6 +133,8 @@ class LiquidLikeMotions:
                 f"llm.confined_to=molecule with grid.subdivide={','.join(map(str, grid.subdivide))}: "
                 "a molecule's transform needs a subdivision of at least 2 along every axis"
             )
+        missing = self.missing_orders(grid.d_min)
+        logger.info("llm: orders=%d leaves out at most %.2g %% at %.2f Å", self.orders, 100 * missing, grid.d_min)
         overall = self.adp == "overall"
         if overall:
             structure = structure.without_displacements()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.ndimage import map_coordinates
 
 from dials_diffuse.kernels import accumulate as kernel
 from dials_diffuse.maps.grid import MapGrid
@@ -188,7 +189,6 @@ def to_observations(keys: np.ndarray, table: np.ndarray, job: Job) -> np.ndarray
     entering = keys % 2
     panel, voxel = np.divmod(keys // 2, job.grid.n_voxels)
     index = job.grid.index(voxel)
-    s = job.grid.s_magnitude(index)
     keep = job.grid.inside(index) & (table[:, kernel.NORM] + table[:, kernel.ODD + kernel.NORM] > 0)
     rows = np.zeros(int(keep.sum()), dtype=OBSERVATION_DTYPE)
     table = table[keep]
@@ -196,7 +196,6 @@ def to_observations(keys: np.ndarray, table: np.ndarray, job: Job) -> np.ndarray
     rows["experiment"] = job.number
     rows["panel"] = panel[keep]
     rows["entering"] = entering[keep]
-    rows["s"] = s[keep]
     for name in ("pixels", "counts", "norm", "background", "rate"):
         column = getattr(kernel, name.upper())
         rows[f"{name}_odd"] = table[:, kernel.ODD + column]
@@ -205,8 +204,33 @@ def to_observations(keys: np.ndarray, table: np.ndarray, job: Job) -> np.ndarray
     # blocks of background are larger than voxels: within a row their errors are the same error
     rows["background_variance"] = table[:, kernel.BACKGROUND_SIGMA] ** 2
     sums = table[:, [kernel.SUM_X, kernel.SUM_Y, kernel.SUM_ANGLE]]
-    rows["xyz"] = sums / rows["pixels"][:, None]
+    xyz = sums / rows["pixels"][:, None]
+    rows["xyz"] = xyz
+    rows["s"] = sampled_s(job, rows["panel"], xyz)
     return rows
+
+
+def sampled_s(job: Job, panel: np.ndarray, xyz: np.ndarray) -> np.ndarray:
+    """(n,) float64 |s| in 1/Å where positions on the detector see reciprocal space.
+
+    The pixels that fell into a voxel seldom lie around its centre. Where the isotropic scattering is steep, the
+    difference is larger than the signal.
+
+    panel : (n,) int; xyz : (n, 3) mean position: px, px, rotation angle in degrees
+    """
+    start, width = job.scan.oscillation
+    points = np.atleast_2d(job.scan.s0)
+    position = np.clip((xyz[:, 2] - start) / width, 0, max(len(points) - 1, 0))
+    s0 = np.stack([np.interp(position, np.arange(len(points)), column) for column in points.T], axis=1)
+    s = np.empty(len(xyz))
+    for p in np.unique(panel):
+        mine = panel == p
+        directions = job.panels[p].directions
+        at = xyz[mine, 1::-1].T - 0.5  # pixel centres are at i + 0.5
+        u = np.stack([map_coordinates(component, at, order=1, mode="nearest") for component in directions], axis=1)
+        u *= (np.linalg.norm(s0[mine], axis=1) / np.linalg.norm(u, axis=1))[:, None]
+        s[mine] = np.linalg.norm(u - s0[mine], axis=1)
+    return s
 
 
 def seam_images(job: Job) -> int:

@@ -8,8 +8,8 @@ from cctbx import uctbx
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.nexus import DiffuseMap
+from dials_diffuse.maps.voxels import CELL_TOLERANCE
 from dials_diffuse.merging.compare import N_BINS, Comparison, compare_maps
-from dials_diffuse.merging.laue import CELL_TOLERANCE
 from dials_diffuse.report.planes import write_planes_png
 
 #: columns of the table in logs: name, width, format
@@ -34,7 +34,7 @@ def compare_with_reference(
     cells = [uctbx.unit_cell(m.grid.unit_cell) for m in (data, reference)]
     if not cells[0].is_similar_to(cells[1], CELL_TOLERANCE, 100 * CELL_TOLERANCE):
         raise DiffuseError(
-            f"reference={path}: its unit cell {cells[1]} is not that of the data, {cells[0]}; "
+            f"reference={path}: its unit cell {cells[1]!s} is not that of the data, {cells[0]!s}; "
             "give a map of this crystal form"
         )
     try:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.simulation.spots import SpotShape
 
+
 @dataclass(frozen=True)
 class Source:
     """flux : photons/s through the crystal; exposure : seconds per image, None: what the scan says, else 0.1.

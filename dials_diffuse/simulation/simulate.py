@@ -148,6 +148,13 @@ def simulate(
         f_squared = hkl, np.abs(f) ** 2, structure.space_group
     sample = make_sample(structure, volume, parameters, lambda s: compton(structure, s))
     grid = choose_grid(experiments, ReductionParameters(d_min=parameters.d_min, subdivide=parameters.subdivide))
+    logger.info(
+        "True map: %d x %d x %d voxels (%s per reciprocal-lattice step) to %.2f Å, about %.2f GB",
+        *grid.shape,
+        "x".join(map(str, grid.subdivide)),
+        grid.d_min,
+        (80 * grid.n_voxels / len(grid.space_group) + 8 * grid.n_voxels * (3 if outputs.ideal else 1)) / 1e9,
+    )
     ideal = None
     if outputs.ideal:
         _check_ideal(sweeps)

@@ -125,15 +125,16 @@ class Sweep:
         incident = self.parameters.source.flux * float(self.scan.exposure[image])
         return incident * length * ANGSTROM_PER_MM * density * background.R_E_SQUARED
 
-    def expected(self, image: int, rows: list | None = None) -> list:
+    def expected(self, image: int, wanted: list | None = None) -> list:
         """Expected of every panel in an image, counted from the start of the scan.
 
-        rows : (ny, nx) bool per panel, pixels whose diffuse intensity is wanted (it is 0 elsewhere); None: the lit ones
+        wanted : (ny, nx) bool per panel, pixels whose diffuse intensity is needed; None: the lit ones
         """
         position = image + 0.5
         s0 = self.scan.s0_at(position)
         fraction = position / self.scan.n_images
-        wanted = [lit & active for lit, active in zip(self.lit, self.active)] if rows is None else rows
+        if wanted is None:
+            wanted = [lit & active for lit, active in zip(self.lit, self.active)]
         intensities = self._intensity(image, wanted)
         spots = self._bragg(image, fraction)
         liquid = 0.0
@@ -155,12 +156,8 @@ class Sweep:
             result.append(Expected(absorbed * omega * crystal, intensities[p], absorbed * spots[p], other))
         return result
 
-    def counts(self, image: int) -> list:
-        """Raw values of every panel, (ny, nx) int32: noise, defects, gaps, gain and saturation included."""
-        return self.measure(image, [e.total for e in self.expected(image)])
-
     def measure(self, image: int, totals: list) -> list:
-        """Raw values of every panel, (ny, nx) int32, from expected counts."""
+        """Raw values of every panel, (ny, nx) int32, from expected counts: noise, defects, gaps, gain, saturation."""
         rng = np.random.default_rng([self.parameters.seed, self.number, image])
         typical = float(np.median(np.concatenate([t[a] for t, a in zip(totals, self.active)])))
         result = []

@@ -1,0 +1,191 @@
+"""dials.diffuse_model: the diffuse scattering of a model of a crystal's motions, on the grid of a map."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from libtbx.phil import parse
+
+from dials_diffuse import __version__
+from dials_diffuse.cli.model_scope import MODEL_PHIL, model_from_phil, model_record
+from dials_diffuse.cli.program import run_program
+from dials_diffuse.errors import CommandLineError, DiffuseError
+from dials_diffuse.maps.files import write_json
+from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.maps.nexus import read_map, write_map
+from dials_diffuse.merging.compare import compare_maps
+from dials_diffuse.models.compute import model_map
+from dials_diffuse.report.agreement import comparison_record, format_comparison, write_comparison_png
+from dials_diffuse.report.planes import write_planes_png
+from dials_diffuse.structure.atoms import load_structure
+
+logger = logging.getLogger("dials.diffuse.model")
+
+HELP = """
+Compute the diffuse scattering of a model of the motions in a crystal, in electrons² per unit cell: on the grid of a
+map, and compare the two, or on a grid of your own.
+
+Examples:
+
+  dials.diffuse_model model.pdb map=diffuse_merged.nxs model=llm llm.sigma=0.4 llm.gamma=10
+
+  dials.diffuse_model model.pdb diffuse_merged.nxs model=rigid_body rigid_body.sigma=0.3
+
+  dials.diffuse_model model.pdb grid.subdivide=2,2,2 d_min=1.8 model=covariance covariance.groups=residue
+"""
+
+phil_scope = parse(
+    f"""
+map = None
+  .type = path
+  .help = "A merged map: the model is computed on its grid and compared with it."
+grid.subdivide = None
+  .type = ints(size=3, value_min=1)
+  .help = "Voxels per reciprocal-lattice step. Default: 3,3,3. Not with a map, which has a grid."
+d_min = None
+  .type = float(value_min=0.1)
+  .help = "High resolution limit in Angstrom. Default: that of the map, else 2."
+selection = None
+  .type = str
+  .help = "Atoms to use, in the syntax of cctbx, e.g. 'not element H'. Default: all."
+{MODEL_PHIL}
+"""
+    + """
+statistics.n_shells = 10
+  .type = int(value_min=1)
+  .help = "Resolution shells of the comparison with the map."
+output {
+  map = diffuse_model.nxs
+    .type = path
+    .help = "The model's map, a NeXus file."
+  volume = True
+    .type = bool
+    .help = "Also write the map as a full three-dimensional array, for viewers."
+  json = diffuse_model.json
+    .type = path
+    .help = "Summary for programs, with the comparison; None for no such file."
+  png = diffuse_model.png
+    .type = path
+    .help = "Pictures of planes, one half of each data and the other model if there is a map; None for no such file."
+  log = dials.diffuse_model.log
+    .type = path
+    .help = "The log file; None for no such file."
+}
+"""
+)
+
+
+def main(params, files, provenance) -> None:
+    """Compute the model of ``params`` for the structure in ``files`` and write what ``params.output`` asks for."""
+    coordinates, map_path = sort_files(files, params.map)
+    model = model_from_phil(params)
+    data = None if map_path is None else read_map(map_path)
+    structure = load_structure(coordinates)
+    if params.selection is not None:
+        structure = structure.take(structure.select(params.selection))
+    logger.info(
+        "Structure: %s, %d atoms, %s", coordinates, structure.n_atoms, structure.crystal_symmetry.space_group_info()
+    )
+    grid = grid_from_phil(params, data, structure)
+    record = model_record(params.model, model)
+    logger.info("Model: %s", ", ".join(f"{key}={value}" for key, value in record.items() if value not in (None, ())))
+    result = model_map(model, structure, grid, friedel=data is None or data.friedel)
+    comparison = None
+    if data is not None:
+        s = grid.s_magnitude(result.index)
+        lowest = s[s > 0].min(initial=1 / grid.d_min) * (1 - 1e-9)  # the origin is in no shell
+        comparison = compare_maps(data, result, 1 / lowest, grid.d_min, params.statistics.n_shells)
+        logger.info("Agreement of %s with the model:\n\n%s\n", map_path, format_comparison(comparison))
+
+    outputs = [{"path": params.output.map, "kind": "map", "importance": "main"}]
+    logger.info("Saving the map to %s", params.output.map)
+    write_map(
+        params.output.map, result, replace(provenance, inputs=_inputs(coordinates, map_path)), params.output.volume
+    )
+    if params.output.png:
+        logger.info("Saving pictures to %s", params.output.png)
+        if comparison is None:
+            title = f"Anisotropic diffuse scattering of the model {params.model}, {grid.space_group_symbol}"
+            write_planes_png(params.output.png, result, title)
+        else:
+            write_comparison_png(params.output.png, data, result, comparison)
+        outputs.append({"path": params.output.png, "kind": "picture", "importance": "aid"})
+    if params.output.json:
+        logger.info("Saving the summary to %s", params.output.json)
+        outputs.append({"path": params.output.json, "kind": "statistics", "importance": "main"})
+        content = {
+            "schema": "dials.diffuse_model/1",
+            "version": __version__,
+            "dials_version": provenance.dials_version,
+            "inputs": provenance.inputs,
+            "parameters": provenance.phil,
+            "model": record,
+            "space_group": grid.space_group_symbol,
+            "unit_cell": grid.unit_cell,
+            "subdivide": grid.subdivide,
+            "d_min": grid.d_min,
+            "mean_intensity": float(np.mean(result.intensity)),
+            "outputs": outputs,
+        }
+        if comparison is not None:
+            content["comparison"] = {"map": map_path, **comparison_record(comparison)}
+        write_json(params.output.json, content)
+
+
+def sort_files(files, map_path) -> tuple:
+    """Paths of the coordinates and of the map; the latter may be None.
+
+    Raises
+    ------
+    CommandLineError
+        Unless there is one structure, and at most one map.
+    """
+    maps = [f for f in files if Path(f).suffix in (".nxs", ".h5")]
+    coordinates = [f for f in files if f not in maps]
+    if map_path is not None:
+        maps.append(map_path)
+    if len(coordinates) != 1 or len(maps) > 1:
+        raise CommandLineError(
+            f"{len(coordinates)} coordinate files and {len(maps)} maps given; give one file of coordinates (PDB or "
+            "mmCIF) and at most one map (.nxs)"
+        )
+    return coordinates[0], maps[0] if maps else None
+
+
+def grid_from_phil(params, data, structure) -> MapGrid:
+    """The grid of the map (None if there is none), or the one described.
+
+    Raises
+    ------
+    CommandLineError
+        If a subdivision is given that is not that of the map.
+    DiffuseError
+        If d_min is beyond that of the map, or the grid does not fit the structure's symmetry.
+    """
+    subdivide = None if params.grid.subdivide is None else tuple(params.grid.subdivide)
+    if data is None:
+        return MapGrid(structure.unit_cell, structure.hall_symbol, subdivide or (3, 3, 3), params.d_min or 2.0)
+    if subdivide not in (None, data.grid.subdivide):
+        raise CommandLineError(
+            f"grid.subdivide={','.join(map(str, subdivide))}: the map has {','.join(map(str, data.grid.subdivide))}; "
+            "leave it out"
+        )
+    if params.d_min is None:
+        return data.grid
+    if params.d_min < data.grid.d_min * (1 - 1e-9):
+        raise DiffuseError(
+            f"d_min={params.d_min:g}: the map ends at {data.grid.d_min:g}; leave d_min out, or set it higher"
+        )
+    return replace(data.grid, d_min=params.d_min)
+
+
+def run(args=None, phil=phil_scope) -> None:
+    """Entry point of dials.diffuse_model; ``args`` default to the command line."""
+    run_program("dials.diffuse_model", HELP, phil, main, args, required=("map",))
+
+
+if __name__ == "__main__":
+    run()
