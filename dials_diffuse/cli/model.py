@@ -102,9 +102,8 @@ def main(params, files, provenance) -> None:
 
     outputs = [{"path": params.output.map, "kind": "map", "importance": "main"}]
     logger.info("Saving the map to %s", params.output.map)
-    write_map(
-        params.output.map, result, replace(provenance, inputs=_inputs(coordinates, map_path)), params.output.volume
-    )
+    provenance = replace(provenance, inputs=tuple(str(p) for p in (coordinates, map_path) if p is not None))
+    write_map(params.output.map, result, provenance, params.output.volume)
     if params.output.png:
         logger.info("Saving pictures to %s", params.output.png)
         if comparison is None:

@@ -175,7 +175,6 @@ def _covariance(scope) -> dict:
         try:
             values["matrix"] = np.load(scope.file, allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise DiffuseError(
-                f"covariance.file={scope.file}: cannot be read as an array in .npy form ({error})"
-            ) from None
+            reason = str(error).splitlines()[0]
+            raise DiffuseError(f"covariance.file={scope.file}: cannot be read as a .npy array ({reason})") from None
     return values

@@ -89,6 +89,12 @@ def pixel_directions(panel, positions) -> np.ndarray:
     return lab / np.linalg.norm(lab, axis=1, keepdims=True)
 
 
+def s_magnitude(directions: np.ndarray, s0: np.ndarray) -> np.ndarray:
+    """|s| in 1/Å of elastic scattering from the beam s0, (3,), into unit vectors ``directions``, (3, ...)."""
+    k = np.linalg.norm(s0)
+    return k * np.sqrt(np.maximum(2 - 2 * np.tensordot(s0 / k, directions, 1), 0))
+
+
 @dataclass(frozen=True)
 class ScanGeometry:
     """Beam, goniometer and crystal of one experiment at any array index, static or scan-varying.

@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -82,6 +83,53 @@ def atomic_path(path) -> Iterator[Path]:
         raise write_error(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+class Staging:
+    """Outputs that appear together: they wait in a hidden folder beside their places, and vanish if anything fails.
+
+    Use it in a ``with`` block, write to what :meth:`path` returns, :meth:`publish`, and :meth:`keep` when all is well.
+    """
+
+    def __init__(self):
+        self._folders: dict = {}
+        self._published: list = []
+
+    def __enter__(self) -> Staging:
+        return self
+
+    def path(self, final) -> Path:
+        """Where to write what shall be ``final``, a file name or the template of several.
+
+        Raises
+        ------
+        DiffuseError
+            If the folder is not writable.
+        """
+        final = Path(final)
+        if final.parent not in self._folders:
+            try:
+                self._folders[final.parent] = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=final.parent))
+            except OSError as error:
+                raise write_error(final, error) from error
+        return self._folders[final.parent] / final.name
+
+    def publish(self) -> None:
+        """Move what waits to its place."""
+        for place, folder in self._folders.items():
+            for waiting in sorted(folder.iterdir()):
+                waiting.replace(place / waiting.name)
+                self._published.append(place / waiting.name)
+
+    def keep(self) -> None:
+        """What is published stays, whatever happens later."""
+        self._published.clear()
+
+    def __exit__(self, *error) -> None:
+        for path in self._published:
+            path.unlink(missing_ok=True)
+        for folder in self._folders.values():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Sink(io.FileIO):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dials_diffuse.experiment.bragg import PredictedSpots, SpotSize, predict_spots, spot_size
-from dials_diffuse.experiment.geometry import PanelGeometry, ScanGeometry, panel_geometry, scan_geometry
+from dials_diffuse.experiment.geometry import PanelGeometry, ScanGeometry, panel_geometry, s_magnitude, scan_geometry
 from dials_diffuse.experiment.images import image_mask, image_shift, read_image, static_mask
 from dials_diffuse.kernels.image import paint_discs, track_outliers, track_range
 from dials_diffuse.maps.grid import MapGrid
@@ -219,7 +219,7 @@ def prepare_job(
     normal, fraction = scan.polarization_normal, scan.polarization_fraction
     corrections = [pixel_corrections(p, s0, normal, fraction, switches).astype(np.float32) for p in detector.panels]
     varies = scan.beam_varies and switches.polarization
-    s_panels = [_s_magnitude(p.directions, s0) for p in detector.panels]
+    s_panels = [s_magnitude(p.directions, s0) for p in detector.panels]
     margin = _voxel_diagonal(grid) / 2
     outside = [(s > 1 / grid.d_min + margin) | (s < 1 / grid.d_max - margin) for s in s_panels]
     masks = static_mask(experiment.imageset)
@@ -258,11 +258,6 @@ def sub_steps(grid: MapGrid, scan: ScanGeometry) -> int:
     arc = abs(math.radians(scan.oscillation[1])) / grid.d_min
     edge = min(np.linalg.norm(grid.reciprocal_matrix, axis=0) / np.array(grid.subdivide))
     return int(min(max(math.ceil(arc / edge), 1), MAX_SUB_STEPS))
-
-
-def _s_magnitude(directions: np.ndarray, s0: np.ndarray) -> np.ndarray:
-    k = np.linalg.norm(s0)
-    return k * np.sqrt(np.maximum(2 - 2 * np.tensordot(s0 / k, directions, 1), 0))
 
 
 def _voxel_diagonal(grid: MapGrid) -> float:

@@ -33,7 +33,7 @@ class _Probe:
 
     def __init__(self, sweep: Sweep, detector, rng: np.random.Generator):
         self._sweep = sweep
-        usable = [lit & active for lit, active in zip(sweep.lit, sweep.active)]
+        usable = sweep.usable
         ends = np.cumsum([mask.sum() for mask in usable])
         chosen = rng.choice(ends[-1], min(SAMPLE_PIXELS, ends[-1]), replace=False)
         self._panels = []

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import glob
 import logging
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from dials_diffuse.errors import DiffuseError
 from dials_diffuse.experiment.cbf import attach_images, image_path, write_cbf, write_experiments
 from dials_diffuse.experiment.reflections import write_reflections
 from dials_diffuse.experiment.sweeps import background_experiment
-from dials_diffuse.maps.files import Provenance, check_writable
+from dials_diffuse.maps.files import Provenance, Staging, check_writable
 from dials_diffuse.maps.nexus import write_map
 from dials_diffuse.parallel import forked
 from dials_diffuse.reduction.integrate import choose_grid
@@ -24,7 +23,7 @@ from dials_diffuse.simulation.parameters import SimulationParameters
 from dials_diffuse.simulation.prepare import prepare_sweep, resolution_limit
 from dials_diffuse.simulation.spots import spot_extent_model
 from dials_diffuse.simulation.sweep import Sweep, make_sample
-from dials_diffuse.simulation.truth import IdealSums, image_sums, true_map
+from dials_diffuse.simulation.truth import IdealSums, image_sums, record_of_scales, true_map
 from dials_diffuse.structure.factors import compton
 from dials_diffuse.structure.transform import bulk_solvent_structure_factors
 
@@ -33,16 +32,17 @@ logger = logging.getLogger("dials.diffuse.simulation")
 #: relative difference of cell lengths, and degrees of angles / 100, that a crystal may have from the model
 CELL_TOLERANCE = 0.03
 
-#: pixels and degrees between the points at which the absorption is recorded
-RECORD_PIXELS = 32
-RECORD_ANGLE = 5.0
-
 
 @dataclass(frozen=True)
 class Outputs:
     """File names; None = no such file.
 
     prefix : images are ``<prefix>_<sweep>_#####.cbf``; background : the same for images without crystal
+
+    Raises
+    ------
+    DiffuseError
+        If a prefix is missing, or has a # in it.
     """
 
     prefix: str = "simulated"
@@ -51,6 +51,14 @@ class Outputs:
     reflections: str | None = "simulated.refl"
     truth: str | None = "truth.nxs"
     ideal: str | None = None
+
+    def __post_init__(self):
+        for name in ("prefix", "background"):
+            value = getattr(self, name)
+            if not value or "#" in value:
+                raise DiffuseError(f"output.{name}={value}: give the start of a file name, without #")
+        if self.prefix == self.background:
+            raise DiffuseError(f"output.background={self.background}: the same as output.prefix; choose another")
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,14 @@ class _ImageJob:
     grid: object
 
 
+@dataclass(frozen=True)
+class _SweepDone:
+    """What is kept of a sweep: Bragg spots and their photons for each crystal, and the scale factors."""
+
+    crystals: list
+    record: dict
+
+
 def _write_image(job: _ImageJob, image: int) -> tuple:
     """Write one image; returns its statistics, and voxel sums where the ideal map is wanted."""
     sweep = job.sweep
@@ -98,8 +114,8 @@ def _write_image(job: _ImageJob, image: int) -> tuple:
     raw = sweep.measure(image, [e.total for e in expected])
     number = job.experiment.scan.get_image_range()[0] + image
     write_cbf(image_path(job.template, number), raw, job.experiment, number)
-    usable = [lit & active for lit, active in zip(sweep.lit, sweep.active)]
-    n = sum(int(u.sum()) for u in usable)
+    usable = sweep.usable
+    n = max(sum(int(u.sum()) for u in usable), 1)
     parts = [(e.norm * e.intensity, e.other, e.bragg) for e in expected]
     means = [sum(float(part[i][u].sum()) for part, u in zip(parts, usable)) / n for i in range(3)]
     highest = max(int(r.max()) for r in raw)
@@ -160,8 +176,8 @@ def simulate(
         _check_ideal(sweeps)
         ideal = IdealSums(grid)
 
-    reports, prepared = [], []
-    with _Staging([*templates, *empty_templates]) as staging:
+    reports, done = [], []
+    with Staging() as images, Staging() as files:
         first = 0
         for number, (template, members) in enumerate(
             zip([*templates, *empty_templates], [*sweeps, *([e] for e in empty)])
@@ -169,19 +185,22 @@ def simulate(
             logger.info("\nSweep %d: %d images, %s", number + 1, members[0].scan.get_num_images(), template)
             sweep = prepare_sweep(number, members, sample, f_squared, parameters, d_min, first)
             first += len(sweep.crystals)
-            job = _ImageJob(sweep, members[0], staging.path(template), grid if ideal and sweep.crystals else None)
+            job = _ImageJob(sweep, members[0], images.path(template), grid if ideal and sweep.crystals else None)
             reports.append(_write_sweep(job, template, ideal, nproc, progress))
             if sweep.crystals:
-                prepared.append(sweep)
-        staging.publish()
+                crystals = [(c.spots, None if c.spots is None else sweep.spot_photons(c)) for c in sweep.crystals]
+                done.append(_SweepDone(crystals, record_of_scales(sweep, members[0].scan.get_image_range()[0])))
+        written = _write_maps(volume, grid, ideal, done, outputs, provenance, files)
+        images.publish()  # an .expt file refers to images that exist
         for experiment in experiments:
             experiment.profile = spot_extent_model(parameters.spots, experiment)
-        written = _write_models(sweeps, templates, prepared, outputs)
-        written += _write_maps(volume, grid, ideal, prepared, sweeps, reports, outputs, provenance)
-        staging.keep()
-    images = [{"path": t, "kind": "images", "importance": "main"} for t in templates]
-    images += [{"path": t, "kind": "background images", "importance": "main"} for t in empty_templates]
-    return SimulationResult(d_min, reports, images + written)
+        written = _write_models(sweeps, templates, done, outputs, files) + written
+        files.publish()
+        images.keep()
+        files.keep()
+    listed = [{"path": t, "kind": "images", "importance": "main"} for t in templates]
+    listed += [{"path": t, "kind": "background images", "importance": "main"} for t in empty_templates]
+    return SimulationResult(d_min, reports, listed + written)
 
 
 def _write_sweep(job: _ImageJob, template: str, ideal, nproc: int, progress) -> SweepReport:
@@ -215,102 +234,36 @@ def _write_sweep(job: _ImageJob, template: str, ideal, nproc: int, progress) -> 
     return report
 
 
-class _Staging:
-    """A folder beside the images in which they wait until all are there; on an error nothing of them is left."""
-
-    def __init__(self, templates: list):
-        self._final = {t: Path(t) for t in templates}
-        self._folder = Path(tempfile.mkdtemp(prefix=".simulating-", dir=Path(templates[0]).parent))
-        self._published: list = []
-
-    def __enter__(self) -> _Staging:
-        return self
-
-    def path(self, template: str) -> Path:
-        """Template for the images while they wait."""
-        return self._folder / self._final[template].name
-
-    def publish(self) -> None:
-        """Move all images to their places."""
-        folders = {final.name: final.parent for final in self._final.values()}
-        for waiting in sorted(self._folder.iterdir()):
-            name = next(t for t in folders if image_path(t, int(waiting.stem.rsplit("_", 1)[1])).name == waiting.name)
-            target = folders[name] / waiting.name
-            waiting.replace(target)
-            self._published.append(target)
-
-    def keep(self) -> None:
-        """All else is written, too: from now on the images stay."""
-        self._published.clear()
-
-    def __exit__(self, *error) -> None:
-        for image in self._published:
-            image.unlink(missing_ok=True)
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def _write_models(sweeps: list, templates: list, prepared: list, outputs: Outputs) -> list:
+def _write_models(sweeps: list, templates: list, done: list, outputs: Outputs, files: Staging) -> list:
     experiments = attach_images(
         [e for sweep in sweeps for e in sweep], [t for t, sweep in zip(templates, sweeps) for _ in sweep]
     )
     written = []
     if outputs.experiments:
         logger.info("Saving the true models to %s", outputs.experiments)
-        write_experiments(outputs.experiments, experiments)
+        write_experiments(files.path(outputs.experiments), experiments)
         written.append({"path": outputs.experiments, "kind": "experiments", "importance": "main"})
-    crystals = [(sweep, crystal) for sweep in prepared for crystal in sweep.crystals]
-    if outputs.reflections and all(crystal.spots is not None for _, crystal in crystals):
+    crystals = [crystal for sweep in done for crystal in sweep.crystals]
+    if outputs.reflections and all(spots is not None for spots, _ in crystals):
         logger.info("Saving the true reflections to %s", outputs.reflections)
-        photons = [sweep.spot_photons(crystal) for sweep, crystal in crystals]
-        write_reflections(outputs.reflections, experiments, [crystal.spots for _, crystal in crystals], photons)
+        write_reflections(files.path(outputs.reflections), experiments, *zip(*crystals))
         written.append({"path": outputs.reflections, "kind": "reflections", "importance": "main"})
     return written
 
 
-def _write_maps(volume, grid, ideal, prepared, sweeps, reports, outputs: Outputs, provenance: Provenance) -> list:
+def _write_maps(volume, grid, ideal, done: list, outputs: Outputs, provenance: Provenance, files: Staging) -> list:
     written = []
     if outputs.truth and volume is not None:
         logger.info("Saving the true map to %s", outputs.truth)
-        scales = {
-            f"sweep_{i + 1}": _record(sweep, members[0].scan.get_image_range()[0])
-            for i, (sweep, members) in enumerate(zip(prepared, sweeps))
-        }
-        write_map(outputs.truth, true_map(volume, grid), provenance, collections={"simulation": scales})
+        scales = {f"sweep_{i + 1}": sweep.record for i, sweep in enumerate(done)}
+        truth = true_map(volume, grid)
+        write_map(files.path(outputs.truth), truth, provenance, collections={"simulation": scales})
         written.append({"path": outputs.truth, "kind": "map", "importance": "main"})
     if ideal is not None:
         logger.info("Saving the best possible map to %s", outputs.ideal)
-        write_map(outputs.ideal, ideal.merge(), provenance, volume=False)
+        write_map(files.path(outputs.ideal), ideal.merge(), provenance, volume=False)
         written.append({"path": outputs.ideal, "kind": "map", "importance": "aid"})
     return written
-
-
-def _record(sweep: Sweep, first_image: int) -> dict:
-    """Every scale that was applied to a sweep, for the truth file (see docs/files.md)."""
-    scan = sweep.scan
-    images = np.arange(scan.n_images)
-    step = max(1, round(RECORD_ANGLE / abs(scan.oscillation[1])))
-    record = {
-        "image": images + first_image,
-        "angle": np.array([scan.angle(i + 0.5) for i in images]),
-        "b": sweep.scales.b((images + 0.5) / scan.n_images),
-        "liquid": np.array([sweep.scales.liquid_factor(scan.angle(i + 0.5)) for i in images]),
-        "counts_per_electron2_steradian": np.array(
-            [[sweep.per_electron(i, crystal) for i in images] for crystal in sweep.crystals]
-        ),
-        "absorption_image": images[::step] + first_image,
-    }
-    for p, panel in enumerate(sweep.detector.panels):
-        directions = panel.directions[:, RECORD_PIXELS // 2 :: RECORD_PIXELS, RECORD_PIXELS // 2 :: RECORD_PIXELS]
-        record[f"panel_{p}"] = {
-            "y": np.arange(panel.shape[0])[RECORD_PIXELS // 2 :: RECORD_PIXELS] + 0.5,
-            "x": np.arange(panel.shape[1])[RECORD_PIXELS // 2 :: RECORD_PIXELS] + 0.5,
-            "absorption": np.array(
-                [sweep.scales.a(directions, scan.s0_at(i + 0.5), scan.rotation_at(i + 0.5).T) for i in images[::step]],
-                dtype=np.float32,
-            ),
-            "response": sweep.response[p].astype(np.float32),
-        }
-    return record
 
 
 def _check_crystals(structure, experiments) -> None:
@@ -335,7 +288,7 @@ def _check_images(templates: list, prefix: str, parameter: str) -> None:
     for template in templates:
         check_writable(image_path(template, 0), parameter)
         start, end = template.split("#####")
-        found = sorted(Path(start).parent.glob(Path(start).name + "[0-9]*" + end))
+        found = sorted(Path(start).parent.glob(glob.escape(Path(start).name) + "[0-9]*" + end))
         if found:
             raise DiffuseError(
                 f"{parameter}={prefix}: {found[0]} and {len(found) - 1} more images exist already; remove them or "

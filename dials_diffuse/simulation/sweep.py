@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from dials_diffuse.experiment.geometry import ScanGeometry
+from dials_diffuse.experiment.geometry import ScanGeometry, s_magnitude
 from dials_diffuse.kernels.spline import add_spline
 from dials_diffuse.reduction.corrections import pixel_corrections, solid_angle
 from dials_diffuse.reduction.job import DetectorSetup
@@ -116,6 +116,18 @@ class Sweep:
     def shapes(self) -> list:
         return [panel.shape for panel in self.detector.panels]
 
+    @cached_property
+    def usable(self) -> list:
+        """(ny, nx) bool per panel, pixels with a diffuse intensity: neither in a shadow nor a gap, and inside d_min."""
+        if self.sample.volume is None:
+            return [lit & active for lit, active in zip(self.lit, self.active)]
+        s0 = self.scan.s0_at(self.scan.n_images / 2)
+        margin = 1e-9 + (self.scan.beam_varies * 1e-3)
+        return [
+            lit & active & (s_magnitude(panel.directions, s0) <= self.sample.volume.s_max * (1 + margin))
+            for lit, active, panel in zip(self.lit, self.active, self.detector.panels)
+        ]
+
     def sampled(self, sub_steps: int, detector: DetectorSetup) -> Sweep:
         """The same sweep with other sub-steps and sub-pixels."""
         return replace(self, sub_steps=sub_steps, detector=detector)
@@ -134,7 +146,7 @@ class Sweep:
         s0 = self.scan.s0_at(position)
         fraction = position / self.scan.n_images
         if wanted is None:
-            wanted = [lit & active for lit, active in zip(self.lit, self.active)]
+            wanted = self.usable
         intensities = self._intensity(image, wanted)
         spots = self._bragg(image, fraction)
         liquid = 0.0
@@ -244,7 +256,6 @@ class Sweep:
         switches = Corrections(solid_angle=False, polarization=self.scan.polarization_fraction is not None)
         normal, fraction = self.scan.polarization_normal, self.scan.polarization_fraction
         factors = pixel_corrections(panel, s0, normal, fraction, switches)
-        k = np.linalg.norm(s0)
-        s = k * np.sqrt(np.maximum(2 - 2 * np.tensordot(s0 / k, panel.directions, 1), 0))
+        s = s_magnitude(panel.directions, s0)
         profiles = [self.sample.isotropic, background.water(self.sample.s), background.air(self.sample.s)]
         return (factors, *(np.interp(s, self.sample.s, profile) for profile in profiles))

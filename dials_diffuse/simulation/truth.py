@@ -1,4 +1,4 @@
-"""The answer: the noise-free map on the grid of the merged one, and the best map that the images allow."""
+"""The answer: the noise-free map on the grid of the merged one, the scales, and the best map that the images allow."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ UNITS = "electron^2 per unit cell"
 
 #: pixels with more Bragg scattering than this share of all else are left out of the ideal map
 MAX_BRAGG = 0.1
+
+#: pixels and degrees between the points at which the absorption is recorded
+RECORD_PIXELS = 32
+RECORD_ANGLE = 5.0
 
 #: Gauss-Legendre points along each edge of a voxel: the mean is exact up to fifth order
 _POINTS = 3
@@ -107,3 +111,32 @@ class IdealSums:
             multiplicity=np.bincount(voxels.inverse, minlength=len(voxels.index)).astype(np.int32),
             units=UNITS,
         )
+
+
+def record_of_scales(sweep: Sweep, first_image: int) -> dict:
+    """Every scale that was applied to a sweep, as the truth file has it (docs/files.md says what is what)."""
+    scan = sweep.scan
+    images = np.arange(scan.n_images)
+    step = max(1, round(RECORD_ANGLE / abs(scan.oscillation[1])))
+    record = {
+        "image": images + first_image,
+        "angle": np.array([scan.angle(i + 0.5) for i in images]),
+        "b": sweep.scales.b((images + 0.5) / scan.n_images),
+        "liquid": np.array([sweep.scales.liquid_factor(scan.angle(i + 0.5)) for i in images]),
+        "counts_per_electron2_steradian": np.array(
+            [[sweep.per_electron(i, crystal) for i in images] for crystal in sweep.crystals]
+        ),
+        "absorption_image": images[::step] + first_image,
+    }
+    for p, panel in enumerate(sweep.detector.panels):
+        directions = panel.directions[:, RECORD_PIXELS // 2 :: RECORD_PIXELS, RECORD_PIXELS // 2 :: RECORD_PIXELS]
+        record[f"panel_{p}"] = {
+            "y": np.arange(panel.shape[0])[RECORD_PIXELS // 2 :: RECORD_PIXELS] + 0.5,
+            "x": np.arange(panel.shape[1])[RECORD_PIXELS // 2 :: RECORD_PIXELS] + 0.5,
+            "absorption": np.array(
+                [sweep.scales.a(directions, scan.s0_at(i + 0.5), scan.rotation_at(i + 0.5).T) for i in images[::step]],
+                dtype=np.float32,
+            ),
+            "response": sweep.response[p].astype(np.float32),
+        }
+    return record
