@@ -8,7 +8,7 @@ import pytest
 from cctbx.eltbx import attenuation_coefficient
 from synthetic import experiment_list, make_crystal, make_detector, make_experiment
 
-from dials_diffuse.experiment.geometry import panel_geometry, scan_geometry
+from dials_diffuse.experiment.geometry import exposure_times, panel_geometry, scan_geometry
 from dials_diffuse.reduction.corrections import (
     air_attenuation_coefficient,
     polarization,
@@ -158,3 +158,18 @@ def test_corrections_multiply():
         product = product * job_for(experiment, corrections=Corrections(**{**nothing, name: True})).corrections[0]
     together = job_for(experiment, corrections=Corrections(flux=False)).corrections[0]
     np.testing.assert_allclose(together, product, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([0.1, 0.2, 0.4], [0.1, 0.2, 0.4]),
+        ([0.1, 0.0, 0.0], [0.1, 0.1, 0.1]),  # what dials.import template= makes
+        ([0.1, 0.0, 0.2], [1.0, 1.0, 1.0]),
+        ([0.0, 0.0, 0.0], [1.0, 1.0, 1.0]),
+    ],
+)
+def test_exposure_times(given, expected):
+    experiment = make_experiment(n_images=3, exposure=given)
+    assert exposure_times(experiment.scan) == pytest.approx(expected)
+    assert scan_geometry(experiment).exposure == pytest.approx(expected)

@@ -69,7 +69,7 @@ source {
     .type = float(value_min=0)
     .help = "Seconds per image. Default: what the scan of the .expt file says, else 0.1."
   wavelength = None
-    .type = float(value_min=0.1)
+    .type = float(value_min=0.1, value_max=12)
     .help = "Angstrom. Default: 1. Not with an .expt file."
   polarization = None
     .type = float(value_min=0, value_max=1)

@@ -9,7 +9,7 @@ from dxtbx import flumpy
 from scipy.spatial.transform import Rotation
 from scitbx.array_family import flex
 
-from dials_diffuse.compat import is_xray, trusted_bounds
+from dials_diffuse.compat import is_xray, scan_times, trusted_bounds
 
 
 @dataclass(frozen=True)
@@ -158,13 +158,25 @@ def _at(points: np.ndarray, position: float) -> np.ndarray:
     return (1 - t) * points[i] + t * points[i + 1]
 
 
+def exposure_times(scan) -> np.ndarray:
+    """(n_images,) seconds, all positive.
+
+    Images without a time get that of the others if these agree: ``dials.import template=`` sets only the first.
+    Where the scan says nothing, or not enough, it is 1 for all.
+    """
+    times = np.array(scan_times(scan)[0], dtype=float)
+    known = times[times > 0]
+    if len(times) != scan.get_num_images() or not len(known):
+        return np.ones(scan.get_num_images())
+    if len(known) < len(times):
+        return np.full(len(times), known[0] if np.ptp(known) <= 1e-6 * known[0] else 1.0)
+    return times
+
+
 def scan_geometry(experiment) -> ScanGeometry:
     """The ScanGeometry of a dxtbx Experiment; the orientation is the unit matrix where there is no crystal."""
     scan, goniometer, beam, crystal = experiment.scan, experiment.goniometer, experiment.beam, experiment.crystal
     n = scan.get_num_images()
-    exposure = np.array(scan.get_exposure_times(), dtype=float)
-    if exposure.size != n or not np.all(exposure > 0):
-        exposure = np.ones(n)
 
     def points(number, at, static, shape):
         values = [at(i) for i in range(number)] if number == n + 1 else [static()]
@@ -174,7 +186,7 @@ def scan_geometry(experiment) -> ScanGeometry:
         first_index=scan.get_array_range()[0],
         n_images=n,
         oscillation=tuple(scan.get_oscillation()),
-        exposure=exposure,
+        exposure=exposure_times(scan),
         axis=np.array(goniometer.get_rotation_axis_datum()),
         fixed=np.array(goniometer.get_fixed_rotation()).reshape(3, 3),
         setting=points(

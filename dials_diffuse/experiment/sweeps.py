@@ -5,6 +5,9 @@ from __future__ import annotations
 from dxtbx.model import Experiment, Scan
 from dxtbx.model.experiment_list import ExperimentList
 
+from dials_diffuse.compat import scan_times
+from dials_diffuse.experiment.geometry import exposure_times
+
 #: seconds per image where a scan does not say
 DEFAULT_EXPOSURE = 0.1
 
@@ -21,11 +24,12 @@ def groups_on_same_images(path) -> list:
 
 
 def set_exposure(experiment, seconds: float | None) -> None:
-    """Give all images an exposure time; None: leave the times of the scan, DEFAULT_EXPOSURE where it has none."""
-    times = list(experiment.scan.get_exposure_times())
-    if seconds is None and len(times) == experiment.scan.get_num_images() and all(t > 0 for t in times):
-        return
-    experiment.scan.set_exposure_times([seconds or DEFAULT_EXPOSURE] * experiment.scan.get_num_images())
+    """Give all images an exposure time; None: those of the scan, DEFAULT_EXPOSURE where it has none at all."""
+    scan = experiment.scan
+    if seconds is None and any(t > 0 for t in scan_times(scan)[0]):
+        scan.set_exposure_times([float(t) for t in exposure_times(scan)])
+    else:
+        scan.set_exposure_times([seconds or DEFAULT_EXPOSURE] * scan.get_num_images())
 
 
 def background_experiment(experiment, n_images: int) -> Experiment:

@@ -9,6 +9,7 @@ import numpy as np
 
 from dials_diffuse.compat import trusted_bounds
 from dials_diffuse.errors import DiffuseError
+from dials_diffuse.experiment.geometry import exposure_times
 from dials_diffuse.experiment.images import image_mask, read_image, static_mask
 from dials_diffuse.kernels.image import block_sums
 from dials_diffuse.reduction.parameters import BackgroundSmoothing
@@ -83,10 +84,10 @@ def measure_background(
         trusted = [trusted_bounds(p) for p in experiment.detector]
         scan = experiment.scan
         n_images = len(experiment.imageset)
-        exposures = np.array(scan.get_exposure_times()) if scan is not None else np.ones(0)
+        exposures = exposure_times(scan) if scan is not None and use_exposure else np.ones(n_images)
         for i in progress(range(n_images), n_images, "Background"):
             angle = scan.get_angle_from_array_index(scan.get_array_range()[0] + i + 0.5) if scan is not None else 0.0
-            exposure = exposures[i] if use_exposure and i < len(exposures) and exposures[i] > 0 else 1.0
+            exposure = exposures[i]
             key = int(np.rint((angle % 360) / smoothing.angle)) % math.ceil(360 / smoothing.angle)
             sums = per_range.setdefault(key, [[np.zeros(_blocks(s, block)) for s in shapes] for _ in range(3)])
             shadows = image_mask(experiment.imageset, i)

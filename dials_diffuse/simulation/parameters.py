@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from dials_diffuse.errors import DiffuseError
@@ -133,8 +134,8 @@ class SimulationParameters:
             raise DiffuseError("crystal.thickness: at least one number is needed (mm)")
         for value in self.thickness:
             _positive("crystal.thickness", value)
-        _not_negative("solvent.k_sol", self.k_sol)
-        _not_negative("solvent.b_sol", self.b_sol)
+        _not_negative("crystal.k_sol", self.k_sol)
+        _not_negative("crystal.b_sol", self.b_sol)
         _positive("sampling.tolerance", self.tolerance)
         for name, value in (("sampling.oscillation", self.sub_steps), ("sampling.pixel", self.sub_pixels)):
             if value is not None:
@@ -148,13 +149,13 @@ class SimulationParameters:
 
 
 def _positive(name: str, value) -> None:
-    if value is None or not value > 0:
+    if value is None or not 0 < value < math.inf:
         raise DiffuseError(f"{name}={value}: a positive number is needed")
 
 
 def _not_negative(name: str, value) -> None:
-    if value is None or not value >= 0:
-        raise DiffuseError(f"{name}={value}: must not be negative")
+    if value is None or not 0 <= value < math.inf:
+        raise DiffuseError(f"{name}={value}: a number is needed that is not negative")
 
 
 def _fraction(name: str, value) -> None:

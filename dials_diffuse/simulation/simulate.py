@@ -278,7 +278,7 @@ def _check_crystals(structure, experiments) -> None:
             )
         if not cell.is_similar_to(structure.cell, CELL_TOLERANCE, 100 * CELL_TOLERANCE):
             raise DiffuseError(
-                f"experiment {number}: the unit cell is {cell}, that of the model is {structure.cell}; "
+                f"experiment {number}: the unit cell is {cell!s}, that of the model is {structure.cell!s}; "
                 f"they must agree within {100 * CELL_TOLERANCE:.0f} %: is this the right model?"
             )
 

@@ -25,6 +25,9 @@ HOT = (5.0, 50.0)
 
 _PROFILE_POINTS = 2000
 
+#: far beyond what any detector counts, and what numpy still draws Poisson numbers of
+_MOST_COUNTS = 1e15
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -177,6 +180,7 @@ class Sweep:
             mine = self.hot[:, 0] == p
             total = total.copy()
             total[self.hot[mine, 1], self.hot[mine, 2]] += self.heat[mine] * max(typical, 1.0)
+            total = np.minimum(total, _MOST_COUNTS)
             counts = rng.poisson(total) if self.parameters.noise else np.rint(total)
             gone = self.dead[self.dead[:, 0] == p]
             counts[gone[:, 1], gone[:, 2]] = 0
