@@ -9,20 +9,26 @@ import numpy as np
 import pytest
 from oracle import correction, miller_index
 from scipy import ndimage
+from structures import random_structure
 from synthetic import make_crystal, make_detector, make_experiment, rotation
 
 from dials_diffuse.errors import DiffuseError
+from dials_diffuse.experiment.build import BeamParameters, DetectorParameters, ScanParameters, build_detector
 from dials_diffuse.kernels.spline import spline_points
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.reduction.corrections import MICROSTERADIAN, air_attenuation_coefficient
 from dials_diffuse.simulation import background
 from dials_diffuse.simulation.diffuse import DiffuseVolume, spline_through
 from dials_diffuse.simulation.parameters import Background, Defects, Scales, SimulationParameters, Source
+from dials_diffuse.simulation.plan import plan_sweeps
 from dials_diffuse.simulation.prepare import beam_stop_mask, module_numbers, prepare_sweep, random_pixels
 from dials_diffuse.simulation.sampling import choose_sampling
 from dials_diffuse.simulation.scales import module_responses, sweep_scales
-from dials_diffuse.simulation.sweep import Sample
-from dials_diffuse.simulation.truth import IdealSums, image_sums, true_map
+from dials_diffuse.simulation.spots import SpotShape
+from dials_diffuse.simulation.streams import STREAMS, random_stream
+from dials_diffuse.simulation.sweep import Sample, make_sample
+from dials_diffuse.simulation.truth import IdealSums, image_sums, rim_of, true_map
+from dials_diffuse.structure.factors import compton
 
 EMPTY = Background(air=0, liquid=0, solvent=False, compton=False)
 PERFECT = Defects(0, 0, 0.0, 0.0)
@@ -60,7 +66,7 @@ def make_sweep(experiment, volume, parameters=None, **changes):
     parameters = parameters or SimulationParameters(
         background=EMPTY, defects=PERFECT, sub_steps=2, sub_pixels=1, source=Source(flux=1e12)
     )
-    return prepare_sweep(0, [experiment], flat_sample(volume), None, replace(parameters, **changes), 1.0)
+    return prepare_sweep(0, [experiment], flat_sample(volume), None, replace(parameters, **changes))
 
 
 GEOMETRIES = {
@@ -287,8 +293,6 @@ def test_counts_are_poisson_and_the_same_for_the_same_seed():
 
 
 def test_defects_gaps_and_saturation():
-    from dials_diffuse.experiment.build import DetectorParameters, build_detector
-
     detector = build_detector(DetectorParameters(size="300K", distance=100.0, count_cutoff=1000), 1.0)
     experiment = make_experiment(n_images=1, detector=detector)
     defects = Defects(hot_pixels=7, dead_pixels=9, beam_stop=3.0, arm=1.0)
@@ -326,7 +330,7 @@ def test_two_crystals_on_the_same_images_add_up():
     )
 
     def expected(*experiments, first_crystal=0):
-        sweep = prepare_sweep(0, list(experiments), flat_sample(volume), None, parameters, 1.0, first_crystal)
+        sweep = prepare_sweep(0, list(experiments), flat_sample(volume), None, parameters, first_crystal)
         return sweep.expected(1)[0].total
 
     both = expected(first, second)
@@ -360,4 +364,170 @@ def test_the_ideal_map_is_the_truth():
         ideal.add(*image_sums(grid, sweep, image, [e.total for e in expected], expected))
     result = ideal.merge()
     assert len(result.index) > 200
+    assert result.intensity == pytest.approx(150.0, rel=1e-5)
+
+
+def test_random_streams_are_independent():
+    numbers = {}
+    for what in STREAMS:
+        for sweep in range(4):
+            for image in range(4):
+                numbers[what, sweep, image] = tuple(random_stream(0, what, sweep, image).integers(2**60, size=2))
+    assert len(set(numbers.values())) == len(numbers)
+    assert random_stream(2**32, "noise", 0, 3).integers(2**60) != random_stream(0, "noise", 1, 3).integers(2**60)
+
+
+def test_noise_differs_between_images_and_sweeps():
+    """The same expected counts, so only the seeds can make a difference."""
+    sweep = make_sweep(make_experiment(n_images=3), linear_volume((0, 0, 0)), source=Source(flux=1e13))
+    total = [e.total for e in sweep.expected(0)]
+    images = [sweep.measure(i, total)[0] - total[0] for i in range(3)]
+    images.append(replace(sweep, number=1).measure(0, total)[0] - total[0])
+    correlation = np.corrcoef([image.ravel() for image in images]) - np.eye(4)
+    assert np.abs(correlation).max() < 5 / math.sqrt(total[0].size)
+
+
+def bragg_sweep(**changes):
+    """A sweep with the spots of a P 1 crystal, of intensities that depend on their indices."""
+    experiment = make_experiment(n_images=20, width=1.0, crystal=make_crystal(space_group="P1"))
+    parameters = SimulationParameters(
+        spots=SpotShape(mosaicity=0.1, spot_size=0.15),
+        background=EMPTY,
+        defects=PERFECT,
+        thickness=(0.05,),
+        source=Source(flux=1e11),
+        **changes,
+    )
+    f_squared = lambda hkl: 100.0 + (hkl @ [1, 2, 3]) ** 2  # noqa: E731
+    return prepare_sweep(0, [experiment], flat_sample(None), f_squared, parameters)
+
+
+def test_bragg_photons():
+    """Flux, thickness, strength and scale factors of spots far from all others: summed pixels against one product."""
+    sweep = bragg_sweep(scales=Scales(drift=0.3, absorption=0.2))
+    crystal = sweep.crystals[0]
+    spots, photons = crystal.spots, sweep.spot_photons(crystal)
+    images = [sweep.expected(i)[0] for i in range(20)]
+    bragg = np.array([e.bragg for e in images])
+    assert all(not e.intensity.any() and not e.other.any() for e in images)
+    electrons = 1e11 * 0.05e7 / math.prod(CELL[:3]) * 2.8179403e-5**2
+    reach = 5 * np.sqrt(np.diagonal(spots.covariance, axis1=1, axis2=2))
+    experiment = make_experiment(n_images=20, width=1.0)
+    mu = air_attenuation_coefficient(1 / np.linalg.norm(sweep.scan.s0_at(0)))
+    checked = 0
+    for i in np.argsort(-spots.strength):
+        low, high = np.floor(spots.centre[i] - reach[i]).astype(int), np.ceil(spots.centre[i] + reach[i]).astype(int)
+        near = np.all((spots.centre + reach > low) & (spots.centre - reach < high), axis=1)
+        if near.sum() > 1 or np.any(low < 0) or np.any(high > (60, 50, 20)) or checked == 5:
+            continue
+        x, y, z = spots.centre[i]
+        directions = sweep.detector.panels[0].directions[:, int(y), int(x)]
+        absorbed = sweep.scales.a(directions, sweep.scan.s0_at(z), sweep.scan.rotation_at(z).T)
+        factors = correction(experiment, 0, x, y, int(z), mu) / microsteradians(experiment, x, y)
+        expected = electrons * spots.strength[i] * absorbed * sweep.scales.b(z / 20) * factors
+        # the factors vary over a spot and an image, which is all that the two may differ by
+        summed = bragg[low[2] : high[2], low[1] : high[1], low[0] : high[0]].sum()
+        assert summed == pytest.approx(expected, rel=0.02)
+        assert photons[i] == pytest.approx(expected, rel=0.02)
+        checked += 1
+    assert checked == 5
+
+
+def microsteradians(experiment, x, y) -> float:
+    """Solid angle of a pixel."""
+    panel = experiment.detector[0]
+    lab = np.array(panel.get_pixel_lab_coord((x, y)))
+    return 1e6 * math.prod(panel.get_pixel_size()) * abs(lab @ panel.get_normal()) / np.linalg.norm(lab) ** 3
+
+
+def test_the_beam_stop_stops_everything():
+    sweep = bragg_sweep()
+    dark = replace(sweep, lit=[np.zeros_like(sweep.lit[0])])
+    assert sweep.expected(5)[0].total.any() and not dark.expected(5)[0].total.any()
+
+
+def test_solvent_compton_and_liquid_have_scales_of_their_own():
+    """Solvent and Compton drift with the crystal, the liquid does not, but has its own variation."""
+    structure = random_structure("P 21 21 21", CELL, seed=1)
+    experiment = make_experiment(n_images=4)
+
+    def other(image, **parts):
+        parameters = SimulationParameters(
+            background=replace(EMPTY, **parts), defects=PERFECT, scales=Scales(drift=0.4), diffuse=False
+        )
+        sample = make_sample(structure, None, parameters, lambda s: compton(structure, s))
+        sweep = prepare_sweep(0, [experiment], sample, None, parameters)
+        return sweep, sweep.expected(image)[0].other
+
+    y, x = 12, 33
+    _, s1 = miller_index(experiment, 0, x + 0.5, y + 0.5, 0)
+    s = np.array([np.linalg.norm(s1 - np.array(experiment.beam.get_s0()))])
+    mu = air_attenuation_coefficient(1 / np.linalg.norm(experiment.beam.get_s0()))
+    photons = correction(experiment, 0, x + 0.5, y + 0.5, 0, mu) * MICROSTERADIAN * 1e13 * 2.8179403e-5**2
+    per_cell = photons * 0.2e7 / math.prod(CELL[:3])
+    mass = {"C": 12.011, "N": 14.007, "O": 15.999, "S": 32.06}
+    daltons = 4 * sum(mass[str(e)] * o for e, o in zip(structure.element, structure.occupancy))
+    water = 0.03343 * (math.prod(CELL[:3]) - 1.21 * daltons)
+    for image in (0, 3):
+        sweep, solvent = other(image, solvent=True)
+        b = sweep.scales.b((image + 0.5) / 4)
+        assert solvent[y, x] == pytest.approx(b * per_cell * water * background.water(s)[0], rel=1e-3)
+        _, incoherent = other(image, compton=True)
+        assert incoherent[y, x] == pytest.approx(b * per_cell * compton(structure, s)[0], rel=1e-3)
+        sweep, liquid = other(image, liquid=0.3, liquid_variation=0.5)
+        thickness = 0.3e7 * sweep.scales.liquid_factor(sweep.scan.angle(image + 0.5))
+        assert liquid[y, x] == pytest.approx(photons * thickness * 0.03343 * background.water(s)[0], rel=1e-3)
+
+
+def test_gain_and_pedestal():
+    detector = make_detector()
+    detector[0].set_gain(2.5)
+    detector[0].set_pedestal(40.0)
+    sweep = make_sweep(make_experiment(n_images=1, detector=detector), linear_volume((0, 0, 0)), noise=False)
+    expected = [e.total for e in sweep.expected(0)]
+    assert sweep.measure(0, expected)[0] == pytest.approx(2.5 * np.rint(expected[0]) + 40, abs=0.51)
+
+
+def test_overflows_and_gaps_are_never_trusted():
+    detector = make_detector()
+    detector[0].set_trusted_range((-5, 2.0**33))
+    sweep = make_sweep(make_experiment(n_images=1, detector=detector), linear_volume((0, 0, 0)), noise=False)
+    sweep.active[0][:, 7] = False
+    raw = sweep.measure(0, [np.full(sweep.shapes[0], 1e14)])[0]
+    low, _ = sweep.detector.panels[0].trusted
+    assert (raw[:, 7] < low).all() and (np.delete(raw, 7, axis=1) == 2**31 - 1).all()
+
+
+def test_everything_in_the_shadow():
+    with pytest.raises(DiffuseError, match="beam_stop"):
+        make_sweep(make_experiment(), wavy_volume(), sub_steps=None, defects=Defects(0, 0, 1000.0, 0.0))
+
+
+def test_crystals_have_different_orientations():
+    structure = random_structure("P 1", CELL, seed=1)
+    models = DetectorParameters(size=(60, 50)), BeamParameters(), ScanParameters(n_images=2)
+
+    def orientations(seed):
+        sweeps = plan_sweeps(structure, *models, n_crystals=3, seed=seed)
+        return np.array([sweep[0].crystal.get_U() for sweep in sweeps])
+
+    first = orientations(1)
+    assert np.array_equal(first, orientations(1))
+    every = np.concatenate([first, orientations(2)])
+    assert min(np.abs(a - b).max() for i, a in enumerate(every) for b in every[:i]) > 0.05
+
+
+def test_the_last_layer_of_the_ideal_map_is_complete():
+    """Voxels at the resolution limit reach beyond it: pixels there have diffuse scattering, too."""
+    d_min = 4.0
+    experiment = make_experiment(n_images=60, width=1.5, crystal=make_crystal(space_group="P1"))
+    grid = MapGrid(CELL, " P 1", (2, 2, 2), d_min)
+    volume = replace(linear_volume((0.0, 0.0, 0.0), constant=150.0), s_max=1 / d_min + rim_of(grid))
+    sweep = make_sweep(experiment, volume, sub_steps=1)
+    ideal = IdealSums(grid)
+    for image in range(0, 60, 6):
+        expected = sweep.expected(image)
+        ideal.add(*image_sums(grid, sweep, image, [e.total for e in expected], expected))
+    result = ideal.merge()
+    assert result.grid.s_magnitude(result.index).max() > 0.97 / d_min
     assert result.intensity == pytest.approx(150.0, rel=1e-5)

@@ -109,8 +109,9 @@ def check_outputs(phil, params, required=()) -> None:
     Raises
     ------
     DiffuseError
-        If not; the message names the parameter and its value.
+        If not, or if two of them are the same file; the message names the parameter and its value.
     """
+    taken: dict = {}
     for definition in phil.all_definitions():
         name = definition.path
         if not name.startswith("output.") or definition.object.type.phil_type != "path":
@@ -126,6 +127,9 @@ def check_outputs(phil, params, required=()) -> None:
         if name == "output.log" and _is_device(value):
             continue
         check_writable(value, name)
+        other = taken.setdefault(Path(value).resolve(), name)
+        if other != name:
+            raise DiffuseError(f"{name}={value}: the same file as {other}; change one of them")
 
 
 def _is_device(path) -> bool:

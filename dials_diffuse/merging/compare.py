@@ -14,6 +14,9 @@ from dials_diffuse.merging.statistics import shell_limits
 #: equal-count bins of |s| whose mean is the isotropic part: finer than any feature of a solvent ring
 N_BINS = 400
 
+#: small maps have fewer bins, so that a bin holds at least this many voxels: a line through few would follow them
+MIN_PER_BIN = 20
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -88,7 +91,7 @@ def compare_maps(a: DiffuseMap, b: DiffuseMap, d_max=math.inf, d_min=0.0, n_shel
     ----------
     d_max, d_min : Å, range to compare
     n_shells : of equal volume
-    n_bins : bins in |s| for the isotropic part, over the whole range
+    n_bins : bins in |s| for the isotropic part, over the whole range; fewer if they would hold less than MIN_PER_BIN
 
     Returns
     -------
@@ -105,6 +108,7 @@ def compare_maps(a: DiffuseMap, b: DiffuseMap, d_max=math.inf, d_min=0.0, n_shel
     if np.count_nonzero(use) < 3:
         raise DiffuseError(f"the maps share {np.count_nonzero(use)} voxels from {d_max:g} to {d_min:g} Å: too few")
     s = s[use]
+    n_bins = max(1, min(n_bins, len(s) // MIN_PER_BIN))
     x = equal_count_residual(a.intensity[in_a[use]], s, n_bins)
     y = equal_count_residual(b.intensity[in_b[use]], s, n_bins)
     limits = shell_limits(1 / s.min(), 1 / s.max(), n_shells)

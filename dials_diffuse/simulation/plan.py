@@ -17,6 +17,7 @@ from dials_diffuse.experiment.build import (
     random_orientation,
 )
 from dials_diffuse.experiment.sweeps import groups_on_same_images, set_exposure
+from dials_diffuse.simulation.streams import random_stream
 
 #: structures that come with the package
 EXAMPLES = {"lysozyme": "193l.pdb"}
@@ -53,7 +54,7 @@ def plan_sweeps(
     """
     sweeps = []
     for number in range(n_crystals):
-        u = random_orientation(np.random.default_rng([seed, 4, number]))
+        u = random_orientation(random_stream(seed, "orientation", number))
         if number == 0 and orientation is not None:
             u = np.reshape(orientation, (3, 3))
         crystal = build_crystal(structure.cell, structure.space_group, u)
@@ -77,7 +78,7 @@ def sweeps_from_geometry(path, structure, exposure: float | None, seed: int = 0)
         raise DiffuseError(f"{path}: experiment {number} has no crystal, others have; leave it out")
     for number, experiment in enumerate(experiments):
         if experiment.crystal is None:
-            u = random_orientation(np.random.default_rng([seed, 4, number]))
+            u = random_orientation(random_stream(seed, "orientation", number))
             experiment.crystal = build_crystal(structure.cell, structure.space_group, u)
         set_exposure(experiment, exposure)
         experiment.identifier = experiment.identifier or f"simulated-{number + 1}"

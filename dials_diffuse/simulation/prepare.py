@@ -15,6 +15,7 @@ from dials_diffuse.simulation.parameters import Defects, SimulationParameters
 from dials_diffuse.simulation.sampling import choose_sampling
 from dials_diffuse.simulation.scales import module_responses, sweep_scales
 from dials_diffuse.simulation.spots import simulate_spots
+from dials_diffuse.simulation.streams import random_stream
 from dials_diffuse.simulation.sweep import HOT, CrystalInBeam, Sample, Sweep
 
 logger = logging.getLogger("dials.diffuse.simulation")
@@ -26,7 +27,6 @@ def prepare_sweep(
     sample: Sample,
     f_squared,
     parameters: SimulationParameters,
-    d_min: float,
     first_crystal: int = 0,
 ) -> Sweep:
     """Everything that the images of one sweep need.
@@ -36,14 +36,13 @@ def prepare_sweep(
     number : of the sweep, part of the seeds
     experiments : the crystals on these images; one experiment without a crystal gives background images
     f_squared : Bragg intensities, see :func:`simulate_spots`; None = no Bragg spots
-    d_min : Å
     first_crystal : number of the first crystal, counted through all sweeps
     """
     experiment = experiments[0]
     detector = experiment.detector
     setup = detector_setup(detector)
     active = module_mask(detector)
-    rng = np.random.default_rng([parameters.seed, 1])  # the detector is the same for all sweeps
+    rng = random_stream(parameters.seed, "detector")  # it is the same for all sweeps
     response = module_responses(module_numbers(active), parameters.scales.module, rng)
     lit = [
         beam_stop_mask(panel.directions, experiment.beam.get_s0(), detector, parameters.defects)
@@ -51,6 +50,7 @@ def prepare_sweep(
     ]
     hot, dead = random_pixels(active, (parameters.defects.hot_pixels, parameters.defects.dead_pixels), rng)
     heat = rng.uniform(*HOT, len(hot))
+    d_min = resolution_limit(experiments, parameters.d_min)
     crystals = []
     for i, e in enumerate(experiments):
         if e.crystal is not None:
@@ -69,9 +69,7 @@ def prepare_sweep(
         sample=sample,
         crystals=crystals,
         scan=crystals[0].scan if crystals else scan_geometry(experiment),
-        scales=sweep_scales(
-            parameters.scales, parameters.background, np.random.default_rng([parameters.seed, 2, number])
-        ),
+        scales=sweep_scales(parameters.scales, parameters.background, random_stream(parameters.seed, "scales", number)),
         parameters=parameters,
     )
     return _sampled(sweep, detector, parameters) if crystals and sample.volume is not None else sweep
@@ -81,7 +79,7 @@ def _sampled(sweep: Sweep, detector, parameters: SimulationParameters) -> Sweep:
     """The sweep with the sub-steps and sub-pixels that were asked for, or are needed."""
     sub_steps, sub_pixels = parameters.sub_steps, parameters.sub_pixels
     if sub_steps is None or sub_pixels is None:
-        rng = np.random.default_rng([parameters.seed, 3, sweep.number])
+        rng = random_stream(parameters.seed, "sampling", sweep.number)
         choice = choose_sampling(sweep, detector, parameters.tolerance, rng)
         sub_steps, sub_pixels = sub_steps or choice.sub_steps, sub_pixels or choice.sub_pixels
         logger.info(

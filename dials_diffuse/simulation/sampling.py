@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dials_diffuse.errors import DiffuseError
 from dials_diffuse.experiment.geometry import pixel_directions
 from dials_diffuse.simulation.sweep import Sweep
 
@@ -35,6 +36,11 @@ class _Probe:
         self._sweep = sweep
         usable = sweep.usable
         ends = np.cumsum([mask.sum() for mask in usable])
+        if ends[-1] == 0:
+            raise DiffuseError(
+                f"no pixel sees diffuse scattering: beam_stop.radius={sweep.parameters.defects.beam_stop:g} mm, "
+                f"d_min={sweep.parameters.d_min}; make the beam stop smaller, or check geometry and d_min"
+            )
         chosen = rng.choice(ends[-1], min(SAMPLE_PIXELS, ends[-1]), replace=False)
         self._panels = []
         picked = [np.zeros(mask.shape, dtype=bool) for mask in usable]

@@ -22,8 +22,8 @@ from dials_diffuse.simulation.diffuse import diffuse_volume
 from dials_diffuse.simulation.parameters import SimulationParameters
 from dials_diffuse.simulation.prepare import prepare_sweep, resolution_limit
 from dials_diffuse.simulation.spots import spot_extent_model
-from dials_diffuse.simulation.sweep import Sweep, make_sample
-from dials_diffuse.simulation.truth import IdealSums, image_sums, record_of_scales, true_map
+from dials_diffuse.simulation.sweep import Sweep, make_sample, overflow
+from dials_diffuse.simulation.truth import IdealSums, image_sums, record_of_scales, rim_of, true_map
 from dials_diffuse.structure.factors import compton
 from dials_diffuse.structure.transform import bulk_solvent_structure_factors
 
@@ -42,7 +42,7 @@ class Outputs:
     Raises
     ------
     DiffuseError
-        If a prefix is missing, or has a # in it.
+        If a prefix is missing or has a # in it, or if two outputs have the same name.
     """
 
     prefix: str = "simulated"
@@ -57,6 +57,11 @@ class Outputs:
             value = getattr(self, name)
             if not value or "#" in value:
                 raise DiffuseError(f"output.{name}={value}: give the start of a file name, without #")
+        files = [self.experiments, self.reflections, self.truth, self.ideal]
+        names = [Path(name).resolve() for name in files if name]
+        if len(set(names)) < len(names):
+            listed = ", ".join(str(name) for name in files if name)
+            raise DiffuseError(f"output.*: two outputs have the same name ({listed}); change one")
         if self.prefix == self.background:
             raise DiffuseError(f"output.background={self.background}: the same as output.prefix; choose another")
 
@@ -119,7 +124,7 @@ def _write_image(job: _ImageJob, image: int) -> tuple:
     parts = [(e.norm * e.intensity, e.other, e.bragg) for e in expected]
     means = [sum(float(part[i][u].sum()) for part, u in zip(parts, usable)) / n for i in range(3)]
     highest = max(int(r.max()) for r in raw)
-    saturated = sum(int((r > p.trusted[1]).sum()) for r, p in zip(raw, sweep.detector.panels))
+    saturated = sum(int((r >= overflow(p)).sum()) for r, p in zip(raw, sweep.detector.panels))
     sums = image_sums(job.grid, sweep, image, raw, expected) if job.grid is not None else None
     return (*means, highest, saturated), sums
 
@@ -157,13 +162,14 @@ def simulate(
     _check_images(templates, outputs.prefix, "output.prefix")
     _check_images(empty_templates, outputs.background, "output.background")
     d_min = resolution_limit(experiments, parameters.d_min)
-    volume = diffuse_volume(model, structure, d_min) if parameters.diffuse else None
+    grid = choose_grid(experiments, ReductionParameters(d_min=parameters.d_min, subdivide=parameters.subdivide))
+    # a voxel at the resolution limit is half beyond it, and must not hold pixels without diffuse scattering
+    volume = diffuse_volume(model, structure, 1 / (1 / d_min + rim_of(grid))) if parameters.diffuse else None
     f_squared = None
     if parameters.bragg:
         hkl, f = bulk_solvent_structure_factors(structure, d_min, parameters.k_sol, parameters.b_sol)
         f_squared = hkl, np.abs(f) ** 2, structure.space_group
     sample = make_sample(structure, volume, parameters, lambda s: compton(structure, s))
-    grid = choose_grid(experiments, ReductionParameters(d_min=parameters.d_min, subdivide=parameters.subdivide))
     logger.info(
         "True map: %d x %d x %d voxels (%s per reciprocal-lattice step) to %.2f Å, about %.2f GB",
         *grid.shape,
@@ -183,7 +189,7 @@ def simulate(
             zip([*templates, *empty_templates], [*sweeps, *([e] for e in empty)])
         ):
             logger.info("\nSweep %d: %d images, %s", number + 1, members[0].scan.get_num_images(), template)
-            sweep = prepare_sweep(number, members, sample, f_squared, parameters, d_min, first)
+            sweep = prepare_sweep(number, members, sample, f_squared, parameters, first)
             first += len(sweep.crystals)
             job = _ImageJob(sweep, members[0], images.path(template), grid if ideal and sweep.crystals else None)
             reports.append(_write_sweep(job, template, ideal, nproc, progress))
@@ -244,7 +250,9 @@ def _write_models(sweeps: list, templates: list, done: list, outputs: Outputs, f
         write_experiments(files.path(outputs.experiments), experiments)
         written.append({"path": outputs.experiments, "kind": "experiments", "importance": "main"})
     crystals = [crystal for sweep in done for crystal in sweep.crystals]
-    if outputs.reflections and all(spots is not None for spots, _ in crystals):
+    if outputs.reflections and any(spots is None for spots, _ in crystals):
+        logger.info("No Bragg spots, so there is no %s", outputs.reflections)
+    elif outputs.reflections:
         logger.info("Saving the true reflections to %s", outputs.reflections)
         write_reflections(files.path(outputs.reflections), experiments, *zip(*crystals))
         written.append({"path": outputs.reflections, "kind": "reflections", "importance": "main"})

@@ -17,6 +17,7 @@ from dials_diffuse.simulation.diffuse import DiffuseVolume
 from dials_diffuse.simulation.parameters import SimulationParameters
 from dials_diffuse.simulation.scales import SweepScales
 from dials_diffuse.simulation.spots import Spots
+from dials_diffuse.simulation.streams import random_stream
 
 ANGSTROM_PER_MM = 1e7
 
@@ -27,6 +28,11 @@ _PROFILE_POINTS = 2000
 
 #: far beyond what any detector counts, and what numpy still draws Poisson numbers of
 _MOST_COUNTS = 1e15
+
+
+def overflow(panel) -> int:
+    """What a pixel reads that counted too much: the first value that is not trusted, if 32 bits hold it."""
+    return int(min(np.floor(panel.trusted[1]) + 1, np.iinfo(np.int32).max))
 
 
 @dataclass(frozen=True)
@@ -173,7 +179,7 @@ class Sweep:
 
     def measure(self, image: int, totals: list) -> list:
         """Raw values of every panel, (ny, nx) int32, from expected counts: noise, defects, gaps, gain, saturation."""
-        rng = np.random.default_rng([self.parameters.seed, self.number, image])
+        rng = random_stream(self.parameters.seed, "noise", self.number, image)
         typical = float(np.median(np.concatenate([t[a] for t, a in zip(totals, self.active)])))
         result = []
         for p, (total, panel) in enumerate(zip(totals, self.detector.panels)):
@@ -185,8 +191,8 @@ class Sweep:
             gone = self.dead[self.dead[:, 0] == p]
             counts[gone[:, 1], gone[:, 2]] = 0
             raw = np.rint(counts * panel.gain + panel.pedestal)
-            raw = np.minimum(raw, np.floor(panel.trusted[1]) + 1)  # an overflow is not trusted
-            raw[~self.active[p]] = -1
+            raw = np.minimum(raw, overflow(panel))
+            raw[~self.active[p]] = min(-1, np.ceil(panel.trusted[0]) - 1)
             result.append(raw.astype(np.int32))
         return result
 

@@ -24,6 +24,11 @@ RECORD_ANGLE = 5.0
 _POINTS = 3
 
 
+def rim_of(grid: MapGrid) -> float:
+    """Diagonal of a voxel in 1/Å: further than this beyond the resolution limit no voxel of the map reaches."""
+    return float(np.linalg.norm(grid.reciprocal_matrix, axis=0) @ (1 / np.array(grid.subdivide)))
+
+
 def true_map(volume: DiffuseVolume, grid: MapGrid, friedel: bool = True) -> DiffuseMap:
     """Noise-free diffuse intensity, averaged over each symmetry-unique voxel; electrons² per unit cell."""
     index = np.concatenate(list(possible_voxels(grid, friedel)))
