@@ -28,7 +28,7 @@ from dials_diffuse.simulation.spots import SpotShape
 from dials_diffuse.simulation.streams import STREAMS, random_stream
 from dials_diffuse.simulation.sweep import Sample, make_sample
 from dials_diffuse.simulation.truth import IdealSums, image_sums, rim_of, true_map
-from dials_diffuse.structure.factors import compton
+from dials_diffuse.structure.factors import compton, incoherent
 
 EMPTY = Background(air=0, liquid=0, solvent=False, compton=False)
 PERFECT = Defects(0, 0, 0.0, 0.0)
@@ -190,8 +190,8 @@ def test_air_water_and_compton_have_their_limits():
     assert 3.0 < 1 / s[np.argmax(background.water(s))] < 3.4
     assert background.water(0.0) == pytest.approx(0.064 * 100, rel=0.01)  # isothermal compressibility
     for element, z in (("C", 6), ("H", 1), ("S", 16)):
-        assert background.incoherent(element, 0.0) == pytest.approx(0.0, abs=0.01 * z)
-        assert background.incoherent(element, np.array([6.0]))[0] == pytest.approx(z, rel=0.02)
+        assert incoherent(element, 0.0) == pytest.approx(0.0, abs=0.01 * z)
+        assert incoherent(element, np.array([6.0]))[0] == pytest.approx(z, rel=0.02)
 
 
 def test_background_scales_with_what_makes_it():
@@ -472,8 +472,8 @@ def test_solvent_compton_and_liquid_have_scales_of_their_own():
         sweep, solvent = other(image, solvent=True)
         b = sweep.scales.b((image + 0.5) / 4)
         assert solvent[y, x] == pytest.approx(b * per_cell * water * background.water(s)[0], rel=1e-3)
-        _, incoherent = other(image, compton=True)
-        assert incoherent[y, x] == pytest.approx(b * per_cell * compton(structure, s)[0], rel=1e-3)
+        _, recoil = other(image, compton=True)
+        assert recoil[y, x] == pytest.approx(b * per_cell * compton(structure, s)[0], rel=1e-3)
         sweep, liquid = other(image, liquid=0.3, liquid_variation=0.5)
         thickness = 0.3e7 * sweep.scales.liquid_factor(sweep.scan.angle(image + 0.5))
         assert liquid[y, x] == pytest.approx(photons * thickness * 0.03343 * background.water(s)[0], rel=1e-3)

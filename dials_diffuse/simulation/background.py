@@ -7,7 +7,9 @@ scattering of N2 and O2, the first peak of water at 3.2 Å.
 from __future__ import annotations
 
 import numpy as np
-from cctbx.eltbx import tiny_pse, xray_scattering
+from cctbx.eltbx import tiny_pse
+
+from dials_diffuse.structure.factors import atom_form_factor, incoherent
 
 #: molecules per Å³ of air (20 °C, 1013 hPa) and of water
 AIR_DENSITY = 2.504e-5
@@ -28,7 +30,7 @@ def air(s) -> np.ndarray:
     s = np.asarray(s, dtype=float)
     total = np.zeros(s.shape)
     for element, bond, share in _AIR:
-        f = _form_factor(element, s)
+        f = atom_form_factor(element, s)
         total += share * (2 * f**2 * (1 + np.sinc(2 * s * bond)) + 2 * incoherent(element, s))
     return total
 
@@ -40,16 +42,10 @@ def water(s) -> np.ndarray:
     s = 0, the peak at 1/3.2 Å with its shoulder, and 1 at large s; and Compton.
     """
     s = np.asarray(s, dtype=float)
-    f = _form_factor("O", s) + 2 * _form_factor("H", s)
+    f = atom_form_factor("O", s) + 2 * atom_form_factor("H", s)
     structure = 1 - 0.936 * np.exp(-((s / 0.21) ** 2))
     structure += 0.75 * _gaussian(s, 0.315, 0.04) + 0.2 * _gaussian(s, 0.46, 0.06)
     return f**2 * structure + incoherent("O", s) + 2 * incoherent("H", s)
-
-
-def incoherent(element: str, s) -> np.ndarray:
-    """Compton scattering of an atom, ``Z - f²/Z`` electrons²: 0 at s = 0 and Z at large s (Raman & Xu 1928)."""
-    z = tiny_pse.table(element).atomic_number()
-    return z - _form_factor(element, s) ** 2 / z
 
 
 def solvent_molecules(structure) -> float:
@@ -58,14 +54,6 @@ def solvent_molecules(structure) -> float:
     per_atom = np.array([mass[element] for element in structure.element])
     volume = PROTEIN_VOLUME * float(np.sum(per_atom * structure.occupancy * structure.multiplicity))
     return WATER_DENSITY * max(structure.cell.volume() - volume, 0.0)
-
-
-def _form_factor(element: str, s: np.ndarray) -> np.ndarray:
-    gaussian = xray_scattering.wk1995(element).fetch()
-    s = np.asarray(s, dtype=float)
-    exponents = np.array(gaussian.array_of_b())[:, None]
-    amplitudes = np.array(gaussian.array_of_a())[:, None]
-    return ((amplitudes * np.exp(-exponents * s.ravel() ** 2 / 4)).sum(axis=0) + gaussian.c()).reshape(s.shape)
 
 
 def _gaussian(s: np.ndarray, centre: float, width: float) -> np.ndarray:

@@ -117,11 +117,39 @@ def _distinct(kind, u, weight):
     return [(int(k), x, w) for (k, x), w in zip(pairs, weights)]
 
 
-def compton(structure: Structure, s) -> np.ndarray:
-    """Incoherent (Compton) scattering of all atoms of the cell, relativistic and recoil corrections left out.
+def atom_form_factor(element: str, s) -> np.ndarray:
+    """f of a neutral atom at |s| in 1/Å, any shape; electrons (Waasmaier & Kirfel 1995)."""
+    terms = gaussian(element)
+    x2 = 0.25 * np.asarray(s, dtype=float) ** 2
+    return terms.c() + sum(a * np.exp(-b * x2) for a, b in zip(terms.array_of_a(), terms.array_of_b()))
+
+
+def incoherent(element: str, s) -> np.ndarray:
+    """Incoherent (Compton) scattering of an atom, relativistic and recoil corrections left out.
 
     Analytic approximations S(s) with S(0) = 0 and S -> Z: hydrogen 1 - f² (exact for the free atom); C, N, O after
-    Balyuzi; other elements Z - f²/Z, an upper limit, about a quarter too high for sulphur near 2 Å.
+    Balyuzi; other elements Z - f²/Z, an upper limit.
+
+    Parameters
+    ----------
+    s : array of any shape, 1/Å
+
+    Returns
+    -------
+    array of that shape, electrons²
+
+    Source: Balyuzi 1975, Acta Cryst. A31, 600-603; for the rest James 1962, The Optical Principles of the Diffraction
+    of X-Rays, ch. IX
+    """
+    if element in _BALYUZI:
+        x2 = 0.25 * np.asarray(s, dtype=float) ** 2
+        return sum(a * -np.expm1(-b * x2) for a, b in _BALYUZI[element])
+    f_zero = atom_form_factor(element, 0.0)  # Z within rounding
+    return tiny_pse.table(element).atomic_number() * (1 - (atom_form_factor(element, s) / f_zero) ** 2)
+
+
+def compton(structure: Structure, s) -> np.ndarray:
+    """Incoherent scattering of all atoms of the cell, see :func:`incoherent`.
 
     Parameters
     ----------
@@ -130,22 +158,9 @@ def compton(structure: Structure, s) -> np.ndarray:
     Returns
     -------
     (m,) float64, electrons² per cell
-
-    Source: Balyuzi 1975, Acta Cryst. A31, 600-603; for the rest James 1962, The Optical Principles of the Diffraction
-    of X-Rays, ch. IX
     """
-    s = np.asarray(s, dtype=float)
-    x2 = 0.25 * s**2
-    total = np.zeros(len(s))
     weight = structure.occupancy * structure.multiplicity
+    total = np.zeros(np.shape(s))
     for element in sorted(set(structure.element.tolist())):
-        z = tiny_pse.table(element).atomic_number()
-        if element in _BALYUZI:
-            incoherent = sum(a * -np.expm1(-b * x2) for a, b in _BALYUZI[element])
-        else:
-            terms = gaussian(element)
-            f_zero = terms.c() + sum(terms.array_of_a())  # Z within rounding
-            f = terms.c() + sum(a * np.exp(-b * x2) for a, b in zip(terms.array_of_a(), terms.array_of_b()))
-            incoherent = z * (1 - (f / f_zero) ** 2)
-        total += weight[structure.element == element].sum() * incoherent
+        total += weight[structure.element == element].sum() * incoherent(element, s)
     return total
