@@ -1,4 +1,4 @@
-"""Speed as ratios within one run: ``make bench``, or ``python benchmarks/run.py [integrate] [merge] ...``.
+"""Speed as ratios within one run: ``make bench``, or ``python benchmarks/run.py [integrate] [merge] [models] ...``.
 
 Absolute numbers depend on the machine and its load, so every figure stands beside a reference measured in the same
 minutes, alternating with it.
@@ -11,8 +11,14 @@ import sys
 import bench_closed_loop
 import bench_integrate
 import bench_merge
+import bench_models
 
-BENCHMARKS = {"integrate": bench_integrate.main, "merge": bench_merge.main, "closed_loop": bench_closed_loop.main}
+BENCHMARKS = {
+    "integrate": bench_integrate.main,
+    "merge": bench_merge.main,
+    "models": bench_models.main,
+    "closed_loop": bench_closed_loop.main,
+}
 
 if __name__ == "__main__":
     names = sys.argv[1:] or list(BENCHMARKS)

@@ -18,8 +18,9 @@ from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import laue_operators
 from dials_diffuse.models import Covariance, RigidBody, Uncorrelated
 from dials_diffuse.models import motion as motion_module
-from dials_diffuse.models.covariance import lorentzian
 from dials_diffuse.models.elastic_network import ElasticNetwork
+from dials_diffuse.models.lorentzian import lorentzian
+from dials_diffuse.models.low_rank import low_rank_form, modes_of, number_of_sums, orders_needed
 from dials_diffuse.models.motion import JointMotion, chebyshev_form, checked_covariance, flattened
 from dials_diffuse.structure.atoms import load_structure, symmetric_tensor
 from dials_diffuse.structure.groups import group_centres, group_labels
@@ -44,7 +45,12 @@ def grid_of(structure, n=(2, 2, 2), d_min=1.6):
 
 
 ENGINES = [("pair_sum", False), ("pair_sum", True), ("chebyshev", False), ("fft", False), ("fft", True)]
-TOLERANCE = {"pair_sum": 1e-10, "chebyshev": 5e-6, "fft": 3e-5}  # chebyshev: 1e-6 in each pair's term
+TOLERANCE = {
+    "pair_sum": 1e-10,
+    "chebyshev": 5e-6,
+    "fft": 3e-5,
+    "low_rank": 5e-6,
+}  # chebyshev, low_rank: 1e-6 in each pair's term
 
 
 @pytest.mark.parametrize(("symbol", "cell"), GROUPS, ids=GROUP_NAMES)
@@ -217,6 +223,77 @@ def test_blocks_of_large_matrices_do_not_matter(monkeypatch):
     monkeypatch.setattr(motion_module, "_COLUMNS", 7)
     monkeypatch.setattr(motion_module, "_ROWS", 11)
     np.testing.assert_allclose(chebyshev_form(square, a, v, 1e-6), whole, rtol=1e-9)
+
+
+@pytest.mark.parametrize("tensors", [False, True])
+def test_products_of_modes_converge_to_the_pair_sum(tensors):
+    """Each order is a term of the exponential series; what orders_needed leaves out is below the tolerance."""
+    rng = np.random.default_rng(3)
+    n, m = 6, 20
+    root = rng.normal(size=(2, 3 * n if tensors else n)) * 0.2
+    flat = root.T @ root
+    v = flat.reshape(n, 3, n, 3).transpose(0, 2, 1, 3) if tensors else flat
+    q = rng.uniform(-2.5, 2.5, (m, 3))
+    a = rng.normal(size=(m, n)) + 1j * rng.normal(size=(m, n))
+    blocks = v if tensors else v[:, :, None, None] * np.eye(3)
+    x = np.einsum("ka,ijab,kb->kij", q, blocks, q)
+    modes = modes_of(v, 1e-12)
+    assert len(modes) == 2
+    for orders in (1, 2, 3, 4):
+        series = sum(x**k / math.factorial(k) for k in range(1, orders + 1))
+        expected = np.real(np.einsum("ki,kij,kj->k", a, series, a.conj()))
+        np.testing.assert_allclose(low_rank_form(q, a, modes, orders), expected, rtol=1e-9)
+    for largest in (1e-4, 0.3, 4.0):
+        for tolerance in (1e-2, 1e-8):
+            orders = orders_needed(largest, tolerance)
+            missing = [
+                1 - sum(largest**k / math.factorial(k) for k in range(1, last + 1)) / math.expm1(largest)
+                for last in (orders, orders - 1)
+            ]
+            assert missing[0] <= tolerance + 1e-14 and (missing[1] > tolerance or orders == 1)
+    assert number_of_sums(2, 3) == 2 + 3 + 4
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("tensors", [False, True])
+def test_engine_for_few_modes(tensors, soft):
+    """Two modes of the five atoms of each copy, turned with it."""
+    structure = random_structure("P 31 2 1", GROUPS[6][1], u=(0.2, 0.4))
+    root = np.random.default_rng(3).normal(size=(2, 15 if tensors else 5)) * 0.15
+    flat = root.T @ root
+    shared = flat.reshape(5, 3, 5, 3).transpose(0, 2, 1, 3) if tensors else flat[:, :, None, None] * np.eye(3)
+
+    def covariance(copy, rotation):
+        values = (rotation @ shared @ rotation.T).copy()
+        if soft:
+            values[np.arange(5), np.arange(5)] = copy.u_cart
+        return values
+
+    model = Covariance(kernel="free", matrix=flat, soft=soft, engine="low_rank")
+    grid = grid_of(structure, d_min=2.5)
+    index = some_voxels(grid)
+    s = vectors(structure, grid, index)
+    expected = per_copy(structure, s, covariance)
+    close(at(model.intensity(structure, grid), grid, index), expected, 5e-6)
+    close(model.intensity_at(structure, s), expected, 5e-6)
+    with pytest.raises(DiffuseError, match="engine=low_rank: 5 modes to order"):
+        many = Covariance(kernel="free", matrix=np.eye(5), soft=soft, engine="low_rank")
+        many.intensity_at(structure, np.ones((1, 3)))
+
+
+def test_few_modes_of_many_atoms_are_taken_as_such(caplog):
+    """Translation and rotation of a body of 200 atoms: six modes, and engine=auto finds them."""
+    structure = random_structure(elements="C" * 200, unit_cell=(40.0, 40.0, 40.0, 90, 90, 90), radius=12.0)
+    x, y, z = structure.site_cart.T - structure.site_cart.mean(axis=0)[:, None]
+    zero = np.zeros_like(x)
+    cross = np.stack([[zero, z, -y], [-z, zero, x], [y, -x, zero]]).transpose(2, 0, 1)
+    modes = np.concatenate([0.1 * np.tile(np.eye(3), (200, 1, 1)), 0.005 * cross], axis=2).reshape(600, 6)
+    model = Covariance(kernel="free", matrix=modes @ modes.T, soft=False)
+    s = np.random.default_rng(0).uniform(-0.2, 0.2, (50, 3))
+    with caplog.at_level("INFO", logger="dials.diffuse"):
+        values = model.intensity_at(structure, s)
+    assert "engine=low_rank" in caplog.text and "6 modes" in caplog.text
+    close(values, replace(model, engine="pair_sum").intensity_at(structure, s), 5e-6)
 
 
 def test_matrix_of_exponentials():

@@ -17,8 +17,10 @@ from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import laue_operators
 from dials_diffuse.models import MODELS, LiquidLikeMotions, RigidBody, Uncorrelated, common
 from dials_diffuse.models import llm as llm_module
+from dials_diffuse.models import lorentzian as lorentzian_module
 from dials_diffuse.models.common import diameter, displaced, laue_average
 from dials_diffuse.models.convolution import Correlation, box_size, convolutions, distinct_shifts
+from dials_diffuse.models.lorentzian import lorentzian, lorentzian_flux, lorentzian_transform
 from dials_diffuse.structure.atoms import load_structure, symmetric_tensor
 from dials_diffuse.structure.factors import form_factors, sum_of_squares
 from dials_diffuse.structure.transform import direct_transform, s_squared
@@ -226,19 +228,43 @@ def test_anisotropic_atoms_on_a_large_grid_are_interpolated_well():
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
-@pytest.mark.parametrize("kernel", ["exponential", "gaussian"])
+@pytest.mark.parametrize("kernel", ["exponential", "gaussian", "lorentzian"])
 def test_kernels_are_transforms_of_powers_of_the_correlation(kernel, order):
     gamma = 3.0
-    correlation = Correlation(kernel, gamma * np.eye(3))
+    correlation = Correlation(kernel, gamma * np.eye(3), core=0.8)
     for q in (0.1, 0.4, 1.3):
 
         def integrand(r, q=q):
-            c = math.exp(-r / gamma) if kernel == "exponential" else math.exp(-0.5 * (r / gamma) ** 2)
+            if kernel == "lorentzian":
+                c = (math.exp(-r / gamma) - math.exp(-r / 0.8)) / r / (1 / 0.8 - 1 / gamma) if r > 0 else 1.0
+            else:
+                c = math.exp(-r / gamma) if kernel == "exponential" else math.exp(-0.5 * (r / gamma) ** 2)
             return 4 * math.pi * r * math.sin(q * r) / q * c**order
 
         expected = quad(integrand, 0, 60 * gamma, limit=400, epsabs=1e-9)[0]
         value = correlation.transform(np.array([(gamma * q) ** 2]), order)[0]
         assert value == pytest.approx(expected, rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("core", [0.02, 0.9])
+def test_tables_of_the_lorentzian_kernel(core):
+    """Order 1 has closed forms; inside the table and beyond its end."""
+    k = np.concatenate([[0.0], np.geomspace(1e-3, 300 / core, 50)])
+    exact = lorentzian_transform(k**2, core, 1)
+    spline, end, flux = lorentzian_module._table(core, 1)
+    near = k <= end
+    np.testing.assert_allclose(np.exp(spline(np.log1p(k[near]))), exact[near], rtol=1e-4)
+    np.testing.assert_allclose(flux(np.log1p(k[near])), lorentzian_flux(k[near], core, 1), rtol=1e-4, atol=1e-9)
+    for order in (2, 5):
+        edge = lorentzian_module._END * order / core * np.array([1 - 1e-9, 1 + 1e-9, 2, 4])
+        values = lorentzian_transform(edge**2, core, order)
+        assert values[1] == pytest.approx(values[0], rel=1e-6)
+        expected = lorentzian_module._integral(edge[2], core, order)
+        assert values[2] == pytest.approx(expected, rel=5e-3)
+        step = lorentzian_flux(edge[2:], core, order)
+        x = np.linspace(edge[2], edge[3], 10_001)
+        integral = np.sum(lorentzian_transform(x**2, core, order) * x) * (x[1] - x[0])
+        assert step[1] - step[0] == pytest.approx(integral, rel=1e-3)
 
 
 def test_kernel_with_a_correlation_matrix():
@@ -299,7 +325,7 @@ def test_distinct_shifts_cover_the_cell():
 
 
 @pytest.mark.parametrize("order", [1, 3])
-@pytest.mark.parametrize("kernel", ["exponential", "gaussian"])
+@pytest.mark.parametrize("kernel", ["exponential", "gaussian", "lorentzian"])
 def test_reflections_left_out_and_those_taken_make_the_whole(kernel, order):
     """With a mean square of 1 everywhere the integral over all reflections is c(0)^l = 1."""
     gamma, q_max = 2.0, 3.0
@@ -334,7 +360,7 @@ def lattice_sum(structure, s, sigma, correlation, order, cells):
     return total * (sigma**2 * q2) ** order / math.factorial(order)
 
 
-@pytest.mark.parametrize(("kernel", "tolerance"), [("gaussian", 1e-3), ("exponential", 5e-3)])
+@pytest.mark.parametrize(("kernel", "tolerance"), [("gaussian", 1e-3), ("exponential", 5e-3), ("lorentzian", 5e-3)])
 @pytest.mark.parametrize("orders", [1, 3])
 def test_llm_is_the_sum_over_the_lattice(kernel, tolerance, orders):
     """Atoms of one kind, so that the local form factor makes both forms equal."""
@@ -348,6 +374,8 @@ def test_llm_is_the_sum_over_the_lattice(kernel, tolerance, orders):
     s = vectors(structure, grid, index)
 
     def correlation(r):
+        if kernel == "lorentzian":
+            return lorentzian(r, gamma, 1.5)
         return np.exp(-r / gamma) if kernel == "exponential" else np.exp(-0.5 * (r / gamma) ** 2)
 
     cells = (8, 8, 8)  # e^-21 in the exponential case
@@ -531,6 +559,7 @@ def test_incoherent_part_is_smooth_and_completes_the_atoms_own_term():
         (lambda: LiquidLikeMotions(sigma=0.1, gamma=10.0, orders=0), "llm.orders=0"),
         (lambda: LiquidLikeMotions(sigma=0.1, gamma=10.0, kernel="box"), "llm.kernel=box"),
         (lambda: LiquidLikeMotions(sigma=0.1, gamma=10.0, adp="none"), "llm.adp=none"),
+        (lambda: LiquidLikeMotions(sigma=0.1, gamma=1.0, kernel="lorentzian"), "llm.core=1.5"),
     ],
 )
 def test_bad_parameters_are_refused(make, complaint):
@@ -597,6 +626,7 @@ def test_real_files_against_the_pair_sum(shared_data, name):
         RigidBody(sigma=0.3, body="cell"),
         LiquidLikeMotions(sigma=0.3, gamma=3.0),
         LiquidLikeMotions(sigma=0.3, gamma=3.0, kernel="gaussian"),
+        LiquidLikeMotions(sigma=0.3, gamma=5.0, kernel="lorentzian"),
         LiquidLikeMotions(sigma=0.3, G=(2.0, 3.0, 4.0, 0, 0, 0)),
         LiquidLikeMotions(sigma=0.3, gamma=8.0, confined_to="molecule"),
     ],

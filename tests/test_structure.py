@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 import iotbx.cif.model
 import iotbx.pdb
@@ -13,15 +14,18 @@ from structures import GROUP_NAMES, GROUPS, random_structure, special_structure
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.structure import transform as transform_module
 from dials_diffuse.structure.atoms import load_structure, make_structure
 from dials_diffuse.structure.factors import TABLES, compton, form_factors, sum_of_squares
 from dials_diffuse.structure.transform import (
     bulk_solvent_structure_factors,
     direct_transform,
     lattice_transform,
+    off_lattice_transform,
     quadratic_form,
     s_squared,
     structure_factors,
+    transform_at,
 )
 
 CRYST1 = "CRYST1   20.000   21.000   22.000  90.00  95.00  90.00 P 1 21 1      2\n"
@@ -304,3 +308,62 @@ def test_real_files(shared_data, name):
     structure = load_structure(shared_data / "pdb" / f"{name}.pdb")
     hkl, expected = cctbx_f_calc(structure, 1.5)
     np.testing.assert_allclose(direct_transform(structure.expand(), hkl), expected, atol=1e-8 * np.abs(expected).max())
+
+
+# ------------------------------------------------------------------------------------------------------ off the lattice
+
+
+@pytest.mark.parametrize("anisotropic", [False, True])
+@pytest.mark.parametrize("u", [(0.0, 0.0), (0.05, 0.6)], ids=["at rest", "displaced"])
+def test_structure_factors_off_the_lattice(anisotropic, u):
+    """Against direct summation at random points, phases included, in shells of resolution; wide and narrow atoms."""
+    pytest.importorskip("finufft")
+    structure = random_structure("P 41", (20.0, 20.0, 30.0, 90, 90, 90), "CNOSHC", u, anisotropic, radius=8.0)
+    rng = np.random.default_rng(0)
+    s = rng.normal(size=(3000, 3))
+    s *= (rng.uniform(size=3000) ** (1 / 3) / 1.2 / np.linalg.norm(s, axis=1))[:, None]
+    expected = direct_transform(structure, s @ structure.orthogonalization)
+    error = np.abs(off_lattice_transform(structure, s) - expected) ** 2
+    shell = (np.linalg.norm(s, axis=1) * 1.2 * 4).astype(int)
+    for i in range(4):
+        assert np.sqrt(error[shell == i].mean() / np.mean(np.abs(expected[shell == i]) ** 2)) < 1e-4
+
+
+def test_structure_factors_at_the_origin_and_at_no_points():
+    pytest.importorskip("finufft")
+    structure = random_structure(elements="CNO")
+    value = off_lattice_transform(structure, np.zeros((1, 3)))
+    np.testing.assert_allclose(value, direct_transform(structure, np.zeros((1, 3))), rtol=1e-4)
+    assert off_lattice_transform(structure, np.zeros((0, 3))).shape == (0,)
+
+
+def test_choice_of_algorithm(monkeypatch):
+    pytest.importorskip("finufft")
+    structure = random_structure(elements="CNO")
+    s = np.random.default_rng(0).uniform(-0.3, 0.3, (5, 3))
+    direct = transform_at(structure, s, algorithm="direct")
+    np.testing.assert_array_equal(transform_at(structure, s), direct)
+    close = transform_at(structure, s, algorithm="nufft")
+    assert 0 < np.abs(close - direct).max() < 1e-3 * np.abs(direct).max()
+    monkeypatch.setattr(transform_module, "_CHEAP", 0)
+    np.testing.assert_array_equal(transform_at(structure, s), close)
+    monkeypatch.setattr(transform_module.importlib.util, "find_spec", lambda name: None)
+    np.testing.assert_array_equal(transform_at(structure, s), direct)
+    with pytest.raises(DiffuseError, match="algorithm=magic"):
+        transform_at(structure, s, algorithm="magic")
+
+
+def test_missing_finufft_is_reported(monkeypatch):
+    monkeypatch.setitem(sys.modules, "finufft", None)
+    with pytest.raises(DiffuseError, match="pip install finufft"):
+        off_lattice_transform(random_structure(), np.zeros((1, 3)))
+
+
+def test_points_shared_among_threads_are_the_same(monkeypatch):
+    pytest.importorskip("finufft")
+    structure = random_structure(elements="CNO")
+    s = np.random.default_rng(0).uniform(-0.3, 0.3, (101, 3))
+    whole = off_lattice_transform(structure, s)
+    monkeypatch.setattr(transform_module, "_NUFFT_POINTS", 20)
+    monkeypatch.setattr(transform_module, "available_cores", lambda: 4)
+    np.testing.assert_allclose(off_lattice_transform(structure, s), whole, rtol=1e-3)

@@ -17,6 +17,7 @@ from dials_diffuse.maps.files import write_json
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.nexus import read_map, write_map
 from dials_diffuse.merging.compare import compare_maps
+from dials_diffuse.models import Ensemble
 from dials_diffuse.models.compute import model_map
 from dials_diffuse.report.agreement import comparison_record, format_comparison, write_comparison_png
 from dials_diffuse.report.planes import write_planes_png
@@ -81,11 +82,14 @@ output {
 def main(params, files, provenance) -> None:
     """Compute the model of ``params`` for the structure in ``files`` and write what ``params.output`` asks for."""
     coordinates, map_path = sort_files(files, params.map)
-    model = model_from_phil(params)
+    model = model_from_phil(params, coordinates)
     data = None if map_path is None else read_map(map_path)
-    structure = load_structure(coordinates)
-    if params.selection is not None:
-        structure = structure.take(structure.select(params.selection))
+    if isinstance(model, Ensemble):
+        model = model if params.selection is None else model.select(params.selection)
+        structure = model.crystal_form
+    else:
+        structure = load_structure(coordinates)
+        structure = structure if params.selection is None else structure.take(structure.select(params.selection))
     logger.info(
         "Structure: %s, %d atoms, %s", coordinates, structure.n_atoms, structure.crystal_symmetry.space_group_info()
     )

@@ -22,12 +22,13 @@ from pathlib import Path
 from iotbx.phil import parse
 
 from dials_diffuse import __version__
-from dials_diffuse.cli.model_scope import MODEL_PHIL, model_from_phil
+from dials_diffuse.cli.model_scope import MODEL_PHIL, model_from_phil, model_record
 from dials_diffuse.cli.program import run_program, track
 from dials_diffuse.compat import available_cores
 from dials_diffuse.errors import CommandLineError
 from dials_diffuse.experiment.build import BeamParameters, DetectorParameters, ScanParameters
 from dials_diffuse.maps.files import write_json
+from dials_diffuse.models.ensemble import Ensemble
 from dials_diffuse.simulation.parameters import Background, Defects, Scales, SimulationParameters, Source
 from dials_diffuse.simulation.plan import EXAMPLES, example_path, plan_sweeps, sweeps_from_geometry
 from dials_diffuse.simulation.simulate import Outputs, simulate
@@ -241,13 +242,13 @@ def run(args=None, phil=phil_scope) -> None:
 
 def _main(params, files, provenance) -> None:
     parameters = parameters_from_phil(params)
-    model = model_from_phil(params)
     coordinates, geometry = sort_files(files, params.structure)
+    model = model_from_phil(params, coordinates)
     if geometry is not None:
         _refuse_geometry(params, geometry)
     nproc = params.nproc if isinstance(params.nproc, int) else available_cores()
     logger.info("Structure: %s", coordinates)
-    structure = load_structure(coordinates)
+    structure = model.crystal_form if isinstance(model, Ensemble) else load_structure(coordinates)
     if geometry is None:
         sweeps = plan_sweeps(structure, **geometry_from_phil(params))
     else:
@@ -263,7 +264,7 @@ def _main(params, files, provenance) -> None:
             "dials_version": provenance.dials_version,
             "inputs": list(files),
             "parameters": provenance.phil,
-            "model": {"name": params.model, **asdict(model)},
+            "model": model_record(params.model, model),
             "d_min": result.d_min,
             "sweeps": [asdict(sweep) for sweep in result.sweeps],
             "outputs": result.outputs,

@@ -8,6 +8,7 @@ import numpy as np
 
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.models.covariance import Covariance
+from dials_diffuse.models.ensemble import Ensemble
 from dials_diffuse.models.llm import LiquidLikeMotions
 from dials_diffuse.models.rigid_body import RigidBody
 from dials_diffuse.models.uncorrelated import Uncorrelated
@@ -52,4 +53,5 @@ MODELS = {
     "rigid_body": RigidBody,
     "llm": LiquidLikeMotions,
     "covariance": Covariance,
+    "ensemble": Ensemble,
 }

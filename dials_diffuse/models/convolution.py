@@ -10,12 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.fft
 from scipy.integrate import trapezoid
+from scipy.optimize import brentq
 
 from dials_diffuse.compat import available_cores
 from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.models.lorentzian import lorentzian, lorentzian_flux, lorentzian_transform
 from dials_diffuse.structure.transform import quadratic_form
 
-KERNELS = ("exponential", "gaussian")
+KERNELS = ("exponential", "gaussian", "lorentzian")
 
 #: where the integral over the reflections that are left out ends, in units of 1/gamma and of 1/Å (q)
 _TAIL_END = 1e4
@@ -28,18 +30,29 @@ class Correlation:
 
     Attributes
     ----------
-    kernel : ``exponential`` c = exp(-|G^-1 r|) or ``gaussian`` c = exp(-|G^-1 r|²/2)
+    kernel : ``exponential`` c = exp(-|G^-1 r|), ``gaussian`` c = exp(-|G^-1 r|²/2), or ``lorentzian``, see there
     matrix : (3, 3) float64, G in Å, symmetric, positive definite
+    core : Å, of the Lorentzian kernel, below the geometric mean of G's eigenvalues
 
     Source: THEORY.md §3
     """
 
     kernel: str
     matrix: np.ndarray
+    core: float = 1.5
+
+    @property
+    def mean_length(self) -> float:
+        """Geometric mean of the eigenvalues of G, Å."""
+        return float(np.linalg.det(self.matrix) ** (1 / 3))
 
     def reach(self, level: float) -> float:
         """Largest distance at which c(r) is as large as ``level``, Å."""
-        radius = -math.log(level) if self.kernel == "exponential" else math.sqrt(-2 * math.log(level))
+        if self.kernel == "lorentzian":
+            core = self.core / self.mean_length
+            radius = brentq(lambda r: float(lorentzian(np.array(r), 1.0, core)) - level, 0, -math.log(level))
+        else:
+            radius = -math.log(level) if self.kernel == "exponential" else math.sqrt(-2 * math.log(level))
         return radius * float(np.linalg.eigvalsh(self.matrix)[-1])
 
     def transform(self, square: np.ndarray, order: int) -> np.ndarray:
@@ -52,6 +65,8 @@ class Correlation:
             result = np.exp(square * (-0.5 / order))
             result *= (2 * math.pi / order) ** 1.5 * volume
             return result
+        if self.kernel == "lorentzian":
+            return volume * lorentzian_transform(square, self.core / self.mean_length, order)
         result = square * order**-2.0
         result += 1
         result *= result
@@ -67,7 +82,7 @@ class Correlation:
         ----------
         q : (m,) float64, 1/Å; mean : function of (n,) q'
         """
-        gamma = np.linalg.det(self.matrix) ** (1 / 3) / (order if self.kernel == "exponential" else math.sqrt(order))
+        gamma = self.mean_length / {"exponential": order, "gaussian": math.sqrt(order), "lorentzian": 1}[self.kernel]
         step = np.geomspace(1e-4 / gamma, _TAIL_END * max(1 / gamma, 1.0), _TAIL_NODES)
         other = q_max + np.concatenate([[0.0], step])
         weight = mean(other) * other
@@ -75,7 +90,10 @@ class Correlation:
         result = np.empty(len(q))
         for i, x in enumerate(q):
             near, far = (gamma * (x - other)) ** 2, (gamma * (x + other)) ** 2
-            if self.kernel == "exponential":
+            if self.kernel == "lorentzian":
+                flux = [lorentzian_flux(np.sqrt(k), self.core / gamma, order) for k in (near, far)]
+                angular = gamma / x * (flux[1] - flux[0])
+            elif self.kernel == "exponential":
                 angular = 4 * math.pi * gamma / x * (1 / (1 + near) - 1 / (1 + far))
             else:
                 angular = (2 * math.pi) ** 1.5 * gamma / x * (np.exp(-0.5 * near) - np.exp(-0.5 * far))

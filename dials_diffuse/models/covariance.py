@@ -23,6 +23,8 @@ from dials_diffuse.models.common import (
     warn_of_small_displacements,
 )
 from dials_diffuse.models.elastic_network import ElasticNetwork
+from dials_diffuse.models.lorentzian import lorentzian
+from dials_diffuse.models.low_rank import low_rank_sum, modes_of, number_of_sums, orders_needed
 from dials_diffuse.models.motion import JointMotion, checked_covariance, cost_of_chebyshev, cost_of_pair_form
 from dials_diffuse.models.patterson import memory_estimate as patterson_memory
 from dials_diffuse.models.patterson import patterson_sum, real_grid
@@ -36,17 +38,22 @@ logger = logging.getLogger("dials.diffuse.models")
 CORRELATIONS = {
     "exponential": lambda r, gamma, core: np.exp(-r / gamma),
     "gaussian": lambda r, gamma, core: np.exp(-0.5 * (r / gamma) ** 2),
-    "lorentzian": lambda r, gamma, core: lorentzian(r, gamma, core),
+    "lorentzian": lorentzian,
 }
 KERNELS = (*CORRELATIONS, "elastic_network", "free")
 
-#: pair_sum: compiled loops over all pairs; chebyshev: matrix products in shells of q², isotropic V only; fft: the
-#: Patterson function of all pairs of atoms, on a grid only
-ENGINES = ("auto", "pair_sum", "chebyshev", "fft")
+#: pair_sum: compiled loops over all pairs; chebyshev: matrix products in shells of q², isotropic V only; low_rank: sums
+#: over the atoms for each product of modes of V; fft: the Patterson function of all pairs of atoms, on a grid only
+ENGINES = ("auto", "pair_sum", "chebyshev", "low_rank", "fft")
 
 #: cost of a pair's two peaks and of a point of the density, in units of a product of numbers in a matrix product
 _PRODUCTS_PER_PEAKS = 60_000
 _PRODUCTS_PER_POINT = 600
+#: cost of an atom in the sum for a product of modes, in the same units; V is looked at for modes up to this size
+_PRODUCTS_PER_MODE = 60
+_MOST_FOR_MODES = 1000
+#: products of modes that engine ``low_rank`` goes through at most
+_MOST_SUMS = 20_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +77,7 @@ class Covariance:
     selections : for ``groups=selection``, one text for each group
     soft : atoms keep their own displacements U, of which V is the part that groups share; otherwise U is V_ii
     engine : one of ENGINES; ``auto`` takes the one that should be fastest
-    tolerance : bound on the relative error that engine ``chebyshev`` makes in a pair's term
+    tolerance : bound on the relative error that the engines ``chebyshev`` and ``low_rank`` make in a pair's term
     table : form factors, one of ``structure.factors.TABLES``
 
     Raises
@@ -174,10 +181,8 @@ class Covariance:
         engine = self._engine(motion, None, s)
         if engine == "fft":
             raise DiffuseError("covariance.engine=fft works on grids only; use chebyshev, pair_sum or auto")
-        o = structure.orthogonalization
-        turns = [o @ np.array(op.r().as_double()).reshape(3, 3) @ np.linalg.inv(o) for op in structure.space_group]
-        turned = np.concatenate([s @ turn for turn in turns])
-        return self._molecule(structure, motion, turned, engine).reshape(len(turns), len(s)).sum(axis=0)
+        turned = np.concatenate([s @ turn for turn in structure.rotations])
+        return self._molecule(structure, motion, turned, engine).reshape(-1, len(s)).sum(axis=0)
 
     def memory_estimate(self, structure: Structure, grid: MapGrid) -> int:
         labels = group_labels(structure, self.groups, self.selections)
@@ -198,10 +203,26 @@ class Covariance:
         return motion
 
     def _molecule(self, structure: Structure, motion: JointMotion, s, engine: str) -> np.ndarray:
-        total = motion.coherent(s, self.table, engine, self.tolerance)
+        if engine == "low_rank":
+            modes, orders = self._modes(motion, (2 * np.pi) ** 2 * np.square(s).sum(axis=1).max(initial=0.0))
+            logger.info("covariance: %d modes, %d orders", len(modes), orders)
+            if number_of_sums(len(modes), orders) > _MOST_SUMS:
+                raise DiffuseError(
+                    f"covariance.engine=low_rank: {len(modes)} modes to order {orders} have too many products; take "
+                    "another engine, or a larger covariance.tolerance"
+                )
+            total = low_rank_sum(motion, s, self.table, modes, orders)
+        else:
+            total = motion.coherent(s, self.table, engine, self.tolerance)
         if self.soft or np.any(structure.share != 1):
             total += motion.remainder(s, structure.share, self.table)
         return total
+
+    def _modes(self, motion: JointMotion, square: float) -> tuple:
+        """Modes of V, and the orders of their products, that tolerance and the largest q² ask for."""
+        modes = modes_of(motion.covariance, self.tolerance / max(square, 1e-9))
+        largest = np.linalg.norm(motion.shared, ord=2, axis=(1, 2)).max()
+        return modes, orders_needed(square * largest, self.tolerance)
 
     def _engine(self, motion: JointMotion, grid: MapGrid | None, s=None) -> str:
         """The engine asked for, or the cheapest."""
@@ -211,9 +232,14 @@ class Covariance:
             return self.engine
         n, atoms = len(motion.covariance), motion.structure.n_atoms
         m = grid.n_voxels // 4 if s is None else len(s)
+        span = (2 * np.pi / grid.d_min) ** 2 if s is None else (2 * np.pi) ** 2 * np.square(s).sum(axis=1).max()
         costs = {"pair_sum": cost_of_pair_form(m, n)}
+        if n * (1 if motion.isotropic else 3) <= _MOST_FOR_MODES:
+            modes, orders = self._modes(motion, span)
+            sums = number_of_sums(len(modes), orders)
+            if sums <= _MOST_SUMS:
+                costs["low_rank"] = m * n * sums * _PRODUCTS_PER_MODE
         if motion.isotropic:
-            span = (2 * np.pi / grid.d_min) ** 2 if s is None else (2 * np.pi) ** 2 * np.square(s).sum(axis=1).max()
             largest = max(np.abs(motion.covariance).max(), 1e-300)
             costs["chebyshev"] = cost_of_chebyshev(m, n, span, largest, self.tolerance)
         if grid is not None:
@@ -229,21 +255,6 @@ class Covariance:
             ", ".join(f"{name} {cost / costs[engine]:.1f}" for name, cost in costs.items()),
         )
         return engine
-
-
-def lorentzian(r: np.ndarray, gamma: float, core: float) -> np.ndarray:
-    """Correlation that falls as exp(-r/gamma)/r, made finite at r = 0 by taking away the same with a shorter length.
-
-    c(r) = (exp(-r/gamma) - exp(-r/core)) / (r (1/core - 1/gamma)). Its transform is the difference of two Lorentzians,
-    4 pi (1/(1/gamma² + Q²) - 1/(1/core² + Q²)) / (1/core - 1/gamma), positive everywhere.
-
-    Parameters
-    ----------
-    r : float64, Å; gamma, core : Å, 0 < core < gamma
-    """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        value = np.exp(-r / gamma) * -np.expm1(-r * (1 / core - 1 / gamma)) / (r * (1 / core - 1 / gamma))
-    return np.where(r > 0, value, 1.0)
 
 
 def _mean_square(covariance: np.ndarray) -> np.ndarray:

@@ -64,6 +64,8 @@ class LiquidLikeMotions:
     adp : ``individual``: F with the atoms' own displacements U, of which V is the correlated part; ``overall``: all
         atoms have V instead, F without displacements and a factor exp(-qᵀVq)
     kernel : ``exponential`` c = exp(-|G^-1 r|), ``gaussian`` c = exp(-|G^-1 r|²/2)
+        or ``lorentzian`` c ~ exp(-|G^-1 r|)/|G^-1 r|, see :func:`lorentzian.lorentzian`
+    core : Å, the Lorentzian kernel stops rising within this distance; below the geometric mean of G's eigenvalues
     orders : number of terms of the sum over l, see :meth:`missing_orders`
     incoherent : add what makes each atom's own term |f|² (1 - exp(-qᵀUq)) whatever V and the number of orders
     local_form_factor : divide the mean decay of |F|² with resolution out before the convolution, multiply it in after
@@ -90,6 +92,7 @@ class LiquidLikeMotions:
     G: tuple | None = None
     adp: str = "individual"
     kernel: str = "exponential"
+    core: float = 1.5
     orders: int = 3
     incoherent: bool = True
     local_form_factor: bool = False
@@ -103,6 +106,11 @@ class LiquidLikeMotions:
         if self.orders is None or self.orders < 1 or self.orders != int(self.orders):
             raise DiffuseError(f"llm.orders={self.orders}: a positive whole number is needed")
         _ = self.tensor, self.correlation
+        if self.kernel == "lorentzian" and not 0 < self.core < self.correlation.mean_length:
+            raise DiffuseError(
+                f"llm.core={self.core}: must be positive and below the correlation length, "
+                f"{self.correlation.mean_length:.3g} Å"
+            )
 
     @cached_property
     def tensor(self) -> np.ndarray:
@@ -114,8 +122,8 @@ class LiquidLikeMotions:
         if (self.gamma is None) == (self.G is None):
             raise DiffuseError("llm: give exactly one of llm.gamma (Å) and llm.G (six numbers, Å)")
         if self.G is None:
-            return Correlation(self.kernel, positive("llm.gamma", self.gamma) * np.eye(3))
-        return Correlation(self.kernel, positive_tensor("llm.G", self.G, strict=True))
+            return Correlation(self.kernel, positive("llm.gamma", self.gamma) * np.eye(3), self.core)
+        return Correlation(self.kernel, positive_tensor("llm.G", self.G, strict=True), self.core)
 
     def missing_orders(self, d_min: float) -> float:
         """Fraction of exp(qᵀVq) - 1 that the orders left out would add at d_min (Å), at most.

@@ -84,31 +84,21 @@ def flattened(values: np.ndarray) -> np.ndarray:
     return values.transpose(0, 2, 1, 3).reshape(3 * n, 3 * n)
 
 
-@dataclass(frozen=True, eq=False)
-class JointMotion:
+class Motion:
     """Atoms whose displacements have a joint normal distribution.
 
-    Attributes
-    ----------
-    structure : the atoms, without symmetry
-    labels : (n,) int64, body of each atom; atoms of one body share its displacement
-    covariance : (g, g) or (g, g, 3, 3) float64, Å², of the bodies' displacements, Cartesian frame of the structure
-    soft : each atom has its own U from the structure, of which the body's displacement is a part; otherwise it has
-        the body's displacement alone
+    A subclass has the attributes ``structure``, the atoms without symmetry; ``labels``, (n,) int64, the body of each;
+    ``soft``: each atom has its own U from the structure, of which the body's displacement is a part, otherwise it has
+    the body's displacement alone.
     """
 
-    structure: Structure
-    labels: np.ndarray
-    covariance: np.ndarray
-    soft: bool = False
-
-    @property
-    def isotropic(self) -> bool:
-        return self.covariance.ndim == 2
+    def between(self, i, j) -> np.ndarray:
+        """(m, 3, 3) float64, Å², covariance that the atoms i and j, (m,) integers each, have from their bodies."""
+        raise NotImplementedError
 
     @cached_property
     def shared(self) -> np.ndarray:
-        """(n, 3, 3) float64, Å², covariance of each atom's body with itself."""
+        """(n, 3, 3) float64, Å², covariance of each atom's displacement with its body."""
         return self.between(np.arange(len(self.labels)), np.arange(len(self.labels)))
 
     @cached_property
@@ -120,8 +110,50 @@ class JointMotion:
         """The structure whose atoms have the displacements of their bodies instead of their own."""
         return replace(structure, u_cart=self.shared)
 
+
+@dataclass(frozen=True, eq=False)
+class BodyMotion(Motion):
+    """Bodies that translate and rotate, each by itself.
+
+    Attributes
+    ----------
+    labels : -1 for atoms in no body, which stand still unless ``soft``
+    modes : (n, 3, k) float64, displacement of each atom by the coordinates of its body
+    covariances : (g, k, k) float64, of the coordinates of each body
+    """
+
+    structure: Structure
+    labels: np.ndarray
+    modes: np.ndarray
+    covariances: np.ndarray
+    soft: bool = False
+
     def between(self, i, j) -> np.ndarray:
-        """(m, 3, 3) float64, Å², covariance of the bodies of the atoms i and j, (m,) integers each."""
+        together = (self.labels[i] == self.labels[j]) & (self.labels[i] >= 0)
+        covariance = np.where(together[:, None, None], self.covariances[self.labels[i]], 0.0)
+        return self.modes[i] @ covariance @ self.modes[j].transpose(0, 2, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class JointMotion(Motion):
+    """Bodies whose displacements have any joint normal distribution.
+
+    Attributes
+    ----------
+    labels : atoms of one body share its displacement
+    covariance : (g, g) or (g, g, 3, 3) float64, Å², of the bodies' displacements, Cartesian frame of the structure
+    """
+
+    structure: Structure
+    labels: np.ndarray
+    covariance: np.ndarray
+    soft: bool = False
+
+    @property
+    def isotropic(self) -> bool:
+        return self.covariance.ndim == 2
+
+    def between(self, i, j) -> np.ndarray:
         v = self.covariance[self.labels[i], self.labels[j]]
         return v[:, None, None] * np.eye(3) if self.isotropic else v
 

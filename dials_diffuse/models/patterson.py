@@ -18,7 +18,7 @@ import scipy.fft
 from dials_diffuse.compat import available_cores
 from dials_diffuse.kernels.peaks import add_peaks
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.models.motion import JointMotion
+from dials_diffuse.models.motion import Motion
 from dials_diffuse.structure.factors import form_factors
 from dials_diffuse.structure.transform import s_squared
 
@@ -34,7 +34,7 @@ _PAIRS = 1 << 18
 _MOST_THREADS = 4
 
 
-def patterson_sum(motion: JointMotion, grid: MapGrid, table: str) -> np.ndarray:
+def patterson_sum(motion: Motion, grid: MapGrid, table: str) -> np.ndarray:
     """Sum over pairs i != j of a_i conj(a_j) (exp(q V_ij q) - 1) at every voxel centre.
 
     The rms error is below 1e-4 of the rms value in every resolution shell (measured against the pair sum).

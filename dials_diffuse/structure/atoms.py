@@ -116,6 +116,13 @@ class Structure:
         """(3, 3) float64 O: ``r = O x`` in Å for a column of fractional coordinates x; ``s = h O^-1`` for a row h."""
         return np.array(self.cell.orthogonalization_matrix()).reshape(3, 3)
 
+    @cached_property
+    def rotations(self) -> list:
+        """(3, 3) float64 Cartesian rotation of each operator of the space group, in its order."""
+        o = self.orthogonalization
+        inverse = np.linalg.inv(o)
+        return [o @ np.array(op.r().as_double()).reshape(3, 3) @ inverse for op in self.space_group]
+
     @property
     def site_cart(self) -> np.ndarray:
         """(n, 3) float64, Å, cctbx's Cartesian frame."""
@@ -260,12 +267,11 @@ class Structure:
         kept, as cctbx does.
         """
         sites, tensors, atoms, copies = [], [], [], []
-        frac = np.linalg.inv(self.orthogonalization)
         special = np.flatnonzero(self.multiplicity < self.space_group.order_z())
         taken = {i: [] for i in special}
         for number, operator in enumerate(self.space_group):
             r = np.array(operator.r().as_double()).reshape(3, 3)
-            rotation = self.orthogonalization @ r @ frac
+            rotation = self.rotations[number]
             site = self.site_frac @ r.T + np.array(operator.t().as_double())
             site -= np.floor(site.mean(axis=0) + 1e-9)
             keep = np.ones(self.n_atoms, dtype=bool)
@@ -367,6 +373,38 @@ def load_structure(path) -> Structure:
     DiffuseError
         If the file cannot be read, or lacks atoms, the unit cell, the space group, or the element of an atom.
     """
+    root, symmetry, scale = _read(path)
+    if root.models_size() > 1:
+        logger.warning("%s: %d models, only the first is used", path, root.models_size())
+    return _from_hierarchy(_one_model(root, 0), symmetry, scale, path)
+
+
+def load_models(path) -> tuple:
+    """Read all models of a PDB or mmCIF file, each as by :func:`load_structure`.
+
+    Returns
+    -------
+    tuple of Structure
+    """
+    root, symmetry, scale = _read(path)
+    return tuple(_from_hierarchy(_one_model(root, i), symmetry, scale, path) for i in range(root.models_size()))
+
+
+def file_frame(path) -> tuple:
+    """From the Cartesian frame of a file to that of a Structure read from it, which differ where SCALE records say so.
+
+    Returns
+    -------
+    rotation : (3, 3) float64, for tensors
+    position : function of a (3,) point in the file's frame, Å
+    """
+    _, symmetry, (matrix, shift) = _read(path)
+    orthogonalization = np.array(symmetry.unit_cell().orthogonalization_matrix()).reshape(3, 3)
+    return _nearest_rotation(orthogonalization @ matrix), lambda point: orthogonalization @ (matrix @ point + shift)
+
+
+def _read(path) -> tuple:
+    """The hierarchy and the crystal symmetry of a file, and how its coordinates become fractional ones."""
     path = Path(path)
     if not path.is_file():
         raise DiffuseError(f"{path}: no such file; give a PDB or mmCIF file")
@@ -383,11 +421,14 @@ def load_structure(path) -> Structure:
         raise DiffuseError(f"{path}: has no unit cell; add a CRYST1 record (PDB) or _cell items (mmCIF)")
     if symmetry.space_group() is None:
         raise DiffuseError(f"{path}: has no space group that cctbx knows; correct the CRYST1 record or _symmetry items")
-    if root.models_size() > 1:
-        logger.warning("%s: %d models, only the first is used", path, root.models_size())
-        for model in root.models()[1:]:
-            root.remove_model(model)
-    return _from_hierarchy(root, symmetry, _scale(source, symmetry.unit_cell(), path), path)
+    return root, symmetry, _scale(source, symmetry.unit_cell(), path)
+
+
+def _one_model(root, number: int):
+    """A hierarchy of one of the models."""
+    single = pdb_hierarchy.root()
+    single.append_model(root.models()[number].detached_copy())
+    return single
 
 
 def _from_hierarchy(root, symmetry, scale, path) -> Structure:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -26,6 +28,17 @@ _QUALITY = 1e6
 #: an atom's density is left out where it is below this fraction of its maximum
 _WING = 1e-7
 
+#: the box in which atoms are sampled for points off the lattice reaches so far beyond their centres, Å
+_BOX_MARGIN = 10.0
+#: resolution of that box at least, Å
+_COARSEST = 4.0
+#: relative error of the non-uniform FFT
+_NUFFT_ERROR = 1e-5
+#: points that are worth a thread
+_NUFFT_POINTS = 50_000
+
+#: terms up to which direct summation is preferred
+_CHEAP = 1e7
 #: terms of the direct summation that are in memory together
 _TERMS = 1 << 20
 
@@ -63,19 +76,7 @@ def lattice_transform(structure: Structure, grid: MapGrid, table: str = "wk1995"
         multiplicity=np.ones_like(structure.multiplicity),
     )
     n_real = _real_grid(grid)
-    sampled = ext.sampled_model_density(
-        unit_cell=enlarged.cell,
-        scatterers=enlarged.xray_structure.scatterers(),
-        scattering_type_registry=_registry(enlarged, table),
-        fft_n_real=n_real,
-        fft_m_real=n_real,
-        u_base=ext.calc_u_base(grid.d_min, _STEP, _QUALITY),
-        wing_cutoff=_WING,
-        exp_table_one_over_step_size=0,
-    )
-    u_extra = sampled.u_extra()
-    density = sampled.real_map_unpadded().as_numpy_array().reshape(n_real)
-    del sampled
+    density, u_extra = _density(enlarged, n_real, grid.d_min, table)
     workers = available_cores()
     m3 = grid.extent[2]
     rows = [np.arange(-m, m + 1) % n for m, n in zip(grid.extent, n_real)]
@@ -91,6 +92,99 @@ def lattice_transform(structure: Structure, grid: MapGrid, table: str = "wk1995"
     result *= scale * np.exp(2 * np.pi**2 * u_extra * s2)
     result[~inside(grid, s2)] = np.nan
     return result
+
+
+def transform_at(structure: Structure, s, table: str = "wk1995", algorithm: str = "auto") -> np.ndarray:
+    """Structure factors of exactly the atoms given (no symmetry) at any points.
+
+    Parameters
+    ----------
+    s : (m, 3) float64, 1/Å, Cartesian frame of the structure
+    algorithm : ``direct``; ``nufft``: see :func:`off_lattice_transform`; ``auto``: direct where it is cheap (below 1e7
+        terms) or finufft is not installed
+
+    Returns
+    -------
+    (m,) complex128, electrons
+    """
+    if algorithm not in ("auto", "nufft", "direct"):
+        raise DiffuseError(f"algorithm={algorithm}: choose from auto, nufft, direct")
+    s = np.asarray(s, dtype=float).reshape(-1, 3)
+    if algorithm == "auto":
+        cheap = structure.n_atoms * len(s) < _CHEAP or importlib.util.find_spec("finufft") is None
+        algorithm = "direct" if cheap else "nufft"
+    if algorithm == "nufft":
+        return off_lattice_transform(structure, s, table)
+    return direct_transform(structure, s @ structure.orthogonalization, table)
+
+
+def off_lattice_transform(structure: Structure, s, table: str = "wk1995") -> np.ndarray:
+    """The same by a non-uniform FFT.
+
+    The density of the atoms is sampled in a box around them, as for :func:`lattice_transform`, and its transform taken
+    at the points by finufft. The rms error is below 1e-4 of the rms F in every resolution shell, as there.
+
+    Parameters
+    ----------
+    s : (m, 3) float64, 1/Å, Cartesian frame of the structure
+    table : see :func:`factors.form_factors`
+
+    Returns
+    -------
+    (m,) complex128, electrons
+
+    Raises
+    ------
+    DiffuseError
+        If finufft is not installed.
+    """
+    try:
+        import finufft
+    except ImportError:
+        raise DiffuseError("structure factors off the lattice: finufft is not installed; pip install finufft") from None
+    s = np.ascontiguousarray(s, dtype=float).reshape(-1, 3)
+    s2 = np.sum(s**2, axis=1)
+    d_min = 1 / max(math.sqrt(s2.max(initial=0.0)), 1 / _COARSEST)
+    sites = structure.site_cart
+    low, high = sites.min(axis=0) - _BOX_MARGIN, sites.max(axis=0) + _BOX_MARGIN
+    n_real = tuple(scipy.fft.next_fast_len(math.ceil(x / (d_min * _STEP))) for x in high - low)
+    step = (high - low) / np.array(n_real)
+    boxed = replace(
+        structure,
+        unit_cell=(*(float(x) for x in high - low), 90.0, 90.0, 90.0),
+        hall_symbol="P 1",
+        site_frac=(sites - low) / (high - low),
+        multiplicity=np.ones_like(structure.multiplicity),
+    )
+    density, u_extra = _density(boxed, n_real, d_min, table)
+    phase = 2 * math.pi * s * step
+    modes = density.astype(np.complex128)
+
+    def part(rows):
+        # one thread each: wheels of finufft bring an OpenMP library of their own; after cctbx's, two threads give NaN
+        x, y, z = np.ascontiguousarray(phase[rows].T)
+        return finufft.nufft3d2(x, y, z, modes, eps=_NUFFT_ERROR, isign=1, nthreads=1)
+
+    number = max(1, min(available_cores(), len(s) // _NUFFT_POINTS))
+    with ThreadPoolExecutor(number) as pool:
+        result = np.concatenate(list(pool.map(part, np.array_split(np.arange(len(s)), number))))
+    centre = low + step * (np.array(n_real) // 2)  # the point that finufft numbers 0
+    return result * (step.prod() * np.exp(2 * math.pi**2 * u_extra * s2 + 2j * math.pi * (s @ centre)))
+
+
+def _density(structure: Structure, n_real: tuple, d_min: float, table: str) -> tuple:
+    """float64 of shape ``n_real``, density of the atoms widened by U, in electrons/Å³, and that U in Å²."""
+    sampled = ext.sampled_model_density(
+        unit_cell=structure.cell,
+        scatterers=structure.xray_structure.scatterers(),
+        scattering_type_registry=_registry(structure, table),
+        fft_n_real=n_real,
+        fft_m_real=n_real,
+        u_base=ext.calc_u_base(d_min, _STEP, _QUALITY),
+        wing_cutoff=_WING,
+        exp_table_one_over_step_size=0,
+    )
+    return sampled.real_map_unpadded().as_numpy_array().reshape(n_real), sampled.u_extra()
 
 
 def memory_estimate(grid: MapGrid) -> int:
@@ -142,7 +236,7 @@ def structure_factors(structure: Structure, d_min: float, table: str = "wk1995",
     grid = MapGrid(structure.unit_cell, "P 1", (1, 1, 1), d_min)
     content = structure.expand()
     if algorithm == "auto":
-        algorithm = "direct" if content.n_atoms * grid.n_voxels < 1e7 else "fft"
+        algorithm = "direct" if content.n_atoms * grid.n_voxels < _CHEAP else "fft"
     if algorithm == "fft":
         return grid, lattice_transform(content, grid, table)
     chosen = inside(grid, s_squared(grid))
