@@ -1,1 +1,0 @@
-"""Scale models: what the experiment did to the intensities, and undoing it."""
