@@ -14,7 +14,8 @@ from libtbx.phil import parse
 
 import dials_diffuse
 from dials_diffuse.cli import integrate, merge
-from dials_diffuse.cli.program import run_program
+from dials_diffuse.cli.program import check_outputs, run_program
+from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps import files
 
 PHIL = parse(
@@ -137,7 +138,8 @@ def test_folder_as_input(capsys):
 SLEEPER = """
 import os, sys, time
 from libtbx.phil import parse
-from dials_diffuse.cli.program import run_program
+from dials_diffuse.cli.program import check_outputs, run_program
+from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.files import atomic_path, create_hdf5
 
 def main(params, files, provenance):
@@ -246,3 +248,13 @@ def test_programs_run_in_threads():
     thread.start()
     thread.join()
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("name", ["in.h5", "other"])
+def test_outputs_do_not_replace_inputs_or_each_other(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scope = parse(f"output {{ a = {name}\n.type = path\n b = ./{name}\n.type = path\n }}")
+    Path("in.h5").write_text("data")
+    with pytest.raises(DiffuseError, match="in.h5" if name == "in.h5" else "output.a"):
+        check_outputs(scope, scope.extract(), inputs=["in.h5"])
+    assert Path("in.h5").read_text() == "data"

@@ -45,7 +45,7 @@ def run_program(
     try:
         with _terminable():
             params, options, files, provenance = _parse(name, help_text, phil, args, without_files)
-            check_outputs(phil, params, required)
+            check_outputs(phil, params, required, files)
             with _logging(params.output.log, options.verbose):
                 logger.info("%s", dials_version())
                 changed = options.diff_phil
@@ -98,20 +98,21 @@ def _terminable() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-def check_outputs(phil, params, required=()) -> None:
+def check_outputs(phil, params, required=(), inputs=()) -> None:
     """Can every file named by an ``output.*`` parameter of type path be written? None means no such file.
 
     Parameters
     ----------
     phil : libtbx phil scope; params : what was extracted from it
     required : names below ``output`` that may not be None
+    inputs : paths that must not be written over
 
     Raises
     ------
     DiffuseError
-        If not, or if two of them are the same file; the message names the parameter and its value.
+        If not, if it is an input, or if two of them are the same file; the message names the parameter and its value.
     """
-    taken: dict = {}
+    taken = {Path(path).resolve(): f"the input {path}" for path in inputs}
     for definition in phil.all_definitions():
         name = definition.path
         if not name.startswith("output.") or definition.object.type.phil_type != "path":

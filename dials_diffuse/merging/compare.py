@@ -38,7 +38,7 @@ class Comparison:
     @property
     def slope_variation(self) -> float:
         """Largest relative deviation of a shell's slope from that of all together."""
-        return max(abs(row["slope"] / self.slope - 1) for row in self.shells)
+        return max(abs(row["slope"] / self.slope - 1) for row in self.shells if math.isfinite(row["slope"]))
 
 
 def common_voxels(a: DiffuseMap, b: DiffuseMap) -> tuple:
@@ -89,7 +89,7 @@ def compare_maps(a: DiffuseMap, b: DiffuseMap, d_max=math.inf, d_min=0.0, n_shel
 
     Parameters
     ----------
-    d_max, d_min : Å, range to compare
+    d_max, d_min : Å, range to compare; the voxel at the origin is left out
     n_shells : of equal volume
     n_bins : bins in |s| for the isotropic part, over the whole range; fewer if they would hold less than MIN_PER_BIN
 
@@ -104,7 +104,7 @@ def compare_maps(a: DiffuseMap, b: DiffuseMap, d_max=math.inf, d_min=0.0, n_shel
     """
     in_a, in_b = common_voxels(a, b)
     s = b.grid.s_magnitude(b.index[in_b])
-    use = (s >= 1 / d_max) & (s * d_min <= 1)
+    use = (s >= 1 / d_max) & (s * d_min <= 1) & (s > 0)
     if np.count_nonzero(use) < 3:
         raise DiffuseError(f"the maps share {np.count_nonzero(use)} voxels from {d_max:g} to {d_min:g} Å: too few")
     s = s[use]

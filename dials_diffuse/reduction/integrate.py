@@ -85,7 +85,7 @@ def choose_grid(experiments, parameters: ReductionParameters) -> MapGrid:
         cell = e.crystal.get_unit_cell()
         if not first.is_similar_to(cell, MAX_CELL_DIFFERENCE, MAX_ANGLE_DIFFERENCE):
             raise DiffuseError(
-                f"unit cells {first} and {cell} differ by more than {100 * MAX_CELL_DIFFERENCE:.0f} % or "
+                f"unit cells {first!s} and {cell!s} differ by more than {100 * MAX_CELL_DIFFERENCE:.0f} % or "
                 f"{MAX_ANGLE_DIFFERENCE:g} degrees: the crystals are not isomorphous; leave some out"
             )
     cell = np.mean([e.crystal.get_unit_cell().parameters() for e in experiments], axis=0)

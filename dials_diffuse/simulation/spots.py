@@ -41,10 +41,10 @@ class SpotShape:
     spot_size : mm along each axis of the detector: crystal, beam and point spread together
     """
 
-    mosaicity: float = 0.1
+    mosaicity: float = 0.08
     divergence: float = 0.02
     bandwidth: float = 2e-4
-    spot_size: float = 0.1
+    spot_size: float = 0.12
 
     def __post_init__(self):
         for name, unit in (("mosaicity", "degrees"), ("spot_size", "mm")):
