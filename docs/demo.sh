@@ -13,7 +13,7 @@ cd "$output"
 # shellcheck source=steps.sh
 . "$docs/steps.sh"
 
-simulation=(dials.diffuse_simulate structure=lysozyme model=llm scan.n_images=96 seed=0)
+simulation=(dials.diffuse_simulate structure=lysozyme model=llm scan.n_images=96 seed=4)
 # the program does not write over images
 done_before simulate "${simulation[@]}" || rm -f simulated_1_*.cbf
 step simulate "${simulation[@]}"
