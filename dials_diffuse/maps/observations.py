@@ -17,6 +17,9 @@ from dials_diffuse.maps.grid import MapGrid
 SCHEMA = "dials_diffuse.observations/1"
 CHUNK = 1 << 16
 
+#: units of intensities that are not on an absolute scale
+ARBITRARY = "a.u."
+
 #: One row per voxel x pass. Sums run over the pixels (fractions of pixels, when sub-sampled) that fell into the voxel.
 #: ``*_odd`` hold the part that came from every second image: the half sets by frame.
 OBSERVATION_DTYPE = np.dtype(
@@ -99,9 +102,17 @@ class ObservationWriter:
 
 
 @contextmanager
-def write_observations(path, grid: MapGrid, experiments, provenance: Provenance) -> Iterator[ObservationWriter]:
-    """Context manager: an :class:`ObservationWriter` whose file appears under ``path`` only when all went well."""
+def write_observations(
+    path, grid: MapGrid, experiments, provenance: Provenance, units: str = ARBITRARY, scaled: bool = False
+) -> Iterator[ObservationWriter]:
+    """Context manager: an :class:`ObservationWriter` whose file appears under ``path`` only when all went well.
+
+    units : of (counts - background) / norm
+    scaled : norm and background hold a scale model already
+    """
     with create_hdf5(path, SCHEMA) as handle:
+        handle.attrs["units"] = units
+        handle.attrs["scaled"] = scaled
         _write_grid(handle, grid)
         _write_experiments(handle, experiments)
         handle.attrs["process"] = json.dumps(asdict(provenance))
@@ -130,6 +141,8 @@ class ObservationFile:
     grid : MapGrid
     experiments : tuple of ExperimentSummary
     provenance : Provenance
+    units : of (counts - background) / norm
+    scaled : bool, do norm and background hold a scale model?
     n_rows : int
 
     Raises
@@ -165,6 +178,8 @@ class ObservationFile:
         )
         process = json.loads(self._handle.attrs["process"])
         self.provenance = Provenance(**{k: tuple(v) if isinstance(v, list) else v for k, v in process.items()})
+        self.units = str(self._handle.attrs.get("units", ARBITRARY))
+        self.scaled = bool(self._handle.attrs.get("scaled", False))
         self._group = self._handle["observations"]
         missing = set(OBSERVATION_DTYPE.names) - set(self._group)
         if missing:

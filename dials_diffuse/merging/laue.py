@@ -161,6 +161,7 @@ def merge_observations(
                 raise DiffuseError(f"{file.path}: holds no observations; integrate again, or leave the file out")
         grid = common_grid(files, parameters.space_group)
         resolution_range(grid, parameters.d_max, parameters.d_min)
+        units = _common_units(files)
         _report_size(grid, files)
         total = sum(math.ceil(file.n_rows / rows) for file in files)
         blocks = progress(blocks_of_rows(files, ("index", "norm"), rows), total, "finding voxels")
@@ -173,7 +174,7 @@ def merge_observations(
         n_rows = sum(file.n_rows for file in files)
         identifiers = tuple(e.identifier for file in files for e in file.experiments)
 
-    merged = _divide(sums, multiplicity, grid, voxels.index, parameters)
+    merged = replace(_divide(sums, multiplicity, grid, voxels.index, parameters), units=units)
     table = shell_statistics(merged, mates, parameters.n_shells, parameters.d_max, parameters.d_min)
     n_used = int(multiplicity.sum(dtype=np.int64))
     n_off_grid = n_rows - n_used - n_refused
@@ -186,6 +187,17 @@ def merge_observations(
         warnings.append(f"no correlation of half sets: half_sets={parameters.half_sets} leaves too few common voxels")
     merged = replace(merged, statistics=table.shells, overall=table.overall)
     return MergeResult(merged, table, n_used, n_off_grid, n_refused, identifiers, tuple(warnings))
+
+
+def _common_units(files) -> str:
+    first = files[0]
+    for other in files[1:]:
+        if other.units != first.units:
+            raise DiffuseError(
+                f"{first.path} and {other.path} cannot be merged: their intensities are in {first.units} and "
+                f"{other.units}; scale them together with dials.diffuse_scale"
+            )
+    return first.units
 
 
 def _report_size(grid: MapGrid, files) -> None:

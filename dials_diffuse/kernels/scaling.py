@@ -1,0 +1,257 @@
+"""Sums over observations for the scaling model: spline bases, normal equations, outliers.
+
+A block of parameters is a tensor product of up to three axes. An axis is either a uniform quadratic B-spline or, where
+its step is zero, a table of numbered categories. Every observation touches few parameters of each block.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from dials_diffuse.kernels.jit import njit
+
+
+@njit
+def axis_weights(x, low, step, n, weights):
+    """Weights of the B-splines that are not zero at x; returns the number of the first, and how many there are.
+
+    Outside ``low .. low + (n - 2) step`` the value at the nearer end is taken. A step of zero: category int(x).
+
+    weights : (3,) float64, written
+    """
+    if step == 0.0:
+        weights[0] = 1.0
+        return min(max(int(x), 0), n - 1), 1
+    p = min(max((x - low) / step, 0.0), n - 2.0)
+    j = min(int(p), n - 3)
+    t = p - j
+    weights[0] = 0.5 * (1.0 - t) * (1.0 - t)
+    weights[1] = 0.5 + t - t * t
+    weights[2] = 0.5 * t * t
+    return j, 3
+
+
+@njit
+def block_basis(row, axes, limits, index, value, at):
+    """Append the non-zero basis functions of one block at one observation to ``index`` and ``value``.
+
+    Parameters
+    ----------
+    row : (m,) float64, coordinates of the observation
+    axes : (k, 2) int64, for each axis the column of ``row`` and the number of basis functions; k is 1 to 3
+    limits : (k, 2) float64, lower end and step of each axis
+    index, value : int64 and float64, written from position ``at``; the index counts from 0 within the block
+
+    Returns
+    -------
+    int, the position after the last entry
+    """
+    w0, w1, w2 = np.empty(3), np.empty(3), np.empty(3)
+    j0, k0 = axis_weights(row[axes[0, 0]], limits[0, 0], limits[0, 1], axes[0, 1], w0)
+    if axes.shape[0] == 1:
+        for a in range(k0):
+            index[at] = j0 + a
+            value[at] = w0[a]
+            at += 1
+        return at
+    n1 = axes[1, 1]
+    j1, k1 = axis_weights(row[axes[1, 0]], limits[1, 0], limits[1, 1], n1, w1)
+    if axes.shape[0] == 2:
+        for a in range(k0):
+            for b in range(k1):
+                index[at] = (j0 + a) * n1 + j1 + b
+                value[at] = w0[a] * w1[b]
+                at += 1
+        return at
+    n2 = axes[2, 1]
+    j2, k2 = axis_weights(row[axes[2, 0]], limits[2, 0], limits[2, 1], n2, w2)
+    for a in range(k0):
+        for b in range(k1):
+            for c in range(k2):
+                index[at] = ((j0 + a) * n1 + j1 + b) * n2 + j2 + c
+                value[at] = w0[a] * w1[b] * w2[c]
+                at += 1
+    return at
+
+
+@njit
+def evaluate_block(coordinates, offset, axes, limits, coefficients, out):
+    """Value of one block at every observation.
+
+    Parameters
+    ----------
+    coordinates : (n, m) float64
+    offset : (n,) int64, first parameter of the block for the observation; negative: the value is 0
+    axes, limits : as for :func:`block_basis`
+    coefficients : (p,) float64, all parameters
+    out : (n,) float64, written
+    """
+    index, value = np.empty(27, dtype=np.int64), np.empty(27)
+    for i in range(coordinates.shape[0]):
+        total = 0.0
+        if offset[i] >= 0:
+            n = block_basis(coordinates[i], axes, limits, index, value, 0)
+            for k in range(n):
+                total += value[k] * coefficients[offset[i] + index[k]]
+        out[i] = total
+
+
+@njit
+def fill_basis(coordinates, offset, axes, limits, factor, index, value, count):
+    """Append one block to the sparse rows of the design matrix.
+
+    Parameters
+    ----------
+    factor : (n,) float64, derivative of the expected counts by the value of the block
+    index : (n, w) int64; value : (n, w) float64; count : (n,) int64, entries used so far; all written
+    others : as for :func:`evaluate_block`
+    """
+    for i in range(coordinates.shape[0]):
+        if offset[i] < 0:
+            continue
+        start = count[i]
+        end = block_basis(coordinates[i], axes, limits, index[i], value[i], start)
+        for k in range(start, end):
+            index[i, k] += offset[i]
+            value[i, k] *= factor[i]
+        count[i] = end
+
+
+@njit
+def fill_patterns(coordinates, start, axes, limits, factor, pattern, index, value, count):
+    """Append parameters that multiply patterns of the unique voxels, each with a spline in one coordinate.
+
+    Parameters
+    ----------
+    start : int, first parameter; pattern k has ``axes[0, 1]`` of them
+    pattern : (n, k) float64, value of each pattern at the voxel of each observation
+    others : as for :func:`fill_basis`
+    """
+    w = np.empty(3)
+    for i in range(coordinates.shape[0]):
+        j, n = axis_weights(coordinates[i, axes[0, 0]], limits[0, 0], limits[0, 1], axes[0, 1], w)
+        at = count[i]
+        for k in range(pattern.shape[1]):
+            for a in range(n):
+                index[i, at] = start + k * axes[0, 1] + j + a
+                value[i, at] = w[a] * pattern[i, k] * factor[i]
+                at += 1
+        count[i] = at
+
+
+@njit
+def evaluate_patterns(coordinates, start, axes, limits, coefficients, pattern, out):
+    """Sum of the patterns with their splines; out : (n,) float64, written; others as for :func:`fill_patterns`."""
+    w = np.empty(3)
+    for i in range(coordinates.shape[0]):
+        j, n = axis_weights(coordinates[i, axes[0, 0]], limits[0, 0], limits[0, 1], axes[0, 1], w)
+        total = 0.0
+        for k in range(pattern.shape[1]):
+            for a in range(n):
+                total += w[a] * pattern[i, k] * coefficients[start + k * axes[0, 1] + j + a]
+        out[i] = total
+
+
+@njit
+def add_normal(index, value, count, weight, residual, matrix, vector):
+    """Add observations to the upper triangle of the normal matrix and to the gradient.
+
+    ``matrix += sum w J J^T`` and ``vector += sum w r J``; within a row indices of a block ascend and blocks come in
+    the order of their parameters.
+
+    weight, residual : (n,) float64; matrix : (p, p) and vector : (p,) float64, incremented
+    """
+    for i in range(count.shape[0]):
+        w = weight[i]
+        if w == 0.0:
+            continue
+        for a in range(count[i]):
+            j = index[i, a]
+            x = w * value[i, a]
+            vector[j] += x * residual[i]
+            for b in range(a, count[i]):
+                matrix[j, index[i, b]] += x * value[i, b]
+
+
+@njit
+def add_orbits(index, value, count, factor, orbit, rows):
+    """``rows[orbit[i]] += factor[i] * J_i``: what couples the intensities of unique voxels to the parameters.
+
+    factor : (n,) float64; orbit : (n,) int64; rows : (m, p) float64, incremented
+    """
+    for i in range(count.shape[0]):
+        x = factor[i]
+        if x == 0.0:
+            continue
+        for a in range(count[i]):
+            rows[orbit[i], index[i, a]] += x * value[i, a]
+
+
+@njit
+def orbit_sums(orbit, weight, residual, unit, rejected, sums):
+    """``sums[orbit] += (w r u, w u^2)``, what the intensity of a unique voxel is found from.
+
+    orbit : (n,) integers, negative: skip; weight, residual, unit : (n,) floats; rejected : (n,) bool, skip them too
+    sums : (m, 2) float64, incremented
+    """
+    for i in range(orbit.shape[0]):
+        j = orbit[i]
+        if j >= 0 and not rejected[i]:
+            wu = weight[i] * unit[i]
+            sums[j, 0] += wu * residual[i]
+            sums[j, 1] += wu * unit[i]
+
+
+@njit
+def signed_deviance(counts, expected):
+    """Signed root of the Poisson deviance: normal to good approximation also for few counts."""
+    if expected <= 0.0:
+        return 0.0
+    if counts <= 0.0:
+        return -math.sqrt(2.0 * expected)
+    d = counts * math.log(counts / expected) - (counts - expected)
+    return math.copysign(math.sqrt(2.0 * max(d, 0.0)), counts - expected)
+
+
+@njit
+def deviations(orbit, weight, residual, unit, counts, expected, prior, sums, rejected, out):
+    """Deviation of each observation from what the other observations of its unique voxel predict, in sigma.
+
+    The prediction is their mean, shrunk towards the isotropic part with the spread expected of the anisotropic part.
+
+    Parameters
+    ----------
+    orbit, weight, residual, unit, rejected : as for :func:`orbit_sums`; the rejected ones are tested too
+    counts, expected : (n,) floats, total counts and their expectation without anisotropic part
+    prior : (m,) floats, 1 / variance of the anisotropic part
+    sums : (m, 2) float64, from :func:`orbit_sums`
+    out : (n,) float32, written
+    """
+    for i in range(orbit.shape[0]):
+        j = orbit[i]
+        out[i] = 0.0
+        if j < 0 or weight[i] <= 0.0 or expected[i] <= 0.0:
+            continue
+        w, u = np.float64(weight[i]), np.float64(unit[i])
+        a, b = sums[j, 0], sums[j, 1]
+        if not rejected[i]:
+            a -= w * u * residual[i]
+            b -= w * u * u
+        b = max(b, 0.0) + prior[j]
+        poisson = max(expected[i] + u * a / b, 0.1 * expected[i])
+        variance = max(poisson / expected[i], 1.0) / w + u * u / b
+        out[i] = signed_deviance(counts[i], poisson) * math.sqrt(poisson / max(variance, poisson))
+
+
+@njit
+def worst_deviation(orbit, deviation, rejected, limit, worst):
+    """``worst[orbit]`` = largest size above ``limit`` among the observations that are not rejected yet.
+
+    worst : (m,) float32, zeros; written
+    """
+    for i in range(orbit.shape[0]):
+        size = abs(deviation[i])
+        if orbit[i] >= 0 and not rejected[i] and size > limit and size > worst[orbit[i]]:
+            worst[orbit[i]] = size

@@ -1,0 +1,1 @@
+"""Scale models: what the experiment did to the intensities, and undoing it."""

@@ -1,0 +1,107 @@
+"""The scale model in numbers for output.json: curves over rotation and |s|, responses, residuals."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import numpy as np
+
+from dials_diffuse.scaling.data import MODULE, S, T, X, Y
+from dials_diffuse.scaling.model import ScaleModel
+from dials_diffuse.scaling.scale import ScalingResult
+
+#: points of the curves
+_N_S = 20
+_N_DETECTOR = 11
+
+#: degrees between points of a curve over the rotation, at least
+_ANGLE = 1.0
+
+
+def scaling_record(result: ScalingResult) -> dict:
+    """What scaling found, for ``dials.diffuse_scale/1``."""
+    refinement = result.refinement
+    model = refinement.model
+    return {
+        "n_observations": result.n_observations,
+        "n_refined_against": result.n_sample,
+        "n_outliers": result.n_outliers,
+        "n_off_grid": result.n_off_grid,
+        "terms": {
+            "used": list(model.terms),
+            "smoothing": refinement.strengths,
+            "tests": [asdict(t) for t in refinement.tests],
+        },
+        "refinement": refinement.history,
+        "errors": {
+            "s": refinement.errors.shells,
+            "excess": refinement.errors.excess,
+            "spread": refinement.errors.spread,
+        },
+        "profile": _profile(model),
+        "sweeps": [_sweep(result, i) for i in range(len(result.experiments))],
+        "modules": _modules(model),
+        "residuals": [asdict(b) for b in result.batches],
+        "suggested_exclude_images": [f"{e}:{first}:{last}" for e, first, last in result.cuts],
+        "correlations": [list(row) for row in result.correlations],
+    }
+
+
+def curve_of_b(result: ScalingResult, number: int) -> tuple:
+    """(angles in degrees, b, c relative to the mean isotropic part) of an experiment along its rotation; (n,) each."""
+    model, layout = result.refinement.model, result.layout
+    n = max(2, int(abs(layout.width[number]) / _ANGLE))
+    x = np.zeros((n, 5))
+    x[:, T] = (np.arange(n) + 0.5) / n
+    x[:, S] = _s_range(model).mean()
+    experiment = np.full(n, number)
+    angles = layout.start[number] + x[:, T] * layout.width[number]
+    return angles, np.exp(model.value("b", x, experiment)), model.value("c", x, experiment)
+
+
+def _s_range(model: ScaleModel) -> np.ndarray:
+    block = model.block("p")
+    (low, step), n = block.limits[0], block.size
+    return np.linspace(low, low + step * (n - 2), _N_S)
+
+
+def _profile(model: ScaleModel) -> dict:
+    s = _s_range(model)
+    x = np.zeros((len(s), 5))
+    x[:, S] = s
+    return {"s": s, "intensity": model.value("p", x, np.zeros(len(s), dtype=np.int64))}
+
+
+def _sweep(result: ScalingResult, number: int) -> dict:
+    model = result.refinement.model
+    angles, b, _ = curve_of_b(result, number)
+    record = {"identifier": result.experiments[number].identifier, "angle": angles, "b": b}
+    if model.block("c"):
+        s = _s_range(model)
+        t, s_grid = np.meshgrid((np.arange(len(angles)) + 0.5) / len(angles), s, indexing="ij")
+        x = np.zeros((t.size, 5))
+        x[:, T], x[:, S] = t.ravel(), s_grid.ravel()
+        experiment = np.full(t.size, number)
+        offset = model.value("c", x, experiment) * model.value("p", x, experiment, reference=True)
+        record["c"] = {"s": s, "offset": offset.reshape(t.shape)}
+    for name in "ad":
+        if model.block(name):
+            edge = (np.arange(_N_DETECTOR) + 0.5) / _N_DETECTOR
+            t = np.array([0.5]) if name == "d" else (np.arange(len(angles))[::10] + 0.5) / len(angles)
+            grid = np.meshgrid(t, edge, edge, indexing="ij")
+            x = np.zeros((grid[0].size, 5))
+            for column, values in zip((T, Y, X), grid):
+                x[:, column] = values.ravel()
+            factor = np.exp(model.value(name, x, np.full(len(x), number))).reshape(grid[0].shape)
+            size = result.layout.size[number]
+            record[name] = {"angle": angles[::10], "x": edge * size[0], "y": edge * size[1], "factor": factor}
+    return record
+
+
+def _modules(model: ScaleModel) -> list:
+    block = model.block("m")
+    if block is None:
+        return []
+    x = np.zeros((block.size, 5))
+    x[:, MODULE] = np.arange(block.size)
+    return list(np.exp(model.value("m", x, np.zeros(block.size, dtype=np.int64))))

@@ -1,0 +1,172 @@
+"""Scale observation files together: the library function behind ``dials.diffuse_scale``."""
+
+from __future__ import annotations
+
+import logging
+import math
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from dials_diffuse.errors import DiffuseError
+from dials_diffuse.maps.files import Provenance
+from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.maps.observations import ARBITRARY, OBSERVATION_DTYPE, ObservationFile, write_observations
+from dials_diffuse.maps.voxels import Voxels, blocks_of_rows, check_distinct, common_grid, find_voxels
+from dials_diffuse.scaling.apply import Scaler, all_residuals, find_all_outliers, voxel_priors, write_scaled
+from dials_diffuse.scaling.data import COLUMNS, Layout, Observations, make_layout, sample_observations
+from dials_diffuse.scaling.parameters import ScalingParameters
+from dials_diffuse.scaling.refine import Refinement, find_outliers, refine
+from dials_diffuse.scaling.statistics import Batch, crystal_correlations, residuals_by_batch, suggest_cuts
+
+logger = logging.getLogger("dials.diffuse.scaling")
+
+#: rows that are in memory together, for each thread
+_ROWS = 1 << 18
+
+
+@dataclass(frozen=True)
+class ScalingResult:
+    """What scaling found.
+
+    Attributes
+    ----------
+    grid : of all files together
+    experiments : tuple of ExperimentSummary, in the order of the scaled file
+    layout, refinement : the scale model
+    n_observations, n_outliers, n_off_grid, n_sample : rows of all files, those left out, and those refined against
+    batches : list of Batch, residuals by rotation
+    correlations : (e, e) float64, anisotropic part of each experiment against each other; NaN without common voxels
+    cuts : suggested images to leave out, (experiment, first, last)
+    warnings : sentences for the user
+    """
+
+    grid: MapGrid
+    experiments: tuple
+    layout: Layout
+    refinement: Refinement
+    n_observations: int
+    n_outliers: int
+    n_off_grid: int
+    n_sample: int
+    batches: list
+    correlations: np.ndarray
+    cuts: list
+    warnings: list
+
+
+def memory_estimate(grid: MapGrid, n_rows: int, n_sample: int) -> float:
+    """Rough peak memory in bytes."""
+    return 5 * grid.n_voxels + 28 * n_rows + 250 * n_sample + 8 * _ROWS * 250
+
+
+def scale_observations(
+    paths,
+    parameters: ScalingParameters,
+    path,
+    provenance: Provenance,
+    threads: int = 1,
+    progress=lambda items, total, label: items,
+) -> ScalingResult:
+    """Refine a scale model for all files together and write their observations, scaled, to one file.
+
+    Parameters
+    ----------
+    paths : observation files of dials.diffuse_integrate
+    path : the scaled file
+    threads : for sums and for the application of the model
+    progress : wraps an iterator as ``progress(items, total, label)``
+
+    Raises
+    ------
+    DiffuseError
+        On files that do not fit together or were scaled before; ``path`` is then left as it was.
+    """
+    check_distinct(paths)
+    with ExitStack() as stack:
+        files = [stack.enter_context(ObservationFile(p)) for p in paths]
+        for file in files:
+            if file.n_rows == 0:
+                raise DiffuseError(f"{file.path}: holds no observations; integrate again, or leave the file out")
+            if file.scaled:
+                raise DiffuseError(f"{file.path}: scaled already; give the files of dials.diffuse_integrate")
+        grid = common_grid(files, parameters.space_group)
+        experiments = tuple(e for file in files for e in file.experiments)
+        first = np.cumsum([0] + [len(file.experiments) for file in files])
+        n_rows = sum(file.n_rows for file in files)
+        n_sample = min(n_rows, parameters.max_observations)
+        logger.info(
+            "%d observations of %d sweeps; about %d of them refine the model; memory about %.1f GB",
+            n_rows,
+            len(experiments),
+            n_sample,
+            memory_estimate(grid, n_rows, n_sample) / 1e9,
+        )
+        total = sum(math.ceil(file.n_rows / _ROWS) for file in files)
+
+        def blocks(columns, label):
+            pairs = (
+                (int(n), block) for n, file in zip(first, files) for block in blocks_of_rows([file], columns, _ROWS)
+            )
+            return progress(pairs, total, label)
+
+        voxels, _ = find_voxels((b for _, b in blocks(("index", "norm"), "Finding voxels")), grid, True)
+        if len(voxels.index) == 0:
+            raise DiffuseError(f"{files[0].path}: no observation has a positive norm inside d_min; integrate again")
+        layout = make_layout(experiments)
+        data = _sample(blocks(COLUMNS, "Choosing observations"), grid, voxels, layout, n_rows, parameters)
+        refinement = refine(data, layout, parameters, threads, progress)
+        scaler = Scaler(grid, voxels, layout, refinement.model, refinement.errors)
+        residuals = all_residuals(scaler, blocks(COLUMNS, "Finding outliers"), n_rows, threads)
+        n_off_grid = int(np.count_nonzero(residuals.unique < 0))
+        rejected = find_all_outliers(residuals, voxel_priors(scaler), parameters.outlier_n_sigma)
+        rejected |= residuals.unique < 0
+        del residuals
+        logger.info("Saving the scaled observations to %s", path)
+        provenance = replace(provenance, identifiers=tuple(e.identifier for e in experiments))
+        with write_observations(path, grid, experiments, provenance, ARBITRARY, scaled=True) as writer:
+            for _ in write_scaled(scaler, blocks(OBSERVATION_DTYPE.names, "Writing"), rejected, 1.0, writer, threads):
+                pass
+    return _summary(
+        grid, experiments, layout, refinement, data, parameters, n_rows, int(rejected.sum()) - n_off_grid, n_off_grid
+    )
+
+
+def _sample(blocks, grid: MapGrid, voxels: Voxels, layout, n_rows: int, parameters: ScalingParameters) -> Observations:
+    """All observations of unique voxels chosen at random, as many as are wanted."""
+    share = parameters.max_observations / n_rows
+    wanted = np.random.default_rng(parameters.seed).random(len(voxels.index)) < share
+    data = sample_observations(blocks, grid, voxels, layout, wanted)
+    if data.n < 1000:
+        raise DiffuseError(f"{data.n} observations are too few for a scale model; merge them as they are")
+    return data
+
+
+def _summary(grid, experiments, layout, refinement, data, parameters, n_rows, n_outliers, n_off_grid) -> ScalingResult:
+    rejected = find_outliers(refinement.model, data, refinement.errors, parameters.outlier_n_sigma)
+    batches: list[Batch] = residuals_by_batch(refinement, data, experiments, rejected)
+    warnings = []
+    if n_outliers > 0.02 * n_rows:
+        warnings.append(
+            f"{100 * n_outliers / n_rows:.1f} % of the observations are outliers: are Bragg peaks masked widely enough?"
+        )
+    if layout.n_panels > 1 and "a" in parameters.terms:
+        warnings.append("the detector has several panels: no smooth a or d over it, only one factor for each panel")
+    lost = [t.name for t in refinement.tests if not t.kept]
+    if parameters.automatic and lost:
+        logger.info("Left out, because held-out voxels are not predicted better with them: %s", ", ".join(lost))
+    return ScalingResult(
+        grid=grid,
+        experiments=experiments,
+        layout=layout,
+        refinement=refinement,
+        n_observations=n_rows,
+        n_outliers=n_outliers,
+        n_off_grid=n_off_grid,
+        n_sample=data.n,
+        batches=batches,
+        correlations=crystal_correlations(refinement, data, len(experiments), rejected),
+        cuts=suggest_cuts(batches),
+        warnings=warnings,
+    )

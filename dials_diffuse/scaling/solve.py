@@ -1,0 +1,269 @@
+"""One step of the refinement: smoothing, what is fixed because nothing can tell it, and cross-validation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import linalg, sparse
+
+from dials_diffuse.kernels.scaling import fill_basis
+from dials_diffuse.scaling.data import Observations, S
+from dials_diffuse.scaling.model import ScaleModel
+from dials_diffuse.scaling.normal import Normal, add
+
+#: strengths of smoothing that are tried first, per squared second difference of neighbouring coefficients
+STRENGTHS = 100.0 ** np.arange(0, 5)
+
+#: a term that lowers χ² per held-out observation by less does not matter
+_LEAST_GAIN = 5e-4
+
+#: of the profile: only where there are no data
+_PROFILE_STRENGTH = 1e-2
+
+#: what is expected of the coefficients before there are data (logarithms of factors; for c a relative size)
+_PRIOR = {"a": 0.3, "b": 0.5, "c": 0.3, "d": 0.1, "m": 0.1}
+
+#: of the anisotropic part, how much may be a smooth function of the direction
+_SMOOTH_SHARE = 0.3
+
+#: rings of |s| in which the response of the detector averages to nothing, and that tell what is radial in absorption
+_RINGS_D, _RINGS_A = 10, 30
+
+#: a function with more than this share of its variance between the rings is radial
+_RADIAL_SHARE = 0.9
+_GAUGE_ROWS = 50_000
+
+
+def gauge(model: ScaleModel, data: Observations) -> np.ndarray:
+    """Directions of the parameters that the data cannot tell, or only through another term.
+
+    b: mean 0 over all sweeps (the overall scale belongs to the intensities). a: no part that depends on |s| alone
+    around each node of the rotation, the mean included (that is b and c, for all but the small anisotropic part). d:
+    mean 0 over all observations in rings of |s| (that is the isotropic profile). m: mean 0. c: mean 0 over all sweeps
+    at each |s| (that is the isotropic profile too).
+
+    Returns
+    -------
+    (k, p) float64, each row times the parameters is to be zero
+    """
+    some = np.arange(0, data.n, max(1, data.n // _GAUGE_ROWS))
+    rows = [np.zeros((0, model.n_parameters))]
+
+    def add_rows(block, values):
+        full = np.zeros((len(values), model.n_parameters))
+        full[:, block.all] = values
+        rows.append(full / np.linalg.norm(full, axis=1, keepdims=True).clip(1e-300))
+
+    for block in model.blocks:
+        shape = (block.n_sets, *block.axes[:, 1])
+        if block.name in "bm":
+            add_rows(block, np.ones((1, math.prod(shape))))
+        elif block.name == "c":
+            add_rows(block, np.tile(np.eye(shape[2]), shape[0] * shape[1]))
+        elif block.name == "a":
+            plane = replace(block, axes=block.axes[1:], limits=block.limits[1:], size=shape[2] * shape[3], n_sets=1)
+            radial = _radial(_basis(plane, data, some), data, some)
+            add_rows(block, np.kron(np.eye(shape[0] * shape[1]), radial))
+        elif block.name == "d":
+            basis = _basis(block, data, some)
+            add_rows(block, np.array([np.asarray(basis[r].sum(axis=0))[0] for r in _rings(data, some, _RINGS_D)]))
+    return np.concatenate(rows)
+
+
+def _radial(basis, data: Observations, some: np.ndarray) -> np.ndarray:
+    """(k, n) functions of the detector that the basis can make and that depend, almost, on |s| alone.
+
+    As rows that give the coefficients' overlap with them. Their variance lies between rings of |s|, not within.
+    """
+    rings = _rings(data, some, _RINGS_A)
+    gram = (basis.T @ basis).toarray() / len(some)
+    means = np.array([np.asarray(basis[r].mean(axis=0))[0] for r in rings])
+    gram += 1e-6 * np.trace(gram) / len(gram) * np.eye(len(gram))
+    share, vectors = linalg.eigh(means.T @ means / len(rings), gram)
+    return (gram @ vectors[:, share > _RADIAL_SHARE]).T
+
+
+def _basis(block, data: Observations, some: np.ndarray):
+    """(n, parameters of the block) sparse: its basis functions at some observations."""
+    n = len(some)
+    index, value = np.zeros((n, block.width), dtype=np.int64), np.zeros((n, block.width))
+    offset = block.offset(data.experiment[some]) - block.start
+    fill_basis(
+        data.coordinates[some], offset, block.axes, block.limits, np.ones(n), index, value, np.zeros(n, np.int64)
+    )
+    row = np.repeat(np.arange(n), block.width)
+    return sparse.csr_matrix((value.ravel(), (row, index.ravel())), shape=(n, block.size * block.n_sets))
+
+
+def _rings(data: Observations, some: np.ndarray, n_rings: int) -> list:
+    """Positions in ``some`` of the observations in each ring of |s|, equal numbers in each."""
+    return np.array_split(np.argsort(data.coordinates[some, S]), n_rings)
+
+
+@dataclass(frozen=True)
+class System:
+    """What does not change from step to step, in the space of the directions that are refined.
+
+    Attributes
+    ----------
+    free : (p, q) float64, orthonormal basis of those directions
+    penalties : name -> (q, q) float64, for a strength of 1
+    slopes : name -> (q,) float64, half the derivative of the penalty at the present coefficients
+    """
+
+    free: np.ndarray
+    penalties: dict
+    slopes: dict
+
+
+def make_system(model: ScaleModel, data: Observations, spread: float, frozen=()) -> System:
+    """Penalties and constraints of a model.
+
+    spread : expected size of the anisotropic part, relative to the isotropic
+    frozen : names of terms that stay as they are
+    """
+    spread = _SMOOTH_SHARE * spread
+    fixed = gauge(model, data)
+    for name in set(frozen) & set(model.terms):
+        fixed = np.concatenate([fixed, np.eye(model.n_parameters)[model.block(name).all]])
+    free = np.eye(model.n_parameters)
+    if len(fixed):
+        q, r, _ = linalg.qr(fixed.T, mode="full", pivoting=True)
+        diagonal = np.abs(np.diag(r))
+        free = q[:, int(np.count_nonzero(diagonal > 1e-8 * diagonal[0])) :]
+    ridge = np.zeros(model.n_parameters)
+    penalties, slopes = {}, {}
+    for block in model.blocks:
+        mine = free[block.all]
+        full = np.kron(np.eye(block.n_sets), block.penalty())
+        penalties[block.name] = mine.T @ full @ mine
+        slopes[block.name] = mine.T @ (full @ model.coefficients[block.all])
+        if block.name != "p":
+            ridge[block.all] = (spread if block.name == "q" else _PRIOR[block.name]) ** -2.0
+    penalties["ridge"] = free.T @ (ridge[:, None] * free)
+    slopes["ridge"] = free.T @ (ridge * model.coefficients)
+    return System(free, penalties, slopes)
+
+
+def projected(normal: Normal, system: System) -> Normal:
+    """Normal equations of the directions that are refined."""
+    return Normal(
+        system.free.T @ normal.matrix @ system.free, system.free.T @ normal.vector, normal.chi2, normal.n, normal.m
+    )
+
+
+def _minimum(normal: Normal, system: System, strengths: dict) -> np.ndarray:
+    """(q,) the step to the minimum of χ² plus penalties, from projected normal equations."""
+    matrix, vector = normal.matrix.copy(), normal.vector.copy()
+    for name, strength in _complete(strengths).items():
+        matrix += strength * system.penalties[name]
+        vector -= strength * system.slopes[name]
+    matrix[np.diag_indices_from(matrix)] += 1e-12 * np.trace(matrix) / len(matrix)
+    return linalg.solve(matrix, vector, assume_a="pos")
+
+
+def penalty(system: System, strengths: dict, direction: np.ndarray, length: float) -> float:
+    """Penalties after ``length`` times a step (p,), less those of the model itself."""
+    q = system.free.T @ direction
+    total = 0.0
+    for name, strength in _complete(strengths).items():
+        total += strength * (2 * length * system.slopes[name] @ q + length**2 * q @ system.penalties[name] @ q)
+    return total
+
+
+def _complete(strengths: dict) -> dict:
+    return {**strengths, "p": _PROFILE_STRENGTH, "q": 0.0, "ridge": 1.0}
+
+
+def best_step(normal: Normal, system: System, strengths: dict) -> np.ndarray:
+    """(p,) the step of the parameters to the minimum of χ² plus penalties."""
+    return system.free @ _minimum(projected(normal, system), system, strengths)
+
+
+def _held_out(folds: list, system: System, strengths: dict) -> np.ndarray:
+    """(k,) χ² of each fold after a step from all the others; projected normal equations."""
+    everything = add(folds)
+    result = []
+    for fold in folds:
+        others = Normal(everything.matrix - fold.matrix, everything.vector - fold.vector, 0.0, 0, 0)
+        result.append(fold.at(_minimum(others, system, strengths)))
+    return np.array(result)
+
+
+def choose_strengths(folds: list, system: System, strengths: dict) -> tuple:
+    """Strength of the smoothing of each term for which voxels kept out of the fit agree best.
+
+    One term after the other, twice: first ``STRENGTHS``, then a tenth and ten times the best.
+
+    Parameters
+    ----------
+    folds : normal equations of disjoint sets of voxels
+    strengths : name -> float, to begin with
+
+    Returns
+    -------
+    strengths : name -> float; chi2 : (k,) of the held-out folds
+    """
+    folds = [projected(f, system) for f in folds]
+    best = _held_out(folds, system, strengths)
+    for turn in range(2):
+        for name in strengths:
+            near = strengths[name] * np.array([0.1, 10.0])
+            candidates = STRENGTHS if turn == 0 else near[(near >= STRENGTHS[0]) & (near <= STRENGTHS[-1])]
+            for candidate in candidates:
+                if candidate == strengths[name]:
+                    continue
+                tried = {**strengths, name: float(candidate)}
+                chi2 = _held_out(folds, system, tried)
+                if chi2.sum() < best.sum():
+                    strengths, best = tried, chi2
+    return strengths, best
+
+
+@dataclass(frozen=True)
+class TermTest:
+    """Did a term earn its parameters?
+
+    Attributes
+    ----------
+    name : the term
+    gain : fall of χ² of held-out voxels by having the term, per observation
+    esd : of the gain, from its scatter between folds
+    kept : was it kept
+    """
+
+    name: str
+    gain: float
+    esd: float
+    kept: bool
+
+
+def compare_terms(
+    folds: list, model: ScaleModel, data: Observations, spread: float, strengths: dict, chi2: np.ndarray
+) -> list:
+    """Leave out each term in turn and see how well held-out voxels are predicted.
+
+    folds : normal equations of disjoint sets of voxels; chi2 : (k,) of the held-out folds with all terms
+
+    Returns
+    -------
+    list of TermTest; a term is kept when the gain is more than three times its esd, and not negligible
+    """
+    n = sum(f.n for f in folds)
+    tests = []
+    for name in model.terms:
+        block = model.block(name)
+        reduced = model.with_terms(tuple(t for t in model.terms if t != name))
+        system = make_system(reduced, data, spread)
+        keep = np.concatenate([np.arange(model.n_parameters)[b.all] for b in model.blocks if b.name != name])
+        away = np.zeros(model.n_parameters)  # the term goes to zero: for the other terms this is where they start
+        away[block.all] = -model.coefficients[block.all]
+        parts = [Normal(f.matrix, f.vector - f.matrix @ away, f.at(away), f.n, f.m).part(keep) for f in folds]
+        others = {k: v for k, v in strengths.items() if k != name}
+        without = _held_out([projected(p, system) for p in parts], system, others)
+        gains = (without - chi2) / n
+        gain, esd = float(gains.sum()), float(np.std(gains, ddof=1) * np.sqrt(len(gains)))
+        tests.append(TermTest(name, gain, esd, gain > max(3 * esd, _LEAST_GAIN)))
+    return tests

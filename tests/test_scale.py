@@ -1,0 +1,380 @@
+"""Scaling against slow oracles and planted truths."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from builders import PROVENANCE, all_voxels, observation_rows, small_grid, true_intensity
+from scipy.stats import poisson
+
+from dials_diffuse.cli import scale as cli
+from dials_diffuse.errors import DiffuseError
+from dials_diffuse.kernels.scaling import signed_deviance
+from dials_diffuse.maps.observations import OBSERVATION_DTYPE, ExperimentSummary, ObservationFile, write_observations
+from dials_diffuse.maps.symmetry import laue_operators
+from dials_diffuse.maps.voxels import blocks_of_rows, find_voxels
+from dials_diffuse.merging.laue import MergeParameters, merge_observations
+from dials_diffuse.scaling.apply import scaled_rows
+from dials_diffuse.scaling.data import COLUMNS, make_layout, sample_observations
+from dials_diffuse.scaling.model import start_model
+from dials_diffuse.scaling.normal import chi2, normal_equations
+from dials_diffuse.scaling.parameters import ScalingParameters
+from dials_diffuse.scaling.patterns import symmetric_patterns
+from dials_diffuse.scaling.refine import first_error_model, reject, weigh
+from dials_diffuse.scaling.scale import scale_observations
+from dials_diffuse.scaling.solve import gauge
+
+GRID = small_grid("P 41", (20, 20, 24, 90, 90, 90), d_min=3.0)
+SIZE = (487, 407)  # two Pilatus modules, one above the other
+TURN = 40.0
+EXPERIMENTS = [ExperimentSummary(f"id-{i}", (1, 40), (0.0, 1.0), 40, 1.0, 1, SIZE) for i in range(2)]
+SMALL = {"nodes_a": 4, "angle_a": 10, "angle_b": 10, "angle_c": 8, "nodes_c": 5}
+
+
+def true_b(experiment, t):
+    """Two crystals, one twice as thick as the other, that lose 15 % of their scattering."""
+    return np.where(experiment == 0, 2.0, 1.0) * (1 - 0.15 * t)
+
+
+def true_a(experiment, t, x, y):
+    return np.exp(0.1 * (x - 0.5) * np.cos(3 * t + experiment) + 0.08 * (y - 0.5) * np.sin(2 * t))
+
+
+def true_c(experiment, t, s):
+    return np.exp(-5 * s) * (0.3 + 0.2 * np.cos(4 * t + 2 * experiment))
+
+
+MODULES = np.array([1.02, 0.98])
+
+
+def make_rows(rng, scale=3000.0, copies=2, grid=GRID, a=True, b=True, c=True, d=True, noise=True):
+    """Observations of every voxel, ``copies`` for each of two experiments, anywhere on its ring on the detector."""
+    index = np.tile(all_voxels(grid), (2 * copies, 1))
+    n = len(index)
+    rows = np.zeros(n, OBSERVATION_DTYPE)
+    rows["experiment"] = np.arange(n) * 2 // n
+    radius = 0.49 * grid.s_magnitude(index) * grid.d_min  # from the middle of the detector
+    azimuth = rng.uniform(0, 2 * math.pi, n)
+    position = [0.5 + radius * np.cos(azimuth), 0.5 + radius * np.sin(azimuth), rng.uniform(0, 1, n)]
+    rows["xyz"] = np.stack(position, axis=1) * [*SIZE, TURN]
+    x, y, t = (rows["xyz"] / [*SIZE, TURN]).T
+    e = rows["experiment"]
+    intensity = true_intensity(grid, index)
+    expected = intensity * (true_b(e, t) if b else 1.0)
+    if c:
+        expected = expected + true_c(e, t, grid.s_magnitude(index))
+    if a:
+        expected = expected * true_a(e, t, x, y)
+    if d:
+        expected = expected * MODULES[(rows["xyz"][:, 1] >= 212).astype(int)]
+    plain = observation_rows(grid, index, expected, rng, scale=scale, noise=noise)
+    for name in OBSERVATION_DTYPE.names:
+        if name not in ("experiment", "xyz"):
+            rows[name] = plain[name]
+    return rows
+
+
+def write(path, rows, experiments=EXPERIMENTS, grid=GRID):
+    with write_observations(path, grid, experiments, PROVENANCE) as writer:
+        writer.append(rows)
+    return path
+
+
+def read_sample(path, share=1.0):
+    with ObservationFile(path) as file:
+        voxels, _ = find_voxels(blocks_of_rows([file], ("index", "norm"), 1000), file.grid, True)
+        layout = make_layout(file.experiments)
+        wanted = np.random.default_rng(0).random(len(voxels.index)) < share
+        blocks = ((0, block) for block in blocks_of_rows([file], COLUMNS, 1000))
+        return sample_observations(blocks, file.grid, voxels, layout, wanted), layout
+
+
+def scale(tmp_path, rows, **options):
+    path = write(tmp_path / "in.h5", rows)
+    return scale_observations([path], ScalingParameters(**{**SMALL, **options}), tmp_path / "out.h5", PROVENANCE, 2)
+
+
+def merge(path):
+    return merge_observations([path], MergeParameters(n_shells=4)).map
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """Scaled observations with all terms planted: (folder, result)."""
+    folder = tmp_path_factory.mktemp("planted")
+    return folder, scale(folder, make_rows(np.random.default_rng(1)), max_observations=25_000)
+
+
+def anisotropic(grid, index, values):
+    """Less a smooth function of |s|."""
+    s = grid.s_magnitude(index)
+    return values - np.polynomial.Polynomial.fit(s, values, 6)(s)
+
+
+def test_normal_equations_equal_dense_algebra(tmp_path):
+    """Derivatives by finite differences, intensities eliminated with whole matrices, the logarithm by differences."""
+    rows = make_rows(np.random.default_rng(2), scale=50, copies=1)
+    data, layout = read_sample(write(tmp_path / "a.h5", rows), share=0.03)
+    rng = np.random.default_rng(3)
+    model = start_model(data, layout, ScalingParameters(**SMALL))
+    model = model.moved(0.03 * rng.normal(size=model.n_parameters) * np.maximum(model.coefficients, 1))
+    weights = weigh(model, data, first_error_model(data), rng.random(data.n) < 0.1)
+    w, prior = weights.weight, weights.prior
+    normal = normal_equations(model, data, w, prior, 2)
+
+    prediction = model.predict_observations(data)
+    q = model.smooth_anisotropic(data)
+    u = prediction.unit
+    residual = data.net - prediction.isotropic - u * prediction.profile * q
+    member = np.zeros((data.n, len(data.unique)))
+    member[np.arange(data.n), data.orbit] = u
+    total = member.T @ (w[:, None] * member) + np.diag(prior)
+    intensity = np.linalg.solve(total, member.T @ (w * residual))[data.orbit]
+
+    def expected(m):
+        p = m.predict_observations(data)
+        return p.isotropic + p.unit * (p.profile * m.smooth_anisotropic(data) + intensity)
+
+    columns, slopes = [], []
+    for k in range(model.n_parameters):
+        unit = np.zeros(model.n_parameters)
+        unit[k] = 1e-5
+        columns.append((expected(model.moved(unit)) - expected(model.moved(-unit))) / 2e-5)
+        slopes.append((chi2(model.moved(unit), data, w, prior) - chi2(model.moved(-unit), data, w, prior)) / 2e-5)
+    jacobian = np.array(columns).T
+    coupling = member.T @ (w[:, None] * jacobian)
+    matrix = jacobian.T @ (w[:, None] * jacobian) - coupling.T @ np.linalg.solve(total, coupling)
+    np.testing.assert_allclose(normal.matrix, matrix, atol=1e-6 * np.abs(matrix).max())
+    np.testing.assert_allclose(normal.vector, -0.5 * np.array(slopes), atol=1e-5 * np.abs(slopes).max())
+    assert normal.chi2 == pytest.approx(chi2(model, data, w, prior))
+    whole = np.linalg.slogdet(total)[1] - np.log(prior).sum()
+    least = np.sum(w * residual**2) - (member.T @ (w * residual)) @ np.linalg.solve(total, member.T @ (w * residual))
+    assert normal.chi2 == pytest.approx(least + whole)
+
+
+def test_the_model_is_the_same_for_any_number_of_threads(tmp_path):
+    data, layout = read_sample(write(tmp_path / "a.h5", make_rows(np.random.default_rng(2), copies=1)))
+    model = start_model(data, layout, ScalingParameters(**SMALL))
+    weights = weigh(model, data, first_error_model(data), np.zeros(data.n, dtype=bool))
+    one, three = (normal_equations(model, data, weights.weight, weights.prior, n) for n in (1, 3))
+    np.testing.assert_allclose(one.matrix, three.matrix, rtol=1e-9, atol=1e-9 * np.abs(one.matrix).max())
+
+
+def test_overall_scale_is_fixed_and_changes_nothing(tmp_path):
+    """b of all sweeps up by a constant, intensities and offsets accordingly: the same expected counts."""
+    data, layout = read_sample(write(tmp_path / "a.h5", make_rows(np.random.default_rng(2), copies=1)))
+    model = start_model(data, layout, ScalingParameters(**SMALL))
+    step = np.zeros(model.n_parameters)
+    step[model.block("b").all] = 0.3
+    step[model.block("p").all] = model.coefficients[model.block("p").all] * (math.exp(-0.3) - 1)
+    np.testing.assert_allclose(
+        model.moved(step).predict_observations(data).isotropic, model.predict_observations(data).isotropic
+    )
+    assert np.abs(gauge(model, data) @ step).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    "symbol, cell, n",
+    [
+        ("P 1", (9, 10, 11, 80, 95, 105), 44),
+        ("P 43 21 2", (9, 9, 14, 90, 90, 90), 8),
+        ("P 31 2 1", (9, 9, 14, 90, 90, 120), 9),
+        ("P 2 3", (9, 9, 9, 90, 90, 90), 4),
+    ],
+)
+def test_patterns_have_the_symmetry_of_the_crystal(symbol, cell, n):
+    """Numbers of invariants of even degree 2 to 8 of the Laue class, by character theory; the last is m-3."""
+    grid = small_grid(symbol, cell, (2, 2, 2))
+    index = np.random.default_rng(0).integers(-6, 7, (50, 3))
+    patterns = symmetric_patterns(grid, index)
+    assert patterns.shape == (50, n)
+    for operator in laue_operators(grid.space_group, True)[::6]:
+        np.testing.assert_allclose(symmetric_patterns(grid, index @ operator), patterns, atol=1e-9)
+
+
+def test_signed_deviance_is_that_of_poisson():
+    for counts, expected in ((0, 3.0), (1, 3.0), (7, 3.0), (100, 81.0)):
+        ratio = poisson.logpmf(counts, max(counts, 1e-300)) - poisson.logpmf(counts, expected)
+        assert signed_deviance(float(counts), expected) == pytest.approx(
+            math.copysign(math.sqrt(2 * ratio), counts - expected)
+        )
+
+
+def test_outliers_of_both_signs_go_and_nothing_else():
+    rng = np.random.default_rng(4)
+    orbit = np.repeat(np.arange(500), 6)
+    n = len(orbit)
+    expected = rng.uniform(5, 200, n)
+    shift = rng.normal(0, 0.1, 500)[orbit]
+    counts = rng.poisson(expected * (1 + shift)).astype(float)
+    wrong = np.arange(n) % 60 == 0
+    counts[wrong] = np.where(np.arange(n)[wrong] % 120 == 0, 3 * expected[wrong] + 60, 0.0)
+    visible = wrong & ((counts > 0) | (expected > 60))
+    rejected = reject(orbit, 1 / expected, counts - expected, expected, counts, expected, np.full(500, 100.0), 6.0)
+    assert np.all(rejected[visible])
+    assert not np.any(rejected[~wrong])
+
+
+def test_without_scale_factors_rows_stay_as_they_are(tmp_path):
+    rows = make_rows(np.random.default_rng(5), copies=1)
+    data, layout = read_sample(write(tmp_path / "a.h5", rows))
+    model = start_model(data, layout, ScalingParameters(**SMALL))
+    from dials_diffuse.scaling.data import coordinates
+
+    x = coordinates(layout, rows["experiment"].astype(int), rows["panel"], rows["xyz"], rows["s"])
+    prediction = model.predict(x, rows["experiment"].astype(int), rows["norm"], rows["s"].astype(float))
+    block = {name: rows[name] for name in OBSERVATION_DTYPE.names}
+    same = scaled_rows(block, prediction, 0, 1.0)
+    for name in OBSERVATION_DTYPE.names:
+        np.testing.assert_allclose(same[name], rows[name], rtol=1e-9)
+    doubled = scaled_rows(block, prediction, 3, 2.0)
+    net = rows["counts"] - rows["background"]
+    np.testing.assert_allclose((doubled["counts"] - doubled["background"]) / doubled["norm"], 2 * net / rows["norm"])
+    np.testing.assert_array_equal(doubled["experiment"], rows["experiment"] + 3)
+
+
+def test_closed_loop_curves(planted):
+    """Everything planted comes back: b of both crystals within 1 %, modules within 0.3 %, the offset's variation."""
+    _, result = planted
+    model = result.refinement.model
+    assert set(model.terms) == {"a", "b", "c", "m"}
+    t = (np.arange(40) + 0.5) / 40
+    x = np.zeros((40, 5))
+    x[:, 0], x[:, 3] = t, 0.2
+    ratios = []
+    for e in range(2):
+        fitted = np.exp(model.value("b", x, np.full(40, e)))
+        ratios.append(fitted / true_b(e, t))
+    ratios = np.concatenate(ratios)
+    assert np.std(ratios / ratios.mean()) < 0.01
+    modules = np.exp(model.coefficients[model.block("m").all])
+    assert modules[0] / modules[1] == pytest.approx(MODULES[0] / MODULES[1], rel=0.003)
+
+
+def test_closed_loop_map(planted):
+    """The anisotropic part has the true size within 1 % in every shell, and is as good as counting allows."""
+    folder, _ = planted
+    data = merge(folder / "out.h5")
+    truth = true_intensity(GRID, data.index)
+    x, y = anisotropic(GRID, data.index, data.intensity), anisotropic(GRID, data.index, truth)
+    assert np.corrcoef(x, y)[0, 1] > 0.999
+    s = GRID.s_magnitude(data.index)
+    slope = x @ y / (y @ y)
+    for low, high in ((0.0, 0.2), (0.2, 0.27), (0.27, 0.34)):
+        shell = (s >= low) & (s < high)
+        assert x[shell] @ y[shell] / (y[shell] @ y[shell]) == pytest.approx(slope, rel=0.01)
+    before = merge(folder / "in.h5")
+    unscaled = anisotropic(GRID, before.index, before.intensity)
+    assert np.corrcoef(unscaled, y)[0, 1] < np.corrcoef(x, y)[0, 1] - 0.001
+
+
+def test_weak_data_are_not_biased(tmp_path):
+    """About three counts in an observation: merged over true is the same for strong and weak voxels, within 1 %."""
+    rows = make_rows(np.random.default_rng(6), scale=3 / 8 / 2, copies=16, a=False, c=False, d=False)
+    assert 1 < np.mean(rows["counts"]) < 5
+    scale(tmp_path, rows, terms=("b",), max_observations=30_000)
+    data = merge(tmp_path / "out.h5")
+    truth = true_intensity(GRID, data.index)
+    overall = data.intensity.mean() / truth.mean()
+    for strong in (truth > np.median(truth), truth <= np.median(truth)):
+        assert data.intensity[strong].mean() / truth[strong].mean() == pytest.approx(overall, rel=0.01)
+
+
+def test_terms_that_do_nothing_are_left_out(tmp_path):
+    rows = make_rows(np.random.default_rng(7), a=False, c=False, d=False)
+    result = scale(tmp_path, rows, max_observations=20_000)
+    kept = {t.name: t.kept for t in result.refinement.tests}
+    assert kept["b"]
+    assert not kept["a"] and not kept["c"]
+
+
+def test_a_spoilt_image_is_suggested_for_removal(tmp_path):
+    rows = make_rows(np.random.default_rng(8), a=False, c=False, d=False)
+    spoilt = (rows["experiment"] == 1) & (rows["xyz"][:, 2].astype(int) == 20)
+    rows["counts"][spoilt] *= np.random.default_rng(0).uniform(0.8, 1.2, spoilt.sum())
+    result = scale(tmp_path, rows, terms=("b",), max_observations=20_000)
+    assert result.cuts == [(1, 21, 21)]
+
+
+def test_crystals_are_correlated(planted):
+    _, result = planted
+    assert result.correlations[0, 1] > 0.9
+    assert result.correlations[0, 0] == 1
+
+
+def test_two_files_are_as_one(tmp_path):
+    rows = make_rows(np.random.default_rng(9), copies=1)
+    both = write(tmp_path / "both.h5", rows)
+    parts = []
+    for e in range(2):
+        mine = rows[rows["experiment"] == e].copy()
+        mine["experiment"] = 0
+        parts.append(write(tmp_path / f"{e}.h5", mine, EXPERIMENTS[e : e + 1]))
+    parameters = ScalingParameters(terms=("b",), max_observations=10_000)
+    a = scale_observations([both], parameters, tmp_path / "a.h5", PROVENANCE)
+    b = scale_observations(parts, parameters, tmp_path / "b.h5", PROVENANCE)
+    np.testing.assert_allclose(a.refinement.model.coefficients, b.refinement.model.coefficients, rtol=1e-6, atol=1e-9)
+    with ObservationFile(tmp_path / "b.h5") as file:
+        assert [e.identifier for e in file.experiments] == ["id-0", "id-1"]
+        assert set(file.read("experiment")["experiment"]) == {0, 1}
+
+
+def test_scaling_twice_is_refused(planted, tmp_path):
+    folder, _ = planted
+    with pytest.raises(DiffuseError, match="scaled already"):
+        scale_observations([folder / "out.h5"], ScalingParameters(), tmp_path / "b.h5", PROVENANCE)
+    assert not (tmp_path / "b.h5").exists()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"terms": ("b", "x")}, "no term x"),
+        ({"outlier_n_sigma": -1.0}, "outlier.n_sigma"),
+        ({"angle_b": 0.0}, "scale_model.b.angle"),
+        ({"nodes_a": 2}, "nodes_a"),
+    ],
+)
+def test_bad_parameters(change, message):
+    with pytest.raises(DiffuseError, match=message):
+        replace(ScalingParameters(), **change)
+
+
+def test_program(planted, tmp_path, monkeypatch, capsys):
+    folder, _ = planted
+    monkeypatch.chdir(tmp_path)
+    cli.run([str(folder / "in.h5"), "model=b", "scale_model.b.angle=10", "nproc=1"])
+    summary = json.loads((tmp_path / "diffuse_scaled.json").read_text())
+    assert summary["schema"] == "dials.diffuse_scale/1"
+    assert summary["terms"]["used"] == ["b"]
+    assert len(summary["sweeps"]) == 2 and len(summary["sweeps"][0]["b"]) == 40
+    with ObservationFile(tmp_path / "diffuse_scaled.h5") as file:
+        assert file.scaled and file.n_rows == summary["n_observations"] - summary["n_outliers"]
+    for arguments, code, text in (
+        ([str(folder / "in.h5"), "model=b,z"], 1, "no term z"),
+        (["diffuse_scaled.h5", "output.observations=again.h5"], 1, "scaled already"),
+        (["nothing.h5"], 1, "no such file"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            cli.run(arguments)
+        assert stop.value.code == code
+        assert text in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_panels_get_factors_of_their_own(tmp_path):
+    """Positions on different panels are not one plane: a is left out, and the user is told."""
+    rows = make_rows(np.random.default_rng(10), copies=1, scale=500, a=False, c=False, d=False)
+    rows["panel"] = np.arange(len(rows)) % 2
+    rows["norm"][rows["panel"] == 1] /= 1.05
+    path = write(tmp_path / "in.h5", rows, [replace(e, n_panels=2, image_size=(487, 195)) for e in EXPERIMENTS])
+    parameters = ScalingParameters(**SMALL, max_observations=10_000)
+    result = scale_observations([path], parameters, tmp_path / "out.h5", PROVENANCE)
+    model = result.refinement.model
+    assert "a" not in model.terms and "m" in model.terms
+    factors = model.coefficients[model.block("m").all]
+    assert factors[1] - factors[0] == pytest.approx(math.log(1.05), abs=0.002)
+    assert any("several panels" in w for w in result.warnings)
