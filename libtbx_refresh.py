@@ -8,16 +8,19 @@ dxtbx finds the formats of its plugins through entry points, which pip would wri
 import importlib.util
 import os
 import runpy
+import subprocess
 import sys
-
-from libtbx import pkg_utils
 
 
 def register_formats(module):
     """Write the entry points of the dxtbx formats that setup.py lists."""
-    if importlib.util.find_spec("setuptools") is None:
-        print("WARNING: setuptools is missing: install it and run libtbx.configure again, or simulated images of")
-        print("         detectors with several panels cannot be imported")
+    try:
+        from libtbx import pkg_utils  # asks for the version of pip as it is imported
+    except (ImportError, subprocess.CalledProcessError):
+        pkg_utils = None
+    if pkg_utils is None or importlib.util.find_spec("setuptools") is None:
+        print("WARNING: pip or setuptools is missing: install both and run libtbx.configure again, or simulated images")
+        print("         of detectors with several panels cannot be imported")
         return
     setup = os.path.join(abs(next(module.dist_paths_active())), "setup.py")
     pkg_utils.define_entry_points({"dxtbx.format": runpy.run_path(setup)["DXTBX_FORMATS"]})
