@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -84,7 +85,7 @@ def flattened(values: np.ndarray) -> np.ndarray:
     return values.transpose(0, 2, 1, 3).reshape(3 * n, 3 * n)
 
 
-class Motion:
+class Motion(ABC):
     """Atoms whose displacements have a joint normal distribution.
 
     A subclass has the attributes ``structure``, the atoms without symmetry; ``labels``, (n,) int64, the body of each;
@@ -92,9 +93,9 @@ class Motion:
     the body's displacement alone.
     """
 
+    @abstractmethod
     def between(self, i, j) -> np.ndarray:
         """(m, 3, 3) float64, Å², covariance that the atoms i and j, (m,) integers each, have from their bodies."""
-        raise NotImplementedError
 
     @cached_property
     def shared(self) -> np.ndarray:
