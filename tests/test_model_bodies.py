@@ -245,7 +245,7 @@ def test_bodies_from_phil(tmp_path):
         (lambda: RigidBody(body="tls"), "body=tls and TLS groups need each other"),
         (lambda: RigidBody(sigma=0.1, tls=(group(),)), "body=tls and TLS groups need each other"),
         (lambda: RigidBody(sigma=0.1, body="tls", tls=(group(),)), "leave out rigid_body.sigma"),
-        (lambda: RigidBody(sigma=0.1, soft=True).intensity_at(molecule(), np.zeros((1, 3))), "on grids only"),
+        (lambda: RigidBody(body="tls", tls=(group(),)).intensity_at(molecule(), np.zeros((1, 3))), "on grids only"),
         (lambda: TlsGroup((0.1,) * 3, (0.0,) * 6), "tls.T=.*6 numbers"),
         (lambda: TlsGroup((0.1, 0.1, -0.1, 0, 0, 0), (0.0,) * 6), "no covariance"),
         (lambda: TlsGroup((0.0,) * 6, (1.0, 1.0, 1.0, 0, 0, 0), (1.0,) * 9), "no covariance"),

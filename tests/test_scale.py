@@ -24,7 +24,7 @@ from dials_diffuse.scaling.model import start_model
 from dials_diffuse.scaling.normal import chi2, normal_equations
 from dials_diffuse.scaling.parameters import ScalingParameters
 from dials_diffuse.scaling.patterns import symmetric_patterns
-from dials_diffuse.scaling.refine import first_error_model, reject, weigh
+from dials_diffuse.scaling.errors import first_error_model, reject, weigh
 from dials_diffuse.scaling.scale import scale_observations
 from dials_diffuse.scaling.solve import gauge
 
@@ -87,10 +87,10 @@ def write(path, rows, experiments=EXPERIMENTS, grid=GRID):
 def read_sample(path, share=1.0):
     with ObservationFile(path) as file:
         voxels, _ = find_voxels(blocks_of_rows([file], ("index", "norm"), 1000), file.grid, True)
-        layout = make_layout(file.experiments)
+        layout = make_layout(file.experiments, file.grid)
         wanted = np.random.default_rng(0).random(len(voxels.index)) < share
         blocks = ((0, block) for block in blocks_of_rows([file], COLUMNS, 1000))
-        return sample_observations(blocks, file.grid, voxels, layout, wanted), layout
+        return sample_observations(blocks, file.grid, voxels, layout, wanted, 4), layout
 
 
 def scale(tmp_path, rows, **options):
@@ -225,7 +225,7 @@ def test_without_scale_factors_rows_stay_as_they_are(tmp_path):
     model = start_model(data, layout, ScalingParameters(**SMALL))
     from dials_diffuse.scaling.data import coordinates
 
-    x = coordinates(layout, rows["experiment"].astype(int), rows["panel"], rows["xyz"], rows["s"])
+    x = coordinates(layout, rows["experiment"].astype(int), rows)
     prediction = model.predict(x, rows["experiment"].astype(int), rows["norm"], rows["s"].astype(float))
     block = {name: rows[name] for name in OBSERVATION_DTYPE.names}
     same = scaled_rows(block, prediction, 0, 1.0)

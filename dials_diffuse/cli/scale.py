@@ -10,9 +10,12 @@ from dials_diffuse import __version__
 from dials_diffuse.cli.program import run_program, track
 from dials_diffuse.compat import available_cores
 from dials_diffuse.maps.files import write_json
+from dials_diffuse.report.scaling import write_scaling_png
+from dials_diffuse.scaling.absolute import AbsoluteParameters, AbsoluteScale
 from dials_diffuse.scaling.parameters import ScalingParameters
-from dials_diffuse.scaling.record import curve_of_b, scaling_record
+from dials_diffuse.scaling.record import curve_of_b, dials_scale_curve, scaling_record
 from dials_diffuse.scaling.scale import ScalingResult, scale_observations
+from dials_diffuse.structure.expectation import make_expectation
 
 logger = logging.getLogger("dials.diffuse.scale")
 
@@ -25,9 +28,14 @@ that symmetry-equivalent voxels agree. Expected counts are
 Smoothing and the choice of terms come from voxels that are kept out of the fit. Next:
 dials.diffuse_merge diffuse_scaled.h5
 
+Where dials.diffuse_integrate had integrated reflections, intensities come out in electrons^2 per unit cell, without
+Compton scattering.
+
 Examples:
 
   dials.diffuse_scale diffuse_integrated.h5
+
+  dials.diffuse_scale diffuse_integrated.h5 absolute_scale.model=model.pdb
 
   dials.diffuse_scale crystal_1.h5 crystal_2.h5 model=a,b,c,d output.observations=both.h5
 """
@@ -53,6 +61,14 @@ outlier {
 }
 scale_model {
   a {
+    form = *harmonics spline
+      .type = choice
+      .help = "harmonics: spherical harmonics of the directions of the incident and the diffracted beam in the crystal,"
+              "as in dials.scale. spline: any smooth function of detector position and rotation; takes care of shadows"
+              "that turn, but needs many symmetry mates."
+    degree = 4
+      .type = int(value_min=1)
+      .help = "Highest degree of the harmonics."
     angle = 20.0
       .type = float
       .help = "Degrees of rotation between nodes."
@@ -79,7 +95,7 @@ refinement {
   max_observations = 1000000
     .type = int(value_min=1000)
     .help = "The model is refined against all observations of unique voxels that are chosen at random, about as many."
-  n_folds = 4
+  n_folds = 6
     .type = int(value_min=2)
     .help = "Parts of these voxels, each kept out once in the cross-validation."
   n_cycles = 10
@@ -88,6 +104,33 @@ refinement {
   seed = 0
     .type = int(value_min=0)
     .help = "Of the choice of voxels."
+}
+bragg_scales = True
+  .type = bool
+  .help = "Start b from the scale factors of dials.scale, where the integrated reflections have them, and compare both."
+absolute_scale {
+  method = *auto krogh_moe envelope model none
+    .type = choice
+    .help = "Where the files have Bragg reflections, bring intensities to electrons^2 per unit cell and subtract"
+            "Compton scattering. krogh_moe: sum rule for all that the cell scatters. envelope: its values at high"
+            "angles. model: the model's structure factors against the Bragg reflections. auto: model where there is one"
+            "that fits, else krogh_moe. none: leave the scale arbitrary."
+  model = None
+    .type = path
+    .help = "Coordinates of what is in the cell. Water fills the rest."
+  sequence = None
+    .type = str
+    .help = "Without a model: sequence file of the protein, or its one-letter codes. With neither, a protein of average"
+            "composition is assumed."
+  copies = None
+    .type = int(value_min=1)
+    .help = "Copies of the sequence in the asymmetric unit. By default the most probable number."
+  bulk_solvent = True
+    .type = bool
+    .help = "Does water fill what the atoms of the model leave?"
+  hydrogens = Auto
+    .type = bool
+    .help = "Add the hydrogens that the model lacks. Auto: where it has none at all."
 }
 nproc = Auto
   .type = int(value_min=1)
@@ -99,6 +142,9 @@ output {
   json = diffuse_scaled.json
     .type = path
     .help = "The scale model and its tests for programs; None for no such file."
+  png = diffuse_scaled.png
+    .type = path
+    .help = "Picture of the absolute scale and of the scales of the sweeps; None for no such file."
   log = dials.diffuse_scale.log
     .type = path
     .help = "The log file; None for no such file."
@@ -123,6 +169,8 @@ def parameters_from_phil(params) -> ScalingParameters:
         space_group=params.space_group,
         outlier_n_sigma=params.outlier.n_sigma,
         max_observations=refinement.max_observations,
+        form_a=scope.a.form,
+        degree_a=scope.a.degree,
         angle_b=scope.b.angle,
         angle_a=scope.a.angle,
         angle_c=scope.c.angle,
@@ -135,16 +183,39 @@ def parameters_from_phil(params) -> ScalingParameters:
     )
 
 
+def absolute_from_phil(params) -> AbsoluteParameters:
+    """How to find the absolute scale, as checked parameters."""
+    scope = params.absolute_scale
+
+    def expectation(grid):
+        return make_expectation(
+            grid,
+            scope.model,
+            scope.sequence,
+            scope.copies,
+            scope.bulk_solvent,
+            scope.hydrogens if isinstance(scope.hydrogens, bool) else None,
+        )
+
+    asked = scope.model or scope.sequence or scope.method not in ("auto", "none")
+    return AbsoluteParameters(expectation, scope.method, bool(asked))
+
+
 def main(params, files, provenance) -> None:
     """Scale ``files`` and write what ``params.output`` asks for."""
     parameters = parameters_from_phil(params)
     nproc = params.nproc if isinstance(params.nproc, int) else available_cores()
     path = params.output.observations
-    result = scale_observations(files, parameters, path, provenance, nproc, track)
+    absolute = absolute_from_phil(params)
+    result = scale_observations(files, parameters, path, provenance, nproc, track, absolute, params.bragg_scales)
     logger.info("\n%s\n", report(result))
     for warning in result.warnings:
         logger.warning("Warning: %s", warning)
     outputs = [{"path": path, "kind": "observations", "importance": "main"}]
+    if params.output.png:
+        outputs.append({"path": params.output.png, "kind": "picture", "importance": "aid"})
+        logger.info("Saving pictures to %s", params.output.png)
+        write_scaling_png(params.output.png, result)
     if params.output.json:
         outputs.append({"path": params.output.json, "kind": "statistics", "importance": "aid"})
         logger.info("Saving the scale model to %s", params.output.json)
@@ -191,6 +262,10 @@ def report(result: ScalingResult) -> str:
         lines.append(
             f"sweep {i} ({experiment.identifier}): b {b.min():.3f} to {b.max():.3f}, c/I {c.min():.3f} to {c.max():.3f}"
         )
+        compared = dials_scale_curve(result, i)
+        if compared is not None:
+            lines[-1] += f"; correlation of b with the scales of dials.scale {compared['correlation']:.3f}"
+    lines += ["", *absolute_lines(result.absolute)]
     n = len(result.experiments)
     if n > 1:
         lines += ["", "correlation of the anisotropic part between sweeps:"]
@@ -199,6 +274,21 @@ def report(result: ScalingResult) -> str:
         text = ", ".join(f"{e}:{a}:{b}" for e, a, b in result.cuts)
         lines += ["", f"These images agree much worse than the others, consider exclude_images={text}"]
     return "\n".join(lines)
+
+
+def absolute_lines(absolute: AbsoluteScale | None) -> list:
+    """Text about the absolute scale for the log."""
+    if absolute is None:
+        return ["Intensities are on an arbitrary scale"]
+    lines = [
+        f"Absolute scale by {absolute.method}: 1 unit of the scale model is {absolute.k:.4g} electrons^2 per unit cell "
+        f"+- {100 * absolute.esd / absolute.k:.1f} % ("
+        + ", ".join(f"{name} {100 * x:.1f} %" for name, x in absolute.relative.items())
+        + ")",
+        f"  contents: {absolute.expectation.source}",
+    ]
+    lines += [f"  {e.method:9} {e.k:.4g} +- {e.esd:.2g}" for e in absolute.estimates]
+    return [*lines, "Compton scattering is subtracted"]
 
 
 def run(args=None, phil=phil_scope) -> None:

@@ -144,6 +144,19 @@ class ScanGeometry:
         """(3, 3) ``S R(φ) F A``: takes Miller indices to the laboratory frame, 1/Å."""
         return self.rotation_at(position) @ _at(self.orientation, position)
 
+    def in_head_frame(self) -> dict:
+        """Mid-scan ``orientation`` (9, A row by row, 1/Å), ``axis`` (3) and ``beam`` (3, at angle 0, 1/Å) as tuples.
+
+        In the frame of the goniometer head, where crystals do not move: ``x_lab = S R(φ) F x_head``.
+        """
+        middle = self.n_images / 2
+        beam = self.fixed.T @ np.linalg.solve(_at(self.setting, middle), self.s0_at(middle))
+        return {
+            "orientation": tuple(_at(self.orientation, middle).ravel().tolist()),
+            "axis": tuple((self.fixed.T @ self.axis).tolist()),
+            "beam": tuple(beam.tolist()),
+        }
+
     @property
     def beam_varies(self) -> bool:
         return len(self.s0) > 1

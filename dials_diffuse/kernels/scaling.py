@@ -120,6 +120,22 @@ def fill_basis(coordinates, offset, axes, limits, factor, index, value, count):
 
 
 @njit
+def fill_dense(offset, basis, factor, index, value, count):
+    """Append functions that are nowhere zero to the sparse rows of the design matrix.
+
+    offset : (n,) int64, first parameter for the observation; basis : (n, k) float64
+    others : as for :func:`fill_basis`
+    """
+    for i in range(basis.shape[0]):
+        at = count[i]
+        for k in range(basis.shape[1]):
+            index[i, at] = offset[i] + k
+            value[i, at] = basis[i, k] * factor[i]
+            at += 1
+        count[i] = at
+
+
+@njit
 def fill_patterns(coordinates, start, axes, limits, factor, pattern, index, value, count):
     """Append parameters that multiply patterns of the unique voxels, each with a spline in one coordinate.
 

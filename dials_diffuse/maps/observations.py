@@ -47,10 +47,39 @@ OBSERVATION_DTYPE = np.dtype(
 
 _UNITS = {"xyz": "px, px, degree", "s": "1/angstrom", "counts": "photons", "background": "photons"}
 
+#: One row per integrated Bragg reflection. ``intensity`` is the integral of the intensity over the reflection in
+#: reciprocal space over the volume of the reciprocal cell, in units of (counts - background) / norm: the mean rate in a
+#: shell is that of the diffuse rows plus the sum of all reflections over the number of reciprocal cells in the shell.
+BRAGG_DTYPE = np.dtype(
+    [
+        ("hkl", "i4", 3),
+        ("experiment", "i4"),
+        ("panel", "i4"),
+        ("xyz", "f4", 3),  # px, px, rotation angle in degrees
+        ("s", "f4"),  # |s| in 1/Å
+        ("intensity", "f8"),
+        ("variance", "f8"),
+    ]
+)
+
+#: dials.scale's factor g, for which intensity / g is on its scale; NaN for experiments that were not scaled
+_BRAGG_SCALE = "inverse_scale_factor"
+
 
 @dataclass(frozen=True)
 class ExperimentSummary:
-    """What later steps need to know of an experiment."""
+    """What later steps need to know of an experiment.
+
+    Attributes
+    ----------
+    identifier : of the dxtbx Experiment
+    image_range : first and last image, inclusive; oscillation : start and width of the first, degrees
+    n_images_used : of those
+    wavelength : Å
+    n_panels, image_size : of the detector; pixels, fast and slow, of its first panel
+    orientation : 9 numbers, A = U B row by row, 1/Å, in the frame of the goniometer head; None in files of version 0.1
+    axis, beam : rotation axis, and the beam vector (1/Å) at angle 0, in that frame
+    """
 
     identifier: str
     image_range: tuple
@@ -59,6 +88,9 @@ class ExperimentSummary:
     wavelength: float
     n_panels: int
     image_size: tuple
+    orientation: tuple | None = None
+    axis: tuple | None = None
+    beam: tuple | None = None
 
 
 class ObservationWriter:
@@ -92,6 +124,29 @@ class ObservationWriter:
             dataset[start:] = rows[name]
             self._handle.check()
 
+    def append_bragg(self, rows: np.ndarray, inverse_scale_factor: np.ndarray | None = None) -> None:
+        """Add Bragg reflections; a file need not have any.
+
+        rows : (n,) structured array of BRAGG_DTYPE
+        inverse_scale_factor : (n,) float64 of dials.scale for ``rows["intensity"]``, None where it was not run
+        """
+        group = self._handle.require_group("bragg")
+        columns = {name: rows[name] for name in BRAGG_DTYPE.names}
+        if not len(group):
+            for name in BRAGG_DTYPE.names:
+                field = BRAGG_DTYPE[name]
+                _bragg_column(group, name, 0, field.base, field.shape)
+        start = len(group["intensity"])
+        if inverse_scale_factor is not None:
+            columns[_BRAGG_SCALE] = inverse_scale_factor
+            if _BRAGG_SCALE not in group:
+                _bragg_column(group, _BRAGG_SCALE, start, np.dtype("f4"), ())
+        for name in group:
+            group[name].resize(start + len(rows), axis=0)
+            if name in columns:
+                group[name][start:] = columns[name]
+        self._handle.check()
+
     def update_experiments(self, experiments) -> None:
         """Replace the summaries that the file was opened with: some things are known only at the end.
 
@@ -117,6 +172,23 @@ def write_observations(
         _write_experiments(handle, experiments)
         handle.attrs["process"] = json.dumps(asdict(provenance))
         yield ObservationWriter(handle)
+
+
+def _bragg_column(group: h5py.Group, name: str, n_rows: int, dtype: np.dtype, shape: tuple) -> None:
+    """A column of the Bragg reflections, NaN (0 for integers) in the first ``n_rows``."""
+    dataset = group.create_dataset(
+        name,
+        shape=(n_rows, *shape),
+        maxshape=(None, *shape),
+        chunks=(CHUNK, *shape),
+        dtype=dtype,
+        compression="gzip",
+        compression_opts=1,
+        shuffle=True,
+        fillvalue=np.nan if dtype.kind == "f" else 0,
+    )
+    if name in _UNITS:
+        dataset.attrs["units"] = _UNITS[name]
 
 
 def _write_experiments(handle: h5py.File, experiments) -> None:
@@ -199,6 +271,29 @@ class ObservationFile:
             return {name: self._group[name][start:stop] for name in columns}
         except (OSError, RuntimeError) as error:  # a chunk that cannot be unpacked
             raise self._damaged(error) from None
+
+    @property
+    def has_bragg(self) -> bool:
+        """Does the file hold Bragg reflections? Older ones do not."""
+        return "bragg" in self._handle and len(self._handle["bragg"].get("intensity", ())) > 0
+
+    def read_bragg(self) -> dict:
+        """All Bragg reflections, {column of BRAGG_DTYPE: array}, and ``inverse_scale_factor`` where the file has it.
+
+        Empty columns where the file has no reflections; some 60 bytes for each.
+        """
+        group = self._handle.get("bragg")
+        if group is None or not len(group):
+            return {name: np.zeros((0, *BRAGG_DTYPE[name].shape), BRAGG_DTYPE[name].base) for name in BRAGG_DTYPE.names}
+        try:
+            columns = {name: group[name][:] for name in BRAGG_DTYPE.names}
+            if _BRAGG_SCALE in group:
+                columns[_BRAGG_SCALE] = group[_BRAGG_SCALE][:].astype(float)
+        except (KeyError, OSError, RuntimeError) as error:
+            raise self._damaged(error) from None
+        if len({len(column) for column in columns.values()}) != 1:
+            raise self._damaged("columns of bragg differ in length")
+        return columns
 
     def chunks(self, *columns, size: int = 16 * CHUNK) -> Iterator[tuple]:
         """Yield ``(start, {column: array})`` over all rows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
@@ -10,6 +11,8 @@ from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.models.covariance import Covariance
 from dials_diffuse.models.ensemble import Ensemble
 from dials_diffuse.models.llm import LiquidLikeMotions
+from dials_diffuse.models.parameters import Parameter
+from dials_diffuse.models.prepared import Prepared
 from dials_diffuse.models.rigid_body import RigidBody
 from dials_diffuse.models.uncorrelated import Uncorrelated
 from dials_diffuse.structure.atoms import Structure
@@ -34,6 +37,33 @@ class DiffuseModel(Protocol):
         ------
         DiffuseError
             If structure and grid do not fit together.
+        """
+
+    def intensity_at(self, structure: Structure, s: np.ndarray) -> np.ndarray:
+        """The same at any points, (m,) float64; s : (m, 3) float64, 1/Å, Cartesian frame of the coordinate file.
+
+        Raises
+        ------
+        DiffuseError
+            If the model is computed on grids only.
+        """
+
+    def parameters(self, structure: Structure) -> tuple[Parameter, ...]:
+        """What can be refined, maybe nothing."""
+
+    def with_values(self, structure: Structure, values: Mapping) -> DiffuseModel:
+        """The same model with other values of some parameters, by name.
+
+        Raises
+        ------
+        DiffuseError
+            If there is no such parameter, or the values make no model.
+        """
+
+    def prepare(self, structure: Structure, grid: MapGrid, index: np.ndarray) -> Prepared:
+        """The intensity at voxels of a grid as a function of the parameters; see :func:`prepared.prepare`.
+
+        index : (n, 3) int64, inside 1/d_min
         """
 
     def memory_estimate(self, structure: Structure, grid: MapGrid) -> int:

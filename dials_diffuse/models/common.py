@@ -167,6 +167,27 @@ def displaced(structure: Structure, grid: MapGrid, s2: np.ndarray, table: str) -
     return total
 
 
+def displaced_at(structure: Structure, grid: MapGrid, index: np.ndarray, table: str) -> np.ndarray:
+    """The same at some voxels, (n,); index : (n, 3) integers."""
+    if structure.isotropic.all():
+        s2 = np.square(grid.s_magnitude(index))
+        return radial(lambda s: sum_of_squares(structure, s, table, displaced=True), s2)
+    return displaced(structure, grid, s_squared(grid), table).reshape(-1)[grid.key(index)]
+
+
+def single_atoms(structure: Structure, s: np.ndarray, table: str) -> tuple:
+    """Sums of occupancy² f² and of occupancy² f² exp(-qᵀUq) over the atoms of the cell at any points, (n,) each.
+
+    s : (n, 3) float64, 1/Å, Cartesian frame of the structure
+    """
+    content = structure.expand()
+    f2 = form_factors(content, np.linalg.norm(s, axis=1), table) ** 2
+    weight = content.occupancy**2
+    own = np.empty(len(s))
+    displaced_squares(2 * np.pi * s, content.type_index, f2, content.u_cart, weight, own)
+    return np.bincount(content.type_index, weight, len(content.types)) @ f2, own
+
+
 def _anisotropic(structure: Structure, grid: MapGrid, table: str) -> np.ndarray:
     axes = grid.axes()
     nodes, weights = zip(*(_nodes(axis, n) for axis, n in zip(axes, _node_numbers(structure, grid, table))))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.fft
 from scipy.integrate import trapezoid
+from scipy.interpolate import CubicSpline
 from scipy.optimize import brentq
 
 from dials_diffuse.compat import available_cores
@@ -23,6 +24,20 @@ KERNELS = ("exponential", "gaussian", "lorentzian")
 _TAIL_END = 1e4
 _TAIL_NODES = 1500
 
+#: a correlation that ends does so from ``inner`` to _FALL inner + _FALL_WIDTH, in Å
+_FALL = 1.05
+_FALL_WIDTH = 3.0
+#: what is left of a correlation may end abruptly
+_NO_CORRELATION = 1e-9
+#: table of its transform: step of k in units of 1/r, and how much finer it is read; panels of the integral over r, in
+#: units of 1/k, and nodes in each
+_TABLE_STEP = 0.1
+_REFINED = 30
+_TABLE_BLOCK = 512
+_PANEL = 6.0
+_MORE_PANELS = 40
+_PANEL_NODES = 10
+
 
 @dataclass(frozen=True, eq=False)
 class Correlation:
@@ -33,6 +48,7 @@ class Correlation:
     kernel : ``exponential`` c = exp(-|G^-1 r|), ``gaussian`` c = exp(-|G^-1 r|²/2), or ``lorentzian``, see there
     matrix : (3, 3) float64, G in Å, symmetric, positive definite
     core : Å, of the Lorentzian kernel, below the geometric mean of G's eigenvalues
+    inner : Å, c(r) matters up to this distance only: from there it is taken smoothly to 0, which it is from ``outer``
 
     Source: THEORY.md §3
     """
@@ -40,6 +56,13 @@ class Correlation:
     kernel: str
     matrix: np.ndarray
     core: float = 1.5
+    inner: float = math.inf
+
+    @property
+    def outer(self) -> float:
+        """Å, the distance beyond which c(r) is 0."""
+        widths = np.linalg.eigvalsh(self.matrix)
+        return float((_FALL * self.inner + _FALL_WIDTH) * widths[-1] / widths[0])
 
     @property
     def mean_length(self) -> float:
@@ -61,6 +84,8 @@ class Correlation:
         square : float64, |G Q|²; order : l
         """
         volume = np.linalg.det(self.matrix)
+        if self._ends:
+            return volume * self._ended_transform(square, order)
         if self.kernel == "gaussian":
             result = np.exp(square * (-0.5 / order))
             result *= (2 * math.pi / order) ** 1.5 * volume
@@ -71,6 +96,39 @@ class Correlation:
         result += 1
         result *= result
         return np.divide(8 * math.pi * volume / order**3, result, out=result)
+
+    @property
+    def _ends(self) -> bool:
+        """Is there any correlation left where it is taken to 0?"""
+        return self.reach(_NO_CORRELATION) > self.inner
+
+    def _ended_transform(self, square: np.ndarray, order: int) -> np.ndarray:
+        """The transform of c(r)^l taken to 0 beyond ``inner``, in units of G: a table of integrals over r."""
+        shortest = float(np.linalg.eigvalsh(self.matrix)[0])
+        first, last = self.inner / shortest, (_FALL * self.inner + _FALL_WIDTH) / shortest
+        k_max = math.sqrt(float(square.max()))
+        k = np.linspace(0, k_max, math.ceil(k_max * last / _TABLE_STEP) + 2)
+        panels = math.ceil(max(k_max * last, 1.0) / _PANEL) + _MORE_PANELS
+        edges = np.linspace(0, last, panels + 1)
+        unit, weight = np.polynomial.legendre.leggauss(_PANEL_NODES)
+        width = 0.5 * last / panels
+        r = (edges[:-1, None] + width * (1 + unit)).reshape(-1)
+        power = (
+            self._value(r) ** order * _taken_to_zero((r - first) / (last - first)) * r * np.tile(width * weight, panels)
+        )
+        values = np.empty(len(k))
+        for start in range(0, len(k), _TABLE_BLOCK):
+            part = k[start : start + _TABLE_BLOCK, None]
+            values[start : start + _TABLE_BLOCK] = (r * np.sinc(part * r / math.pi)) @ power
+        spline = CubicSpline(k, 4 * math.pi * values)
+        fine = np.linspace(0, k_max, _REFINED * len(k))
+        return np.interp(np.sqrt(square), fine, spline(fine))
+
+    def _value(self, r: np.ndarray) -> np.ndarray:
+        """c at distances r in units of G."""
+        if self.kernel == "lorentzian":
+            return lorentzian(r, 1.0, self.core / self.mean_length)
+        return np.exp(-r) if self.kernel == "exponential" else np.exp(-0.5 * r**2)
 
     def tail(self, q: np.ndarray, q_max: float, mean, order: int) -> np.ndarray:
         """Share of the reflections beyond q_max, with their mean square in the place of each.
@@ -123,7 +181,7 @@ def convolutions(
     where : three slices of a volume of ``grid.shape``, the voxels of one shift
     values : generator of float64 arrays of that shape, one for each order
     """
-    ratio = _ratio(source, grid)
+    ratio = steps_between(source, grid)
     size = box_size(source, grid)
     workers = available_cores()
     padded = np.zeros(size)
@@ -158,7 +216,7 @@ def convolutions(
 
 def box_size(source: MapGrid, grid: MapGrid) -> tuple:
     """Points along each axis of a box that holds all differences between indices wanted and given."""
-    reach = [m // n + 1 for m, n in zip(grid.extent, _ratio(source, grid))]
+    reach = [m // n + 1 for m, n in zip(grid.extent, steps_between(source, grid))]
     return tuple(scipy.fft.next_fast_len(2 * (r + m) + 1, real=True) for r, m in zip(reach, source.extent))
 
 
@@ -171,7 +229,14 @@ def distinct_shifts(ratio, operators) -> list:
     return [tuple(map(int, shifts[k])) for k in np.unique(keys.min(axis=1))]
 
 
-def _ratio(source: MapGrid, grid: MapGrid) -> tuple:
+def _taken_to_zero(t: np.ndarray) -> np.ndarray:
+    """1 for t <= 0, 0 for t >= 1, with all derivatives continuous."""
+    inside = np.clip(t, 0.01, 0.99)  # there it is 1 and 0 within exp(-99)
+    value = 1 / (1 + np.exp(1 / (1 - inside) - 1 / inside))
+    return np.where(t <= 0.01, 1.0, np.where(t >= 0.99, 0.0, value))
+
+
+def steps_between(source: MapGrid, grid: MapGrid) -> tuple:
     """Steps of the grid in one step of the source lattice."""
     lengths = np.array(grid.subdivide) * np.array(grid.unit_cell[:3]) / np.array(source.unit_cell[:3])
     return tuple(int(n) for n in np.rint(lengths))

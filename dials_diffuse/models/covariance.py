@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -23,11 +24,22 @@ from dials_diffuse.models.common import (
     warn_of_small_displacements,
 )
 from dials_diffuse.models.elastic_network import ElasticNetwork
-from dials_diffuse.models.lorentzian import lorentzian
+from dials_diffuse.models.lorentzian import lorentzian, lorentzian_derivatives
 from dials_diffuse.models.low_rank import low_rank_sum, modes_of, number_of_sums, orders_needed
 from dials_diffuse.models.motion import JointMotion, checked_covariance, cost_of_chebyshev, cost_of_pair_form
+from dials_diffuse.models.parameters import (
+    Parameter,
+    TensorComponents,
+    displacement_parameters,
+    gamma_parameter,
+    sigma_parameter,
+    tensor_components,
+    updated,
+)
 from dials_diffuse.models.patterson import memory_estimate as patterson_memory
 from dials_diffuse.models.patterson import patterson_sum, real_grid
+from dials_diffuse.models.prepared import Prepared
+from dials_diffuse.models.prepared_covariance import PreparedCovariance
 from dials_diffuse.structure.atoms import Structure
 from dials_diffuse.structure.groups import GROUPS, group_centres, group_labels
 from dials_diffuse.structure.transform import inside, s_squared
@@ -144,6 +156,52 @@ class Covariance:
             else:
                 values = values[:, :, None, None] * self.tensor
         return JointMotion(structure.molecule(), labels, np.ascontiguousarray(values), self.soft)
+
+    def parameters(self, structure: Structure) -> tuple:
+        if self.kernel == "free":
+            return ()
+        share = 0.5 if self.soft else 1.0
+        if self.kernel == "elastic_network":
+            sigma = self.network.mean_square(structure) ** 0.5 if self.sigma is None else self.sigma
+            found = (sigma_parameter(structure, sigma, share=share),)
+            if not self.network.crystal_contacts:
+                return found
+            return (*found, Parameter("crystal_stiffness", self.network.crystal_stiffness, "", 0.01, 100.0, 1.0))
+        components = self.components(structure)
+        if components is None:
+            found = [sigma_parameter(structure, self.sigma, share=share)]
+        else:
+            found = displacement_parameters(structure, components, self.V, share=share)
+        return (*found, gamma_parameter(self.gamma, 1.1 * self.core if self.kernel == "lorentzian" else 0.0))
+
+    def components(self, structure: Structure) -> TensorComponents | None:
+        """Free elements of V, all six, since it turns with the molecule; None if there is sigma."""
+        return None if self.V is None else tensor_components(structure, symmetric=False)
+
+    def with_values(self, structure: Structure, values: Mapping) -> Covariance:
+        merged = updated("covariance", self.parameters(structure), values)
+        components = self.components(structure)
+        changed: dict = {name: merged[name] for name in ("sigma", "gamma") if name in merged}
+        if "crystal_stiffness" in merged:
+            changed["network"] = replace(self.network, crystal_stiffness=merged["crystal_stiffness"])
+        if components is not None:
+            changed["V"] = components.six([merged["V" + e] for e in components.names])
+        return replace(self, **changed)
+
+    def prepare(self, structure: Structure, grid: MapGrid, index: np.ndarray) -> Prepared:
+        """For groups; of single atoms the derivatives cost as much as the engine ``pair_sum``."""
+        return PreparedCovariance(self, structure, grid, index)
+
+    def correlation(self, r: np.ndarray, gamma: float) -> tuple:
+        """c(r) and its first and second derivatives by gamma; r : float64, Å"""
+        if self.kernel == "lorentzian":
+            return lorentzian_derivatives(r, gamma, self.core)
+        x = r / gamma
+        if self.kernel == "exponential":
+            c = np.exp(-x)
+            return c, c * x / gamma, c * x * (x - 2) / gamma**2
+        c = np.exp(-0.5 * x**2)
+        return c, c * x**2 / gamma, c * x**2 * (x**2 - 3) / gamma**2
 
     def intensity(self, structure: Structure, grid: MapGrid) -> np.ndarray:
         structure, grid = fitted(structure, grid)

@@ -30,6 +30,7 @@ class ElasticNetwork:
     crystal_contacts : springs also to symmetry copies. Those are held still, since their motion is not correlated with
         that of the molecule; so the molecule cannot move freely. Without them motions that stretch no spring, such as
         those of the molecule as a whole, are left out.
+    crystal_stiffness : of the springs to symmetry copies, in units of that of the others
 
     Source: Bahar, Atilgan & Erman 1997, Fold. Des. 2, 173; Atilgan et al. 2001, Biophys. J. 80, 505
     """
@@ -37,11 +38,13 @@ class ElasticNetwork:
     network: str = "gaussian"
     cutoff: float = 8.0
     crystal_contacts: bool = True
+    crystal_stiffness: float = 1.0
 
     def __post_init__(self):
         if self.network not in NETWORKS:
             raise DiffuseError(f"elastic_network.network={self.network}: choose from {', '.join(NETWORKS)}")
         positive("elastic_network.cutoff", self.cutoff)
+        positive("elastic_network.crystal_stiffness", self.crystal_stiffness)
 
     def covariance(self, structure: Structure, labels: np.ndarray, sigma: float | None) -> np.ndarray:
         """V of the groups of one molecule.
@@ -62,27 +65,59 @@ class ElasticNetwork:
         DiffuseError
             If nothing is in contact.
         """
+        mean_square = self.mean_square(structure) if sigma is None else positive("covariance.sigma", sigma) ** 2
         centres = group_centres(structure, labels)
-        stiffness = self.stiffness(structure, centres)
+        flexible = self._inverse(self.stiffness(structure, centres))
+        return self._of_groups(flexible * (mean_square / np.mean(np.diag(flexible))), len(centres))
+
+    def derivatives(self, structure: Structure, labels: np.ndarray, sigma: float) -> tuple:
+        """V, its derivatives by sigma and by the stiffness of the springs to symmetry copies, and second derivatives.
+
+        For the inverse C of K = K_0 + c X: dC/dc = -C X C. V is sigma² C over the mean of its diagonal.
+
+        Returns
+        -------
+        covariance : as from :meth:`covariance`
+        first : list of two such arrays
+        second : dict of three, for [0, 0], [1, 0] and [1, 1]
+        """
+        centres = group_centres(structure, labels)
+        c = self._inverse(self.stiffness(structure, centres))
+        crystal = self._crystal_springs(structure, centres)
+        c1 = -c @ crystal @ c
+        c2 = -2 * c @ crystal @ c1
+        t, t1, t2 = (np.mean(np.diag(x)) for x in (c, c1, c2))
+        v = c / t
+        v1 = (c1 - v * t1) / t
+        v2 = (c2 - v * t2 - 2 * v1 * t1) / t
+
+        def finished(x):
+            return self._of_groups(x, len(centres))
+
+        first = [finished(2 * sigma * v), finished(sigma**2 * v1)]
+        second = {(0, 0): finished(2 * v), (1, 0): finished(2 * sigma * v1), (1, 1): finished(sigma**2 * v2)}
+        return finished(sigma**2 * v), first, second
+
+    def _inverse(self, stiffness: np.ndarray) -> np.ndarray:
+        """K^-1 without free motions."""
         values, vectors = np.linalg.eigh(stiffness)
         moving = values > _FREE * max(values[-1], 1e-300)
         if not moving.any():
             raise DiffuseError(
-                f"elastic_network.cutoff={self.cutoff:g}: no two of {len(centres)} groups are that near; choose a "
+                f"elastic_network.cutoff={self.cutoff:g}: no two of {len(stiffness)} groups are that near; choose a "
                 "larger one"
             )
         scaled = vectors[:, moving] / np.sqrt(values[moving])
-        covariance = scaled @ scaled.T
-        if sigma is None:
-            weight = structure.occupancy
-            mean_square = np.average(structure.u_iso, weights=weight)
-        else:
-            mean_square = positive("covariance.sigma", sigma) ** 2
-        covariance *= mean_square / np.mean(np.diag(covariance))
-        n = len(centres)
+        return scaled @ scaled.T
+
+    def _of_groups(self, matrix: np.ndarray, n: int) -> np.ndarray:
         if self.network == "gaussian":
-            return covariance
-        return np.ascontiguousarray(covariance.reshape(n, 3, n, 3).transpose(0, 2, 1, 3))
+            return matrix
+        return np.ascontiguousarray(matrix.reshape(n, 3, n, 3).transpose(0, 2, 1, 3))
+
+    def mean_square(self, structure: Structure) -> float:
+        """Mean U of the atoms, Å²."""
+        return float(np.average(structure.u_iso, weights=structure.occupancy))
 
     def stiffness(self, structure: Structure, centres: np.ndarray) -> np.ndarray:
         """(g, g) or (3g, 3g) float64, second derivatives of the energy in units of a spring's stiffness.
@@ -98,13 +133,18 @@ class ElasticNetwork:
         diagonal = np.zeros((n, *blocks.shape[2:]))
         np.add.at(diagonal, first, inner)
         np.add.at(diagonal, second, inner)
+        blocks[np.arange(n), np.arange(n)] = diagonal
+        inside = blocks if self.network == "gaussian" else blocks.transpose(0, 2, 1, 3).reshape(3 * n, 3 * n)
+        return inside + self.crystal_stiffness * self._crystal_springs(structure, centres)
+
+    def _crystal_springs(self, structure: Structure, centres: np.ndarray) -> np.ndarray:
+        """The part of the springs to symmetry copies in the matrix of second derivatives, of stiffness 1."""
+        n = len(centres)
+        blocks = np.zeros((n, n, *self._block(np.ones((1, 3))).shape[1:]))
         if self.crystal_contacts:
             held, direction = self._crystal_contacts(structure, centres)
-            np.add.at(diagonal, held, self._block(direction))
-        blocks[np.arange(n), np.arange(n)] = diagonal
-        if self.network == "gaussian":
-            return blocks
-        return blocks.transpose(0, 2, 1, 3).reshape(3 * n, 3 * n)
+            np.add.at(blocks, (held, held), self._block(direction))
+        return blocks if self.network == "gaussian" else blocks.transpose(0, 2, 1, 3).reshape(3 * n, 3 * n)
 
     def _block(self, direction: np.ndarray) -> np.ndarray:
         """The spring's part in the matrix of second derivatives, (m,) or (m, 3, 3)."""

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.models.common import diameter, displaced, fitted, laue_average, squares
+from dials_diffuse.models.common import diameter, displaced, fitted, laue_average, single_atoms, squares
+from dials_diffuse.models.parameters import Parameter, updated
+from dials_diffuse.models.prepared import Prepared
+from dials_diffuse.models.prepared_ensemble import PreparedEnsemble
 from dials_diffuse.structure.atoms import Structure
-from dials_diffuse.structure.transform import check_cells, lattice_transform, s_squared
+from dials_diffuse.structure.transform import check_cells, lattice_transform, s_squared, transform_at
 from dials_diffuse.structure.transform import memory_estimate as transform_memory
 
 BODIES = ("asu", "cell")
@@ -89,6 +93,65 @@ class Ensemble:
 
     def intensity(self, structure: Structure, grid: MapGrid) -> np.ndarray:
         """As for every model; the structure stands for the crystal form only."""
+        members, grid = self.on_grid(grid)
+        p = self.probabilities
+        mean, square = 0.0, np.zeros(grid.shape)
+        for difference, weight in zip(self.differences(members, grid), p[1:]):
+            square += weight * (difference.real**2 + difference.imag**2)
+            difference *= weight
+            mean += difference
+        square -= mean.real**2 + mean.imag**2
+        square *= self.copies / (1 - np.sum(p**2))
+        for own, weight in zip(self.own_motions(members, grid), p):
+            square += weight * own
+        return laue_average(square, grid)
+
+    def intensity_at(self, structure: Structure, s: np.ndarray) -> np.ndarray:
+        """The same at any points; only of members that are drawn for each symmetry copy, and that are no blocks.
+
+        Parameters
+        ----------
+        s : (m, 3) float64, 1/Å, Cartesian frame of the coordinate file
+
+        Returns
+        -------
+        (m,) float64, electrons² per unit cell
+        """
+        if self.body != "asu" or math.prod(self.supercell) > 1:
+            raise DiffuseError(f"ensemble.body={self.body}, supercell={self.supercell}: computed on grids only")
+        s = np.asarray(s, dtype=float).reshape(-1, 3)
+        p = self.probabilities
+        total = np.zeros(len(s))
+        bodies = [m.molecule() if self.soft else m.molecule().without_displacements() for m in self.members]
+        for turn in self.members[0].rotations:
+            f = np.array([transform_at(body, s @ turn, self.table) for body in bodies])
+            f -= f[0].copy()
+            mean = p @ f
+            total += p @ (f.real**2 + f.imag**2) - (mean.real**2 + mean.imag**2)
+        total /= 1 - np.sum(p**2)
+        if self.soft:
+            for member, weight in zip(self.members, p):
+                everything, own = single_atoms(member, s, self.table)
+                total += weight * (everything - own)
+        return total
+
+    def parameters(self, structure: Structure) -> tuple:
+        """The probabilities of all members but the first, which has the rest."""
+        n = len(self.members)
+        return tuple(
+            Parameter(f"weight_{k}", float(p), "", 0.0, 1.0, 1 / n)
+            for k, p in enumerate(self.probabilities[1:], start=2)
+        )
+
+    def with_values(self, structure: Structure, values: Mapping) -> Ensemble:
+        rest = list(updated("ensemble", self.parameters(structure), values).values())
+        return replace(self, weights=(1 - sum(rest), *rest))
+
+    def prepare(self, structure: Structure, grid: MapGrid, index: np.ndarray) -> Prepared:
+        return PreparedEnsemble(self, structure, grid, index)
+
+    def on_grid(self, grid: MapGrid) -> tuple:
+        """The members in the cell of a grid, and the grid with their symmetry."""
         if math.prod(self.supercell) > 1 and tuple(grid.subdivide) != tuple(self.supercell):
             raise DiffuseError(
                 f"grid.subdivide={','.join(map(str, grid.subdivide))}: blocks of "
@@ -96,23 +159,31 @@ class Ensemble:
             )
         members = [self._in_cell(m, grid) for m in self.members]
         _, grid = fitted(members[0], grid)
-        copies = members[0].space_group.order_z() if self.body == "asu" else 1
-        p = self.probabilities
+        return members, grid
+
+    @property
+    def copies(self) -> float:
+        """What moves by itself, for each unit cell."""
+        return (self.members[0].space_group.order_z() if self.body == "asu" else 1) / math.prod(self.supercell)
+
+    def differences(self, members: list, grid: MapGrid) -> Iterator[np.ndarray]:
+        """complex128 of ``grid.shape`` for all members but the first: F less that of the first.
+
+        So no digits are lost if all are alike.
+        """
         reference = self._amplitude(members[0], grid, members[0])
-        mean, square = np.zeros_like(reference), np.zeros(grid.shape)
-        for member, weight in zip(members[1:], p[1:]):
-            difference = self._amplitude(member, grid, members[0])  # from the first: no loss of digits if all are alike
+        for member in members[1:]:
+            difference = self._amplitude(member, grid, members[0])
             difference -= reference
-            square += weight * (difference.real**2 + difference.imag**2)
-            difference *= weight
-            mean += difference
-        square -= mean.real**2 + mean.imag**2
-        square *= copies / (1 - np.sum(p**2)) / math.prod(self.supercell)
+            yield difference
+
+    def own_motions(self, members: list, grid: MapGrid) -> Iterator[np.ndarray]:
+        """float64 of ``grid.shape`` for each member if ``soft``: what its atoms add by themselves."""
         if self.soft:
             s2 = s_squared(grid)
-            for member, weight in zip(members, p / math.prod(self.supercell)):
-                square += weight * (squares(member, s2, self.table) - displaced(member, grid, s2, self.table))
-        return laue_average(square, grid)
+            for member in members:
+                own = squares(member, s2, self.table) - displaced(member, grid, s2, self.table)
+                yield own / math.prod(self.supercell)
 
     def memory_estimate(self, structure: Structure, grid: MapGrid) -> int:
         return transform_memory(grid) + 56 * grid.n_voxels

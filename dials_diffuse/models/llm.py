@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -23,10 +24,22 @@ from dials_diffuse.models.common import (
     positive,
     positive_tensor,
     radial,
+    single_atoms,
     squares,
     warn_of_small_displacements,
 )
 from dials_diffuse.models.convolution import KERNELS, Correlation, box_size, convolutions
+from dials_diffuse.models.lattice_sum import lattice_sums
+from dials_diffuse.models.parameters import (
+    correlation_parameters,
+    displacement_parameters,
+    gamma_parameter,
+    sigma_parameter,
+    tensor_components,
+    updated,
+)
+from dials_diffuse.models.prepared import Averaged, Prepared, half_of
+from dials_diffuse.models.prepared_llm import PreparedLiquidLikeMotions
 from dials_diffuse.structure.atoms import Structure
 from dials_diffuse.structure.factors import sum_of_squares
 from dials_diffuse.structure.transform import lattice_transform, memory_estimate, s_squared
@@ -36,10 +49,17 @@ logger = logging.getLogger("dials.diffuse.models")
 ADPS = ("individual", "overall")
 CONFINEMENTS = ("crystal", "molecule")
 
-#: structure factors are computed to q = 2 pi / d_min plus this many 1/gamma, but by no more than _LARGEST_MARGIN beyond
-#: 1/d_min (1/Å); the squares of those further out are replaced by their mean, the sum of the atoms' f²
+#: structure factors are computed to q = 2 pi / d_min plus this many 1/gamma, but no less than _SMALLEST_MARGIN and no
+#: more than _LARGEST_MARGIN beyond 1/d_min (1/Å); the squares of those further out are replaced by their mean, the sum
+#: of the atoms' f²
 _MARGIN = 6.0
+_SMALLEST_MARGIN = 0.12
 _LARGEST_MARGIN = 0.4
+
+#: the Patterson function of a molecule reaches so far beyond the distances of its atoms, Å
+_ATOMS_REACH = 4.0
+#: the transform of a correlation that is taken to 0 is at least as wide as for this fraction of its reach
+_ENDED = 6.0
 
 #: points at which the share of the reflections left out is computed
 _TAIL_NODES = 400
@@ -69,9 +89,7 @@ class LiquidLikeMotions:
     orders : number of terms of the sum over l, see :meth:`missing_orders`
     incoherent : add what makes each atom's own term |f|² (1 - exp(-qᵀUq)) whatever V and the number of orders
     local_form_factor : divide the mean decay of |F|² with resolution out before the convolution, multiply it in after
-    confined_to : ``crystal``; ``molecule``: nothing is correlated between symmetry copies. The latter needs a grid with
-        subdivide >= 2 everywhere: pairs of atoms further apart than (subdivide - 1) cells are left with what
-        correlation they have at that distance
+    confined_to : ``crystal``; ``molecule``: nothing is correlated between symmetry copies
     table : form factors, one of ``structure.factors.TABLES``
 
     Raises
@@ -136,11 +154,6 @@ class LiquidLikeMotions:
 
     def intensity(self, structure: Structure, grid: MapGrid) -> np.ndarray:
         structure, grid = fitted(structure, grid)
-        if self.confined_to == "molecule" and min(grid.subdivide) < 2:
-            raise DiffuseError(
-                f"llm.confined_to=molecule with grid.subdivide={','.join(map(str, grid.subdivide))}: "
-                "a molecule's transform needs a subdivision of at least 2 along every axis"
-            )
         missing = self.missing_orders(grid.d_min)
         logger.info("llm: orders=%d leaves out at most %.2g %% at %.2f Å", self.orders, 100 * missing, grid.d_min)
         overall = self.adp == "overall"
@@ -163,63 +176,181 @@ class LiquidLikeMotions:
             total -= own
         return laue_average(total, grid)
 
+    def intensity_at(self, structure: Structure, s: np.ndarray) -> np.ndarray:
+        """Diffuse intensity at any points, by summation over all reflections: slow, but exact as the map is.
+
+        Parameters
+        ----------
+        structure : asymmetric unit
+        s : (m, 3) float64, 1/Å, Cartesian frame of the coordinate file
+
+        Returns
+        -------
+        (m,) float64, electrons² per unit cell
+        """
+        s = np.asarray(s, dtype=float).reshape(-1, 3)
+        s2 = np.sum(s**2, axis=1)
+        grid = MapGrid(structure.unit_cell, structure.hall_symbol, (1, 1, 1), 1 / max(np.sqrt(s2.max()), 0.01))
+        overall = self.adp == "overall"
+        if overall:
+            structure = structure.without_displacements()
+        work = self.work_grid(structure, grid)
+        correlation, strength, source, mean = self.strength(structure, work)
+        turns = structure.rotations
+        if self.confined_to == "crystal" and len(self.operators(grid)) > 2:
+            turns = turns[:1]  # the first is the identity, and all are alike
+        nodes = np.linspace(0, 2 * np.pi / grid.d_min, _TAIL_NODES)
+        q = 2 * np.pi * np.sqrt(s2)
+        tails = [
+            np.interp(q, nodes, correlation.tail(nodes, 2 * np.pi / source.d_min, mean, order))
+            for order in range(1, self.orders + 1)
+        ]
+        everything, own = single_atoms(structure, s, self.table)
+        total = np.zeros(len(s))
+        for turn in turns:
+            turned = s @ turn
+            x = (2 * np.pi) ** 2 * np.einsum("ma,ab,mb->m", turned, self.tensor, turned)
+            sums = lattice_sums(turned, strength, source, correlation, self.orders) + tails
+            part = sum(x**order / math.factorial(order) * value for order, value in enumerate(sums, start=1))
+            if self.local_form_factor:
+                part *= self.decay(structure, np.sqrt(s2))
+            if self.incoherent:
+                part -= own * _exponential(x, self.orders)
+            total += part * np.exp(-x) if overall else part
+        return total / len(turns) + (everything if self.incoherent else 0.0)
+
     def memory_estimate(self, structure: Structure, grid: MapGrid) -> int:
         structure, grid = fitted(structure, grid)
-        source, fine = self._source(grid)
-        return max(memory_estimate(fine), 40 * math.prod(box_size(source, grid)) + 64 * grid.n_voxels)
+        work = self.work_grid(structure, grid)
+        source, fine = self._source(structure, work)
+        return max(memory_estimate(fine), 40 * math.prod(box_size(source, work)) + 64 * work.n_voxels)
 
     def correlation_length(self, structure: Structure) -> float:
         reach = max(ATOM_LENGTH, self.correlation.reach(NEGLIGIBLE_CORRELATION))
         return min(reach, diameter(structure)) if self.confined_to == "molecule" else reach
 
-    def _source(self, grid: MapGrid) -> tuple:
-        """The lattice on which |F|² is convolved, and the grid that has F on it."""
-        smallest = np.linalg.eigvalsh(self.correlation.matrix)[0]
-        d_min = 1 / (1 / grid.d_min + min(_MARGIN / (2 * math.pi * smallest), _LARGEST_MARGIN))
+    def parameters(self, structure: Structure) -> tuple:
+        first, second = self.components(structure)
+        share = 0.5 if self.adp == "individual" else 1.0
+        if first is None:
+            found = [sigma_parameter(structure, self.sigma, share=share)]
+        else:
+            found = displacement_parameters(structure, first, self.V, share=share)
+        if second is None:
+            lowest = 1.1 * self.core if self.kernel == "lorentzian" else 0.0
+            return (*found, gamma_parameter(self.gamma, lowest))
+        return (*found, *correlation_parameters(second, self.G))
+
+    def components(self, structure: Structure) -> tuple:
+        """Free elements of V and of G, each None if there is sigma or gamma instead.
+
+        In the crystal they have its symmetry; those of a molecule turn with it.
+        """
+        symmetric = self.confined_to == "crystal"
+        free = tensor_components(structure, symmetric)
+        return None if self.V is None else free, None if self.G is None else free
+
+    def with_values(self, structure: Structure, values: Mapping) -> LiquidLikeMotions:
+        merged = updated("llm", self.parameters(structure), values)
+        changed: dict = {name: merged[name] for name in ("sigma", "gamma") if name in merged}
+        for name, components in zip("VG", self.components(structure)):
+            if components is not None:
+                changed[name] = components.six([merged[name + e] for e in components.names])
+        return replace(self, **changed)
+
+    def prepare(self, structure: Structure, grid: MapGrid, index: np.ndarray) -> Prepared:
+        if self.confined_to == "crystal":
+            return PreparedLiquidLikeMotions(self, structure, grid, index)
+        operators = half_of(laue_operators(structure.space_group, friedel=True))  # a molecule has no symmetry
+        mates = np.concatenate([index @ r for r in operators])
+        return Averaged(PreparedLiquidLikeMotions(self, structure, grid, mates), len(operators))
+
+    def work_grid(self, structure: Structure, grid: MapGrid) -> MapGrid:
+        """The grid, or for a molecule one with a whole multiple of its subdivision.
+
+        That is so fine that the Patterson function of a molecule repeats only at distances at which c(r), taken to 0
+        beyond the molecule's largest diameter, is 0.
+        """
+        if self.confined_to == "crystal":
+            return grid
+        correlation = self._reaching(structure)
+        needed = correlation.inner + correlation.outer
+        across = np.linalg.norm(grid.reciprocal_matrix, axis=0)  # 1 / distance of the lattice planes
+        return replace(grid, subdivide=tuple(n * math.ceil(needed * a / n) for a, n in zip(across, grid.subdivide)))
+
+    def _reaching(self, structure: Structure) -> Correlation:
+        """The correlation, as far as there are pairs of atoms."""
+        if self.confined_to == "crystal":
+            return self.correlation
+        return replace(self.correlation, inner=diameter(structure) + _ATOMS_REACH)
+
+    def _source(self, structure: Structure, grid: MapGrid) -> tuple:
+        """The lattice on which |F|² is convolved, and the grid that has F on it; grid: from :meth:`work_grid`."""
+        smallest = min(np.linalg.eigvalsh(self.correlation.matrix)[0], self._reaching(structure).inner / _ENDED)
+        margin = min(max(_MARGIN / (2 * math.pi * smallest), _SMALLEST_MARGIN), _LARGEST_MARGIN)
+        d_min = 1 / (1 / grid.d_min + margin)
         n = grid.subdivide if self.confined_to == "molecule" else (1, 1, 1)
         lengths = [x * y for x, y in zip(n, grid.unit_cell)]
         cell = (*lengths, *grid.unit_cell[3:])
         return MapGrid(cell, "P 1", (1, 1, 1), d_min), MapGrid(grid.unit_cell, "P 1", n, d_min)
 
-    def _coherent(self, structure: Structure, grid: MapGrid, x, s2) -> np.ndarray:
-        """Sum over l of x^l/l! (1/V) sum over h of |F|² Gamma_l; NaN where a mate has the value.
+    def strength(self, structure: Structure, grid: MapGrid) -> tuple:
+        """What the kernels are convolved with.
 
-        x, s2 : float64 of ``grid.shape``, qᵀVq and |s|²
+        Parameters
+        ----------
+        structure : without displacements for ``adp=overall``
+        grid : from :meth:`work_grid`
+
+        Returns
+        -------
+        correlation : Correlation of the kernels
+        strength : float64 of ``source.shape``, |F|², divided by its mean decay for ``local_form_factor``
+        source : the lattice it is given on
+        mean : function of q, (m,) in 1/Å, for the mean of the strength further out
         """
-        source, fine = self._source(grid)
+        source, fine = self._source(structure, grid)
         if self.confined_to == "molecule":
             bodies, body = structure.space_group.order_z(), structure.molecule()
         else:
             bodies, body = 1, structure.expand()
         amplitude = lattice_transform(body, fine, self.table)
         strength = np.nan_to_num(bodies * (amplitude.real**2 + amplitude.imag**2))
-        del amplitude
+        if not self.local_form_factor:
+            return self._reaching(structure), strength, source, lambda q: self.decay(structure, q / (2 * np.pi))
+        strength /= radial(lambda s: self.decay(structure, s), s_squared(source))
+        return self._reaching(structure), strength, source, np.ones_like
 
-        def mean(q):
-            s = np.minimum(q / (2 * np.pi), _FORM_FACTOR_LIMIT)
-            return sum_of_squares(structure, s, self.table, displaced=True)
+    def decay(self, structure: Structure, s: np.ndarray) -> np.ndarray:
+        """Mean of |F|² at |s|, (m,) in 1/Å, far from the origin: the sum over the atoms' own terms."""
+        return sum_of_squares(structure, np.minimum(s, _FORM_FACTOR_LIMIT), self.table, displaced=True)
 
-        if self.local_form_factor:
-            strength /= radial(lambda s: mean(2 * np.pi * s), s_squared(source))
-        operators = self._operators(grid)
-        q_max = 2 * np.pi / source.d_min
+    def _coherent(self, structure: Structure, grid: MapGrid, x, s2) -> np.ndarray:
+        """Sum over l of x^l/l! (1/V) sum over h of |F|² Gamma_l; NaN where a mate has the value.
+
+        x, s2 : float64 of ``grid.shape``, qᵀVq and |s|²
+        """
+        work = self.work_grid(structure, grid)
+        correlation, strength, source, mean = self.strength(structure, work)
         nodes = np.linspace(0, 2 * np.pi / grid.d_min, _TAIL_NODES)
-        tails = [
-            self.correlation.tail(nodes, q_max, np.ones_like if self.local_form_factor else mean, order)
-            for order in range(1, self.orders + 1)
-        ]
+        orders = range(1, self.orders + 1)
+        tails = [correlation.tail(nodes, 2 * np.pi / source.d_min, mean, order) for order in orders]
         total = np.full(grid.shape, np.nan)
-        for where, values in convolutions(strength, source, grid, self.correlation, self.orders, operators):
+        steps = [n // m for n, m in zip(work.subdivide, grid.subdivide)]
+        wanted = tuple(slice(m % step, None, step) for m, step in zip(work.extent, steps))
+        for where, values in convolutions(strength, source, work, correlation, self.orders, self.operators(grid)):
+            if max(steps) > 1:  # the only shift there is: every voxel of the finer grid
+                where, values = (slice(None),) * 3, (value[wanted] for value in values)
             part, q = x[where], 2 * np.pi * np.sqrt(s2[where])
             total[where] = sum(
                 part**order / math.factorial(order) * (value + np.interp(q, nodes, tail))
                 for order, (value, tail) in enumerate(zip(values, tails), start=1)
             )
         if self.local_form_factor:
-            total *= radial(lambda s: mean(2 * np.pi * s), s2)
+            total *= radial(lambda s: self.decay(structure, s), s2)
         return total
 
-    def _operators(self, grid: MapGrid) -> np.ndarray:
+    def operators(self, grid: MapGrid) -> np.ndarray:
         """(m, 3, 3) int64, the Laue group if it leaves V and G alone, otherwise the identity and the inversion."""
         operators = laue_operators(grid.space_group, friedel=True)
         b = grid.reciprocal_matrix

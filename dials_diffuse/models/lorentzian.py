@@ -6,7 +6,6 @@ import math
 from functools import lru_cache
 
 import numpy as np
-from scipy.integrate import quad
 from scipy.interpolate import CubicSpline
 
 #: points of the tables, in log(1 + k)
@@ -15,6 +14,9 @@ _NODES = 160
 _END = 40.0
 #: where integrals over distance end, in units of gamma
 _FAR = 45.0
+#: panels of these integrals in units of 1/k, and nodes in each
+_PANEL = 6.0
+_PANEL_NODES = 12
 
 
 def lorentzian(r: np.ndarray, gamma: float, core: float) -> np.ndarray:
@@ -30,6 +32,15 @@ def lorentzian(r: np.ndarray, gamma: float, core: float) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         value = np.exp(-r / gamma) * -np.expm1(-r * (1 / core - 1 / gamma)) / (r * (1 / core - 1 / gamma))
     return np.where(r > 0, value, 1.0)
+
+
+def lorentzian_derivatives(r: np.ndarray, gamma: float, core: float) -> tuple:
+    """:func:`lorentzian` and its first and second derivatives by gamma."""
+    k = 1 / gamma
+    c, e, m = lorentzian(r, gamma, core), np.exp(-r * k), 1 / core - k
+    by_k = (c - e) / m
+    by_kk = (2 * by_k + r * e) / m
+    return c, -(k**2) * by_k, k**4 * by_kk + 2 * k**3 * by_k
 
 
 def lorentzian_transform(square: np.ndarray, core: float, order: int) -> np.ndarray:
@@ -60,23 +71,19 @@ def _table(core: float, order: int) -> tuple:
     """Spline of the logarithm of the transform in log(1 + k), the end of the table, and the flux as such a spline."""
     end = _END * order / core
     u = np.linspace(0, math.log1p(end), _NODES)
-    values = [_integral(k, core, order) for k in np.expm1(u)]
+    values = _integrals(np.expm1(u), core, order)
     spline = CubicSpline(u, np.log(values))
     fine = np.linspace(0, u[-1], 20 * _NODES)
     k = np.expm1(fine)
     return spline, end, CubicSpline(fine, np.exp(spline(fine)) * k * (1 + k)).antiderivative()
 
 
-def _integral(k: float, core: float, order: int) -> float:
-    def power(r):
-        return float(lorentzian(np.array(r), 1.0, core)) ** order
-
+def _integrals(k: np.ndarray, core: float, order: int) -> np.ndarray:
+    """Integrals of c(r)^l exp(ikr) over space by Gauss-Legendre quadrature in panels that resolve the largest k."""
     far = _FAR / order
-    if k * far < 1:
-        near = quad(
-            lambda r: 4 * math.pi * r**2 * np.sinc(k * r / math.pi) * power(r), 0, far, limit=200, points=[core]
-        )
-        return near[0]
-    parts = [(0, core), (core, 10 * core), (10 * core, far)] if 10 * core < far else [(0, core), (core, far)]
-    total = sum(quad(lambda r: r * power(r), a, b, weight="sin", wvar=k, limit=400, epsabs=1e-13)[0] for a, b in parts)
-    return 4 * math.pi / k * total
+    panels = math.ceil(far * k[-1] / _PANEL)
+    unit, weight = np.polynomial.legendre.leggauss(_PANEL_NODES)
+    width = 0.5 * far / panels
+    r = (2 * width * np.arange(panels)[:, None] + width * (1 + unit)).reshape(-1)
+    power = 4 * math.pi * lorentzian(r, 1.0, core) ** order * r**2 * np.tile(width * weight, panels)
+    return np.array([np.sinc(x * r / math.pi) @ power for x in k])

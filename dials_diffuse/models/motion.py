@@ -237,12 +237,12 @@ def chebyshev_form(square: np.ndarray, a: np.ndarray, v: np.ndarray, tolerance: 
     largest = np.abs(v).max()
     if largest == 0 or len(x) == 0:
         return result
-    nodes, half_width = _shells(len(x), len(v), x[-1] - x[0], largest, tolerance)
+    nodes, half_width = shells(len(x), len(v), x[-1] - x[0], largest, tolerance)
     matrix = np.zeros_like(v)
     start = 0
     while start < len(x):
         stop = np.searchsorted(x, x[start] + 2 * half_width, side="right")
-        points, weights = _interpolation(x[start:stop], nodes)
+        points, weights = lagrange_weights(x[start:stop], nodes)
         for point, weight in zip(points, weights):
             _fill(max(point, 1e-9), v, matrix)
             for row in range(start, stop, _ROWS):
@@ -255,7 +255,7 @@ def chebyshev_form(square: np.ndarray, a: np.ndarray, v: np.ndarray, tolerance: 
     return out
 
 
-def _shells(m: int, n: int, span: float, largest: float, tolerance: float) -> tuple:
+def shells(m: int, n: int, span: float, largest: float, tolerance: float) -> tuple:
     """Nodes in a shell and its half width: those that cost least."""
     best = None
     for nodes in range(1, 25):
@@ -267,7 +267,7 @@ def _shells(m: int, n: int, span: float, largest: float, tolerance: float) -> tu
     return best[1:]
 
 
-def _interpolation(x: np.ndarray, n: int) -> tuple:
+def lagrange_weights(x: np.ndarray, n: int) -> tuple:
     """Chebyshev nodes in the range of x (ascending), and the (n, len(x)) values of the Lagrange polynomials."""
     middle, half = 0.5 * (x[0] + x[-1]), 0.5 * (x[-1] - x[0])
     if half == 0:
@@ -305,7 +305,7 @@ def cost_of_pair_form(m: int, n: int) -> float:
 
 def cost_of_chebyshev(m: int, n: int, span: float, largest: float, tolerance: float) -> float:
     """The same; span: range of q² in 1/Å², largest: of |v| in Å²."""
-    nodes, reach = _shells(m, n, span, largest, tolerance)
+    nodes, reach = shells(m, n, span, largest, tolerance)
     number = min(m, max(1, math.ceil(span / (2 * reach))))
     return nodes * n**2 * (2 * m + 0.5 * number * _PRODUCTS_PER_EXPONENTIAL)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -15,12 +16,22 @@ from dials_diffuse.models.common import (
     displacement_tensor,
     fitted,
     laue_average,
+    single_atoms,
     squares,
     warn_of_small_displacements,
 )
 from dials_diffuse.models.motion import BodyMotion
+from dials_diffuse.models.parameters import (
+    TensorComponents,
+    displacement_parameters,
+    sigma_parameter,
+    tensor_components,
+    updated,
+)
 from dials_diffuse.models.patterson import memory_estimate as patterson_memory
 from dials_diffuse.models.patterson import patterson_sum
+from dials_diffuse.models.prepared import Fixed, Prepared
+from dials_diffuse.models.prepared_rigid import PreparedRigidBody
 from dials_diffuse.structure.atoms import Structure
 from dials_diffuse.structure.groups import GROUPS, group_labels
 from dials_diffuse.structure.tls import TlsGroup
@@ -43,8 +54,8 @@ class RigidBody:
 
     Attributes
     ----------
-    sigma : Å, rms displacement along one direction; or
-    V : six numbers 11, 22, 33, 12, 13, 23 in Å², Cartesian frame of the coordinate file
+    sigma : Å, rms displacement along one direction, or a tuple of one for each body; or
+    V : six numbers 11, 22, 33, 12, 13, 23 in Å², Cartesian frame of the coordinate file, or such a tuple for each body
     body : ``asu``: every symmetry copy of the atoms given moves by itself, V is rotated with it; ``cell``: the content
         of the cell moves as one (molecules with their centres in the cell), the map is averaged over the Laue group;
         ``residue``, ``segment``, ``chain``, ``selection``: parts of each symmetry copy; ``tls``: the groups in ``tls``
@@ -61,7 +72,7 @@ class RigidBody:
     Source: THEORY.md §2
     """
 
-    sigma: float | None = None
+    sigma: float | tuple | None = None
     V: tuple | None = None
     body: str = "asu"
     selections: tuple = ()
@@ -75,44 +86,125 @@ class RigidBody:
         if (self.body == "tls") != bool(self.tls):
             raise DiffuseError("rigid_body: body=tls and TLS groups need each other")
         if self.body != "tls":
-            _ = self.tensor
+            _ = self.displacements
         elif self.sigma is not None or self.V is not None:
             raise DiffuseError("rigid_body.body=tls: leave out rigid_body.sigma and rigid_body.V")
 
+    @property
+    def separate(self) -> bool:
+        """Has each body a displacement of its own?"""
+        return isinstance(self.sigma, tuple) or (self.V is not None and np.ndim(self.V) > 1)
+
     @cached_property
-    def tensor(self) -> np.ndarray:
-        """(3, 3) float64, Å², covariance of the displacement of a body."""
-        return displacement_tensor("rigid_body", self.sigma, self.V)
+    def displacements(self) -> np.ndarray:
+        """(b, 3, 3) float64, Å², covariance of the displacement of each body; b = 1 if it is the same for all."""
+        if not self.separate:
+            return displacement_tensor("rigid_body", self.sigma, self.V)[None]
+        if self.sigma is not None and self.V is not None:
+            raise DiffuseError("rigid_body: give sigma or V for each body, not both")
+        if self.V is None:
+            return np.stack([displacement_tensor("rigid_body", s, None) for s in self.sigma])
+        return np.stack([displacement_tensor("rigid_body", None, six) for six in self.V])
 
     def intensity(self, structure: Structure, grid: MapGrid) -> np.ndarray:
         structure, grid = fitted(structure, grid)
         if self.body == "tls":
             return self._rotating(structure, grid)
         if self.soft:
-            warn_of_small_displacements(structure, self.tensor, "rigid_body")
-        if self.body == "cell":
-            structure = structure.expand()
-        copies, molecule = structure.space_group.order_z(), structure.molecule()
+            for tensor in self.displacements:
+                warn_of_small_displacements(structure, tensor, "rigid_body")
+        total = np.zeros(grid.shape)
+        for tensor, strength, own, constant in self.strengths(structure, grid):
+            exponent = (2 * np.pi) ** 2 * s_squared(grid, tensor)
+            if self.soft:
+                total += np.exp(exponent) * (strength - own) - strength + constant
+            else:
+                total -= np.expm1(-exponent) * strength
+        return laue_average(total, grid)
+
+    def strengths(self, structure: Structure, grid: MapGrid):
+        """What the intensity is made of, for each of the different displacements.
+
+        Yields
+        ------
+        tensor : (3, 3) float64, Å²
+        strength : float64 of ``grid.shape``, sum of |F|² over the bodies, not averaged over the Laue group
+        own, constant : the same for sums of f² exp(-qᵀUq) and f² over their atoms if ``soft``, else 0
+        """
+        content = structure.expand() if self.body == "cell" else structure
+        labels = self._labels(content)
+        copies, molecule = content.space_group.order_z(), content.molecule()
         if not self.soft:
             molecule = molecule.without_displacements()
-        volume = np.zeros(grid.shape)
-        labels = self._labels(structure)
-        for number in range(labels.max() + 1):
-            amplitude = lattice_transform(molecule.take(labels == number), grid, self.table)
-            volume += copies * (amplitude.real**2 + amplitude.imag**2)
-            del amplitude
-        exponent = (2 * np.pi) ** 2 * s_squared(grid, self.tensor)
-        if not self.soft:
-            volume *= -np.expm1(-exponent)
-            return laue_average(volume, grid)
-        volume *= np.expm1(exponent)
         s2 = s_squared(grid)
-        volume += squares(structure, s2, self.table)
-        volume -= np.exp(exponent) * displaced(structure, grid, s2, self.table)
-        return laue_average(volume, grid)
+        everything = np.arange(labels.max() + 1)
+        for tensor, members in zip(self._of_bodies(labels), everything[:, None] if self.separate else [everything]):
+            strength = np.zeros(grid.shape)
+            for number in members:
+                amplitude = lattice_transform(molecule.take(labels == number), grid, self.table)
+                strength += copies * (amplitude.real**2 + amplitude.imag**2)
+                del amplitude
+            own = constant = 0.0
+            if self.soft:
+                atoms = content.take(np.isin(labels, members))
+                own, constant = displaced(atoms, grid, s2, self.table), squares(atoms, s2, self.table)
+            yield tensor, strength, own, constant
+
+    def _of_bodies(self, labels: np.ndarray) -> np.ndarray:
+        number = labels.max() + 1
+        if self.separate and len(self.displacements) != number:
+            raise DiffuseError(
+                f"rigid_body: displacements of {len(self.displacements)} bodies are given, there are {number}"
+            )
+        return self.displacements
+
+    def for_each_body(self, structure: Structure) -> RigidBody:
+        """The same with a sigma or V of its own for each body, all equal so far; TLS groups have theirs."""
+        if self.separate or self.body == "tls":
+            return self
+        number = self._labels(structure).max() + 1
+        if self.sigma is not None:
+            return replace(self, sigma=(float(self.sigma),) * number)
+        return replace(self, V=(tuple(self.V),) * number)
+
+    def parameters(self, structure: Structure) -> tuple:
+        if self.body == "tls":
+            return ()
+        components = self.components(structure)
+        values = self.V if components is not None else self.sigma
+        values = values if self.separate else [values]
+        share = 0.5 if self.soft else 1.0
+        found = []
+        for number, value in enumerate(values, start=1):
+            suffix = f"_{number}" if self.separate else ""
+            if components is None:
+                found.append(sigma_parameter(structure, value, "sigma" + suffix, share))
+            else:
+                found += displacement_parameters(structure, components, value, "V", suffix, share)
+        return tuple(found)
+
+    def components(self, structure: Structure) -> TensorComponents | None:
+        """Free elements of V, None if there is sigma: only of the whole cell it must have the crystal's symmetry."""
+        return None if self.sigma is not None else tensor_components(structure, symmetric=self.body == "cell")
+
+    def with_values(self, structure: Structure, values: Mapping) -> RigidBody:
+        merged = list(updated("rigid_body", self.parameters(structure), values).values())
+        if not merged:
+            return self
+        components = self.components(structure)
+        if components is None:
+            return replace(self, sigma=tuple(merged) if self.separate else merged[0])
+        rows = np.reshape(merged, (-1, len(components.names)))
+        six = tuple(components.six(row) for row in rows)
+        return replace(self, V=six if self.separate else six[0])
+
+    def prepare(self, structure: Structure, grid: MapGrid, index: np.ndarray) -> Prepared:
+        if self.body == "tls":
+            return Fixed(self, structure, grid, index)
+        return PreparedRigidBody(self, structure, grid, index)
 
     def intensity_at(self, structure: Structure, s: np.ndarray) -> np.ndarray:
-        """Diffuse intensity at any points, of bodies that are rigid, smaller than the cell, and do not rotate.
+        """Diffuse intensity at any points, of bodies that do not rotate.
 
         Parameters
         ----------
@@ -126,20 +218,31 @@ class RigidBody:
         Raises
         ------
         DiffuseError
-            For other bodies.
+            For bodies that rotate.
         """
-        if self.soft or self.body in ("cell", "tls"):
-            raise DiffuseError(f"rigid_body.body={self.body}, soft={self.soft}: computed on grids only")
+        if self.body == "tls":
+            raise DiffuseError("rigid_body.body=tls: computed on grids only")
         s = np.asarray(s, dtype=float).reshape(-1, 3)
-        molecule, labels = structure.molecule().without_displacements(), self._labels(structure)
+        content = structure.expand() if self.body == "cell" else structure
+        molecule, labels = content.molecule(), self._labels(content)
+        if not self.soft:
+            molecule = molecule.without_displacements()
+        tensors = self._of_bodies(labels)
         total = np.zeros(len(s))
         for turn in structure.rotations:
             turned = s @ turn
-            f2 = np.zeros(len(s))
             for number in range(labels.max() + 1):
-                f2 += np.abs(transform_at(molecule.take(labels == number), turned, self.table)) ** 2
-            total -= np.expm1(-((2 * np.pi) ** 2) * np.einsum("ma,ab,mb->m", turned, self.tensor, turned)) * f2
-        return total
+                body = molecule.take(labels == number)
+                tensor = tensors[number if self.separate else 0]
+                x = (2 * np.pi) ** 2 * np.einsum("ma,ab,mb->m", turned, tensor, turned)
+                f2 = np.abs(transform_at(body, turned, self.table)) ** 2
+                if self.soft:  # the shares of atoms on special positions make up for their copies
+                    whole = replace(body, occupancy=body.occupancy / np.sqrt(content.share[labels == number]))
+                    everything, own = single_atoms(whole, turned, self.table)
+                    total += np.expm1(x) * f2 + everything - np.exp(x) * own
+                else:
+                    total -= np.expm1(-x) * f2
+        return total * content.space_group.order_z() / len(structure.rotations)
 
     def motion(self, structure: Structure) -> BodyMotion:
         """The joint motion of the atoms of one molecule in TLS groups."""
@@ -166,7 +269,7 @@ class RigidBody:
         return laue_average(volume, grid)
 
     def memory_estimate(self, structure: Structure, grid: MapGrid) -> int:
-        return (patterson_memory if self.body == "tls" else transform_memory)(grid) + 24 * grid.n_voxels
+        return (patterson_memory if self.body == "tls" else transform_memory)(grid) + 48 * grid.n_voxels
 
     def correlation_length(self, structure: Structure) -> float:
         if self.body == "cell":

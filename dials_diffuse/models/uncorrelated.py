@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.models.common import ATOM_LENGTH, displaced, fitted, laue_average, squares
+from dials_diffuse.models.common import ATOM_LENGTH, displaced, fitted, laue_average, single_atoms, squares
+from dials_diffuse.models.parameters import updated
+from dials_diffuse.models.prepared import Fixed, Prepared
 from dials_diffuse.structure.atoms import Structure
 from dials_diffuse.structure.transform import s_squared
 
@@ -29,6 +32,21 @@ class Uncorrelated:
         structure, grid = fitted(structure, grid)
         s2 = s_squared(grid)
         return laue_average(squares(structure, s2, self.table) - displaced(structure, grid, s2, self.table), grid)
+
+    def intensity_at(self, structure: Structure, s: np.ndarray) -> np.ndarray:
+        """Diffuse intensity at any points, (m,) float64; s : (m, 3), 1/Å, Cartesian frame of the coordinate file."""
+        everything, own = single_atoms(structure, np.asarray(s, dtype=float).reshape(-1, 3), self.table)
+        return everything - own
+
+    def parameters(self, structure: Structure) -> tuple:
+        return ()
+
+    def with_values(self, structure: Structure, values: Mapping) -> Uncorrelated:
+        updated("uncorrelated", (), values)
+        return self
+
+    def prepare(self, structure: Structure, grid: MapGrid, index: np.ndarray) -> Prepared:
+        return Fixed(self, structure, grid, index)
 
     def memory_estimate(self, structure: Structure, grid: MapGrid) -> int:
         return 48 * grid.n_voxels

@@ -9,10 +9,12 @@ import numpy as np
 from cctbx import uctbx
 
 from dials_diffuse.errors import DiffuseError
+from dials_diffuse.experiment.geometry import scan_geometry
 from dials_diffuse.kernels import accumulate as kernel
 from dials_diffuse.maps.files import Provenance
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.observations import ExperimentSummary, write_observations
+from dials_diffuse.reduction.bragg import bragg_rows
 from dials_diffuse.reduction.job import DetectorSetup, Job, detector_setup, prepare_job
 from dials_diffuse.reduction.parameters import ReductionParameters
 from dials_diffuse.reduction.voxel_sums import MIN_FLUX, blocks_of_images, memory_estimate, observations, reduce_blocks
@@ -184,6 +186,7 @@ def integrate(
             wavelength=e.beam.get_wavelength(),
             n_panels=len(e.detector),
             image_size=tuple(e.detector[0].get_image_size()),
+            **scan_geometry(e).in_head_frame(),
         )
         for i, e in enumerate(experiments)
     ]
@@ -214,7 +217,7 @@ def integrate(
                 background_experiments,
                 progress,
             )
-            report = _reduce_experiment(job, experiment.identifier, writer, nproc, progress)
+            report = _reduce_experiment(job, experiment.identifier, reflections, writer, nproc, progress)
             reports.append(report)
             summaries[number] = replace(summaries[number], n_images_used=report.n_images)
         if writer.n_rows == 0:
@@ -226,7 +229,7 @@ def integrate(
     return IntegrationResult(grid, writer.n_rows, reports, warnings + [w for r in reports for w in r.warnings])
 
 
-def _reduce_experiment(job: Job, identifier: str, writer, nproc: int, progress) -> ExperimentReport:
+def _reduce_experiment(job: Job, identifier: str, reflections, writer, nproc: int, progress) -> ExperimentReport:
     tally = np.zeros(kernel.N_TALLY, dtype=np.int64)
     before = writer.n_rows
     flux: dict = {}
@@ -239,6 +242,11 @@ def _reduce_experiment(job: Job, identifier: str, writer, nproc: int, progress) 
     dark = [job.scan.first_index + i + 1 for i, f in sorted(flux.items()) if f < MIN_FLUX]
     warnings = [*job.warnings, *(f"experiment {job.number}: no beam on image {i}, left out" for i in dark)]
     n_images = len(flux) - len(dark)
+    lit = {i: f for i, f in flux.items() if f >= MIN_FLUX}
+    bragg = bragg_rows(job, reflections, lit) if reflections is not None else None
+    if bragg is not None:
+        writer.append_bragg(*bragg)
+        logger.info("%d integrated Bragg reflections, for the absolute scale", len(bragg[0]))
     report = ExperimentReport(
         identifier=identifier,
         n_images=n_images,

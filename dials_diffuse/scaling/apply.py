@@ -12,9 +12,9 @@ import numpy as np
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.observations import OBSERVATION_DTYPE
 from dials_diffuse.maps.voxels import Voxels
-from dials_diffuse.scaling.data import Layout, S, coordinates, unique_of
+from dials_diffuse.scaling.data import N_COORDINATES, Layout, S, coordinates, unique_of
+from dials_diffuse.scaling.errors import ErrorModel, reject
 from dials_diffuse.scaling.model import Prediction, ScaleModel
-from dials_diffuse.scaling.refine import ErrorModel, reject
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Scaler:
     def predict(self, block: dict, first: int) -> tuple:
         """(Prediction, (n,) float64 |s| where the pixels were) of a block of rows; first : experiment of its file."""
         experiment = block["experiment"].astype(np.int64) + first
-        x = coordinates(self.layout, experiment, block["panel"], block["xyz"], block["s"])
+        x = coordinates(self.layout, experiment, block)
         prediction = self.model.predict(x, experiment, block["norm"], self.grid.s_magnitude(block["index"]))
         return prediction, x[:, S]
 
@@ -102,20 +102,20 @@ def all_residuals(scaler: Scaler, blocks, n_rows: int, threads: int) -> Residual
 def voxel_priors(scaler: Scaler) -> np.ndarray:
     """(u,) 1 / variance of the anisotropic part of every unique voxel."""
     s = scaler.grid.s_magnitude(scaler.voxels.index)
-    x = np.zeros((len(s), 5))
+    x = np.zeros((len(s), N_COORDINATES))
     x[:, S] = s
     return scaler.errors.prior(s, scaler.model.value("p", x, np.zeros(len(s), dtype=np.int64)))
 
 
 def find_all_outliers(residuals: Residuals, prior: np.ndarray, n_sigma: float) -> np.ndarray:
-    """(n,) bool, see :func:`dials_diffuse.scaling.refine.find_outliers`."""
+    """(n,) bool, see :func:`dials_diffuse.scaling.errors.find_outliers`."""
     if n_sigma == 0:
         return np.zeros(len(residuals.unique), dtype=bool)
     r = residuals
     return reject(r.unique, r.weight, r.residual, r.unit, r.counts, r.expected, prior, n_sigma)
 
 
-def scaled_rows(block: dict, prediction: Prediction, first: int, factor: float) -> np.ndarray:
+def scaled_rows(block: dict, prediction: Prediction, first: int, factor: float, incoherent=0.0) -> np.ndarray:
     """(n,) rows of OBSERVATION_DTYPE with the scale factors in norm and background.
 
     The norm takes gain and scale. The background takes the offset c, and the difference between the isotropic profile
@@ -126,6 +126,8 @@ def scaled_rows(block: dict, prediction: Prediction, first: int, factor: float) 
     block : name -> (n,) array, all columns
     first : experiment of the block's file among those of all files
     factor : intensities are multiplied by it
+    incoherent : (n,) float64 or 0, intensity after that, of Compton scattering where the pixels were; goes to the
+        background
     """
     rows = np.empty(len(block["norm"]), dtype=OBSERVATION_DTYPE)
     for name in OBSERVATION_DTYPE.names:
@@ -136,7 +138,8 @@ def scaled_rows(block: dict, prediction: Prediction, first: int, factor: float) 
     gain = np.divide(prediction.unit, norm * factor, out=np.ones(len(norm)), where=positive)
     # counts per unit of the old norm that belong to the background
     added = np.divide(
-        prediction.gain * prediction.offset + prediction.unit * (prediction.profile - prediction.profile_at_voxel),
+        prediction.gain * prediction.offset
+        + prediction.unit * (prediction.profile - prediction.profile_at_voxel + incoherent / factor),
         norm,
         out=np.zeros(len(norm)),
         where=positive,
@@ -149,16 +152,20 @@ def scaled_rows(block: dict, prediction: Prediction, first: int, factor: float) 
     return rows
 
 
-def write_scaled(scaler: Scaler, blocks, rejected: np.ndarray, factor: float, writer, threads: int) -> Iterator[int]:
+def write_scaled(
+    scaler: Scaler, blocks, rejected: np.ndarray, factor: float, writer, threads: int, compton=lambda s: 0.0
+) -> Iterator[int]:
     """Append the scaled rows of all blocks to a file; yields the number of rows read after each block.
 
     blocks : (first experiment, {column: array}) with all columns
     rejected : (n,) bool, rows of all files to leave out
+    factor : intensities are multiplied by it; compton : function of (n,) |s|, what is then taken off
     """
 
     def work(item):
         first, block = item
-        return scaled_rows(block, scaler.predict(block, first)[0], first, factor)
+        prediction, s = scaler.predict(block, first)
+        return scaled_rows(block, prediction, first, factor, compton(s))
 
     start = 0
     for rows in in_order(work, blocks, threads):

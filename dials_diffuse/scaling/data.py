@@ -5,15 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.voxels import Voxels, keys_in_box
-from dials_diffuse.scaling.patterns import symmetric_patterns
+from dials_diffuse.scaling.patterns import absorption_functions, symmetric_patterns
 
-#: columns of ``coordinates``: fraction of the sweep, position on the detector in its own size, |s|, module number
-T, X, Y, S, MODULE = range(5)
+#: columns of ``coordinates``: fraction of the sweep, position on the detector in its own size, |s|, module number, and
+#: from DIFFRACTED and INCIDENT on unit vectors in the frame of the goniometer head, along the diffracted beam and
+#: against the incident one: both paths through the crystal
+T, X, Y, S, MODULE, DIFFRACTED, INCIDENT = *range(6), 8
+N_COORDINATES = 11
 
 COLUMNS = ("index", "experiment", "panel", "counts", "norm", "background", "background_variance", "xyz", "s")
+
+#: edge of the blocks of voxels that are held out together in cross-validation, 1/Å
+BLOCK = 0.06
 
 #: module size and gap in pixels, fast and slow, of detectors whose image size tells: Pilatus, Eiger, Eiger 2
 _MODULES = ((487, 195, 7, 17), (1030, 514, 10, 37), (1028, 512, 12, 38))
@@ -29,6 +36,9 @@ class Layout:
     size : (e, 2) float64, pixels along fast and slow
     module : (e, 4) int64, module size and gap; n_modules : in all panels of one detector
     n_panels : int, largest number of panels
+    orientation, axis, beam : (e, 3, 3), (e, 3), (e, 3) float64 in the frame of the goniometer head, see
+        ExperimentSummary; None where a file does not say
+    lattice : (3,) int64, subdivision of the reciprocal lattice
     """
 
     start: np.ndarray
@@ -37,11 +47,16 @@ class Layout:
     module: np.ndarray
     n_modules: int
     n_panels: int
+    orientation: np.ndarray | None
+    axis: np.ndarray | None
+    beam: np.ndarray | None
+    lattice: np.ndarray
 
 
-def make_layout(experiments) -> Layout:
+def make_layout(experiments, grid: MapGrid) -> Layout:
     """Layout of a list of ExperimentSummary."""
     start, width, size, module, n_modules = [], [], [], [], 1
+    known = all(e.orientation is not None for e in experiments)
     for e in experiments:
         first, last = e.image_range
         start.append(e.oscillation[0])
@@ -62,17 +77,21 @@ def make_layout(experiments) -> Layout:
         np.array(module),
         int(n_modules),
         max(e.n_panels for e in experiments),
+        *(
+            np.array([getattr(e, name) for e in experiments]).reshape(-1, *shape) if known else None
+            for name, shape in (("orientation", (3, 3)), ("axis", (3,)), ("beam", (3,)))
+        ),
+        lattice=np.array(grid.subdivide),
     )
 
 
-def coordinates(
-    layout: Layout, experiment: np.ndarray, panel: np.ndarray, xyz: np.ndarray, s: np.ndarray
-) -> np.ndarray:
-    """(n, 5) float64, the columns T, X, Y, S, MODULE.
+def coordinates(layout: Layout, experiment: np.ndarray, block: dict) -> np.ndarray:
+    """(n, N_COORDINATES) float64, the columns T, X, Y, S, MODULE, and six from DIFFRACTED on (0 where unknown).
 
-    experiment : (n,) int, row of the layout; panel : (n,) int; xyz : (n, 3) px, px, degrees; s : (n,) 1/Å
+    experiment : (n,) int, row of the layout; block : columns of rows, at least panel, xyz, s, index
     """
-    result = np.empty((len(s), 5))
+    panel, xyz, s = block["panel"], block["xyz"], block["s"]
+    result = np.zeros((len(s), N_COORDINATES))
     result[:, T] = (xyz[:, 2] - layout.start[experiment]) / layout.width[experiment]
     result[:, X:S] = xyz[:, :2] / layout.size[experiment]
     result[:, S] = s
@@ -82,6 +101,24 @@ def coordinates(
     column = np.clip(xyz[:, 0] // (fast + gap_fast), 0, columns - 1)
     row = np.clip(xyz[:, 1] // (slow + gap_slow), 0, rows - 1)
     result[:, MODULE] = (panel * rows + row) * columns + column
+    if layout.orientation is not None:
+        result[:, DIFFRACTED:] = directions_in_head(layout, experiment, block["index"], xyz[:, 2])
+    return result
+
+
+def directions_in_head(layout: Layout, experiment: np.ndarray, index: np.ndarray, angle: np.ndarray) -> np.ndarray:
+    """(n, 6) float64, unit vectors along the diffracted beam and against the incident one, goniometer-head frame.
+
+    index : (n, 3) int on the subdivided lattice; angle : (n,) degrees
+    """
+    result = np.empty((len(angle), 6))
+    for number in np.unique(experiment):
+        mine = experiment == number
+        turn = Rotation.from_rotvec(-np.deg2rad(angle[mine])[:, None] * layout.axis[number])
+        incident = turn.apply(layout.beam[number])
+        diffracted = incident + (index[mine] / layout.lattice) @ layout.orientation[number].T
+        result[mine, :3] = diffracted / np.linalg.norm(diffracted, axis=1, keepdims=True)
+        result[mine, 3:] = -incident / np.linalg.norm(incident, axis=1, keepdims=True)
     return result
 
 
@@ -94,10 +131,12 @@ class Observations:
     orbit : (n,) int64, ascending, 0 … m - 1
     unique : (m,) int64, row of ``Voxels.index``
     experiment : (n,) int64
-    coordinates : (n, 5) float64
+    coordinates : (n, N_COORDINATES) float64
     counts, norm, background, background_variance : (n,) float64
     s_voxel : (n,) float64, |s| of the voxel's centre
     patterns : (m, k) float64, see :mod:`dials_diffuse.scaling.patterns`
+    block : (m,) int64, neighbouring voxels have the same number
+    harmonics : (n, k) float64, functions of the absorption as harmonics; k is 0 where the layout lacks the orientation
     """
 
     orbit: np.ndarray
@@ -110,6 +149,8 @@ class Observations:
     background_variance: np.ndarray
     s_voxel: np.ndarray
     patterns: np.ndarray
+    block: np.ndarray
+    harmonics: np.ndarray
 
     @property
     def n(self) -> int:
@@ -122,12 +163,13 @@ class Observations:
     def orbits(self, wanted: np.ndarray) -> Observations:
         """The rows of some voxels; wanted : (m,) bool."""
         rows = wanted[self.orbit]
-        by_row = [f.name for f in fields(self) if f.name not in ("orbit", "unique", "patterns")]
+        by_row = [f.name for f in fields(self) if f.name not in ("orbit", "unique", "patterns", "block")]
         taken = {name: getattr(self, name)[rows] for name in by_row}
         return Observations(
             orbit=(np.cumsum(wanted) - 1)[self.orbit[rows]],
             unique=self.unique[wanted],
             patterns=self.patterns[wanted],
+            block=self.block[wanted],
             **taken,
         )
 
@@ -142,13 +184,16 @@ def unique_of(block: dict, grid: MapGrid, voxels: Voxels) -> np.ndarray:
     return unique
 
 
-def sample_observations(blocks, grid: MapGrid, voxels: Voxels, layout: Layout, wanted: np.ndarray) -> Observations:
+def sample_observations(
+    blocks, grid: MapGrid, voxels: Voxels, layout: Layout, wanted: np.ndarray, degree: int
+) -> Observations:
     """All rows of the wanted unique voxels.
 
     Parameters
     ----------
     blocks : (first experiment of the file, {column: array}) pairs with ``COLUMNS``
     wanted : (u,) bool, by row of ``voxels.index``
+    degree : of the harmonics of the absorption
     """
     parts = []
     for first, block in blocks:
@@ -162,12 +207,29 @@ def sample_observations(blocks, grid: MapGrid, voxels: Voxels, layout: Layout, w
     columns = {name: column[order] for name, column in columns.items()}
     unique, orbit = np.unique(columns["unique"], return_inverse=True)
     experiment = columns["experiment"].astype(np.int64)
+    position = coordinates(layout, experiment, columns)
+    known = layout.orientation is not None
     return Observations(
         orbit=orbit.reshape(-1).astype(np.int64),
         unique=unique,
         experiment=experiment,
-        coordinates=coordinates(layout, experiment, columns["panel"], columns["xyz"], columns["s"]),
+        coordinates=position,
         **{name: columns[name].astype(float) for name in ("counts", "norm", "background", "background_variance")},
         s_voxel=grid.s_magnitude(columns["index"]),
         patterns=symmetric_patterns(grid, voxels.index[unique]),
+        block=blocks_of_voxels(grid, voxels.index[unique]),
+        harmonics=absorption_functions(position[:, DIFFRACTED:], degree) if known else np.zeros((len(orbit), 0)),
     )
+
+
+def blocks_of_voxels(grid: MapGrid, index: np.ndarray) -> np.ndarray:
+    """(m,) int64, number of the block of about BLOCK 1/Å along each axis that a voxel lies in.
+
+    Blocks hold whole neighbourhoods of lattice points: what varies within a halo or between neighbouring halos of
+    diffuse scattering is the same in a block.
+
+    index : (m, 3) integers on the subdivided lattice
+    """
+    edge = np.linalg.norm(grid.reciprocal_matrix, axis=0) / grid.subdivide  # 1/Å from voxel to voxel along each axis
+    block = np.floor(index / np.maximum(np.round(BLOCK / edge), 1)).astype(np.int64)
+    return np.ravel_multi_index((block - block.min(axis=0)).T, np.ptp(block, axis=0) + 1)

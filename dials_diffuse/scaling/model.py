@@ -17,8 +17,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dials_diffuse.kernels.scaling import evaluate_block, evaluate_patterns
-from dials_diffuse.scaling.data import MODULE, Layout, Observations, S, T, X, Y
+from dials_diffuse.scaling.data import DIFFRACTED, MODULE, Layout, Observations, S, T, X, Y
 from dials_diffuse.scaling.parameters import ScalingParameters
+from dials_diffuse.scaling.patterns import absorption_functions, degrees_of
 
 #: distance of nodes of the isotropic profile in |s|, 1/Å, and how many there may be
 PROFILE_STEP = 0.004
@@ -37,8 +38,8 @@ class Block:
 
     Attributes
     ----------
-    name : a term of ``parameters.TERMS``; "m" for the modules, "p" for the isotropic profile, "q" for the
-        smooth anisotropic part, one set of coefficients for each pattern
+    name : a term of ``parameters.TERMS``; "h" for absorption as spherical harmonics, "m" for the modules, "p" for the
+        isotropic profile, "q" for the smooth anisotropic part, one set of coefficients for each pattern
     axes : (k, 2) int64, column of the coordinates and number of basis functions
     limits : (k, 2) float64, lower end and step
     start, size : first parameter, and number of parameters of one set
@@ -61,12 +62,29 @@ class Block:
         return self.start + (self.size * experiment if self.n_sets > 1 else np.zeros_like(experiment))
 
     @property
+    def degree(self) -> int:
+        """Highest degree of the harmonics of "h"."""
+        return math.isqrt(self.size + 1) - 1
+
+    def dense(self, coordinates: np.ndarray) -> np.ndarray:
+        """(n, size) float64, the functions of "h"."""
+        return absorption_functions(coordinates[:, DIFFRACTED:], self.degree)
+
+    @property
     def width(self) -> int:
         """Basis functions that are not zero at one point."""
+        if self.name == "h":
+            return self.size
         return math.prod(1 if step == 0 else 3 for step in self.limits[:, 1])
 
     def penalty(self) -> np.ndarray:
-        """(size, size) sum of squared second differences along each axis; of squares for numbered categories."""
+        """(size, size) sum of squared second differences along each axis; of squares for numbered categories.
+
+        For harmonics the mean square of the Laplacian on the sphere.
+        """
+        if self.name == "h":
+            degree = degrees_of(self.degree)
+            return np.diag((degree * (degree + 1.0)) ** 2)
         result = np.zeros((self.size, self.size))
         for k, (n, step) in enumerate(zip(self.axes[:, 1], self.limits[:, 1])):
             d = np.eye(n) if step == 0 else np.diff(np.eye(n), 2, axis=0)
@@ -134,12 +152,19 @@ class ScaleModel:
     def n_parameters(self) -> int:
         return len(self.coefficients)
 
-    def value(self, name: str, coordinates: np.ndarray, experiment: np.ndarray, reference: bool = False) -> np.ndarray:
-        """(n,) float64, one term at some coordinates; 0 where the model lacks it."""
+    def value(self, name: str, coordinates, experiment, reference: bool = False, harmonics=None) -> np.ndarray:
+        """(n,) float64, one term at some coordinates; 0 where the model lacks it.
+
+        harmonics : those of the coordinates where they are known
+        """
         result = np.zeros(len(experiment))
         block = self.block(name)
-        if block is not None and len(result):
-            coefficients = self.reference if reference else self.coefficients
+        coefficients = self.reference if reference else self.coefficients
+        if block is not None and name == "h":
+            own = coefficients[block.all].reshape(-1, block.size)
+            harmonics = block.dense(coordinates) if harmonics is None else harmonics
+            result = np.einsum("nk,nk->n", harmonics, own[experiment])
+        elif block is not None and len(result):
             evaluate_block(coordinates, block.offset(experiment), block.axes, block.limits, coefficients, result)
         return result
 
@@ -150,16 +175,16 @@ class ScaleModel:
         evaluate_patterns(data.coordinates, block.start, block.axes, block.limits, self.coefficients, patterns, result)
         return result
 
-    def predict(self, coordinates, experiment, norm, s_voxel) -> Prediction:
+    def predict(self, coordinates, experiment, norm, s_voxel, harmonics=None) -> Prediction:
         """What to expect; arguments as in :class:`dials_diffuse.scaling.data.Observations`."""
 
         def value(name, reference=False):
-            return self.value(name, coordinates, experiment, reference)
+            return self.value(name, coordinates, experiment, reference, harmonics)
 
         at_voxel = coordinates.copy()
         at_voxel[:, S] = s_voxel
         return Prediction(
-            gain=norm * np.exp(value("a") + value("d") + value("m")),
+            gain=norm * np.exp(value("a") + value("h") + value("d") + value("m")),
             scale=np.exp(value("b")),
             profile=value("p"),
             profile_at_voxel=self.value("p", at_voxel, experiment),
@@ -167,7 +192,7 @@ class ScaleModel:
         )
 
     def predict_observations(self, data: Observations) -> Prediction:
-        return self.predict(data.coordinates, data.experiment, data.norm, data.s_voxel)
+        return self.predict(data.coordinates, data.experiment, data.norm, data.s_voxel, data.harmonics)
 
     def moved(self, step: np.ndarray) -> ScaleModel:
         """The model with ``step`` (p,) added to its coefficients."""
@@ -184,6 +209,13 @@ class ScaleModel:
                 start += b.size * b.n_sets
         return ScaleModel(tuple(kept), np.concatenate(coefficients), np.concatenate(reference))
 
+    def with_term(self, full: ScaleModel, name: str) -> ScaleModel:
+        """One more term, with the coefficients that it has in ``full``, a model that has all of them."""
+        result = full.with_terms((*self.terms, name))
+        for b in self.blocks:
+            result.coefficients[result.block(b.name).all] = self.coefficients[b.all]
+        return result
+
 
 def start_model(data: Observations, layout: Layout, parameters: ScalingParameters) -> ScaleModel:
     """No scale factors, and the isotropic profile of the data as they are.
@@ -193,7 +225,10 @@ def start_model(data: Observations, layout: Layout, parameters: ScalingParameter
     terms = set(parameters.terms)
     if "d" in terms:
         terms |= {"m"} if layout.n_modules > 1 else set()
-        terms -= {"d"} if "a" in terms else set()
+    if "a" in terms and parameters.form_a == "harmonics" and layout.orientation is not None:
+        terms = terms - {"a"} | {"h"}
+    if "a" in terms:  # can do what d can
+        terms -= {"d"}
     if layout.n_panels > 1:  # where panels lie relative to each other is not in the observation files
         terms -= {"a", "d"}
     s = data.coordinates[:, S]
@@ -214,6 +249,7 @@ def start_model(data: Observations, layout: Layout, parameters: ScalingParameter
             nodes_a -= 1
     shapes["b"] = ((T, along["b"]),)
     shapes["a"] = ((T, along["a"]), (X, nodes_a), (Y, nodes_a))
+    shapes["h"] = ((DIFFRACTED, (parameters.degree_a + 1) ** 2 - 1),)
     shapes["c"] = ((T, along["c"]), (S, parameters.nodes_c))
     shapes["d"] = ((X, parameters.nodes_d), (Y, parameters.nodes_d))
     shapes["m"] = ((MODULE, layout.n_modules),)
@@ -224,12 +260,12 @@ def start_model(data: Observations, layout: Layout, parameters: ScalingParameter
             continue
         limits = []
         for column, n in axes:
-            if column == MODULE:
+            if column in (MODULE, DIFFRACTED):
                 limits.append((0.0, 0.0))
             else:
                 limits.append((ends[column][0], (ends[column][1] - ends[column][0]) / (n - 2)))
         size = math.prod(n for _, n in axes)
-        n_sets = n_experiments if name in "abc" else data.patterns.shape[1] if name == "q" else 1
+        n_sets = n_experiments if name in "abch" else data.patterns.shape[1] if name == "q" else 1
         blocks.append(Block(name, np.array(axes, dtype=np.int64), np.array(limits), start, size, n_sets))
         start += size * n_sets
     model = ScaleModel(tuple(blocks), np.zeros(start), np.zeros(start))

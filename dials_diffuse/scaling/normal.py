@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg.blas import dsyrk as syrk
 
-from dials_diffuse.kernels.scaling import add_normal, add_orbits, fill_basis, fill_patterns, orbit_sums
+from dials_diffuse.kernels.scaling import add_normal, add_orbits, fill_basis, fill_dense, fill_patterns, orbit_sums
 from dials_diffuse.scaling.data import Observations
 from dials_diffuse.scaling.model import ScaleModel
 
@@ -77,6 +77,8 @@ def design(model: ScaleModel, data: Observations, rows: slice, prediction, q, an
             patterns = data.patterns[data.orbit[rows]]
             level = unit * prediction.profile[rows]
             fill_patterns(x, b.start, b.axes, b.limits, level, patterns, index, value, count)
+        elif b.name == "h":
+            fill_dense(b.offset(experiment), data.harmonics[rows], expected, index, value, count)
         else:
             fill_basis(x, b.offset(experiment), b.axes, b.limits, factors.get(b.name, expected), index, value, count)
     return index, value, count
@@ -91,7 +93,10 @@ def _slope_of_logarithm(model: ScaleModel, data: Observations, rows: slice, shar
             continue
         index, value = np.empty((len(x), b.width), dtype=np.int64), np.empty((len(x), b.width))
         count = np.zeros(len(x), dtype=np.int64)
-        fill_basis(x, b.offset(experiment), b.axes, b.limits, share, index, value, count)
+        if b.name == "h":
+            fill_dense(b.offset(experiment), data.harmonics[rows], share, index, value, count)
+        else:
+            fill_basis(x, b.offset(experiment), b.axes, b.limits, share, index, value, count)
         result += np.bincount(index.ravel(), value.ravel(), minlength=model.n_parameters)
     return result
 

@@ -11,6 +11,10 @@ from dials_diffuse.errors import DiffuseError
 #: rotation; d: response of the detector
 TERMS = ("a", "b", "c", "d")
 
+#: of a, for each sweep: harmonics of the directions of incident and diffracted beam in the crystal; spline over the
+#: detector and the rotation
+FORMS = ("harmonics", "spline")
+
 
 @dataclass(frozen=True)
 class ScalingParameters:
@@ -24,6 +28,8 @@ class ScalingParameters:
     space_group : symbol of the group whose mates should agree; None: that of the files
     outlier_n_sigma : two-sided limit; 0: keep everything
     max_observations : the model is refined on at most so many observations, of unique voxels chosen at random
+    form_a : one of ``FORMS``; "spline" where the files lack the orientation
+    degree_a : highest degree of the harmonics
     angle_b, angle_a, angle_c : degrees of rotation between spline nodes
     nodes_a, nodes_d : spline coefficients along each edge of the detector; nodes_c along |s|
     n_folds : parts of the voxels for cross-validation
@@ -36,13 +42,15 @@ class ScalingParameters:
     space_group: str | None = None
     outlier_n_sigma: float = 6.0
     max_observations: int = 1_000_000
+    form_a: str = "harmonics"
+    degree_a: int = 4
     angle_b: float = 5.0
     angle_a: float = 20.0
     angle_c: float = 20.0
     nodes_a: int = 6
     nodes_d: int = 8
     nodes_c: int = 8
-    n_folds: int = 4
+    n_folds: int = 6
     n_cycles: int = 10
     seed: int = 0
 
@@ -50,6 +58,8 @@ class ScalingParameters:
         unknown = [t for t in self.terms or () if t not in TERMS]
         if unknown:
             raise DiffuseError(f"model={','.join(self.terms)}: no term {unknown[0]}; choose from {', '.join(TERMS)}")
+        if self.form_a not in FORMS:
+            raise DiffuseError(f"scale_model.a.form={self.form_a}: choose from {', '.join(FORMS)}")
         if self.outlier_n_sigma is None or not self.outlier_n_sigma >= 0:
             raise DiffuseError(f"outlier.n_sigma={self.outlier_n_sigma}: must not be negative (0 = off)")
         for name in ("angle_b", "angle_a", "angle_c"):
@@ -60,6 +70,7 @@ class ScalingParameters:
                 )
         for name, least in (
             ("max_observations", 1000),
+            ("degree_a", 1),
             ("nodes_a", 3),
             ("nodes_d", 3),
             ("nodes_c", 3),

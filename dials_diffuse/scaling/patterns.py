@@ -1,6 +1,8 @@
-"""Smooth anisotropic functions with the symmetry of the crystal: what absorption must not be mistaken for."""
+"""Smooth functions on the sphere: of absorption, and, with the symmetry of the crystal, of its own anisotropy."""
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import numpy as np
 from scipy.special import lpmv
@@ -14,11 +16,14 @@ L_MAX = 8
 _DIRECTIONS = 1500
 
 
-def harmonics(u: np.ndarray, l_max: int = L_MAX) -> np.ndarray:
-    """(n, k) real harmonics of even degree 2 … l_max at unit vectors u (n, 3), each of about unit mean square."""
+def harmonics(u: np.ndarray, degrees) -> np.ndarray:
+    """(n, k) real spherical harmonics at unit vectors u (n, 3), each of unit mean square over the sphere.
+
+    k runs over the 2 l + 1 functions of each degree l in ``degrees``.
+    """
     z, phi = np.clip(u[:, 2], -1, 1), np.arctan2(u[:, 1], u[:, 0])
     columns = []
-    for degree in range(2, l_max + 1, 2):
+    for degree in degrees:
         norm = 1.0
         for m in range(degree + 1):
             if m:
@@ -30,6 +35,45 @@ def harmonics(u: np.ndarray, l_max: int = L_MAX) -> np.ndarray:
     return np.stack(columns, axis=1)
 
 
+def absorption_functions(directions: np.ndarray, l_max: int) -> np.ndarray:
+    """(n, (l_max + 1)² - 1) harmonics of degree 1 … l_max, mean of those at two unit vectors each.
+
+    Source: Blessing (1995) Acta Cryst. A51, 33; as in DIALS: Beilsten-Edmands et al. (2020) Acta Cryst. D76, 385
+
+    directions : (n, 6) float64, see ``data.DIFFRACTED``
+    """
+    combine = _from_monomials(l_max)
+    return 0.5 * ((_monomials(directions[:, :3], l_max) + _monomials(directions[:, 3:], l_max)) @ combine)
+
+
+def degrees_of(l_max: int) -> np.ndarray:
+    """(k,) degree of each of :func:`absorption_functions`."""
+    return np.repeat(np.arange(1, l_max + 1), 2 * np.arange(1, l_max + 1) + 1)
+
+
+def _monomials(u: np.ndarray, degree: int) -> np.ndarray:
+    """(n, (degree + 1)²) products x^i y^j z^k of ``degree`` or one less factors: they span all harmonics."""
+    powers = np.ones((3, degree + 1, len(u)))
+    for k in range(degree):
+        powers[:, k + 1] = powers[:, k] * u.T
+    x, y, z = powers
+    rows = [
+        x[i] * y[j] * z[total - i - j]
+        for total in (degree, degree - 1)
+        for i in range(total + 1)
+        for j in range(total + 1 - i)
+    ]
+    return np.array(rows).T
+
+
+@lru_cache
+def _from_monomials(l_max: int) -> np.ndarray:
+    """Matrix from monomials to harmonics of degree 1 … l_max: much faster than Legendre functions for every row."""
+    u = np.random.default_rng(0).normal(size=(_DIRECTIONS, 3))
+    u /= np.linalg.norm(u, axis=1, keepdims=True)
+    return np.linalg.lstsq(_monomials(u, l_max), harmonics(u, range(1, l_max + 1)), rcond=None)[0]
+
+
 def symmetric_patterns(grid: MapGrid, index: np.ndarray, l_max: int = L_MAX) -> np.ndarray:
     """(m, k) float64: the combinations of harmonics that the Laue group leaves unchanged, at voxels.
 
@@ -39,11 +83,12 @@ def symmetric_patterns(grid: MapGrid, index: np.ndarray, l_max: int = L_MAX) -> 
     u = rng.normal(size=(_DIRECTIONS, 3))
     u /= np.linalg.norm(u, axis=1, keepdims=True)
     basis = grid.reciprocal_matrix  # s = B h for columns
-    plain, average = harmonics(u, l_max), 0.0
+    degrees = range(2, l_max + 1, 2)
+    plain, average = harmonics(u, degrees), 0.0
     operators = laue_operators(grid.space_group, True)
     for operator in operators:
         rotation = basis @ operator.T @ np.linalg.inv(basis)  # h' = h R, so s' = B Rᵀ B⁻¹ s
-        average = average + harmonics(u @ rotation.T, l_max) / len(operators)
+        average = average + harmonics(u @ rotation.T, degrees) / len(operators)
     # average = plain @ projector
     projector = np.linalg.lstsq(plain, average, rcond=None)[0]
     left, size, _ = np.linalg.svd(projector)
@@ -51,4 +96,4 @@ def symmetric_patterns(grid: MapGrid, index: np.ndarray, l_max: int = L_MAX) -> 
     s = (np.asarray(index) / np.array(grid.subdivide)) @ basis.T
     length = np.linalg.norm(s, axis=1, keepdims=True)
     s = np.divide(s, length, out=np.tile([0.0, 0.0, 1.0], (len(s), 1)), where=length > 0)
-    return harmonics(s, l_max) @ invariant
+    return harmonics(s, degrees) @ invariant

@@ -6,7 +6,9 @@ from dataclasses import asdict
 
 import numpy as np
 
-from dials_diffuse.scaling.data import MODULE, S, T, X, Y
+from dials_diffuse.scaling.absolute import AbsoluteScale
+from dials_diffuse.scaling.bragg import bragg_scale_curve
+from dials_diffuse.scaling.data import MODULE, N_COORDINATES, S, T, X, Y
 from dials_diffuse.scaling.model import ScaleModel
 from dials_diffuse.scaling.scale import ScalingResult
 
@@ -39,6 +41,7 @@ def scaling_record(result: ScalingResult) -> dict:
             "spread": refinement.errors.spread,
         },
         "profile": _profile(model),
+        "absolute_scale": _absolute(result.absolute) if result.absolute else None,
         "sweeps": [_sweep(result, i) for i in range(len(result.experiments))],
         "modules": _modules(model),
         "residuals": [asdict(b) for b in result.batches],
@@ -51,12 +54,54 @@ def curve_of_b(result: ScalingResult, number: int) -> tuple:
     """(angles in degrees, b, c relative to the mean isotropic part) of an experiment along its rotation; (n,) each."""
     model, layout = result.refinement.model, result.layout
     n = max(2, int(abs(layout.width[number]) / _ANGLE))
-    x = np.zeros((n, 5))
+    x = np.zeros((n, N_COORDINATES))
     x[:, T] = (np.arange(n) + 0.5) / n
     x[:, S] = _s_range(model).mean()
     experiment = np.full(n, number)
     angles = layout.start[number] + x[:, T] * layout.width[number]
     return angles, np.exp(model.value("b", x, experiment)), model.value("c", x, experiment)
+
+
+def dials_scale_curve(result: ScalingResult, number: int) -> dict | None:
+    """b and the factor of dials.scale of an experiment at the angles of :func:`curve_of_b`, their means 1.
+
+    None where the file has no such factors, or nobody asked for them.
+    """
+    angles, b, _ = curve_of_b(result, number)
+    g = bragg_scale_curve(result.bragg, result.layout, number, angles) if result.bragg is not None else None
+    if g is None:
+        return None
+    varies = np.ptp(b) > 1e-9 * b.mean() and np.ptp(g) > 1e-9 * g.mean()
+    return {
+        "b": b / b.mean(),
+        "inverse_scale_factor": g / g.mean(),
+        "correlation": float(np.corrcoef(b, g)[0, 1]) if varies else float("nan"),
+    }
+
+
+def _absolute(absolute: AbsoluteScale) -> dict:
+    """k, its uncertainty and where they are from, and intensities in shells, electrons² per unit cell."""
+    shells, k = absolute.shells, absolute.k
+    s = shells.s
+    return {
+        "k": k,
+        "esd": absolute.esd,
+        "relative_esd": absolute.relative,
+        "method": absolute.method,
+        "estimates": [asdict(e) for e in absolute.estimates],
+        "contents": absolute.expectation.source,
+        "shells": {
+            "s": s,
+            "diffuse": k * shells.diffuse,
+            "bragg": k * shells.bragg,
+            "total": k * shells.total,
+            "sum_of_squares": absolute.expectation.at("elastic", s),
+            "compton": absolute.expectation.at("compton", s),
+            "interference": absolute.expectation.at("interference", s),
+            "n_bragg_possible": shells.n_possible,
+            "n_bragg_measured": shells.n_measured,
+        },
+    }
 
 
 def _s_range(model: ScaleModel) -> np.ndarray:
@@ -67,7 +112,7 @@ def _s_range(model: ScaleModel) -> np.ndarray:
 
 def _profile(model: ScaleModel) -> dict:
     s = _s_range(model)
-    x = np.zeros((len(s), 5))
+    x = np.zeros((len(s), N_COORDINATES))
     x[:, S] = s
     return {"s": s, "intensity": model.value("p", x, np.zeros(len(s), dtype=np.int64))}
 
@@ -76,10 +121,11 @@ def _sweep(result: ScalingResult, number: int) -> dict:
     model = result.refinement.model
     angles, b, _ = curve_of_b(result, number)
     record = {"identifier": result.experiments[number].identifier, "angle": angles, "b": b}
+    record["dials_scale"] = dials_scale_curve(result, number)
     if model.block("c"):
         s = _s_range(model)
         t, s_grid = np.meshgrid((np.arange(len(angles)) + 0.5) / len(angles), s, indexing="ij")
-        x = np.zeros((t.size, 5))
+        x = np.zeros((t.size, N_COORDINATES))
         x[:, T], x[:, S] = t.ravel(), s_grid.ravel()
         experiment = np.full(t.size, number)
         offset = model.value("c", x, experiment) * model.value("p", x, experiment, reference=True)
@@ -89,7 +135,7 @@ def _sweep(result: ScalingResult, number: int) -> dict:
             edge = (np.arange(_N_DETECTOR) + 0.5) / _N_DETECTOR
             t = np.array([0.5]) if name == "d" else (np.arange(len(angles))[::10] + 0.5) / len(angles)
             grid = np.meshgrid(t, edge, edge, indexing="ij")
-            x = np.zeros((grid[0].size, 5))
+            x = np.zeros((grid[0].size, N_COORDINATES))
             for column, values in zip((T, Y, X), grid):
                 x[:, column] = values.ravel()
             factor = np.exp(model.value(name, x, np.full(len(x), number))).reshape(grid[0].shape)
@@ -102,6 +148,6 @@ def _modules(model: ScaleModel) -> list:
     block = model.block("m")
     if block is None:
         return []
-    x = np.zeros((block.size, 5))
+    x = np.zeros((block.size, N_COORDINATES))
     x[:, MODULE] = np.arange(block.size)
     return list(np.exp(model.value("m", x, np.zeros(block.size, dtype=np.int64))))

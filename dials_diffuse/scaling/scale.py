@@ -14,10 +14,14 @@ from dials_diffuse.maps.files import Provenance
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.observations import ARBITRARY, OBSERVATION_DTYPE, ObservationFile, write_observations
 from dials_diffuse.maps.voxels import Voxels, blocks_of_rows, check_distinct, common_grid, find_voxels
+from dials_diffuse.scaling.absolute import ELECTRONS, AbsoluteParameters, AbsoluteScale, absolute_scale
 from dials_diffuse.scaling.apply import Scaler, all_residuals, find_all_outliers, voxel_priors, write_scaled
-from dials_diffuse.scaling.data import COLUMNS, Layout, Observations, make_layout, sample_observations
+from dials_diffuse.scaling.bragg import BraggColumns, read_bragg, scaled_bragg, start_from_bragg
+from dials_diffuse.scaling.data import COLUMNS, N_COORDINATES, Layout, Observations, S, make_layout, sample_observations
+from dials_diffuse.scaling.errors import find_outliers
+from dials_diffuse.scaling.model import start_model
 from dials_diffuse.scaling.parameters import ScalingParameters
-from dials_diffuse.scaling.refine import Refinement, find_outliers, refine
+from dials_diffuse.scaling.refine import Refinement, refine
 from dials_diffuse.scaling.statistics import Batch, crystal_correlations, residuals_by_batch, suggest_cuts
 
 logger = logging.getLogger("dials.diffuse.scaling")
@@ -40,6 +44,8 @@ class ScalingResult:
     correlations : (e, e) float64, anisotropic part of each experiment against each other; NaN without common voxels
     cuts : suggested images to leave out, (experiment, first, last)
     warnings : sentences for the user
+    absolute : AbsoluteScale, None where intensities are in arbitrary units
+    bragg : BraggColumns of all files; None where the factors of dials.scale are not wanted
     """
 
     grid: MapGrid
@@ -54,6 +60,8 @@ class ScalingResult:
     correlations: np.ndarray
     cuts: list
     warnings: list
+    absolute: AbsoluteScale | None
+    bragg: BraggColumns | None
 
 
 def memory_estimate(grid: MapGrid, n_rows: int, n_sample: int) -> float:
@@ -68,6 +76,8 @@ def scale_observations(
     provenance: Provenance,
     threads: int = 1,
     progress=lambda items, total, label: items,
+    absolute: AbsoluteParameters | None = None,
+    bragg_scales: bool = True,
 ) -> ScalingResult:
     """Refine a scale model for all files together and write their observations, scaled, to one file.
 
@@ -77,11 +87,14 @@ def scale_observations(
     path : the scaled file
     threads : for sums and for the application of the model
     progress : wraps an iterator as ``progress(items, total, label)``
+    absolute : how to find the absolute scale; None: leave it arbitrary
+    bragg_scales : b starts from the scale factors of dials.scale, where the files have them, and is compared with them
 
     Raises
     ------
     DiffuseError
-        On files that do not fit together or were scaled before; ``path`` is then left as it was.
+        On files that do not fit together or were scaled before, or lack what the absolute scale needs; ``path`` is
+        then left as it was.
     """
     check_distinct(paths)
     with ExitStack() as stack:
@@ -94,6 +107,8 @@ def scale_observations(
         grid = common_grid(files, parameters.space_group)
         experiments = tuple(e for file in files for e in file.experiments)
         first = np.cumsum([0] + [len(file.experiments) for file in files])
+        bragg = read_bragg(files, first)
+        expectation = absolute.expectation_for(grid, len(bragg), paths) if absolute else None
         n_rows = sum(file.n_rows for file in files)
         n_sample = min(n_rows, parameters.max_observations)
         logger.info(
@@ -114,10 +129,22 @@ def scale_observations(
         voxels, _ = find_voxels((b for _, b in blocks(("index", "norm"), "Finding voxels")), grid, True)
         if len(voxels.index) == 0:
             raise DiffuseError(f"{files[0].path}: no observation has a positive norm inside d_min; integrate again")
-        layout = make_layout(experiments)
+        layout = make_layout(experiments, grid)
         data = _sample(blocks(COLUMNS, "Choosing observations"), grid, voxels, layout, n_rows, parameters)
-        refinement = refine(data, layout, parameters, threads, progress)
+        start = None
+        if bragg_scales and np.any(bragg.inverse_scale_factor > 0):
+            start = start_from_bragg(start_model(data, layout, parameters), layout, bragg)
+        refinement = refine(data, layout, parameters, threads, progress, start)
         scaler = Scaler(grid, voxels, layout, refinement.model, refinement.errors)
+        scale, notes = None, []
+        if expectation is not None:
+            try:
+                scale = _absolute_scale(grid, data, layout, refinement, bragg, expectation, absolute.method)
+                notes = scale.warnings
+            except DiffuseError as error:
+                if absolute.required:
+                    raise
+                notes = [f"intensities stay on an arbitrary scale: {error}"]
         residuals = all_residuals(scaler, blocks(COLUMNS, "Finding outliers"), n_rows, threads)
         n_off_grid = int(np.count_nonzero(residuals.unique < 0))
         rejected = find_all_outliers(residuals, voxel_priors(scaler), parameters.outlier_n_sigma)
@@ -125,11 +152,42 @@ def scale_observations(
         del residuals
         logger.info("Saving the scaled observations to %s", path)
         provenance = replace(provenance, identifiers=tuple(e.identifier for e in experiments))
-        with write_observations(path, grid, experiments, provenance, ARBITRARY, scaled=True) as writer:
-            for _ in write_scaled(scaler, blocks(OBSERVATION_DTYPE.names, "Writing"), rejected, 1.0, writer, threads):
+        units = ELECTRONS if scale else ARBITRARY
+        with write_observations(path, grid, experiments, provenance, units, scaled=True) as writer:
+            rows = blocks(OBSERVATION_DTYPE.names, "Writing")
+            factor, compton = (scale.k, scale.compton) if scale else (1.0, lambda s: 0.0)
+            for _ in write_scaled(scaler, rows, rejected, factor, writer, threads, compton):
                 pass
-    return _summary(
+    summary = _summary(
         grid, experiments, layout, refinement, data, parameters, n_rows, int(rejected.sum()) - n_off_grid, n_off_grid
+    )
+    return replace(
+        summary,
+        absolute=scale,
+        bragg=bragg if bragg_scales else None,
+        warnings=summary.warnings + notes,
+    )
+
+
+def _absolute_scale(grid, data, layout, refinement, bragg, expectation, method) -> AbsoluteScale:
+    model = refinement.model
+    subtracted = np.bincount(data.experiment, data.background > 0, len(layout.start))
+    seen = np.bincount(data.experiment, minlength=len(layout.start))
+    s = data.coordinates[:, S]
+
+    def profile(values):
+        x = np.zeros((len(values), N_COORDINATES))
+        x[:, S] = values
+        return model.value("p", x, np.zeros(len(values), dtype=np.int64))
+
+    return absolute_scale(
+        grid,
+        profile,
+        (float(s.min()), float(s.max())),
+        scaled_bragg(bragg, layout, model),
+        expectation,
+        method,
+        bool(np.all(subtracted[seen > 0] > 0)),
     )
 
 
@@ -137,7 +195,7 @@ def _sample(blocks, grid: MapGrid, voxels: Voxels, layout, n_rows: int, paramete
     """All observations of unique voxels chosen at random, as many as are wanted."""
     share = parameters.max_observations / n_rows
     wanted = np.random.default_rng(parameters.seed).random(len(voxels.index)) < share
-    data = sample_observations(blocks, grid, voxels, layout, wanted)
+    data = sample_observations(blocks, grid, voxels, layout, wanted, parameters.degree_a)
     if data.n < 1000:
         raise DiffuseError(f"{data.n} observations are too few for a scale model; merge them as they are")
     return data
@@ -169,4 +227,6 @@ def _summary(grid, experiments, layout, refinement, data, parameters, n_rows, n_
         correlations=crystal_correlations(refinement, data, len(experiments), rejected),
         cuts=suggest_cuts(batches),
         warnings=warnings,
+        absolute=None,
+        bragg=None,
     )

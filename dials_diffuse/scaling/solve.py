@@ -14,7 +14,7 @@ from dials_diffuse.scaling.model import ScaleModel
 from dials_diffuse.scaling.normal import Normal, add
 
 #: strengths of smoothing that are tried first, per squared second difference of neighbouring coefficients
-STRENGTHS = 100.0 ** np.arange(0, 5)
+STRENGTHS = 100.0 ** np.arange(0, 6)
 
 #: a term that lowers χ² per held-out observation by less does not matter
 _LEAST_GAIN = 5e-4
@@ -23,7 +23,7 @@ _LEAST_GAIN = 5e-4
 _PROFILE_STRENGTH = 1e-2
 
 #: what is expected of the coefficients before there are data (logarithms of factors; for c a relative size)
-_PRIOR = {"a": 0.3, "b": 0.5, "c": 0.3, "d": 0.1, "m": 0.1}
+_PRIOR = {"a": 0.3, "h": 0.3, "b": 0.5, "c": 0.3, "d": 0.1, "m": 0.1}
 
 #: of the anisotropic part, how much may be a smooth function of the direction
 _SMOOTH_SHARE = 0.3
@@ -33,6 +33,9 @@ _RINGS_D, _RINGS_A = 10, 30
 
 #: a function with more than this share of its variance between the rings is radial
 _RADIAL_SHARE = 0.9
+
+#: a harmonic of which other terms can make more than this share of the variance is theirs
+_ALIKE_SHARE = 0.998
 _GAUGE_ROWS = 50_000
 
 
@@ -40,7 +43,8 @@ def gauge(model: ScaleModel, data: Observations) -> np.ndarray:
     """Directions of the parameters that the data cannot tell, or only through another term.
 
     b: mean 0 over all sweeps (the overall scale belongs to the intensities). a: no part that depends on |s| alone
-    around each node of the rotation, the mean included (that is b and c, for all but the small anisotropic part). d:
+    around each node of the rotation, the mean included (that is b and c, for all but the small anisotropic part). h: no
+    part that functions of |s| and b can make. d:
     mean 0 over all observations in rings of |s| (that is the isotropic profile). m: mean 0. c: mean 0 over all sweeps
     at each |s| (that is the isotropic profile too).
 
@@ -66,10 +70,46 @@ def gauge(model: ScaleModel, data: Observations) -> np.ndarray:
             plane = replace(block, axes=block.axes[1:], limits=block.limits[1:], size=shape[2] * shape[3], n_sets=1)
             radial = _radial(_basis(plane, data, some), data, some)
             add_rows(block, np.kron(np.eye(shape[0] * shape[1]), radial))
+        elif block.name == "h":
+            for number in range(block.n_sets):
+                mine = some[data.experiment[some] == number]
+                full = np.zeros((0, block.size * block.n_sets))
+                if len(mine):
+                    alike = _alike(data.harmonics[mine], _simpler(model, data, mine))
+                    full = np.zeros((len(alike), block.size * block.n_sets))
+                    full[:, number * block.size : (number + 1) * block.size] = alike
+                add_rows(block, full)
         elif block.name == "d":
             basis = _basis(block, data, some)
             add_rows(block, np.array([np.asarray(basis[r].sum(axis=0))[0] for r in _rings(data, some, _RINGS_D)]))
+            if model.block("h"):
+                add_rows(block, _alike(basis.toarray(), _of_absorption(model, data, some)))
     return np.concatenate(rows)
+
+
+def _simpler(model: ScaleModel, data: Observations, some: np.ndarray) -> np.ndarray:
+    """(n, k) functions of |s| and of the rotation, as the terms P and B make them, at some observations."""
+    rings = np.zeros((len(some), _RINGS_A))
+    for k, ring in enumerate(_rings(data, some, _RINGS_A)):
+        rings[ring, k] = 1
+    return np.hstack([rings, *(_basis(b, data, some).toarray() for b in model.blocks if b.name == "b")])
+
+
+def _of_absorption(model: ScaleModel, data: Observations, some: np.ndarray) -> np.ndarray:
+    """(n, k) the harmonics of every sweep at some observations."""
+    block = model.block("h")
+    result = np.zeros((len(some), block.n_sets, block.size))
+    result[np.arange(len(some)), data.experiment[some]] = data.harmonics[some]
+    return result.reshape(len(some), -1)
+
+
+def _alike(basis: np.ndarray, simpler: np.ndarray) -> np.ndarray:
+    """(k, m) combinations of the basis (n, m) that others (n, p) can make, almost; as rows, see :func:`_radial`."""
+    made = simpler @ np.linalg.lstsq(simpler, basis, rcond=1e-6)[0]
+    gram = basis.T @ basis / len(basis)
+    gram += 1e-6 * np.trace(gram) / len(gram) * np.eye(len(gram))
+    share, vectors = linalg.eigh(made.T @ made / len(basis), gram)
+    return (gram @ vectors[:, share > _ALIKE_SHARE]).T
 
 
 def _radial(basis, data: Observations, some: np.ndarray) -> np.ndarray:
@@ -118,16 +158,13 @@ class System:
     slopes: dict
 
 
-def make_system(model: ScaleModel, data: Observations, spread: float, frozen=()) -> System:
+def make_system(model: ScaleModel, data: Observations, spread: float) -> System:
     """Penalties and constraints of a model.
 
     spread : expected size of the anisotropic part, relative to the isotropic
-    frozen : names of terms that stay as they are
     """
     spread = _SMOOTH_SHARE * spread
     fixed = gauge(model, data)
-    for name in set(frozen) & set(model.terms):
-        fixed = np.concatenate([fixed, np.eye(model.n_parameters)[model.block(name).all]])
     free = np.eye(model.n_parameters)
     if len(fixed):
         q, r, _ = linalg.qr(fixed.T, mode="full", pivoting=True)
@@ -182,8 +219,12 @@ def best_step(normal: Normal, system: System, strengths: dict) -> np.ndarray:
     return system.free @ _minimum(projected(normal, system), system, strengths)
 
 
+def held_out(folds: list, system: System, strengths: dict) -> np.ndarray:
+    """(k,) χ² of each fold after a step from all the others; folds : normal equations of disjoint sets of voxels."""
+    return _held_out([projected(f, system) for f in folds], system, strengths)
+
+
 def _held_out(folds: list, system: System, strengths: dict) -> np.ndarray:
-    """(k,) χ² of each fold after a step from all the others; projected normal equations."""
     everything = add(folds)
     result = []
     for fold in folds:
@@ -192,7 +233,7 @@ def _held_out(folds: list, system: System, strengths: dict) -> np.ndarray:
     return np.array(result)
 
 
-def choose_strengths(folds: list, system: System, strengths: dict) -> tuple:
+def choose_strengths(folds: list, system: System, strengths: dict, names) -> dict:
     """Strength of the smoothing of each term for which voxels kept out of the fit agree best.
 
     One term after the other, twice: first ``STRENGTHS``, then a tenth and ten times the best.
@@ -200,26 +241,26 @@ def choose_strengths(folds: list, system: System, strengths: dict) -> tuple:
     Parameters
     ----------
     folds : normal equations of disjoint sets of voxels
-    strengths : name -> float, to begin with
+    strengths : name -> float, to begin with; names : of those to choose
 
     Returns
     -------
-    strengths : name -> float; chi2 : (k,) of the held-out folds
+    name -> float
     """
     folds = [projected(f, system) for f in folds]
-    best = _held_out(folds, system, strengths)
+    best = _held_out(folds, system, strengths).sum()
     for turn in range(2):
-        for name in strengths:
+        for name in names:
             near = strengths[name] * np.array([0.1, 10.0])
             candidates = STRENGTHS if turn == 0 else near[(near >= STRENGTHS[0]) & (near <= STRENGTHS[-1])]
             for candidate in candidates:
                 if candidate == strengths[name]:
                     continue
                 tried = {**strengths, name: float(candidate)}
-                chi2 = _held_out(folds, system, tried)
-                if chi2.sum() < best.sum():
+                chi2 = _held_out(folds, system, tried).sum()
+                if chi2 < best:
                     strengths, best = tried, chi2
-    return strengths, best
+    return strengths
 
 
 @dataclass(frozen=True)
@@ -240,30 +281,11 @@ class TermTest:
     kept: bool
 
 
-def compare_terms(
-    folds: list, model: ScaleModel, data: Observations, spread: float, strengths: dict, chi2: np.ndarray
-) -> list:
-    """Leave out each term in turn and see how well held-out voxels are predicted.
+def judge(name: str, without: np.ndarray, having: np.ndarray, n: int) -> TermTest:
+    """A term is kept when the gain is more than three times its esd, and not negligible.
 
-    folds : normal equations of disjoint sets of voxels; chi2 : (k,) of the held-out folds with all terms
-
-    Returns
-    -------
-    list of TermTest; a term is kept when the gain is more than three times its esd, and not negligible
+    without, having : (k,) χ² of held-out folds; n : observations
     """
-    n = sum(f.n for f in folds)
-    tests = []
-    for name in model.terms:
-        block = model.block(name)
-        reduced = model.with_terms(tuple(t for t in model.terms if t != name))
-        system = make_system(reduced, data, spread)
-        keep = np.concatenate([np.arange(model.n_parameters)[b.all] for b in model.blocks if b.name != name])
-        away = np.zeros(model.n_parameters)  # the term goes to zero: for the other terms this is where they start
-        away[block.all] = -model.coefficients[block.all]
-        parts = [Normal(f.matrix, f.vector - f.matrix @ away, f.at(away), f.n, f.m).part(keep) for f in folds]
-        others = {k: v for k, v in strengths.items() if k != name}
-        without = _held_out([projected(p, system) for p in parts], system, others)
-        gains = (without - chi2) / n
-        gain, esd = float(gains.sum()), float(np.std(gains, ddof=1) * np.sqrt(len(gains)))
-        tests.append(TermTest(name, gain, esd, gain > max(3 * esd, _LEAST_GAIN)))
-    return tests
+    gains = (without - having) / n
+    gain, esd = float(gains.sum()), float(np.std(gains, ddof=1) * np.sqrt(len(gains)))
+    return TermTest(name, gain, esd, gain > max(3 * esd, _LEAST_GAIN))

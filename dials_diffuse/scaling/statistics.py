@@ -8,7 +8,8 @@ import numpy as np
 
 from dials_diffuse.kernels.scaling import orbit_sums
 from dials_diffuse.scaling.data import Observations, T
-from dials_diffuse.scaling.refine import Refinement, weigh
+from dials_diffuse.scaling.errors import weigh
+from dials_diffuse.scaling.refine import Refinement
 
 #: rotation that a batch spans at least, degrees
 BATCH_ANGLE = 1.0

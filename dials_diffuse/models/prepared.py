@@ -1,0 +1,188 @@
+"""A model prepared for refinement: its intensity at fixed voxels as a function of its parameters, with derivatives."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from functools import cached_property
+
+import numpy as np
+
+from dials_diffuse.errors import DiffuseError
+from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.maps.symmetry import laue_operators
+from dials_diffuse.models.parameters import Parameter, TensorComponents
+from dials_diffuse.structure.atoms import Structure
+
+
+class Prepared(ABC):
+    """Intensity at n voxels as a function of p parameters.
+
+    Subclasses have the attribute ``parameters``, a tuple of p Parameter in the order of all arrays of values here;
+    ``origin``, the model they were made of, and ``structure``.
+
+    Intensities are in electrons² per unit cell. They are smooth functions for all values for which ``largest_step``
+    from inside is not used up, and mostly beyond.
+    """
+
+    origin: object
+    structure: Structure
+    parameters: tuple[Parameter, ...]
+
+    @property
+    def names(self) -> tuple:
+        return tuple(p.name for p in self.parameters)
+
+    def intensity(self, values) -> np.ndarray:
+        """(n,) float64; values : (p,) float64"""
+        return self.jacobian(values)[0]
+
+    @abstractmethod
+    def jacobian(self, values) -> tuple:
+        """Intensity, (n,), and its derivatives by the parameters, (n, p) float64."""
+
+    @abstractmethod
+    def second(self, values, weights) -> np.ndarray:
+        """(p, p) float64, sum over voxels of weights times the second derivatives of the intensity.
+
+        weights : (n,) float64
+        """
+
+    def model(self, values):
+        """The model that has these values.
+
+        Raises
+        ------
+        DiffuseError
+            If they make no model.
+        """
+        return self.origin.with_values(self.structure, dict(zip(self.names, values)))
+
+    @cached_property
+    def tensors(self) -> list:
+        """(slice of the parameters, TensorComponents) of each tensor among them."""
+        return []
+
+    def largest_step(self, values, step) -> float:
+        """Largest t for which values + t step still has positive semidefinite tensors; inf without tensors."""
+        values, step = np.asarray(values, dtype=float), np.asarray(step, dtype=float)
+        return min((c.largest_step(values[part], step[part]) for part, c in self.tensors), default=math.inf)
+
+    def _checked(self, values) -> np.ndarray:
+        values = np.asarray(values, dtype=float)
+        if values.shape != (len(self.parameters),):
+            raise DiffuseError(f"{len(self.parameters)} values are needed ({', '.join(self.names)}), got {values}")
+        return values
+
+
+class Fixed(Prepared):
+    """A model without parameters at the voxels of a grid."""
+
+    def __init__(self, model, structure: Structure, grid: MapGrid, index: np.ndarray):
+        self.origin, self.structure, self.parameters = model, structure, ()
+        self._values = model.intensity(structure, grid).reshape(-1)[grid.key(index)]
+
+    def jacobian(self, values) -> tuple:
+        self._checked(values)
+        return self._values.copy(), np.zeros((len(self._values), 0))
+
+    def second(self, values, weights) -> np.ndarray:
+        return np.zeros((0, 0))
+
+
+class Averaged(Prepared):
+    """The mean of a model over voxels that the map's symmetry, but not the structure's, makes equal."""
+
+    def __init__(self, inner: Prepared, copies: int):
+        self.origin, self.structure, self.parameters = inner.origin, inner.structure, inner.parameters
+        self._inner, self._copies = inner, copies
+
+    @cached_property
+    def tensors(self) -> list:
+        return self._inner.tensors
+
+    def jacobian(self, values) -> tuple:
+        intensity, jacobian = self._inner.jacobian(values)
+        n = len(intensity) // self._copies
+        mean = intensity.reshape(self._copies, n).mean(axis=0)
+        return mean, jacobian.reshape(self._copies, n, -1).mean(axis=0)
+
+    def second(self, values, weights) -> np.ndarray:
+        return self._inner.second(values, np.tile(weights, self._copies) / self._copies)
+
+
+def prepare(model, structure: Structure, grid: MapGrid, index) -> Prepared:
+    """A model at voxels of a map, averaged over symmetry of the map that the structure lacks, as ``model_map`` does.
+
+    Parameters
+    ----------
+    structure : asymmetric unit
+    grid : of the same cell within 1 %
+    index : (n, 3) integers on the subdivided lattice, inside 1/d_min
+
+    Raises
+    ------
+    DiffuseError
+        If structure and grid do not fit together, or an index lies outside the grid.
+    """
+    index = np.asarray(index, dtype=np.int64).reshape(-1, 3)
+    if np.any(grid.s_magnitude(index) > (1 + 1e-9) / grid.d_min):
+        raise DiffuseError(f"index: some voxels lie beyond d_min={grid.d_min:g} Å; leave them out")
+    mates = _cosets(structure, grid)
+    if len(mates) == 1:
+        return model.prepare(structure, grid, index)
+    return Averaged(model.prepare(structure, grid, np.concatenate([index @ r for r in mates])), len(mates))
+
+
+def _cosets(structure: Structure, grid: MapGrid) -> list:
+    """One operator of the map's Laue group for each coset of the part that the structure's Laue group has."""
+    wanted = laue_operators(grid.space_group, friedel=True)
+    own = {r.tobytes(): r for r in laue_operators(structure.space_group, friedel=True)}
+    wanted_keys = {r.tobytes() for r in wanted}
+    if not wanted_keys - set(own):
+        return [wanted[0]]
+    # The intensity has the structure's symmetry: mates that it relates already are counted once.
+    chosen, covered = [], set()
+    for r in wanted:
+        if r.tobytes() not in covered:
+            chosen.append(r)
+            covered |= {(r @ s).tobytes() for s in own.values()}
+    return chosen
+
+
+def half_of(operators: np.ndarray) -> np.ndarray:
+    """Of operators and their negatives one each: intensities have Friedel's symmetry."""
+    chosen, seen = [], set()
+    for r in operators:
+        if r.tobytes() not in seen:
+            chosen.append(r)
+            seen |= {r.tobytes(), (-r).tobytes()}
+    return np.array(chosen)
+
+
+class Square:
+    """x = qᵀVq at fixed q, as a function of sigma, or of the free elements of V.
+
+    Parameters
+    ----------
+    q : (n, 3) float64, 1/Å
+    components : of V; None: V = sigma² 1
+    """
+
+    def __init__(self, q: np.ndarray, components: TensorComponents | None):
+        self.components = components
+        self._features = np.sum(q**2, axis=1)[:, None] if components is None else components.features(q)
+
+    def __call__(self, values) -> tuple:
+        """x, (n,), and its derivatives, (n, k)."""
+        values = np.asarray(values, dtype=float)
+        if self.components is None:
+            return values[0] ** 2 * self._features[:, 0], 2 * values[0] * self._features
+        return self._features @ values, self._features
+
+    def second(self, weights: np.ndarray) -> np.ndarray:
+        """(k, k), sum over n of weights times the second derivatives of x."""
+        k = self._features.shape[1]
+        if self.components is None:
+            return np.full((1, 1), 2 * float(weights @ self._features[:, 0]))
+        return np.zeros((k, k))

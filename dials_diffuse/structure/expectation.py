@@ -1,0 +1,90 @@
+"""What a cell should scatter, from coordinates, a sequence, or nothing but its size."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from dials_diffuse.errors import DiffuseError
+from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.scaling.absolute import Expectation
+from dials_diffuse.structure.atoms import load_structure
+from dials_diffuse.structure.contents import (
+    CellContents,
+    average_contents,
+    contents_of_sequence,
+    contents_of_structure,
+)
+from dials_diffuse.structure.transform import bulk_solvent_structure_factors, check_cells
+
+logger = logging.getLogger("dials.diffuse.structure")
+
+_POINTS = 1000
+
+
+def make_expectation(
+    grid: MapGrid,
+    model: str | None = None,
+    sequence: str | None = None,
+    copies: int | None = None,
+    bulk_solvent: bool = True,
+    hydrogens: bool | None = None,
+) -> Expectation:
+    """What the cell of a grid scatters on the average over directions, and a model's structure factors.
+
+    Parameters
+    ----------
+    grid : of the data
+    model : path of coordinates
+    sequence, copies : see :func:`dials_diffuse.structure.contents.contents_of_sequence`; without a model
+    bulk_solvent, hydrogens : see :func:`dials_diffuse.structure.contents.contents_of_structure`
+
+    Raises
+    ------
+    DiffuseError
+        If the model has another cell, or contents do not fit into it.
+    """
+    if model and sequence:
+        raise DiffuseError(f"absolute_scale.model={model}, absolute_scale.sequence={sequence}: give one of them")
+    if copies is not None and not sequence:
+        raise DiffuseError(f"absolute_scale.copies={copies}: of what? Give absolute_scale.sequence as well")
+    hkl = f_squared = None
+    if model:
+        structure = load_structure(model)
+        try:
+            check_cells(structure, grid)
+        except DiffuseError as error:
+            raise DiffuseError(f"absolute_scale.model={model}: {error}") from None
+        contents = contents_of_structure(structure, bulk_solvent, hydrogens)
+        groups = [g.build_derived_laue_group() for g in (structure.space_group, grid.space_group)]
+        if groups[0] == groups[1]:
+            hkl, f = bulk_solvent_structure_factors(structure, grid.d_min, 0.35 if bulk_solvent else 0.0)
+            f_squared = np.abs(f) ** 2
+        else:
+            logger.warning(
+                "%s has space group %s, the data %s: its structure factors are not compared with the Bragg reflections",
+                model,
+                structure.space_group.info(),
+                grid.space_group_symbol,
+            )
+    elif sequence:
+        contents = contents_of_sequence(sequence, grid.unit_cell, grid.hall_symbol, copies)
+    else:
+        contents = average_contents(grid.unit_cell, grid.hall_symbol)
+    return expectation_of(contents, grid.d_min, hkl, f_squared)
+
+
+def expectation_of(contents: CellContents, d_min: float, hkl=None, f_squared=None) -> Expectation:
+    """The curves of some contents to beyond ``d_min`` (Å); hkl, f_squared : structure factors of a model, or None."""
+    s = np.linspace(0, 1.1 / d_min, _POINTS)
+    return Expectation(
+        s=s,
+        elastic=contents.sum_of_squares(s),
+        compton=contents.compton(s),
+        interference=contents.interference(s),
+        uncertainty=contents.uncertainty,
+        source=contents.source,
+        hkl=hkl,
+        f_squared=f_squared,
+    )
