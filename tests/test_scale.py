@@ -10,21 +10,33 @@ import numpy as np
 import pytest
 from builders import PROVENANCE, all_voxels, observation_rows, small_grid, true_intensity
 from scipy.stats import poisson
+from scitbx import matrix
+from synthetic import make_experiment
 
 from dials_diffuse.cli import scale as cli
 from dials_diffuse.errors import DiffuseError
+from dials_diffuse.experiment.geometry import scan_geometry
 from dials_diffuse.kernels.scaling import signed_deviance
 from dials_diffuse.maps.observations import OBSERVATION_DTYPE, ExperimentSummary, ObservationFile, write_observations
 from dials_diffuse.maps.symmetry import laue_operators
 from dials_diffuse.maps.voxels import blocks_of_rows, find_voxels
 from dials_diffuse.merging.laue import MergeParameters, merge_observations
 from dials_diffuse.scaling.apply import scaled_rows
-from dials_diffuse.scaling.data import COLUMNS, make_layout, sample_observations
+from dials_diffuse.scaling.data import (
+    BLOCK,
+    COLUMNS,
+    N_COORDINATES,
+    coordinates,
+    directions_in_head,
+    make_layout,
+    sample_observations,
+)
+from dials_diffuse.scaling.errors import first_error_model, reject, weigh
 from dials_diffuse.scaling.model import start_model
 from dials_diffuse.scaling.normal import chi2, normal_equations
 from dials_diffuse.scaling.parameters import ScalingParameters
-from dials_diffuse.scaling.patterns import symmetric_patterns
-from dials_diffuse.scaling.errors import first_error_model, reject, weigh
+from dials_diffuse.scaling.patterns import absorption, absorption_functions, harmonics, symmetric_patterns
+from dials_diffuse.scaling.refine import fold_of_blocks
 from dials_diffuse.scaling.scale import scale_observations
 from dials_diffuse.scaling.solve import gauge
 
@@ -32,6 +44,9 @@ GRID = small_grid("P 41", (20, 20, 24, 90, 90, 90), d_min=3.0)
 SIZE = (487, 407)  # two Pilatus modules, one above the other
 TURN = 40.0
 EXPERIMENTS = [ExperimentSummary(f"id-{i}", (1, 40), (0.0, 1.0), 40, 1.0, 1, SIZE) for i in range(2)]
+#: the same with what harmonics need
+HEAD = {"orientation": (0.05, 0, 0, 0, 0.05, 0, 0, 0, 1 / 24), "axis": (1, 0, 0), "beam": (0, 0, -1)}
+TURNING = [replace(e, **HEAD) for e in EXPERIMENTS]
 SMALL = {"nodes_a": 4, "angle_a": 10, "angle_b": 10, "angle_c": 8, "nodes_c": 5}
 
 
@@ -223,8 +238,6 @@ def test_without_scale_factors_rows_stay_as_they_are(tmp_path):
     rows = make_rows(np.random.default_rng(5), copies=1)
     data, layout = read_sample(write(tmp_path / "a.h5", rows))
     model = start_model(data, layout, ScalingParameters(**SMALL))
-    from dials_diffuse.scaling.data import coordinates
-
     x = coordinates(layout, rows["experiment"].astype(int), rows)
     prediction = model.predict(x, rows["experiment"].astype(int), rows["norm"], rows["s"].astype(float))
     block = {name: rows[name] for name in OBSERVATION_DTYPE.names}
@@ -243,7 +256,7 @@ def test_closed_loop_curves(planted):
     model = result.refinement.model
     assert set(model.terms) == {"a", "b", "c", "m"}
     t = (np.arange(40) + 0.5) / 40
-    x = np.zeros((40, 5))
+    x = np.zeros((40, N_COORDINATES))
     x[:, 0], x[:, 3] = t, 0.2
     ratios = []
     for e in range(2):
@@ -298,6 +311,131 @@ def test_a_spoilt_image_is_suggested_for_removal(tmp_path):
     rows["counts"][spoilt] *= np.random.default_rng(0).uniform(0.8, 1.2, spoilt.sum())
     result = scale(tmp_path, rows, terms=("b",), max_observations=20_000)
     assert result.cuts == [(1, 21, 21)]
+
+
+def test_blocks_of_neighbouring_voxels_stay_together(tmp_path):
+    """A fold holds whole neighbourhoods: neighbours share a block unless it ends between them."""
+    data, _ = read_sample(write(tmp_path / "a.h5", make_rows(np.random.default_rng(0), copies=1)))
+    edge = [max(1, round(BLOCK / (np.linalg.norm(GRID.reciprocal_matrix[:, k]) / GRID.subdivide[k]))) for k in range(3)]
+    assert min(edge) >= 2
+    with ObservationFile(tmp_path / "a.h5") as file:
+        voxels, _ = find_voxels(blocks_of_rows([file], ("index", "norm"), 1000), file.grid, True)
+    index = voxels.index[data.unique]
+    expected = [tuple(i // e for i, e in zip(row, edge)) for row in index.tolist()]
+    by_block: dict = {}
+    for number, name in zip(data.block.tolist(), expected):
+        by_block.setdefault(number, set()).add(name)
+    assert all(len(names) == 1 for names in by_block.values())
+    assert len(by_block) == len(set(expected)) > 6
+    fold = fold_of_blocks(data.block, 3, seed=0)
+    for number in by_block:
+        assert len(set(fold[data.block == number])) == 1
+    assert set(fold) == {0, 1, 2}
+
+
+def test_harmonics_are_orthonormal_and_fast_ones_equal_them():
+    rng = np.random.default_rng(0)
+    u = rng.normal(size=(400, 2, 3))
+    u /= np.linalg.norm(u, axis=2, keepdims=True)
+    slow = (harmonics(u[:, 0], range(1, 5)) + harmonics(u[:, 1], range(1, 5))) / 2
+    np.testing.assert_allclose(absorption_functions(u.reshape(-1, 6), 4), slow, atol=1e-10)
+    coefficients, row = rng.normal(size=(3, 24)), rng.integers(0, 3, 400)
+    sums = absorption(u.reshape(-1, 6), coefficients, row, 4)
+    np.testing.assert_allclose(sums, np.sum(slow * coefficients[row], axis=1), atol=1e-9)
+    # an exact rule on the sphere: Gauss-Legendre nodes along z, even steps around it
+    z, weight = np.polynomial.legendre.leggauss(12)
+    phi = np.arange(24) * math.pi / 12
+    zz, pp = (a.ravel() for a in np.meshgrid(z, phi, indexing="ij"))
+    r = np.sqrt(1 - zz**2)
+    values = harmonics(np.stack([r * np.cos(pp), r * np.sin(pp), zz], axis=1), range(5))
+    gram = values.T @ (np.repeat(weight, 24)[:, None] * values) / 48
+    np.testing.assert_allclose(gram, np.eye(25), atol=1e-12)
+
+
+def test_directions_in_the_head_against_dxtbx():
+    """Goniometer with setting and fixed rotations: both beams, turned back by hand into the crystal's frame."""
+    experiment = make_experiment(kappa=True)
+    scan = scan_geometry(experiment)
+    summary = replace(EXPERIMENTS[0], **scan.in_head_frame())
+    layout = make_layout([summary], replace(GRID, subdivide=(1000, 1000, 1000)))
+    rng = np.random.default_rng(0)
+    hkl, angle = rng.uniform(-5, 5, (30, 3)), rng.uniform(-40, 80, 30)
+    index = np.rint(hkl * 1000).astype(int)
+    found = directions_in_head(layout, np.zeros(30, dtype=int), index, angle)
+    goniometer = experiment.goniometer
+    s0, a = matrix.col(experiment.beam.get_s0()), matrix.sqr(experiment.crystal.get_A())
+    setting, fixed = (matrix.sqr(m) for m in (goniometer.get_setting_rotation(), goniometer.get_fixed_rotation()))
+    axis = matrix.col(goniometer.get_rotation_axis_datum())
+    for h, phi, row in zip(index / 1000, angle, found):
+        to_laboratory = setting * axis.axis_and_angle_as_r3_rotation_matrix(phi, deg=True) * fixed
+        s1 = s0 + to_laboratory * a * matrix.col(h.tolist())
+        expected = [*(to_laboratory.inverse() * s1).normalize(), *(to_laboratory.inverse() * -s0).normalize()]
+        np.testing.assert_allclose(row, expected, atol=1e-9)
+
+
+def true_harmonics(layout, rows):
+    """ln of an absorption of each sweep: a dipole and a quadrupole along odd directions, 5 % rms together."""
+    u = directions_in_head(layout, rows["experiment"].astype(int), rows["index"], rows["xyz"][:, 2].astype(float))
+    result = np.zeros(len(rows))
+    for half in (u[:, :3], u[:, 3:]):
+        first = np.where(rows["experiment"] == 0, half @ [0.6, 0.48, 0.64], half @ [-0.48, 0.8, 0.36])
+        second = np.where(rows["experiment"] == 0, half @ [0.8, -0.6, 0.0], half @ [0.0, 0.6, 0.8])
+        result += 0.05 * first + 0.05 * second**2
+    return result
+
+
+@pytest.fixture(scope="module")
+def absorbed(tmp_path_factory):
+    """Scaled observations of two crystals with b, modules, and absorption as harmonics: (folder, result, rows)."""
+    folder = tmp_path_factory.mktemp("absorbed")
+    rows = make_rows(np.random.default_rng(11), a=False, c=False)
+    rows["norm"] *= np.exp(-true_harmonics(make_layout(TURNING, GRID), rows))
+    path = write(folder / "in.h5", rows, TURNING)
+    parameters = ScalingParameters(**{**SMALL, "max_observations": 25_000})
+    return folder, scale_observations([path], parameters, folder / "out.h5", PROVENANCE, 2), rows
+
+
+def test_closed_loop_of_harmonics(absorbed):
+    """a times b comes back within 1 % rms for every observation, and the map as good as counting allows."""
+    folder, result, rows = absorbed
+    model = result.refinement.model
+    assert {"b", "h", "m"} <= set(model.terms)
+    layout = make_layout(TURNING, GRID)
+    e = rows["experiment"].astype(int)
+    x = coordinates(layout, e, rows)
+    fitted = model.value("b", x, e) + model.value("h", x, e)
+    truth = np.log(true_b(e, x[:, 0])) + true_harmonics(layout, rows)
+    difference = fitted - truth
+    assert np.std(truth) > 0.3
+    assert np.std(difference) < 0.01
+    data = merge(folder / "out.h5")
+    true = true_intensity(GRID, data.index)
+    flat, expected = anisotropic(GRID, data.index, data.intensity), anisotropic(GRID, data.index, true)
+    assert np.corrcoef(flat, expected)[0, 1] > 0.999
+
+
+def test_true_halos_are_not_taken_for_absorption(tmp_path):
+    """Clouds as large as a block, and nothing to scale: the map is left as it is, in every shell."""
+    rng = np.random.default_rng(12)
+    grid = small_grid("P 41", (20, 20, 24, 90, 90, 90), d_min=3.0)
+    index = np.tile(all_voxels(grid), (4, 1))
+    plain = true_intensity(grid, index // 2)  # neighbouring voxels are alike
+    rows = make_rows(rng, copies=2, a=False, b=False, c=False, d=False)
+    assert np.array_equal(rows["index"], index)
+    fresh = observation_rows(grid, index, plain, rng, scale=3000.0)
+    for name in ("counts", "norm", "background", "background_variance", "rate", "rate_variance", "pixels"):
+        rows[name] = fresh[name]
+    for name in ("counts", "norm", "background", "rate", "pixels"):
+        rows[name + "_odd"] = fresh[name + "_odd"]
+    path = write(tmp_path / "in.h5", rows, TURNING)
+    scale_observations([path], ScalingParameters(**SMALL), tmp_path / "out.h5", PROVENANCE, 2)
+    before, after = merge(path), merge(tmp_path / "out.h5")
+    assert np.array_equal(before.index, after.index)
+    x, y = (anisotropic(grid, m.index, m.intensity) for m in (after, before))
+    s = grid.s_magnitude(after.index)
+    for low, high in ((0.0, 0.2), (0.2, 0.27), (0.27, 0.34)):
+        shell = (s >= low) & (s < high)
+        assert x[shell] @ y[shell] / (y[shell] @ y[shell]) == pytest.approx(1, abs=0.01)
 
 
 def test_crystals_are_correlated(planted):
@@ -365,8 +503,14 @@ def test_program(planted, tmp_path, monkeypatch, capsys):
         assert text in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_without_orientation_a_is_a_spline_and_the_user_is_told(planted):
+    _, result = planted
+    assert result.refinement.model.block("a") and not result.refinement.model.block("h")
+    assert any("orientation" in w for w in result.warnings)
+
+
 def test_panels_get_factors_of_their_own(tmp_path):
-    """Positions on different panels are not one plane: a is left out, and the user is told."""
+    """Positions on different panels are not one plane: a spline is left out, and the user is told."""
     rows = make_rows(np.random.default_rng(10), copies=1, scale=500, a=False, c=False, d=False)
     rows["panel"] = np.arange(len(rows)) % 2
     rows["norm"][rows["panel"] == 1] /= 1.05

@@ -83,21 +83,21 @@ scale_model {
     angle = 20.0
       .type = float
       .help = "Degrees of rotation between nodes."
-    nodes = 8
+    nodes = 30
       .type = int(value_min=3)
-      .help = "Spline coefficients along |s|."
+      .help = "Spline coefficients along |s|; fewer where there are many sweeps."
   }
   d.nodes = 8
     .type = int(value_min=3)
     .help = "Spline coefficients along each edge of the detector."
 }
 refinement {
-  max_observations = 1000000
+  max_observations = 400000
     .type = int(value_min=1000)
     .help = "The model is refined against all observations of unique voxels that are chosen at random, about as many."
   n_folds = 6
     .type = int(value_min=2)
-    .help = "Parts of these voxels, each kept out once in the cross-validation."
+    .help = "Parts of these voxels, whole blocks of reciprocal space, each kept out once in the cross-validation."
   n_cycles = 10
     .type = int(value_min=1)
     .help = "Steps, at most, after smoothing and terms are chosen."
@@ -245,16 +245,18 @@ def report(result: ScalingResult) -> str:
         f"chi2 per observation {first['chi2']:.3f} before, {last['chi2']:.3f} after scaling; "
         f"{result.n_outliers} of {result.n_observations} observations are outliers and are left out",
         "",
-        "term   fall of chi2 per observation of held-out voxels   smoothing",
+        "term         fall of chi2 per observation of held-out voxels   smoothing",
     ]
+    labels = {"h": "a", "m": "d (modules)", "d": "d (smooth)"}
     for test in refinement.tests:
         smoothing = f"{refinement.strengths[test.name]:.0e}" if test.name in refinement.strengths else "none"
         kept = smoothing if test.name in refinement.model.terms else "not used"
-        lines.append(f"{test.name:5}  {test.gain:12.4f} +- {test.esd:<30.4f} {kept}")
+        label = labels.get(test.name, test.name)
+        lines.append(f"{label:11}  {test.gain:12.4f} +- {test.esd:<24.4f} {kept}")
     lines += [
         "",
-        "Not determined by the data and set by convention: mean of log b 0 over all sweeps; mean of log a 0 over the",
-        "detector at each rotation; mean of c 0 over all sweeps at each s, so that what they share belongs to the map.",
+        "Not determined by the data and set by convention: mean of log b 0 over all sweeps; what of a depends on s or the",
+        "rotation alone 0; mean of c 0 over all sweeps at each s, so that what they share belongs to the map.",
         "",
     ]
     for i, experiment in enumerate(result.experiments):

@@ -34,7 +34,7 @@ def axis_weights(x, low, step, n, weights):
 
 
 @njit
-def block_basis(row, axes, limits, index, value, at):
+def block_basis(row, axes, limits, w, index, value, at):
     """Append the non-zero basis functions of one block at one observation to ``index`` and ``value``.
 
     Parameters
@@ -42,13 +42,14 @@ def block_basis(row, axes, limits, index, value, at):
     row : (m,) float64, coordinates of the observation
     axes : (k, 2) int64, for each axis the column of ``row`` and the number of basis functions; k is 1 to 3
     limits : (k, 2) float64, lower end and step of each axis
+    w : (3, 3) float64, scratch
     index, value : int64 and float64, written from position ``at``; the index counts from 0 within the block
 
     Returns
     -------
     int, the position after the last entry
     """
-    w0, w1, w2 = np.empty(3), np.empty(3), np.empty(3)
+    w0, w1, w2 = w[0], w[1], w[2]
     j0, k0 = axis_weights(row[axes[0, 0]], limits[0, 0], limits[0, 1], axes[0, 1], w0)
     if axes.shape[0] == 1:
         for a in range(k0):
@@ -88,11 +89,11 @@ def evaluate_block(coordinates, offset, axes, limits, coefficients, out):
     coefficients : (p,) float64, all parameters
     out : (n,) float64, written
     """
-    index, value = np.empty(27, dtype=np.int64), np.empty(27)
+    index, value, w = np.empty(27, dtype=np.int64), np.empty(27), np.empty((3, 3))
     for i in range(coordinates.shape[0]):
         total = 0.0
         if offset[i] >= 0:
-            n = block_basis(coordinates[i], axes, limits, index, value, 0)
+            n = block_basis(coordinates[i], axes, limits, w, index, value, 0)
             for k in range(n):
                 total += value[k] * coefficients[offset[i] + index[k]]
         out[i] = total
@@ -108,15 +109,43 @@ def fill_basis(coordinates, offset, axes, limits, factor, index, value, count):
     index : (n, w) int64; value : (n, w) float64; count : (n,) int64, entries used so far; all written
     others : as for :func:`evaluate_block`
     """
+    w = np.empty((3, 3))
     for i in range(coordinates.shape[0]):
         if offset[i] < 0:
             continue
         start = count[i]
-        end = block_basis(coordinates[i], axes, limits, index[i], value[i], start)
+        end = block_basis(coordinates[i], axes, limits, w, index[i], value[i], start)
         for k in range(start, end):
             index[i, k] += offset[i]
             value[i, k] *= factor[i]
         count[i] = end
+
+
+@njit
+def evaluate_monomials(directions, exponents, coefficients, row, out):
+    """Mean of a polynomial at two unit vectors.
+
+    Parameters
+    ----------
+    directions : (n, 6) float64
+    exponents : (m, 3) int64, of x, y, z; the highest is below 16
+    coefficients : (e, m) float64; row : (n,) int64, which of them
+    out : (n,) float64, written
+    """
+    power = np.empty((6, 16))
+    top = exponents.max() + 1
+    for i in range(directions.shape[0]):
+        for k in range(6):
+            power[k, 0] = 1.0
+            for p in range(1, top):
+                power[k, p] = power[k, p - 1] * directions[i, k]
+        total = 0.0
+        for m in range(exponents.shape[0]):
+            a, b, c = exponents[m]
+            total += coefficients[row[i], m] * (
+                power[0, a] * power[1, b] * power[2, c] + power[3, a] * power[4, b] * power[5, c]
+            )
+        out[i] = 0.5 * total
 
 
 @njit

@@ -108,8 +108,7 @@ class ObservationWriter:
                 maxshape=(None, *field.shape),
                 chunks=(CHUNK, *field.shape),
                 dtype=field.base,
-                compression="gzip",
-                compression_opts=1,
+                compression="lzf",
                 shuffle=True,
             )
             if name in _UNITS:
@@ -182,8 +181,7 @@ def _bragg_column(group: h5py.Group, name: str, n_rows: int, dtype: np.dtype, sh
         maxshape=(None, *shape),
         chunks=(CHUNK, *shape),
         dtype=dtype,
-        compression="gzip",
-        compression_opts=1,
+        compression="lzf",
         shuffle=True,
         fillvalue=np.nan if dtype.kind == "f" else 0,
     )

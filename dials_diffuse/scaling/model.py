@@ -19,7 +19,7 @@ import numpy as np
 from dials_diffuse.kernels.scaling import evaluate_block, evaluate_patterns
 from dials_diffuse.scaling.data import DIFFRACTED, MODULE, Layout, Observations, S, T, X, Y
 from dials_diffuse.scaling.parameters import ScalingParameters
-from dials_diffuse.scaling.patterns import absorption_functions, degrees_of
+from dials_diffuse.scaling.patterns import absorption, degrees_of
 
 #: distance of nodes of the isotropic profile in |s|, 1/Å, and how many there may be
 PROFILE_STEP = 0.004
@@ -28,8 +28,10 @@ PROFILE_NODES = (12, 250)
 #: nodes in |s| of the smooth anisotropic part
 _PATTERN_NODES = 6
 
-#: more parameters than this take too long; absorption gets fewer nodes then
+#: more parameters than this take too long; absorption, and the offset, get fewer nodes then
 MAX_PARAMETERS = 1600
+MAX_PARAMETERS_C = 800
+_LEAST_NODES_C = 6
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,6 @@ class Block:
     def degree(self) -> int:
         """Highest degree of the harmonics of "h"."""
         return math.isqrt(self.size + 1) - 1
-
-    def dense(self, coordinates: np.ndarray) -> np.ndarray:
-        """(n, size) float64, the functions of "h"."""
-        return absorption_functions(coordinates[:, DIFFRACTED:], self.degree)
 
     @property
     def width(self) -> int:
@@ -162,7 +160,8 @@ class ScaleModel:
         coefficients = self.reference if reference else self.coefficients
         if block is not None and name == "h":
             own = coefficients[block.all].reshape(-1, block.size)
-            harmonics = block.dense(coordinates) if harmonics is None else harmonics
+            if harmonics is None:
+                return absorption(coordinates[:, DIFFRACTED:], own, experiment, block.degree)
             result = np.einsum("nk,nk->n", harmonics, own[experiment])
         elif block is not None and len(result):
             evaluate_block(coordinates, block.offset(experiment), block.axes, block.limits, coefficients, result)
@@ -250,7 +249,9 @@ def start_model(data: Observations, layout: Layout, parameters: ScalingParameter
     shapes["b"] = ((T, along["b"]),)
     shapes["a"] = ((T, along["a"]), (X, nodes_a), (Y, nodes_a))
     shapes["h"] = ((DIFFRACTED, (parameters.degree_a + 1) ** 2 - 1),)
-    shapes["c"] = ((T, along["c"]), (S, parameters.nodes_c))
+    # c must be able to follow the rings of water: what it cannot follow, b is pulled away for
+    most_c = MAX_PARAMETERS_C // (n_experiments * along["c"])
+    shapes["c"] = ((T, along["c"]), (S, max(_LEAST_NODES_C, min(parameters.nodes_c, most_c))))
     shapes["d"] = ((X, parameters.nodes_d), (Y, parameters.nodes_d))
     shapes["m"] = ((MODULE, layout.n_modules),)
     ends = {T: (0.0, 1.0), X: (0.0, 1.0), Y: (0.0, 1.0), S: (low, high)}

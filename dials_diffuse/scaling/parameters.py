@@ -15,6 +15,9 @@ TERMS = ("a", "b", "c", "d")
 #: detector and the rotation
 FORMS = ("harmonics", "spline")
 
+#: of the harmonics
+MAX_DEGREE = 10
+
 
 @dataclass(frozen=True)
 class ScalingParameters:
@@ -41,7 +44,7 @@ class ScalingParameters:
     automatic: bool = True
     space_group: str | None = None
     outlier_n_sigma: float = 6.0
-    max_observations: int = 1_000_000
+    max_observations: int = 400_000
     form_a: str = "harmonics"
     degree_a: int = 4
     angle_b: float = 5.0
@@ -49,7 +52,7 @@ class ScalingParameters:
     angle_c: float = 20.0
     nodes_a: int = 6
     nodes_d: int = 8
-    nodes_c: int = 8
+    nodes_c: int = 30
     n_folds: int = 6
     n_cycles: int = 10
     seed: int = 0
@@ -81,3 +84,5 @@ class ScalingParameters:
             value = getattr(self, name)
             if value is None or value < least:
                 raise DiffuseError(f"{name}={value}: at least {least} is needed")
+        if self.degree_a > MAX_DEGREE:
+            raise DiffuseError(f"scale_model.a.degree={self.degree_a}: at most {MAX_DEGREE}")

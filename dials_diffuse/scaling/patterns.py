@@ -7,6 +7,7 @@ from functools import lru_cache
 import numpy as np
 from scipy.special import lpmv
 
+from dials_diffuse.kernels.scaling import evaluate_monomials
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import laue_operators
 
@@ -46,24 +47,41 @@ def absorption_functions(directions: np.ndarray, l_max: int) -> np.ndarray:
     return 0.5 * ((_monomials(directions[:, :3], l_max) + _monomials(directions[:, 3:], l_max)) @ combine)
 
 
+def absorption(directions: np.ndarray, coefficients: np.ndarray, row: np.ndarray, l_max: int) -> np.ndarray:
+    """(n,) float64, sums of :func:`absorption_functions` without making them, which takes much longer.
+
+    directions : (n, 6) float64; coefficients : (e, k) float64; row : (n,) int64, which of them
+    """
+    result = np.empty(len(directions))
+    polynomials = np.ascontiguousarray((_from_monomials(l_max) @ coefficients.T).T)
+    evaluate_monomials(directions, _exponents(l_max), polynomials, row, result)
+    return result
+
+
 def degrees_of(l_max: int) -> np.ndarray:
     """(k,) degree of each of :func:`absorption_functions`."""
     return np.repeat(np.arange(1, l_max + 1), 2 * np.arange(1, l_max + 1) + 1)
 
 
 def _monomials(u: np.ndarray, degree: int) -> np.ndarray:
-    """(n, (degree + 1)²) products x^i y^j z^k of ``degree`` or one less factors: they span all harmonics."""
+    """(n, (degree + 1)²) products x^i y^j z^k with :func:`_exponents`."""
     powers = np.ones((3, degree + 1, len(u)))
     for k in range(degree):
         powers[:, k + 1] = powers[:, k] * u.T
-    x, y, z = powers
-    rows = [
-        x[i] * y[j] * z[total - i - j]
-        for total in (degree, degree - 1)
-        for i in range(total + 1)
-        for j in range(total + 1 - i)
-    ]
-    return np.array(rows).T
+    return np.array([powers[0, i] * powers[1, j] * powers[2, k] for i, j, k in _exponents(degree)]).T
+
+
+@lru_cache
+def _exponents(degree: int) -> np.ndarray:
+    """((degree + 1)², 3) int64, exponents of products of ``degree`` or one less factors: they span all harmonics."""
+    return np.array(
+        [
+            (i, j, total - i - j)
+            for total in (degree, degree - 1)
+            for i in range(total + 1)
+            for j in range(total + 1 - i)
+        ]
+    )
 
 
 @lru_cache

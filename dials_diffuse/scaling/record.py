@@ -141,6 +141,10 @@ def _sweep(result: ScalingResult, number: int) -> dict:
             factor = np.exp(model.value(name, x, np.full(len(x), number))).reshape(grid[0].shape)
             size = result.layout.size[number]
             record[name] = {"angle": angles[::10], "x": edge * size[0], "y": edge * size[1], "factor": factor}
+    block = model.block("h")
+    if block:
+        own = model.coefficients[block.all].reshape(-1, block.size)[number]
+        record["a"] = {"degree": block.degree, "harmonics": own}
     return record
 
 

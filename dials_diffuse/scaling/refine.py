@@ -26,8 +26,8 @@ _TRIAL_STEPS = 4
 #: smoothing of a term before its own is chosen
 _FIRST_STRENGTH = 1e4
 
-#: steps end when χ² falls by less than this for each parameter
-_SMALL = 0.05
+#: steps end when χ² falls by less than this: no parameter then moves by a standard error
+_SMALL = 0.5
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,11 @@ class _Refiner:
     def system(self, state: _State):
         return make_system(state.model, self.data, float(np.median(state.errors.spread)))
 
-    def improve(self, state: _State, n_steps: int, names) -> _State:
-        """Up to ``n_steps`` Gauss-Newton steps; in the first two the strengths of ``names`` are chosen anew."""
+    def improve(self, state: _State, n_steps: int, names, new: bool = True) -> _State:
+        """Up to ``n_steps`` Gauss-Newton steps; in the first two the strengths of ``names`` are chosen.
+
+        new : those of terms that are new, from all that there are
+        """
         for number in range(n_steps):
             errors = update_errors(state.model, self.data, state.errors, state.rejected)
             state = replace(state, errors=errors)
@@ -96,13 +99,14 @@ class _Refiner:
             weights, system = self.weights(state), self.system(state)
             folds = self.normals(state.model, weights)
             if number < 2 and names:
-                state = replace(state, strengths=choose_strengths(folds, system, state.strengths, names))
+                strengths = choose_strengths(folds, system, state.strengths, names, new and number == 0)
+                state = replace(state, strengths=strengths)
             normal = add(folds)
             step = best_step(normal, system, state.strengths)
             length = self._length(state, weights, normal, system, step)
             self._note(state, normal, step, length)
             state = replace(state, model=state.model.moved(length * step))
-            if number and normal.chi2 - normal.at(length * step) < _SMALL * state.model.n_parameters:
+            if number and normal.chi2 - normal.at(length * step) < _SMALL:
                 break
         return state
 
@@ -186,7 +190,7 @@ def refine(
     rejected = find_outliers(state.model, data, state.errors, parameters.outlier_n_sigma)
     state = replace(state, rejected=rejected)
     for _ in progress(range(1), 1, "Refining the scale model"):
-        state = every.improve(state, parameters.n_cycles, tuple(state.strengths))
+        state = every.improve(state, parameters.n_cycles, tuple(state.strengths), new=False)
     return Refinement(state.model, state.errors, state.strengths, [t for t, _ in tests.values()], every.history)
 
 

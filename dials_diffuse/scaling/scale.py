@@ -209,8 +209,13 @@ def _summary(grid, experiments, layout, refinement, data, parameters, n_rows, n_
         warnings.append(
             f"{100 * n_outliers / n_rows:.1f} % of the observations are outliers: are Bragg peaks masked widely enough?"
         )
-    if layout.n_panels > 1 and "a" in parameters.terms:
-        warnings.append("the detector has several panels: no smooth a or d over it, only one factor for each panel")
+    if layout.n_panels > 1 and {"a", "d"} & set(parameters.terms):
+        warnings.append(
+            "the detector has several panels: no smooth response over it, one factor for each panel"
+            + ("" if layout.orientation is not None and parameters.form_a == "harmonics" else ", and no a")
+        )
+    elif layout.orientation is None and "a" in parameters.terms and parameters.form_a == "harmonics":
+        warnings.append("files of an older version without crystal orientation: a is a spline over the detector")
     lost = [t.name for t in refinement.tests if not t.kept]
     if parameters.automatic and lost:
         logger.info("Left out, because held-out voxels are not predicted better with them: %s", ", ".join(lost))

@@ -233,15 +233,14 @@ def _held_out(folds: list, system: System, strengths: dict) -> np.ndarray:
     return np.array(result)
 
 
-def choose_strengths(folds: list, system: System, strengths: dict, names) -> dict:
-    """Strength of the smoothing of each term for which voxels kept out of the fit agree best.
-
-    One term after the other, twice: first ``STRENGTHS``, then a tenth and ten times the best.
+def choose_strengths(folds: list, system: System, strengths: dict, names, coarse: bool) -> dict:
+    """Strength of the smoothing of each term for which voxels kept out of the fit agree best, one term after the other.
 
     Parameters
     ----------
     folds : normal equations of disjoint sets of voxels
     strengths : name -> float, to begin with; names : of those to choose
+    coarse : try all ``STRENGTHS`` first, then a tenth and ten times the best; otherwise only the latter
 
     Returns
     -------
@@ -249,13 +248,11 @@ def choose_strengths(folds: list, system: System, strengths: dict, names) -> dic
     """
     folds = [projected(f, system) for f in folds]
     best = _held_out(folds, system, strengths).sum()
-    for turn in range(2):
+    for turn in ("coarse", "fine") if coarse else ("fine",):
         for name in names:
             near = strengths[name] * np.array([0.1, 10.0])
-            candidates = STRENGTHS if turn == 0 else near[(near >= STRENGTHS[0]) & (near <= STRENGTHS[-1])]
-            for candidate in candidates:
-                if candidate == strengths[name]:
-                    continue
+            candidates = STRENGTHS if turn == "coarse" else near[(near >= STRENGTHS[0]) & (near <= STRENGTHS[-1])]
+            for candidate in candidates[candidates != strengths[name]]:
                 tried = {**strengths, name: float(candidate)}
                 chi2 = _held_out(folds, system, tried).sum()
                 if chi2 < best:
