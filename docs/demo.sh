@@ -29,10 +29,13 @@ step scale dials.scale integrated.expt integrated.refl
 
 repeat=yes
 step diffuse_integrate dials.diffuse_integrate scaled.expt scaled.refl
-step diffuse_merge dials.diffuse_merge diffuse_integrated.h5 reference=truth.nxs statistics.n_shells=10
+# the coordinates tell how much the cell scatters: intensities in electrons² per unit cell, as those of the truth
+step diffuse_scale dials.diffuse_scale diffuse_integrated.h5 \
+  absolute_scale.model="$(realpath --relative-to=. "$docs/../dials_diffuse/simulation/data/193l.pdb")"
+step diffuse_merge dials.diffuse_merge diffuse_scaled.h5 reference=truth.nxs statistics.n_shells=10
 
 echo
 sed -n '/^Agreement with/,/bins of |s|$/p' diffuse_merge.out
 echo
 echo "Everything is in $PWD. The diffuse map, the map that was put in, both in one picture, and an image:"
-list diffuse_merged.nxs truth.nxs diffuse_merged.png simulated_1_00001.cbf
+list diffuse_merged.nxs truth.nxs diffuse_merged.png diffuse_scaled.png simulated_1_00001.cbf

@@ -37,8 +37,9 @@ step integrate dials.integrate refined.expt refined.refl prediction.d_min=1.6
 
 repeat=yes
 step diffuse_integrate dials.diffuse_integrate integrated.expt integrated.refl
-step diffuse_merge dials.diffuse_merge diffuse_integrated.h5
+step diffuse_scale dials.diffuse_scale diffuse_integrated.h5
+step diffuse_merge dials.diffuse_merge diffuse_scaled.h5
 
 echo
 echo "Everything is in $PWD. The diffuse map:"
-list diffuse_merged.nxs diffuse_merged.png
+list diffuse_merged.nxs diffuse_merged.png diffuse_scaled.png

@@ -12,14 +12,19 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from dials_diffuse.cli import integrate, merge, simulate
+from dials_diffuse.cli import integrate, merge, scale, simulate
 from dials_diffuse.cli.model_scope import model_from_phil
 from dials_diffuse.merging.compare import Comparison
 from dials_diffuse.report.agreement import format_comparison
 
 SCRIPTS = sorted((ROOT / "docs").glob("*.sh"))
 DEMO, SNASE = ROOT / "docs" / "demo.sh", ROOT / "docs" / "snase.sh"
-OURS = {"dials.diffuse_simulate": simulate, "dials.diffuse_integrate": integrate, "dials.diffuse_merge": merge}
+OURS = {
+    "dials.diffuse_simulate": simulate,
+    "dials.diffuse_integrate": integrate,
+    "dials.diffuse_scale": scale,
+    "dials.diffuse_merge": merge,
+}
 THEIRS = {
     "dials.import": "dials_import",
     "dials.find_spots": "find_spots",
@@ -103,7 +108,8 @@ def test_demo_goes_from_a_structure_to_a_comparison(stage):
     assert "unwanted" not in done.stdout
     words = {call[0]: call[1:] for call in calls}
     assert "reference=truth.nxs" in words["dials.diffuse_merge"]
-    assert "diffuse_integrated.h5" in words["dials.diffuse_merge"]
+    assert "diffuse_integrated.h5" in words["dials.diffuse_scale"]
+    assert "diffuse_scaled.h5" in words["dials.diffuse_merge"]
     assert words["dials.diffuse_integrate"] == ["scaled.expt", "scaled.refl"]
 
 
@@ -130,9 +136,9 @@ def test_programs_understand_what_they_are_told(stage, images, script):
 
 def test_files_have_the_names_that_the_next_program_and_the_readme_use(stage):
     """The script leaves names to the programs, whose defaults are these."""
-    simulated, integrated, merged = (OURS[name].phil_scope.extract().output for name in OURS)
+    simulated, integrated, scaled, merged = (OURS[name].phil_scope.extract().output for name in OURS)
     text = DEMO.read_text()
-    for name in (simulated.truth, integrated.observations, merged.map, merged.png):
+    for name in (simulated.truth, integrated.observations, scaled.observations, scaled.png, merged.map, merged.png):
         assert name in text
     assert f"{simulated.prefix}_1_" in text
     assert not re.search(r"\boutput\.", text)
@@ -153,8 +159,8 @@ def test_what_is_done_is_not_repeated(stage, images, script):
     arguments = [*([images] if script == SNASE else []), stage.output]
     first, _ = stage.run(script, *arguments)
     again, done = stage.run(script, *arguments)
-    assert [call[0] for call in again] == ["dials.diffuse_integrate", "dials.diffuse_merge"]
-    assert done.stdout.count("done before") == len(first) - 2
+    assert [call[0] for call in again] == list(OURS)[1:]
+    assert done.stdout.count("done before") == len(first) - 3
 
 
 def test_a_step_that_fails_is_told_and_taken_up_again(stage):
@@ -172,7 +178,7 @@ def test_another_command_is_another_step_and_all_that_follow_are_repeated(stage)
     stamp = stage.output / ".simulate.done"
     stamp.write_text(stamp.read_text().replace("seed=4", "seed=1"))
     calls, _ = stage.run(DEMO, stage.output)
-    assert len(calls) == 1 + len(THEIRS) + 2
+    assert len(calls) == len(OURS) + len(THEIRS)
     assert not (stage.output / "simulated_1_00001.cbf").exists()  # in the way of the new ones
 
 

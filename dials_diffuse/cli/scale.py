@@ -255,8 +255,8 @@ def report(result: ScalingResult) -> str:
         lines.append(f"{label:11}  {test.gain:12.4f} +- {test.esd:<24.4f} {kept}")
     lines += [
         "",
-        "Not determined by the data and set by convention: mean of log b 0 over all sweeps; what of a depends on s or the",
-        "rotation alone 0; mean of c 0 over all sweeps at each s, so that what they share belongs to the map.",
+        "Not determined by the data and set by convention: mean of log b 0 over all sweeps; what of a depends on s or",
+        "the rotation alone 0; mean of c 0 over all sweeps at each s, so that what they share belongs to the map.",
         "",
     ]
     for i, experiment in enumerate(result.experiments):
