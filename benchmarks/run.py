@@ -12,11 +12,13 @@ import bench_closed_loop
 import bench_integrate
 import bench_merge
 import bench_models
+import bench_scale
 
 BENCHMARKS = {
     "integrate": bench_integrate.main,
     "merge": bench_merge.main,
     "models": bench_models.main,
+    "scale": bench_scale.main,
     "closed_loop": bench_closed_loop.main,
 }
 

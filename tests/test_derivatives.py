@@ -84,6 +84,24 @@ CASES = {
     "ensemble": (lambda s: Ensemble(members(s), weights=(1, 2, 3, 2)), 6, 1e-12),
     "ensemble-soft-cell": (lambda s: Ensemble(members(s), weights=(1, 2, 3, 2), body="cell", soft=True), 1, 1e-12),
     "uncorrelated": (lambda s: Uncorrelated(), 1, 1e-12),
+    "covariance-block": (lambda s: Covariance(sigma=0.25, gamma=6.0, supercell=(2, 1, 1), engine="pair_sum"), 1, 1e-6),
+    "covariance-block-V": (
+        lambda s: Covariance(
+            V=(0.05, 0.05, 0.03, 0, 0, 0), gamma=6.0, supercell=(1, 1, 1), soft=False, engine="pair_sum"
+        ),
+        6,
+        1e-12,
+    ),
+    "network-block": (
+        lambda s: Covariance(
+            kernel="elastic_network",
+            network=ElasticNetwork(crystal_stiffness=0.4),
+            supercell=(2, 1, 1),
+            engine="pair_sum",
+        ),
+        1,
+        1e-6,
+    ),
     "covariance-free": (lambda s: Covariance(kernel="free", matrix=0.1 * np.eye(6), engine="pair_sum"), 1, 1e-12),
 }
 

@@ -367,3 +367,18 @@ def test_points_shared_among_threads_are_the_same(monkeypatch):
     monkeypatch.setattr(transform_module, "_NUFFT_POINTS", 20)
     monkeypatch.setattr(transform_module, "available_cores", lambda: 4)
     np.testing.assert_allclose(off_lattice_transform(structure, s), whole, rtol=1e-3)
+
+
+@pytest.mark.parametrize("d_min", [3.5, 4.5, 8.0])
+def test_atoms_that_are_wider_than_the_cell(d_min, monkeypatch):
+    """At low resolution their density is widened so much that cctbx leaves them out of the map."""
+    structure = random_structure(elements="CNO")
+    grid = MapGrid(structure.unit_cell, "P 1", (2, 1, 1), d_min)
+    f = lattice_transform(structure, grid)
+    index = np.argwhere(np.isfinite(f)) - np.array(grid.extent)
+    expected = direct_transform(structure, index / np.array(grid.subdivide))
+    assert np.abs(f[np.isfinite(f)] - expected).max() < 1e-3 * np.abs(expected).max()
+    monkeypatch.setattr(transform_module, "_BOX_MARGIN", 0.5)
+    s = np.random.default_rng(0).uniform(-0.1, 0.1, (20, 3))
+    expected = direct_transform(structure, s @ structure.orthogonalization)
+    np.testing.assert_allclose(off_lattice_transform(structure, s), expected, rtol=1e-9)

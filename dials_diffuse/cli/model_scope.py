@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields, is_dataclass
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -11,22 +12,26 @@ from dials_diffuse.models import MODELS
 from dials_diffuse.models.covariance import CORRELATIONS, Covariance
 from dials_diffuse.models.elastic_network import ElasticNetwork
 from dials_diffuse.models.ensemble import Ensemble
+from dials_diffuse.models.lattice_dynamics import LatticeDynamics
 from dials_diffuse.models.rigid_body import RigidBody
 from dials_diffuse.structure.atoms import load_models, load_structure
 from dials_diffuse.structure.tls import TlsGroup, load_tls
+from dials_diffuse.structure.trajectory import load_trajectory
 
 MODEL_PHIL = """
-model = uncorrelated rigid_body *llm covariance ensemble
+model = uncorrelated rigid_body *llm covariance ensemble lattice_dynamics
   .type = choice
   .help = "Diffuse scattering: of atoms that move independently, of rigid bodies, of liquid-like motions, of any"
-          "covariance of the displacements of atoms or groups, or of an ensemble of structures."
+          "covariance of the displacements of atoms or groups, of an ensemble of structures, or of phonons of rigid"
+          "molecules on springs."
 rigid_body {
   sigma = None
-    .type = float(value_min=0)
-    .help = "Displacement of the body along one direction, rms, in Angstrom. Default: 0.3, unless V is given."
+    .type = floats(size_min=1, value_min=0)
+    .help = "Displacement of the body along one direction, rms, in Angstrom: one number, or one for each body."
+            "Default: 0.3, unless V is given."
   V = None
-    .type = floats(size=6)
-    .help = "Covariance of the displacement instead: 11,22,33,12,13,23 in square Angstrom."
+    .type = floats(size_min=6)
+    .help = "Covariance of the displacement instead: 11,22,33,12,13,23 in square Angstrom, once or for each body."
   body = *asu cell residue segment chain selection tls
     .type = choice
     .help = "What moves as one: each symmetry copy by itself, or the content of the cell, or parts of each copy"
@@ -87,6 +92,13 @@ llm {
   confined_to = *crystal molecule
     .type = choice
     .help = "Do correlations end at the surface of the molecule?"
+  k_sol = 0
+    .type = float(value_min=0)
+    .help = "Flat solvent between the molecules that moves along with them, in electrons per cubic Angstrom (0.35 is"
+            "typical); only with confined_to=crystal and adp=individual."
+  b_sol = 46
+    .type = float(value_min=0)
+    .help = "B factor of the solvent in square Angstrom."
   local_form_factor = False
     .type = bool
     .help = "Take the decay of the structure factors with resolution out before the convolution, and put it back after."
@@ -95,7 +107,7 @@ covariance {
   kernel = *exponential gaussian lorentzian elastic_network free
     .type = choice
     .help = "Covariance of the displacements of two groups in a molecule: V c(r) at a distance r, that of groups on"
-            "springs, or what covariance.file says. Between molecules there is none."
+            "springs, or what covariance.file says. Between molecules there is none, unless there is a supercell."
   sigma = None
     .type = float(value_min=0)
     .help = "Displacement along one direction, rms, in Angstrom. Default: 0.3, unless V is given; of an elastic network"
@@ -113,6 +125,11 @@ covariance {
     .type = path
     .help = "Covariances of kernel=free in square Angstrom, a matrix in a .npy file: one row for each group, or three"
             "(x, y, z) for displacements that are not isotropic."
+  modes = None
+    .type = path
+    .help = "Modes v of kernel=free in Angstrom instead, of which the covariance is the sum of v v^T: a matrix in a"
+            ".npy file, one row for each mode with a number for each group, or three; or a .npz file with an array"
+            "'modes' like this, or with an array for each mode."
   groups = *atom residue segment chain molecule selection
     .type = choice
     .help = "What moves as one. segment: a stretch of a chain without gaps in the residue numbers."
@@ -124,6 +141,9 @@ covariance {
     .type = bool
     .help = "Atoms have the displacements of their B factors, of which the covariance is the part that they share."
             "Otherwise they have that part only."
+  supercell = None
+    .type = ints(size=3, value_min=1)
+    .help = "Symmetry copies are correlated, too, in a block of so many cells along a, b, c. Default: not."
   engine = *auto pair_sum chebyshev low_rank fft
     .type = choice
     .help = "How to compute: sums over pairs, matrix products (isotropic displacements), products of the modes of the"
@@ -141,12 +161,21 @@ covariance {
     crystal_contacts = True
       .type = bool
       .help = "Springs to the symmetry copies around, too."
+    crystal_stiffness = 1.0
+      .type = float(value_min=0)
+      .help = "Stiffness of those, in units of that of the others."
   }
 }
 ensemble {
   file = None
     .type = path
     .help = "PDB or mmCIF file with several models. Default: that of the structure."
+  trajectory = None
+    .type = path
+    .help = "Trajectory of a simulation (DCD, XTC, TRR, NetCDF ...), of the atoms in the file; needs mdtraj."
+  stride = 1
+    .type = int(value_min=1)
+    .help = "Every so many frames of the trajectory one is taken."
   weights = None
     .type = floats(value_min=0)
     .help = "Probabilities of the models. Default: all the same."
@@ -160,13 +189,38 @@ ensemble {
     .type = bool
     .help = "The B factors are displacements besides those that the models show."
 }
+lattice_dynamics {
+  sigma = None
+    .type = float(value_min=0)
+    .help = "Displacement along one direction by all phonons, rms, mean over the atoms, in Angstrom. Default: 0.3."
+  springs = *gaussian central
+    .type = choice
+    .help = "Springs between atoms of different bodies: they resist any displacement of one end from the other, or"
+            "changes of their length only."
+  cutoff = 8.0
+    .type = float(value_min=0)
+    .help = "Atoms of different bodies that are this near, in Angstrom, are connected."
+  groups = atom residue segment chain *molecule selection
+    .type = choice
+    .help = "What is a rigid body: each symmetry copy of all atoms given (molecule), or parts of it."
+  selection = None
+    .type = str
+    .multiple = True
+    .help = "For groups=selection: the atoms of a body, in the syntax of cctbx; once for each body."
+  mesh = 6,6,6
+    .type = ints(size=3, value_min=2)
+    .help = "Phonons along a*, b*, c* for the mean square displacement; even numbers."
+  incoherent = True
+    .type = bool
+    .help = "Add the other motions of each atom, as its B factor says."
+}
 """
 
 #: parameter -> the one that may be given instead, and its default if neither is
 _DEFAULTS = {"sigma": ("V", 0.3), "gamma": ("G", 10.0)}
 
 #: parameters that nobody gives without meaning the model they belong to
-_TELLING = ("sigma", "V", "gamma", "G", "file")
+_TELLING = ("sigma", "V", "gamma", "G", "file", "modes", "trajectory")
 
 
 def model_from_phil(params, coordinates=None):
@@ -198,19 +252,40 @@ def model_from_phil(params, coordinates=None):
     if cls is RigidBody:
         values["selections"] = [text for text in scope.selection if text]
         values["tls"] = _tls_groups(scope, coordinates)
+        values.update(_displacements(scope))
     if cls is Covariance:
         values.update(_covariance(scope))
+    if cls is LatticeDynamics:
+        values["selections"] = [text for text in scope.selection if text]
     if cls is Ensemble:
         path = coordinates if scope.file is None else scope.file
         if path is None:
             raise CommandLineError("model=ensemble: give ensemble.file, a file with several models")
-        values["members"] = load_models(path)
+        if scope.trajectory is None:
+            values["members"] = load_models(path)
+        else:
+            values["members"] = load_trajectory(scope.trajectory, path, scope.stride)
     bare = (cls is Covariance and scope.kernel not in CORRELATIONS) or (cls is RigidBody and scope.body == "tls")
     defaults = {} if bare else _DEFAULTS
     for key, (other, default) in defaults.items():
         if key in values and values[key] is None and values.get(other) is None:
             values[key] = default
     return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+
+
+def _displacements(scope) -> dict:
+    """One sigma or V as such, several as a tuple with one for each body."""
+    sigma, six = scope.sigma, scope.V
+    if sigma is not None and len(sigma) == 1:
+        sigma = sigma[0]
+    if six is not None:
+        if len(six) % 6:
+            raise CommandLineError(
+                f"rigid_body.V: {len(six)} numbers; six are needed (11,22,33,12,13,23), or six for each body"
+            )
+        six = tuple(tuple(six[k : k + 6]) for k in range(0, len(six), 6))
+        six = six[0] if len(six) == 1 else six
+    return {"sigma": sigma, "V": six}
 
 
 def _tls_groups(scope, coordinates) -> tuple:
@@ -254,17 +329,32 @@ def model_record(name: str, model) -> dict:
 
 
 def _covariance(scope) -> dict:
-    network = ElasticNetwork(scope.network.type, scope.network.cutoff, scope.network.crystal_contacts)
-    values = {"network": network, "selections": [text for text in scope.selection if text]}
-    if (scope.file is None) == (scope.kernel == "free"):
+    network = scope.network
+    springs = ElasticNetwork(network.type, network.cutoff, network.crystal_contacts, network.crystal_stiffness)
+    values = {"network": springs, "selections": [text for text in scope.selection if text], "modes": None}
+    given = [name for name in ("file", "modes") if getattr(scope, name) is not None]
+    if len(given) != (scope.kernel == "free"):
         raise CommandLineError(
-            f"covariance.kernel={scope.kernel}, covariance.file={scope.file}: a file belongs to kernel=free, and only "
-            "there"
+            f"covariance.kernel={scope.kernel}, covariance.file={scope.file}, covariance.modes={scope.modes}: a file "
+            "belongs to kernel=free, and only there, and only one"
         )
     if scope.file is not None:
-        try:
-            values["matrix"] = np.load(scope.file, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise DiffuseError(f"covariance.file={scope.file}: cannot be read as a .npy array ({reason})") from None
+        values["matrix"] = _array("covariance.file", scope.file)
+    if scope.modes is not None:
+        values["modes"] = _array("covariance.modes", scope.modes)
     return values
+
+
+def _array(name: str, path: str) -> np.ndarray:
+    """The array in a .npy file; of a .npz file the one called ``modes``, or all of them, one row each."""
+    try:
+        content = np.load(path, allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            return content
+        with content:
+            if "modes" in content.files:
+                return content["modes"]
+            return np.stack([content[key] for key in content.files])
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DiffuseError(f"{name}={path}: cannot be read as a .npy array ({reason})") from None

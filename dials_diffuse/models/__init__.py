@@ -10,6 +10,7 @@ import numpy as np
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.models.covariance import Covariance
 from dials_diffuse.models.ensemble import Ensemble
+from dials_diffuse.models.lattice_dynamics import LatticeDynamics
 from dials_diffuse.models.llm import LiquidLikeMotions
 from dials_diffuse.models.parameters import Parameter
 from dials_diffuse.models.prepared import Prepared
@@ -84,4 +85,5 @@ MODELS = {
     "llm": LiquidLikeMotions,
     "covariance": Covariance,
     "ensemble": Ensemble,
+    "lattice_dynamics": LatticeDynamics,
 }

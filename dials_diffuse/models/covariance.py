@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,6 +13,7 @@ from scipy.spatial.distance import cdist
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.maps.symmetry import laue_operators
 from dials_diffuse.models.common import (
     ATOM_LENGTH,
     NEGLIGIBLE_CORRELATION,
@@ -25,7 +27,14 @@ from dials_diffuse.models.common import (
 )
 from dials_diffuse.models.elastic_network import ElasticNetwork
 from dials_diffuse.models.lorentzian import lorentzian, lorentzian_derivatives
-from dials_diffuse.models.low_rank import low_rank_sum, modes_of, number_of_sums, orders_needed
+from dials_diffuse.models.low_rank import (
+    checked_modes,
+    low_rank_sum,
+    main_modes,
+    modes_of,
+    number_of_sums,
+    orders_needed,
+)
 from dials_diffuse.models.motion import JointMotion, checked_covariance, cost_of_chebyshev, cost_of_pair_form
 from dials_diffuse.models.parameters import (
     Parameter,
@@ -38,9 +47,10 @@ from dials_diffuse.models.parameters import (
 )
 from dials_diffuse.models.patterson import memory_estimate as patterson_memory
 from dials_diffuse.models.patterson import patterson_sum, real_grid
-from dials_diffuse.models.prepared import Prepared
+from dials_diffuse.models.prepared import Averaged, Prepared, half_of
 from dials_diffuse.models.prepared_covariance import PreparedCovariance
 from dials_diffuse.structure.atoms import Structure
+from dials_diffuse.structure.block import crystal_block
 from dials_diffuse.structure.groups import GROUPS, group_centres, group_labels
 from dials_diffuse.structure.transform import inside, s_squared
 
@@ -70,10 +80,14 @@ _MOST_SUMS = 20_000
 
 @dataclass(frozen=True, eq=False)
 class Covariance:
-    """Displacements of atoms or groups with the covariance V_ij = <d_i d_jᵀ> inside a molecule, 0 between molecules.
+    """Displacements of atoms or groups with the covariance V_ij = <d_i d_jᵀ> inside a molecule, or a block of cells.
 
     I = sum over molecules of sum_ij a_i conj(a_j) (exp(qᵀV_ijq) - 1). The molecule is what the structure holds; every
     symmetry copy moves by itself, with V rotated by its operator.
+
+    With ``supercell`` i and j go over a block of cells instead: I is that of the block for each of its cells, averaged
+    over the Laue group. V is then between all groups of the block, and in the same Cartesian frame for all copies.
+    Correlations end at the surface of the block, which should be large compared to their length.
 
     Attributes
     ----------
@@ -84,9 +98,12 @@ class Covariance:
     gamma : Å, correlation length of c(r)
     core : Å, the Lorentzian kernel's correlation stops rising within this distance; see :func:`lorentzian`
     network : of ``elastic_network``
-    matrix : for ``free``: V of the groups in Å², (g, g) for isotropic displacements, (3g, 3g) or (g, g, 3, 3)
+    matrix : for ``free``: V of the groups in Å², (g, g) for isotropic displacements, (3g, 3g) or (g, g, 3, 3); or
+    modes : V = sum over modes of v vᵀ: (k, g) for isotropic displacements, (k, 3g) or (k, g, 3), Å
     groups : what moves as one: one of ``structure.groups.GROUPS``
     selections : for ``groups=selection``, one text for each group
+    supercell : cells along a, b, c of a block in which symmetry copies are correlated, too; of a ``matrix`` or
+        ``modes`` the order is that of :func:`structure.block.crystal_block`. None: each copy by itself
     soft : atoms keep their own displacements U, of which V is the part that groups share; otherwise U is V_ii
     engine : one of ENGINES; ``auto`` takes the one that should be fastest
     tolerance : bound on the relative error that the engines ``chebyshev`` and ``low_rank`` make in a pair's term
@@ -107,8 +124,10 @@ class Covariance:
     core: float = 1.5
     network: ElasticNetwork = field(default_factory=ElasticNetwork)
     matrix: np.ndarray | None = None
+    modes: np.ndarray | None = None
     groups: str = "atom"
     selections: tuple = ()
+    supercell: tuple | None = None
     soft: bool = True
     engine: str = "auto"
     tolerance: float = 1e-6
@@ -119,8 +138,12 @@ class Covariance:
             if getattr(self, name) not in choices:
                 raise DiffuseError(f"covariance.{name}={getattr(self, name)}: choose from {', '.join(choices)}")
         positive("covariance.tolerance", self.tolerance)
-        if (self.matrix is None) == (self.kernel == "free"):
-            raise DiffuseError("covariance: kernel=free and a matrix of covariances need each other")
+        if self.supercell is not None and (
+            len(self.supercell) != 3 or any(k < 1 or k != int(k) for k in self.supercell)
+        ):
+            raise DiffuseError(f"covariance.supercell={self.supercell}: three positive whole numbers are needed")
+        if (self.matrix is not None) + (self.modes is not None) != (self.kernel == "free"):
+            raise DiffuseError("covariance: kernel=free and a matrix of covariances, or modes, need each other")
         if self.kernel in CORRELATIONS:
             positive("covariance.gamma", self.gamma)
             _ = self.tensor
@@ -134,20 +157,30 @@ class Covariance:
         """(3, 3) float64, Å², covariance of a group's displacement for the kernels c(r)."""
         return displacement_tensor("covariance", self.sigma, self.V)
 
+    @property
+    def cells(self) -> int:
+        """How many unit cells move together, 1 also if a molecule does by itself."""
+        return 1 if self.supercell is None else math.prod(self.supercell)
+
+    def placed(self, structure: Structure) -> tuple:
+        """The atoms that move together, as a molecule or a block in P 1, and the group of each."""
+        labels = group_labels(structure, self.groups, self.selections)
+        return (structure, labels) if self.supercell is None else crystal_block(structure, labels, self.supercell)
+
     def motion(self, structure: Structure) -> JointMotion:
-        """The joint motion of the atoms of one molecule.
+        """The joint motion of the atoms of one molecule, or of a block.
 
         Raises
         ------
         DiffuseError
             If the groups do not fit the structure, or V is no covariance of them.
         """
-        labels = group_labels(structure, self.groups, self.selections)
+        structure, labels = self.placed(structure)
         n = labels.max() + 1
         if self.kernel == "free":
-            values = checked_covariance("covariance.matrix", self.matrix, n)
+            values = self._given(n)
         elif self.kernel == "elastic_network":
-            values = self.network.covariance(structure, labels, self.sigma)
+            values = self.network.covariance(structure, labels, self.sigma, self.supercell or (1, 1, 1))
         else:
             centres = group_centres(structure, labels)
             values = CORRELATIONS[self.kernel](cdist(centres, centres), self.gamma, self.core)
@@ -156,6 +189,14 @@ class Covariance:
             else:
                 values = values[:, :, None, None] * self.tensor
         return JointMotion(structure.molecule(), labels, np.ascontiguousarray(values), self.soft)
+
+    def _given(self, n: int) -> np.ndarray:
+        """V of n groups from the matrix or the modes."""
+        if self.modes is None:
+            return checked_covariance("covariance.matrix", self.matrix, n)
+        modes = checked_modes("covariance.modes", self.modes, n)
+        values = np.tensordot(modes, modes, axes=(0, 0))
+        return values if values.ndim == 2 else values.transpose(0, 2, 1, 3)
 
     def parameters(self, structure: Structure) -> tuple:
         if self.kernel == "free":
@@ -175,8 +216,8 @@ class Covariance:
         return (*found, gamma_parameter(self.gamma, 1.1 * self.core if self.kernel == "lorentzian" else 0.0))
 
     def components(self, structure: Structure) -> TensorComponents | None:
-        """Free elements of V, all six, since it turns with the molecule; None if there is sigma."""
-        return None if self.V is None else tensor_components(structure, symmetric=False)
+        """Free elements of V, None if there is sigma; that of a molecule turns with it, that of a block does not."""
+        return None if self.V is None else tensor_components(structure, symmetric=self.supercell is not None)
 
     def with_values(self, structure: Structure, values: Mapping) -> Covariance:
         merged = updated("covariance", self.parameters(structure), values)
@@ -190,7 +231,11 @@ class Covariance:
 
     def prepare(self, structure: Structure, grid: MapGrid, index: np.ndarray) -> Prepared:
         """For groups; of single atoms the derivatives cost as much as the engine ``pair_sum``."""
-        return PreparedCovariance(self, structure, grid, index)
+        if self.supercell is None:
+            return PreparedCovariance(self, structure, grid, index)
+        operators = half_of(laue_operators(structure.space_group, friedel=True))  # a block has no symmetry
+        mates = np.concatenate([index @ r for r in operators])
+        return Averaged(PreparedCovariance(self, structure, grid, mates), len(operators))
 
     def correlation(self, r: np.ndarray, gamma: float) -> tuple:
         """c(r) and its first and second derivatives by gamma; r : float64, Å"""
@@ -206,18 +251,19 @@ class Covariance:
     def intensity(self, structure: Structure, grid: MapGrid) -> np.ndarray:
         structure, grid = fitted(structure, grid)
         motion = self._checked_motion(structure)
-        copies = structure.space_group.order_z()
+        bodies = structure.space_group.order_z() if self.supercell is None else 1 / self.cells
         engine = self._engine(motion, grid)
         if engine == "fft":
-            volume = copies * patterson_sum(motion, grid, self.table)
+            volume = bodies * patterson_sum(motion, grid, self.table)
             s2 = s_squared(grid)
-            atoms = structure if self.soft else motion.with_shared(structure)
-            volume += squares(structure, s2, self.table) - displaced(atoms, grid, s2, self.table)
+            atoms = structure if self.soft else motion.with_shared(self.placed(structure)[0])
+            own = displaced(atoms, grid, s2, self.table) / (1 if self.soft else self.cells)
+            volume += squares(structure, s2, self.table) - own
             return laue_average(volume, grid)
         index = np.argwhere(inside(grid, s_squared(grid))) - np.array(grid.extent)
         index = index[: len(index) // 2 + 1]  # of Friedel mates one, and the origin
         s = (index / np.array(grid.subdivide)) @ grid.reciprocal_matrix.T
-        values = copies * self._molecule(structure, motion, s, engine)
+        values = bodies * self._molecule(self.placed(structure)[0].share, motion, s, engine)
         volume = np.full(grid.n_voxels, np.nan)
         volume[grid.key(index)] = volume[grid.key(-index)] = values
         return laue_average(volume.reshape(grid.shape), grid)
@@ -240,10 +286,12 @@ class Covariance:
         if engine == "fft":
             raise DiffuseError("covariance.engine=fft works on grids only; use chebyshev, pair_sum or auto")
         turned = np.concatenate([s @ turn for turn in structure.rotations])
-        return self._molecule(structure, motion, turned, engine).reshape(-1, len(s)).sum(axis=0)
+        share = self.placed(structure)[0].share
+        total = self._molecule(share, motion, turned, engine).reshape(-1, len(s)).sum(axis=0)
+        return total if self.supercell is None else total / (len(structure.rotations) * self.cells)
 
     def memory_estimate(self, structure: Structure, grid: MapGrid) -> int:
-        labels = group_labels(structure, self.groups, self.selections)
+        _, labels = self.placed(structure)
         matrices = 40 * (labels.max() + 1) ** 2 * (1 if self.V is None else 9)
         return matrices + max(patterson_memory(grid), 100 * grid.n_voxels)
 
@@ -252,15 +300,21 @@ class Covariance:
         spread = _mean_square(motion.covariance)
         variance = np.sqrt(np.diag(spread))
         correlated = np.abs(spread) > NEGLIGIBLE_CORRELATION * np.outer(variance, variance)
-        return max([ATOM_LENGTH, *_longest_distances(structure.site_cart, motion.labels, correlated)])
+        sites = motion.structure.site_cart
+        if self.supercell is None:
+            return max([ATOM_LENGTH, *_longest_distances(sites, motion.labels, correlated)])
+        centres = group_centres(motion.structure, motion.labels)
+        radius = np.zeros(len(centres))
+        np.maximum.at(radius, motion.labels, np.linalg.norm(sites - centres[motion.labels], axis=1))
+        return max(ATOM_LENGTH, float((cdist(centres, centres) + np.add.outer(radius, radius))[correlated].max()))
 
     def _checked_motion(self, structure: Structure) -> JointMotion:
         motion = self.motion(structure)
         if self.soft:
-            warn_of_small_displacements(structure, motion.shared, "covariance")
+            warn_of_small_displacements(motion.structure, motion.shared, "covariance")
         return motion
 
-    def _molecule(self, structure: Structure, motion: JointMotion, s, engine: str) -> np.ndarray:
+    def _molecule(self, share: np.ndarray, motion: JointMotion, s, engine: str) -> np.ndarray:
         if engine == "low_rank":
             modes, orders = self._modes(motion, (2 * np.pi) ** 2 * np.square(s).sum(axis=1).max(initial=0.0))
             logger.info("covariance: %d modes, %d orders", len(modes), orders)
@@ -272,13 +326,17 @@ class Covariance:
             total = low_rank_sum(motion, s, self.table, modes, orders)
         else:
             total = motion.coherent(s, self.table, engine, self.tolerance)
-        if self.soft or np.any(structure.share != 1):
-            total += motion.remainder(s, structure.share, self.table)
+        if self.soft or np.any(share != 1):
+            total += motion.remainder(s, share, self.table)
         return total
 
     def _modes(self, motion: JointMotion, square: float) -> tuple:
         """Modes of V, and the orders of their products, that tolerance and the largest q² ask for."""
-        modes = modes_of(motion.covariance, self.tolerance / max(square, 1e-9))
+        neglect = self.tolerance / max(square, 1e-9)
+        if self.modes is None:
+            modes = modes_of(motion.covariance, neglect)
+        else:
+            modes = main_modes(checked_modes("covariance.modes", self.modes, len(motion.covariance)), neglect)
         largest = np.linalg.norm(motion.shared, ord=2, axis=(1, 2)).max()
         return modes, orders_needed(square * largest, self.tolerance)
 
@@ -292,7 +350,7 @@ class Covariance:
         m = grid.n_voxels // 4 if s is None else len(s)
         span = (2 * np.pi / grid.d_min) ** 2 if s is None else (2 * np.pi) ** 2 * np.square(s).sum(axis=1).max()
         costs = {"pair_sum": cost_of_pair_form(m, n)}
-        if n * (1 if motion.isotropic else 3) <= _MOST_FOR_MODES:
+        if self.modes is not None or n * (1 if motion.isotropic else 3) <= _MOST_FOR_MODES:
             modes, orders = self._modes(motion, span)
             sums = number_of_sums(len(modes), orders)
             if sums <= _MOST_SUMS:

@@ -27,9 +27,9 @@ class ElasticNetwork:
     network : ``gaussian``: K is the Kirchhoff matrix of the contacts, displacements are isotropic; ``anisotropic``:
         K is the matrix of second derivatives of springs along the contacts
     cutoff : Å, up to which two groups are in contact
-    crystal_contacts : springs also to symmetry copies. Those are held still, since their motion is not correlated with
-        that of the molecule; so the molecule cannot move freely. Without them motions that stretch no spring, such as
-        those of the molecule as a whole, are left out.
+    crystal_contacts : springs also to symmetry copies. Those outside of what moves together, the molecule or a block
+        of cells, are held still, so that it cannot move freely. Without them motions that stretch no spring, such as
+        those of a molecule as a whole, are left out.
     crystal_stiffness : of the springs to symmetry copies, in units of that of the others
 
     Source: Bahar, Atilgan & Erman 1997, Fold. Des. 2, 173; Atilgan et al. 2001, Biophys. J. 80, 505
@@ -46,13 +46,16 @@ class ElasticNetwork:
         positive("elastic_network.cutoff", self.cutoff)
         positive("elastic_network.crystal_stiffness", self.crystal_stiffness)
 
-    def covariance(self, structure: Structure, labels: np.ndarray, sigma: float | None) -> np.ndarray:
-        """V of the groups of one molecule.
+    def covariance(
+        self, structure: Structure, labels: np.ndarray, sigma: float | None, supercell: tuple = (1, 1, 1)
+    ) -> np.ndarray:
+        """V of the groups of one molecule, or of a block of cells.
 
         Parameters
         ----------
-        structure : asymmetric unit
+        structure : asymmetric unit, or the content of a block in P 1 with a number of its own for each ``copy``
         labels : (n,) int64, group of each atom
+        supercell : cells in a block along a, b, c: it repeats with so many of them
         sigma : Å, rms displacement along one direction, over all groups; sets the stiffness. None: that of the atoms'
             U in the structure.
 
@@ -67,10 +70,12 @@ class ElasticNetwork:
         """
         mean_square = self.mean_square(structure) if sigma is None else positive("covariance.sigma", sigma) ** 2
         centres = group_centres(structure, labels)
-        flexible = self._inverse(self.stiffness(structure, centres))
+        flexible = self._inverse(self.stiffness(structure, centres, copies_of(structure, labels), supercell))
         return self._of_groups(flexible * (mean_square / np.mean(np.diag(flexible))), len(centres))
 
-    def derivatives(self, structure: Structure, labels: np.ndarray, sigma: float) -> tuple:
+    def derivatives(
+        self, structure: Structure, labels: np.ndarray, sigma: float, supercell: tuple = (1, 1, 1)
+    ) -> tuple:
         """V, its derivatives by sigma and by the stiffness of the springs to symmetry copies, and second derivatives.
 
         For the inverse C of K = K_0 + c X: dC/dc = -C X C. V is sigma² C over the mean of its diagonal.
@@ -82,8 +87,9 @@ class ElasticNetwork:
         second : dict of three, for [0, 0], [1, 0] and [1, 1]
         """
         centres = group_centres(structure, labels)
-        c = self._inverse(self.stiffness(structure, centres))
-        crystal = self._crystal_springs(structure, centres)
+        copies = copies_of(structure, labels)
+        c = self._inverse(self.stiffness(structure, centres, copies, supercell))
+        crystal = self._crystal_springs(structure, centres, copies, supercell)
         c1 = -c @ crystal @ c
         c2 = -2 * c @ crystal @ c1
         t, t1, t2 = (np.mean(np.diag(x)) for x in (c, c1, c2))
@@ -119,13 +125,32 @@ class ElasticNetwork:
         """Mean U of the atoms, Å²."""
         return float(np.average(structure.u_iso, weights=structure.occupancy))
 
-    def stiffness(self, structure: Structure, centres: np.ndarray) -> np.ndarray:
+    def stiffness(
+        self, structure: Structure, centres: np.ndarray, copies: np.ndarray | None = None, supercell: tuple = (1, 1, 1)
+    ) -> np.ndarray:
         """(g, g) or (3g, 3g) float64, second derivatives of the energy in units of a spring's stiffness.
 
-        centres : (g, 3) float64, Å, of the groups of one molecule
+        centres : (g, 3) float64, Å, of the groups; copies : (g,) integers, the molecule of each, by default one
         """
-        n = len(centres)
+        copies = np.zeros(len(centres), dtype=int) if copies is None else copies
         pairs = cKDTree(centres).query_pairs(self.cutoff, output_type="ndarray")
+        inside = self._springs(centres, pairs[copies[pairs[:, 0]] == copies[pairs[:, 1]]])
+        return inside + self.crystal_stiffness * self._crystal_springs(structure, centres, copies, supercell)
+
+    def _crystal_springs(self, structure: Structure, centres: np.ndarray, copies: np.ndarray, supercell: tuple):
+        """The part of the springs to symmetry copies in the matrix of second derivatives, of stiffness 1."""
+        if not self.crystal_contacts:
+            return self._springs(centres, np.zeros((0, 2), dtype=int))
+        pairs = cKDTree(centres).query_pairs(self.cutoff, output_type="ndarray")
+        moving = self._springs(centres, pairs[copies[pairs[:, 0]] != copies[pairs[:, 1]]])
+        held, direction = self._crystal_contacts(structure, centres, np.array(supercell))
+        blocks = np.zeros((len(centres), len(centres), *self._block(np.ones((1, 3))).shape[1:]))
+        np.add.at(blocks, (held, held), self._block(direction))
+        return moving + self._as_matrix(blocks)
+
+    def _springs(self, centres: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+        """The matrix of second derivatives for springs between pairs of groups, (m, 2), both of which move."""
+        n = len(centres)
         first, second = pairs[:, 0], pairs[:, 1]
         blocks = np.zeros((n, n, *self._block(np.ones((1, 3))).shape[1:]))
         inner = self._block(centres[first] - centres[second])
@@ -134,16 +159,10 @@ class ElasticNetwork:
         np.add.at(diagonal, first, inner)
         np.add.at(diagonal, second, inner)
         blocks[np.arange(n), np.arange(n)] = diagonal
-        inside = blocks if self.network == "gaussian" else blocks.transpose(0, 2, 1, 3).reshape(3 * n, 3 * n)
-        return inside + self.crystal_stiffness * self._crystal_springs(structure, centres)
+        return self._as_matrix(blocks)
 
-    def _crystal_springs(self, structure: Structure, centres: np.ndarray) -> np.ndarray:
-        """The part of the springs to symmetry copies in the matrix of second derivatives, of stiffness 1."""
-        n = len(centres)
-        blocks = np.zeros((n, n, *self._block(np.ones((1, 3))).shape[1:]))
-        if self.crystal_contacts:
-            held, direction = self._crystal_contacts(structure, centres)
-            np.add.at(blocks, (held, held), self._block(direction))
+    def _as_matrix(self, blocks: np.ndarray) -> np.ndarray:
+        n = len(blocks)
         return blocks if self.network == "gaussian" else blocks.transpose(0, 2, 1, 3).reshape(3 * n, 3 * n)
 
     def _block(self, direction: np.ndarray) -> np.ndarray:
@@ -153,9 +172,9 @@ class ElasticNetwork:
         unit = direction / np.linalg.norm(direction, axis=1)[:, None]
         return unit[:, :, None] * unit[:, None, :]
 
-    def _crystal_contacts(self, structure: Structure, centres: np.ndarray) -> tuple:
-        """(m,) groups in contact with one of another copy of the molecule, and (m, 3) vectors to it in Å."""
-        o = structure.orthogonalization
+    def _crystal_contacts(self, structure: Structure, centres: np.ndarray, supercell: np.ndarray) -> tuple:
+        """(m,) groups in contact with one outside of the molecule or block, and (m, 3) vectors to it in Å."""
+        o = structure.orthogonalization * supercell
         fractional = centres @ np.linalg.inv(o).T
         reach = self.cutoff * np.linalg.norm(np.linalg.inv(o), axis=1)  # of the cutoff along the axes of the cell
         low, high = fractional.min(axis=0) - reach, fractional.max(axis=0) + reach
@@ -175,3 +194,8 @@ class ElasticNetwork:
                     held.extend(near)
                     direction.extend(other - centres[k] for k in near)
         return np.array(held, dtype=int), np.array(direction).reshape(-1, 3)
+
+
+def copies_of(structure: Structure, labels: np.ndarray) -> np.ndarray:
+    """(g,) which copy of the molecule each group belongs to."""
+    return structure.copy[np.unique(labels, return_index=True)[1]]

@@ -42,6 +42,7 @@ from dials_diffuse.models.prepared import Averaged, Prepared, half_of
 from dials_diffuse.models.prepared_llm import PreparedLiquidLikeMotions
 from dials_diffuse.structure.atoms import Structure
 from dials_diffuse.structure.factors import sum_of_squares
+from dials_diffuse.structure.solvent import solvent_structure_factors
 from dials_diffuse.structure.transform import lattice_transform, memory_estimate, s_squared
 
 logger = logging.getLogger("dials.diffuse.models")
@@ -90,6 +91,9 @@ class LiquidLikeMotions:
     incoherent : add what makes each atom's own term |f|² (1 - exp(-qᵀUq)) whatever V and the number of orders
     local_form_factor : divide the mean decay of |F|² with resolution out before the convolution, multiply it in after
     confined_to : ``crystal``; ``molecule``: nothing is correlated between symmetry copies
+    k_sol : electrons/Å³ of flat solvent between the molecules that moves along with them, 0: none; only in the crystal
+        and with individual displacements
+    b_sol : Å², B factor of the solvent
     table : form factors, one of ``structure.factors.TABLES``
 
     Raises
@@ -115,6 +119,8 @@ class LiquidLikeMotions:
     incoherent: bool = True
     local_form_factor: bool = False
     confined_to: str = "crystal"
+    k_sol: float = 0.0
+    b_sol: float = 46.0
     table: str = "wk1995"
 
     def __post_init__(self):
@@ -123,6 +129,13 @@ class LiquidLikeMotions:
                 raise DiffuseError(f"llm.{name}={getattr(self, name)}: choose from {', '.join(choices)}")
         if self.orders is None or self.orders < 1 or self.orders != int(self.orders):
             raise DiffuseError(f"llm.orders={self.orders}: a positive whole number is needed")
+        for name in ("k_sol", "b_sol"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise DiffuseError(f"llm.{name}={getattr(self, name)}: a number that is not negative is needed")
+        if self.k_sol and (self.confined_to, self.adp) != ("crystal", "individual"):
+            raise DiffuseError(
+                f"llm.k_sol={self.k_sol:g}: solvent needs llm.confined_to=crystal and llm.adp=individual; leave it out"
+            )
         _ = self.tensor, self.correlation
         if self.kernel == "lorentzian" and not 0 < self.core < self.correlation.mean_length:
             raise DiffuseError(
@@ -315,6 +328,8 @@ class LiquidLikeMotions:
         else:
             bodies, body = 1, structure.expand()
         amplitude = lattice_transform(body, fine, self.table)
+        if self.k_sol:
+            amplitude += solvent_structure_factors(structure, fine, self.k_sol, self.b_sol)
         strength = np.nan_to_num(bodies * (amplitude.real**2 + amplitude.imag**2))
         if not self.local_form_factor:
             return self._reaching(structure), strength, source, lambda q: self.decay(structure, q / (2 * np.pi))

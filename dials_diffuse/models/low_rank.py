@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from dials_diffuse.errors import DiffuseError
 from dials_diffuse.models.motion import JointMotion, flattened
 
 #: numbers in the table of projections that are in memory together
@@ -25,6 +26,41 @@ def modes_of(covariance: np.ndarray, neglect: float) -> np.ndarray:
     keep = np.cumsum(np.maximum(values, 0)) > neglect  # in ascending order
     scaled = (vectors[:, keep] * np.sqrt(np.maximum(values[keep], 0))).T
     return scaled if covariance.ndim == 2 else scaled.reshape(len(scaled), -1, 3)
+
+
+def main_modes(modes: np.ndarray, neglect: float) -> np.ndarray:
+    """The same from modes that need not be orthogonal, (k, g, 3) or (k, g), without the matrix V."""
+    _, sizes, vectors = np.linalg.svd(modes.reshape(len(modes), -1), full_matrices=False)
+    keep = np.cumsum(sizes[::-1] ** 2)[::-1] > neglect  # what is left out has the smallest sizes
+    return (vectors[keep] * sizes[keep, None]).reshape(-1, *modes.shape[1:])
+
+
+def checked_modes(name: str, values, n: int) -> np.ndarray:
+    """Modes of n bodies as (k, n) float64, isotropic, or (k, n, 3) float64, in Å.
+
+    Parameters
+    ----------
+    name : of the parameter, for messages
+    values : (k, n), (k, 3n) with x, y, z of each body together, or (k, n, 3)
+
+    Raises
+    ------
+    DiffuseError
+        If the shape is another, a value is no finite number, or all are 0.
+    """
+    values = np.asarray(values)
+    if values.dtype.kind not in "iuf":
+        raise DiffuseError(f"{name}: numbers are needed, not {values.dtype}")
+    values = values.astype(float)
+    if values.ndim == 2 and values.shape[1] == 3 * n:
+        values = values.reshape(-1, n, 3)
+    if values.ndim not in (2, 3) or len(values) == 0 or values.shape[1:] not in ((n,), (n, 3)):
+        raise DiffuseError(f"{name}: shape {values.shape}; modes of {n} bodies need (k, {n}) or (k, {3 * n})")
+    if not np.all(np.isfinite(values)):
+        raise DiffuseError(f"{name}: has values that are not finite")
+    if not values.any():
+        raise DiffuseError(f"{name}: nothing moves, all values are 0")
+    return values
 
 
 def orders_needed(x: float, tolerance: float) -> int:

@@ -12,7 +12,7 @@ from dials_diffuse.models.common import fitted
 from dials_diffuse.models.group_covariance import GroupCovariance
 from dials_diffuse.models.prepared import Prepared
 from dials_diffuse.structure.atoms import Structure
-from dials_diffuse.structure.groups import group_centres, group_labels
+from dials_diffuse.structure.groups import group_centres
 
 
 class PreparedCovariance(Prepared):
@@ -31,12 +31,13 @@ class PreparedCovariance(Prepared):
         self.origin, self.structure = model, structure
         self.parameters = model.parameters(structure)
         structure, grid = fitted(structure, grid)
-        labels = group_labels(structure, model.groups, model.selections)
+        self._components = model.components(structure)
+        self._fixed = model.motion(structure).covariance
+        structure, labels = model.placed(structure)
         centres = group_centres(structure, labels)
         self._distances = cdist(centres, centres)
-        self._components = model.components(structure)
         self._network = model.kernel == "elastic_network"
-        self._fixed = model.motion(structure).covariance
+        self._cells = model.cells
         self._groups = GroupCovariance(
             structure if model.soft else structure.without_displacements(),
             labels,
@@ -59,20 +60,21 @@ class PreparedCovariance(Prepared):
         return self._derivatives(values)[0]
 
     def intensity(self, values) -> np.ndarray:
-        return self._groups.intensity(self.covariance(values))
+        return self._groups.intensity(self.covariance(values)) / self._cells
 
     def jacobian(self, values) -> tuple:
         v, first, _ = self._derivatives(values)
         jacobian = np.empty((self._groups.n, len(first)))
         for column, dv in zip(jacobian.T, first):
-            column[:] = self._groups.jvp(v, dv)
-        return self._groups.intensity(v), jacobian
+            column[:] = self._groups.jvp(v, dv) / self._cells
+        return self._groups.intensity(v) / self._cells, jacobian
 
     def second(self, values, weights) -> np.ndarray:
         v, first, second = self._derivatives(values)
         result = np.zeros((len(first),) * 2)
         if not first:
             return result
+        weights = weights / self._cells
         gradient = self._groups.vjp(v, weights)
         for i, dv in enumerate(first):
             curvature = self._groups.hvp(v, weights, dv)
@@ -87,7 +89,7 @@ class PreparedCovariance(Prepared):
             return self._fixed, [], {}
         if self._network:
             network = self.model(values).network
-            v, first, second = network.derivatives(*self._placed, float(values[0]))
+            v, first, second = network.derivatives(*self._placed, float(values[0]), self.origin.supercell or (1, 1, 1))
             return v, first[: len(values)], second
         scales, scale_slopes, curvature = self._scales(values)
         c, dc, ddc = self.origin.correlation(self._distances, float(values[-1]))

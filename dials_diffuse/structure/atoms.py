@@ -403,6 +403,11 @@ def file_frame(path) -> tuple:
     return _nearest_rotation(orthogonalization @ matrix), lambda point: orthogonalization @ (matrix @ point + shift)
 
 
+def fractional_frame(path) -> tuple:
+    """(3, 3) and (3,) float64 from the Cartesian coordinates of a file, Å, to the fractional ones of a Structure."""
+    return _read(path)[2]
+
+
 def _read(path) -> tuple:
     """The hierarchy and the crystal symmetry of a file, and how its coordinates become fractional ones."""
     path = Path(path)

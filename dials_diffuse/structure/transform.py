@@ -77,6 +77,12 @@ def lattice_transform(structure: Structure, grid: MapGrid, table: str = "wk1995"
     )
     n_real = _real_grid(grid)
     density, u_extra = _density(enlarged, n_real, grid.d_min, table)
+    if density is None:  # so small a cell at so low a resolution has few terms
+        chosen = inside(grid, s_squared(grid))
+        result = np.full(grid.shape, np.nan, dtype=np.complex128)
+        hkl = (np.argwhere(chosen) - np.array(grid.extent)) / subdivide
+        result[chosen] = direct_transform(structure.in_cell(grid.unit_cell), hkl, table)
+        return result
     workers = available_cores()
     m3 = grid.extent[2]
     rows = [np.arange(-m, m + 1) % n for m, n in zip(grid.extent, n_real)]
@@ -157,6 +163,8 @@ def off_lattice_transform(structure: Structure, s, table: str = "wk1995") -> np.
         multiplicity=np.ones_like(structure.multiplicity),
     )
     density, u_extra = _density(boxed, n_real, d_min, table)
+    if density is None:  # atoms with displacements of several Å
+        return direct_transform(structure, s @ structure.orthogonalization, table)
     phase = 2 * math.pi * s * step
     modes = density.astype(np.complex128)
 
@@ -173,7 +181,10 @@ def off_lattice_transform(structure: Structure, s, table: str = "wk1995") -> np.
 
 
 def _density(structure: Structure, n_real: tuple, d_min: float, table: str) -> tuple:
-    """float64 of shape ``n_real``, density of the atoms widened by U, in electrons/Å³, and that U in Å²."""
+    """float64 of shape ``n_real``, density of the atoms widened by U, in electrons/Å³, and that U in Å².
+
+    None where an atom is wider than the cell, which cctbx leaves out.
+    """
     sampled = ext.sampled_model_density(
         unit_cell=structure.cell,
         scatterers=structure.xray_structure.scatterers(),
@@ -184,6 +195,8 @@ def _density(structure: Structure, n_real: tuple, d_min: float, table: str) -> t
         wing_cutoff=_WING,
         exp_table_one_over_step_size=0,
     )
+    if sampled.excessive_sampling_radius_i_seqs().size():
+        return None, 0.0
     return sampled.real_map_unpadded().as_numpy_array().reshape(n_real), sampled.u_extra()
 
 
