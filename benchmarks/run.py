@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 
 import bench_closed_loop
+import bench_fit
 import bench_integrate
 import bench_merge
 import bench_models
@@ -18,6 +19,7 @@ BENCHMARKS = {
     "integrate": bench_integrate.main,
     "merge": bench_merge.main,
     "models": bench_models.main,
+    "fit": bench_fit.main,
     "scale": bench_scale.main,
     "closed_loop": bench_closed_loop.main,
 }

@@ -1,0 +1,94 @@
+"""How well a fitted map agrees with the data, on the voxels that were fitted and on those set aside."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from dials_diffuse.merging.statistics import BIN_WIDTH, shell_limits
+
+#: small maps have wider bins, so that one holds at least this many voxels on the average
+_PER_BIN = 20
+
+
+def shell_residual(values: np.ndarray, s: np.ndarray) -> np.ndarray:
+    """Subtract from each value the mean of its shell of |s|: BIN_WIDTH wide, wider where voxels are few."""
+    width = max(BIN_WIDTH, np.ptp(s) * _PER_BIN / len(s))
+    bins = np.floor(s / width).astype(np.int64)
+    number = np.maximum(np.bincount(bins), 1)
+    return values - (np.bincount(bins, values) / number)[bins]
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Of centred values, NaN where one of them does not vary."""
+    square = float(a @ a) * float(b @ b)
+    return float(a @ b) / math.sqrt(square) if square > 0 else math.nan
+
+
+def statistics(data, fitted: np.ndarray, weights: np.ndarray, n_parameters: int, n_shells: int) -> dict:
+    """``cc``, ``cc_anisotropic``, ``r``, ``chi2``, ``n``, the same under ``free``, and ``shells``.
+
+    Parameters
+    ----------
+    data : FitData
+    fitted : (n,) float64, k I_calc + b
+    weights : (n,) float64, of the fit
+    n_parameters : all that were fitted; ``chi2`` is divided by the voxels fitted less these, that of ``free`` by n
+    n_shells : of equal volume
+
+    Notes
+    -----
+    The means of the shells, which ``cc_anisotropic`` subtracts, are of all voxels: a shell may hold few that are free.
+    ``r`` is sum |I_obs - I_fit| / sum |I_obs|, background included, and thus small where the background is large.
+    """
+    observed = data.intensity
+    x, y = shell_residual(observed, data.s), shell_residual(fitted, data.s)
+    deviation = np.abs(observed - fitted)
+    chi = weights * deviation**2
+
+    def row(use, freedom) -> dict:
+        n = int(np.count_nonzero(use))
+        total = float(np.abs(observed[use]).sum())
+        return {
+            "cc": correlation(_centred(observed[use]), _centred(fitted[use])),
+            "cc_anisotropic": correlation(x[use], y[use]),
+            "r": float(deviation[use].sum()) / total if total > 0 else math.nan,
+            "chi2": float(chi[use].sum()) / (n - freedom) if n > freedom else math.nan,
+            "n": n,
+        }
+
+    shell, limits = shells_of(data.s, n_shells)
+    halves = None
+    if data.half_a is not None:
+        both = np.isfinite(data.half_a) & np.isfinite(data.half_b)
+        halves = [np.zeros(data.n) for _ in range(2)]
+        if both.any():
+            for residual, half in zip(halves, (data.half_a, data.half_b)):
+                residual[both] = shell_residual(half[both], data.s[both])
+    shells = []
+    for i in range(n_shells):
+        mine = shell == i
+        half = correlation(halves[0][mine], halves[1][mine]) if halves else math.nan
+        star = math.sqrt(2 * half / (1 + half)) if half > 0 else math.nan
+        shells.append(
+            {
+                "d_max": float(limits[i]),
+                "d_min": float(limits[i + 1]),
+                **row(mine & ~data.free, 0),
+                "free": row(mine & data.free, 0),
+                "cc_half": half,
+                "cc_star": star,
+            }
+        )
+    return {**row(~data.free, n_parameters), "free": row(data.free, 0), "shells": shells}
+
+
+def shells_of(s: np.ndarray, n_shells: int) -> tuple:
+    """Shell of equal volume of each voxel, and the limits in Å."""
+    limits = shell_limits(1 / s.min(), 1 / s.max(), n_shells)
+    return np.clip(np.searchsorted(1 / limits, s, side="right") - 1, 0, n_shells - 1), limits
+
+
+def _centred(values: np.ndarray) -> np.ndarray:
+    return values - values.mean() if len(values) else values

@@ -1,0 +1,137 @@
+"""Is the map in the setting of the structure? Where the lattice has more symmetry than the crystal, it may not be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from cctbx import crystal, sgtbx
+from cctbx.sgtbx import lattice_symmetry
+
+from dials_diffuse.errors import DiffuseError
+from dials_diffuse.fitting.agreement import correlation, shell_residual
+from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.maps.nexus import DiffuseMap
+from dials_diffuse.maps.symmetry import laue_operators, map_to_asu
+from dials_diffuse.models.prepared import prepare
+from dials_diffuse.structure.atoms import Structure
+from dials_diffuse.structure.transform import check_cells
+
+#: degrees, by which a lattice may miss a higher symmetry (le Page's delta)
+MAX_DELTA = 1.0
+#: voxels on which settings are compared
+_SAMPLE = 50000
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to index the data.
+
+    Attributes
+    ----------
+    operator : change of basis such as ``h,k,l`` or ``k,h,-l``, applied to the Miller indices of the map
+    matrix : (3, 3) int64, index' = index @ matrix on the reciprocal lattice
+    """
+
+    operator: str
+    matrix: np.ndarray
+
+
+def alternative_settings(grid: MapGrid, max_delta: float = MAX_DELTA) -> list:
+    """Settings that keep the Laue group but are no operators of it, one of each coset; the first is the given one.
+
+    max_delta : degrees, by which the lattice may miss the symmetry
+    """
+    symmetry = crystal.symmetry(unit_cell=grid.unit_cell, space_group=grid.space_group)
+    to_minimum = symmetry.change_of_basis_op_to_minimum_cell()
+    minimum = symmetry.change_basis(to_minimum).unit_cell()
+    lattice = lattice_symmetry.group(minimum, max_delta=max_delta).change_basis(to_minimum.inverse())
+    laue = laue_operators(grid.space_group, friedel=True)
+    members = {r.tobytes() for r in laue}
+    settings, seen = [], set()
+    for operator in [sgtbx.rt_mx(), *lattice]:
+        basis = sgtbx.change_of_basis_op(sgtbx.rt_mx(operator.r()))
+        matrix = np.array([basis.apply(tuple(row)) for row in np.eye(3, dtype=int).tolist()], dtype=np.int64)
+        if matrix.tobytes() in seen:
+            continue
+        # A setting with another Laue group is not one that the map, merged as it is, can be in.
+        inverse = np.rint(np.linalg.inv(matrix)).astype(np.int64)
+        if {(inverse @ r @ matrix).tobytes() for r in laue} != members:
+            continue
+        seen |= {(r @ matrix).tobytes() for r in laue}
+        settings.append(Setting(basis.as_hkl(), matrix))
+    return settings
+
+
+def reindex(data: DiffuseMap, setting: Setting) -> DiffuseMap:
+    """The map in another setting, its voxels in the asymmetric unit again.
+
+    Raises
+    ------
+    DiffuseError
+        If the subdivided lattice is not mapped onto itself, because it mixes axes of unequal subdivision.
+    """
+    old = np.array(data.grid.subdivide)
+    subdivide = tuple(int(old[np.flatnonzero(column)[0]]) for column in setting.matrix.T)
+    matrix = setting.matrix / old[:, None] * np.array(subdivide)
+    if np.abs(matrix - np.rint(matrix)).max() > 1e-9:
+        raise DiffuseError(
+            f"grid.subdivide={','.join(map(str, old))}: setting {setting.operator} mixes axes of unequal subdivision; "
+            "integrate with the same along all axes"
+        )
+    basis = sgtbx.change_of_basis_op(_change_of_basis(setting.matrix))
+    cell = crystal.symmetry(unit_cell=data.grid.unit_cell, space_group=data.grid.space_group).unit_cell()
+    moved_cell = cell.change_basis(basis).parameters()
+    if np.allclose(moved_cell, data.grid.unit_cell, rtol=1e-9):  # no rounding where nothing changes
+        moved_cell = data.grid.unit_cell
+    grid = replace(data.grid, unit_cell=moved_cell, subdivide=subdivide)
+    moved = data.index.astype(np.int64) @ np.rint(matrix).astype(np.int64)
+    index, _ = map_to_asu(moved, grid.space_group, data.friedel)
+    return replace(data, grid=grid, index=index)
+
+
+def compare_settings(data: DiffuseMap, model, structure: Structure, d_max: float, d_min: float) -> list:
+    """(Setting, reindexed map, correlation with the model) of all settings, the best one first.
+
+    Parameters
+    ----------
+    model : a diffuse model with plausible parameters; its intensity decides
+    d_max, d_min : Å, range of the correlation of the anisotropic parts, see :func:`agreement.shell_residual`
+    """
+    settings = alternative_settings(data.grid)
+    if len(settings) == 1:
+        return [(settings[0], data, float("nan"))]
+    rows = _sample(data, d_max, d_min)
+    found = []
+    for setting in settings:
+        candidate = reindex(data, setting)
+        grid = replace(candidate.grid, d_min=d_min, d_max=np.inf)
+        try:
+            check_cells(structure, grid)
+        except DiffuseError:  # a pseudo-symmetric lattice, whose cell is not that of the structure in this setting
+            continue
+        prepared = prepare(model, structure, grid, candidate.index[rows])
+        calculated = prepared.intensity([p.value for p in prepared.parameters])
+        s = grid.s_magnitude(candidate.index[rows])
+        x, y = (shell_residual(v, s) for v in (candidate.intensity[rows], calculated))
+        found.append((setting, candidate, correlation(x, y)))
+    if not found:
+        raise DiffuseError("no setting of the map has the cell of the structure; use a model of this crystal form")
+    return sorted(found, key=lambda item: -np.nan_to_num(item[2], nan=-2.0))
+
+
+def _sample(data: DiffuseMap, d_max: float, d_min: float) -> np.ndarray:
+    """Rows of some voxels of a range, not on lattice points; enough to tell settings apart."""
+    s = data.grid.s_magnitude(data.index)
+    use = (s >= 1 / d_max) & (s <= (1 - 1e-6) / d_min) & (s > 0) & np.isfinite(data.intensity)
+    use &= np.any(data.index % np.array(data.grid.subdivide) != 0, axis=1) | (np.prod(data.grid.subdivide) == 1)
+    rows = np.flatnonzero(use)
+    if len(rows) > _SAMPLE:
+        rows = np.sort(np.random.default_rng(0).choice(rows, _SAMPLE, replace=False))
+    return rows
+
+
+def _change_of_basis(matrix: np.ndarray) -> sgtbx.rt_mx:
+    """The operator on coordinates that belongs to index' = index @ matrix."""
+    inverse = np.rint(np.linalg.inv(matrix)).astype(int)
+    return sgtbx.rt_mx(sgtbx.rot_mx([int(v) for v in inverse.reshape(-1)], 1))

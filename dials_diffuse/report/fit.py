@@ -1,0 +1,109 @@
+"""Fits of models to a map: tables for logs, the record for programs."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from dials_diffuse.fitting.fit import Estimate, Fit
+
+#: columns of the shells: heading, width, format, where the number is
+_SHELLS = (
+    ("d_max", 8, ".2f", lambda row: row["d_max"]),
+    ("d_min", 8, ".2f", lambda row: row["d_min"]),
+    ("n", 9, "d", lambda row: row["n"]),
+    ("CC", 8, ".3f", lambda row: row["cc"]),
+    ("CC(aniso)", 11, ".3f", lambda row: row["cc_anisotropic"]),
+    ("n free", 8, "d", lambda row: row["free"]["n"]),
+    ("free CC(aniso)", 16, ".3f", lambda row: row["free"]["cc_anisotropic"]),
+    ("CC*", 8, ".3f", lambda row: row["cc_star"]),
+    ("chi2", 10, ".4g", lambda row: row["chi2"]),
+)
+
+_COMPARISON = (
+    ("CC(aniso)", 11, ".3f", lambda f: f.statistics["cc_anisotropic"]),
+    ("free", 8, ".3f", lambda f: f.statistics["free"]["cc_anisotropic"]),
+    ("CC", 8, ".3f", lambda f: f.statistics["cc"]),
+    ("free", 8, ".3f", lambda f: f.statistics["free"]["cc"]),
+    ("R", 8, ".3f", lambda f: f.statistics["r"]),
+    ("free", 8, ".3f", lambda f: f.statistics["free"]["r"]),
+    ("chi2", 10, ".4g", lambda f: f.statistics["chi2"]),
+    ("free", 10, ".4g", lambda f: f.statistics["free"]["chi2"]),
+    ("dAIC", 11, ".5g", None),
+    ("dBIC", 11, ".5g", None),
+    ("param.", 7, "d", lambda f: f.criteria["n_parameters"]),
+)
+
+
+def format_estimate(estimate: Estimate) -> str:
+    """Value, error and unit, with the digits that the error leaves."""
+    unit = f" {estimate.unit}" if estimate.unit else ""
+    if not math.isfinite(estimate.esd) or estimate.esd == 0:
+        note = " (held)" if estimate.esd == 0 else " (no error)"
+        return f"{estimate.name} = {estimate.value:.4g}{unit}{' (at a bound)' if estimate.at_bound else note}"
+    digits = max(0, 1 - math.floor(math.log10(estimate.esd)))
+    if digits > 6:
+        return f"{estimate.name} = {estimate.value:.6g} ± {estimate.esd:.2g}{unit}"
+    return f"{estimate.name} = {estimate.value:.{digits}f} ± {estimate.esd:.{digits}f}{unit}"
+
+
+def format_shells(fit: Fit) -> str:
+    """Agreement in shells of resolution as text for logs."""
+    head = "".join(f"{heading:>{width}}" for heading, width, *_ in _SHELLS)
+    lines = [
+        "".join(f"{get(row):{width}{how}}" for _, width, how, get in _SHELLS).replace("nan", "  -")
+        for row in fit.statistics["shells"]
+    ]
+    return "\n".join([head, "-" * len(head), *lines])
+
+
+def format_models(fits) -> str:
+    """One line for each model; AIC and BIC relative to the lowest."""
+    width = max(len("model"), *(len(f.name) for f in fits))
+    head = f"{'model':<{width}}" + "".join(f"{heading:>{w}}" for heading, w, *_ in _COMPARISON)
+    lowest = {key: min(f.criteria[key] for f in fits) for key in ("aic", "bic")}
+    lines = []
+    for fit in fits:
+        cells = []
+        for heading, w, how, get in _COMPARISON:
+            key = heading[1:].lower()
+            value = get(fit) if get else fit.criteria[key] - lowest[key]
+            cells.append(f"{value:{w}{how}}".replace("nan", "  -"))
+        lines.append(f"{fit.name:<{width}}" + "".join(cells))
+    return "\n".join([head, "-" * len(head), *lines])
+
+
+def fit_record(fit: Fit) -> dict:
+    """What ``diffuse_fit.json`` says about a model."""
+    names = [e.name for e in fit.estimates]
+    if len(fit.correlations) > len(names):
+        names = [*names, "scale"]
+    return {
+        "model": fit.name,
+        "parameters": {e.name: _estimate(e) for e in fit.estimates},
+        "scale": _estimate(fit.scale),
+        "statistics": fit.statistics,
+        "aic": fit.criteria["aic"],
+        "bic": fit.criteria["bic"],
+        "n_parameters": fit.criteria["n_parameters"],
+        "identifiability": {
+            "order": names,
+            "correlations": fit.correlations.tolist(),
+            "eigenvalues": fit.eigenvalues.tolist(),
+            "loosest": fit.loosest.tolist(),
+        },
+        "converged": fit.minimum.converged,
+        "starts": {"number": fit.starts, "reached": fit.reached},
+        "warnings": fit.warnings,
+    }
+
+
+def _estimate(estimate: Estimate) -> dict:
+    record = {"value": estimate.value, "esd": estimate.esd, "unit": estimate.unit}
+    if estimate.at_bound:
+        record["at_bound"] = True
+    if estimate.profile:
+        values, rises = np.transpose(estimate.profile).tolist()
+        record["profile"] = {"value": values, "rise": rises}
+    return record

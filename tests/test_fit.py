@@ -1,0 +1,503 @@
+"""Fits: linear terms by dense least squares, derivatives by differences, parameters found again within errors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from builders import all_voxels, small_grid
+from structures import random_structure
+
+from dials_diffuse.errors import DiffuseError
+from dials_diffuse.fitting.agreement import correlation, shell_residual
+from dials_diffuse.fitting.data import SIGMA_FLOOR, Selection, free_voxels, select, unique_blocks
+from dials_diffuse.fitting.displacements import compare_displacements
+from dials_diffuse.fitting.fit import Candidate, FitOptions, best_fit, fit_models
+from dials_diffuse.fitting.indexing import alternative_settings, compare_settings, reindex
+from dials_diffuse.fitting.linear import Background, Projection
+from dials_diffuse.fitting.minimise import minimise
+from dials_diffuse.fitting.sums import PreparedSum
+from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.maps.nexus import DiffuseMap
+from dials_diffuse.maps.symmetry import laue_operators, map_to_asu, possible_voxels
+from dials_diffuse.models import Covariance, LiquidLikeMotions, RigidBody
+from dials_diffuse.models.compute import UNITS, model_map
+from dials_diffuse.models.prepared import prepare
+
+CELL = (14.0, 14.0, 17.0, 90.0, 90.0, 90.0)
+
+
+@pytest.fixture(scope="module")
+def structure():
+    return random_structure("P 41", CELL, elements="CNOCSC", u=(0.15, 0.3), radius=3.5)
+
+
+@pytest.fixture(scope="module")
+def voxels(structure):
+    """Grid, index and vectors s of some of the unique voxels."""
+    grid = MapGrid(CELL, structure.hall_symbol, (3, 3, 3), 2.5)
+    index = np.concatenate(list(possible_voxels(grid)))
+    index = index[np.random.default_rng(0).uniform(size=len(index)) < 0.6]
+    index = index[np.any(index != 0, axis=1)]
+    return grid, index, (index / np.array(grid.subdivide)) @ grid.reciprocal_matrix.T
+
+
+def independent(model, structure, s):
+    """The intensity of a model by summation at each point, averaged over the Laue group by hand."""
+    grid = MapGrid(structure.unit_cell, structure.hall_symbol, (1, 1, 1), 2.0)
+    b = grid.reciprocal_matrix
+    turns = [np.linalg.inv(b).T @ r @ b.T for r in laue_operators(structure.space_group, friedel=False)]
+    return np.mean([model.intensity_at(structure, s @ turn) for turn in turns], axis=0)
+
+
+def noisy_map(grid, index, intensity, sigma, seed=0, scale=0.02, claimed=1.0, units="a.u."):
+    """A map of an intensity on some scale, with a background and noise whose size is claimed to be another."""
+    s = grid.s_magnitude(index)
+    values = scale * intensity + 30 * np.exp(-3 * s) + 5 * np.cos(6 * s)
+    values += sigma * np.random.default_rng(seed).normal(size=len(s))
+    ones = np.ones(len(s))
+    return DiffuseMap(grid, True, index, values, claimed * sigma * ones, 4 * ones.astype(int), units=units)
+
+
+def candidate(name, model, structure, data, factor=1.3):
+    """A model, starting from values that are wrong by a factor."""
+    prepared = prepare(model, structure, data.grid, data.index)
+    return Candidate(name, prepared, factor * np.array([p.value for p in prepared.parameters]))
+
+
+# --- linear terms
+
+
+@pytest.mark.parametrize(("terms", "scale"), [(6, None), (6, 0.3), (0, None)])
+def test_scale_and_background_are_those_of_dense_least_squares(terms, scale):
+    rng = np.random.default_rng(1)
+    s = rng.uniform(0.05, 0.5, 200)
+    y, intensity, weights = rng.normal(size=200), rng.normal(size=200) + s, rng.uniform(0.5, 2, 200)
+    background = Background(s, terms)
+    columns = [] if scale else [intensity[:, None]]
+    columns += [background.matrix.toarray()] if terms else []
+    root = np.sqrt(weights)
+    target = y - (scale or 0) * intensity
+    matrix = np.concatenate(columns, axis=1)
+    solution = np.linalg.lstsq(matrix * root[:, None], target * root, rcond=None)[0]
+    residual = target - matrix @ solution
+    projection = Projection(y, weights, background, scale)
+    solved = projection.solve(intensity)
+    assert solved.scale == pytest.approx(scale or solution[0], rel=1e-9)
+    np.testing.assert_allclose(solved.residual, residual, atol=1e-10)
+    np.testing.assert_allclose(solved.background, solution[len(solution) - terms :], atol=1e-9)
+    assert solved.objective == pytest.approx(weights @ residual**2, rel=1e-10)
+    assert projection.objective(intensity) == pytest.approx(solved.objective, rel=1e-10)
+
+
+def test_background_can_follow_a_smooth_curve_and_survives_a_gap():
+    s = np.concatenate([np.linspace(0.05, 0.15, 50), np.linspace(0.45, 0.5, 50)])
+    y = 3 * np.exp(-4 * s)
+    solved = Projection(y, np.ones(100), Background(s, 14), scale=1.0).solve(np.zeros(100))
+    assert np.abs(solved.residual).max() < 1e-3
+
+
+MODELS = {
+    "llm": lambda: LiquidLikeMotions(sigma=0.25, gamma=5.0),
+    "overall": lambda: LiquidLikeMotions(sigma=0.25, gamma=5.0, adp="overall"),
+    "rigid_V": lambda: RigidBody(V=(0.05, 0.06, 0.04, 0.01, 0.0, -0.01)),
+    "covariance": lambda: Covariance(sigma=0.25, gamma=4.0),
+}
+
+
+@pytest.fixture(scope="module")
+def objective_cases(structure, voxels):
+    grid, index, _ = voxels
+    index = index[::15]
+    cases = {name: prepare(make(), structure, grid, index) for name, make in MODELS.items()}
+    body = prepare(RigidBody(sigma=0.25), structure, grid, index)
+    cases["sum"] = PreparedSum([body, cases["llm"]], ["rigid_body", "llm"], structure)
+    return grid, index, cases
+
+
+@pytest.mark.parametrize("name", [*MODELS, "sum"])
+def test_derivatives_of_the_whole_objective(objective_cases, name):
+    """Gradient of the minimum over scale and background; Hessian with the scale, by differences of objectives."""
+    grid, index, cases = objective_cases
+    prepared = cases[name]
+    values = np.array([p.value for p in prepared.parameters])
+    data = noisy_map(grid, index, prepared.intensity(1.1 * values), 1.0)  # away from the minimum
+    background = Background(grid.s_magnitude(index), 6)
+    weights = np.random.default_rng(2).uniform(0.5, 1.5, len(index))
+    projection = Projection(data.intensity, weights, background)
+    intensity, jacobian = prepared.jacobian(values)
+    k = projection.solve(intensity).scale
+
+    def reduced(x):
+        return 0.5 * projection.objective(prepared.intensity(x))
+
+    def joint(x):
+        return 0.5 * Projection(data.intensity, weights, background, x[-1]).objective(prepared.intensity(x[:-1]))
+
+    def differences(function, x, step):
+        """Gradient and Hessian by central differences, extrapolated from two steps."""
+        n = len(x)
+        found = []
+        for h in (step, step / 2):
+            e = np.diag(h * x)
+            gradient = np.array([(function(x + d) - function(x - d)) / (2 * d.sum()) for d in e])
+            hessian = np.empty((n, n))
+            for i in range(n):
+                for j in range(n):
+                    a, b = e[i], e[j]
+                    four = function(x + a + b) - function(x + a - b) - function(x - a + b) + function(x - a - b)
+                    hessian[i, j] = four / (4 * a.sum() * b.sum())
+            found.append((gradient, hessian))
+        return [(4 * fine - coarse) / 3 for coarse, fine in zip(*found)]
+
+    moved = np.where(values == 0, 1e-3, values)  # relative steps need something to be relative to
+    intensity, jacobian = prepared.jacobian(moved)
+    k = projection.solve(intensity).scale
+    gradient, matrix = projection.normal(intensity, jacobian)
+    hessian = projection.hessian(intensity, jacobian, lambda w: prepared.second(moved, w))
+    numeric, _ = differences(reduced, moved, 1e-2)
+    units = np.abs(moved)
+    np.testing.assert_allclose(gradient * units, numeric * units, atol=1e-4 * np.abs(numeric * units).max())
+    x = np.append(moved, k)
+    _, numeric = differences(joint, x, 1e-2)
+    units = np.outer(np.abs(x), np.abs(x))
+    np.testing.assert_allclose(hessian * units, numeric * units, atol=1e-3 * np.abs(numeric * units).max())
+    assert np.linalg.eigvalsh(matrix).min() >= -1e-9 * np.abs(matrix).max()
+
+
+# --- voxels
+
+
+def test_blocks_hold_neighbours_and_symmetry_mates():
+    for symbol, cell in (("P 41", (40.0, 40.0, 50.0, 90, 90, 90)), ("P 6", (40.0, 40.0, 50.0, 90, 90, 120))):
+        grid = small_grid(symbol, cell, (2, 2, 2), 3.0)
+        index = all_voxels(grid)
+        blocks = unique_blocks(grid, index, True)
+        index_of = {tuple(i): b for i, b in zip(index.tolist(), blocks)}
+        inner = 0
+        for operator in laue_operators(grid.space_group, friedel=True):
+            mates = np.array([index_of[tuple(i)] for i in (index @ operator).tolist()])
+            inner = max(inner, np.mean(mates != blocks))
+        assert inner < 0.15  # voxels halfway between the centres of blocks may go either way
+        sizes = np.bincount(blocks)
+        assert np.median(sizes[sizes > 0]) > 50
+        s = (index / 2) @ grid.reciprocal_matrix.T
+        unit = s[blocks == blocks[np.argmax(grid.s_magnitude(index) > 0.2)]]
+        nearest = np.sort(np.linalg.norm(unit[:, None] - unit[None], axis=2), axis=1)
+        assert np.all(nearest[:, 1] < 0.02)  # no voxel stands alone
+
+
+def test_no_block_is_free_in_part():
+    grid = small_grid("P 41", (40.0, 40.0, 50.0, 90, 90, 90), (2, 2, 2), 3.0)
+    index = np.concatenate(list(possible_voxels(grid)))
+    blocks = unique_blocks(grid, index, True)
+    free = free_voxels(grid, index, True, 0.1, seed=3)
+    for block in np.unique(blocks):
+        assert np.ptp(free[blocks == block].astype(int)) == 0
+    assert 0.05 < free.mean() < 0.15
+    np.testing.assert_array_equal(free, free_voxels(grid, index, True, 0.1, seed=3))
+    assert np.any(free != free_voxels(grid, index, True, 0.1, seed=4))
+    order = np.random.default_rng(0).permutation(len(index))
+    np.testing.assert_array_equal(free_voxels(grid, index[order], True, 0.1, seed=3), free[order])
+    assert not free_voxels(grid, index, True, 0.0, seed=3).any()
+
+
+def test_selection(voxels):
+    grid, index, _ = voxels
+    data = noisy_map(grid, index, np.ones(len(index)), 1.0)
+    sigma, multiplicity, intensity = data.sigma.copy(), data.multiplicity.copy(), data.intensity.copy()
+    sigma[:10], multiplicity[10:20], intensity[20:30], sigma[30:40] = 1e-6, 1, np.nan, 0
+    data = replace(data, sigma=sigma, multiplicity=multiplicity, intensity=intensity)
+    found = select(data, Selection(d_max=9.0, d_min=2.8, min_multiplicity=2))
+    assert found.s.min() >= 1 / 9 and found.s.max() <= (1 + 1e-9) / 2.8  # the limit itself belongs to the range
+    assert not np.any(np.all(found.index % 3 == 0, axis=1))
+    assert not set(found.row) & set(range(10, 40))
+    np.testing.assert_array_equal(data.index[found.row], found.index)
+    floored = found.row < 10
+    assert found.n_floored == np.count_nonzero(floored) > 0
+    np.testing.assert_allclose(found.sigma[floored], SIGMA_FLOOR)
+    assert select(data, Selection(bragg=True)).n > select(data, Selection()).n
+    with pytest.raises(DiffuseError, match=r"the map ends at 2\.5"):
+        select(data, Selection(d_min=2.0))
+    with pytest.raises(DiffuseError, match="too few to fit"):
+        select(replace(data, sigma=np.zeros(len(index))), Selection())
+    with pytest.raises(DiffuseError, match=r"free_fraction=0\.9"):
+        Selection(free_fraction=0.9)
+    with pytest.raises(DiffuseError, match="d_max=2"):
+        Selection(d_max=2, d_min=3)
+
+
+# --- parameters found again
+
+TRUE = {
+    "llm": (LiquidLikeMotions(sigma=0.3, gamma=6.0), 0.1),
+    "overall": (LiquidLikeMotions(sigma=0.35, gamma=4.0, adp="overall"), 0.3),
+    "rigid_body": (RigidBody(sigma=0.35), 0.3),
+    "rigid_V": (RigidBody(V=(0.1, 0.07, 0.12, 0.02, 0.0, -0.01)), 0.1),
+    "covariance": (Covariance(sigma=0.3, gamma=4.0), 0.03),
+    "network": (Covariance(kernel="elastic_network", sigma=0.4, soft=False), 0.03),
+}
+
+
+@pytest.mark.parametrize("name", TRUE)
+def test_parameters_and_errors(structure, voxels, name):
+    """Truth by another engine; the errors are honest though those of the data are said to be a third of the truth."""
+    grid, index, s = voxels
+    model, sigma = TRUE[name]
+    truth = independent(model, structure, s)
+    data = select(noisy_map(grid, index, truth, sigma, claimed=1 / 3), Selection(bragg=True))
+    start = candidate(name, model, structure, data)
+    values = np.array([p.value for p in start.prepared.parameters])
+    scores = []
+    for seed in range(4):
+        noisy = noisy_map(grid, index, truth, sigma, seed)
+        data = replace(data, intensity=noisy.intensity[data.row])
+        (fit,) = fit_models(data, [start], FitOptions(starts=1, profile=False))
+        assert fit.minimum.converged and not any(e.at_bound for e in fit.estimates)
+        assert fit.statistics["chi2"] == pytest.approx(9, rel=0.2)
+        errors = np.array([e.esd for e in fit.estimates])
+        assert np.all(errors < 0.5 * np.abs(values).max())  # determined at all
+        scores += list((np.array([e.value for e in fit.estimates]) - values) / errors)
+        scores.append((fit.scale.value - 0.02) / fit.scale.esd)
+    scores = np.array(scores)
+    assert np.abs(scores).max() < 4.5
+    assert 0.3 < np.sqrt(np.mean(scores**2)) < 1.8
+
+
+def test_absolute_scale_determines_sigma(structure, voxels):
+    """Of a liquid with the atoms' own displacements the scale and sigma² are nearly one number, unless one is known."""
+    grid, index, s = voxels
+    model = LiquidLikeMotions(sigma=0.3, gamma=6.0)
+    whole = noisy_map(grid, index, independent(model, structure, s), 20.0, scale=1.0, units=UNITS)
+    data = select(whole, Selection(bragg=True))
+    start = candidate("llm", model, structure, data)
+    found = {}
+    for scale in (None, 1.0):
+        (found[scale],) = fit_models(data, [start], FitOptions(scale=scale))
+    free, fixed = (found[scale].estimates[0] for scale in (None, 1.0))
+    assert fixed.esd < 0.5 * free.esd
+    assert abs(fixed.value - 0.3) < 4 * fixed.esd
+    assert found[1.0].scale.value == 1.0 and found[1.0].scale.esd == 0.0
+    assert found[1.0].correlations.shape == (2, 2) and found[None].correlations.shape == (3, 3)
+    assert found[None].correlations[0, 2] < -0.9
+    for estimate in found[1.0].estimates:  # nearly Gaussian: t² at t e.s.d.
+        assert len(estimate.profile) == 4
+        np.testing.assert_allclose([rise for _, rise in estimate.profile], [4, 1, 1, 4], rtol=0.15)
+
+
+def test_a_minimum_is_one(structure, voxels):
+    """No direction leads down from where the minimiser stops; a far start ends there too."""
+    grid, index, _ = voxels
+    model = LiquidLikeMotions(sigma=0.3, gamma=6.0)
+    data = noisy_map(grid, index, prepare(model, structure, grid, index).intensity([0.3, 6.0]), 0.3)
+    prepared = prepare(model, structure, grid, index)
+    projection = Projection(data.intensity, 1 / data.sigma**2, Background(grid.s_magnitude(index), 8), scale=0.02)
+    near = minimise(prepared, projection, [0.33, 7.0])
+    far = minimise(prepared, projection, [0.1, 20.0])
+    np.testing.assert_allclose(far.values, near.values, rtol=1e-3)
+    for step in np.vstack([np.eye(2), -np.eye(2)]) * near.values * 0.01:
+        assert projection.objective(prepared.intensity(near.values + step)) > near.objective
+    held = minimise(prepared, projection, [0.33, 6.5], fixed=[False, True])
+    assert held.values[1] == 6.5 and held.objective > near.objective
+
+
+def test_what_is_set_aside_does_not_matter(structure, voxels):
+    """Nonsense on free voxels changes what is said about them, and nothing else."""
+    grid, index, s = voxels
+    model = RigidBody(sigma=0.3)
+    data = select(noisy_map(grid, index, independent(model, structure, s), 0.3), Selection(free_fraction=0.2))
+    assert 0.05 < data.free.mean() < 0.4
+    start = candidate("rigid_body", model, structure, data)
+    nonsense = np.where(data.free, np.random.default_rng(0).normal(size=data.n), data.intensity)
+    fits = [
+        fit_models(replace(data, intensity=y), [start], FitOptions(profile=False, weights=weights))[0]
+        for y in (data.intensity, nonsense)
+        for weights in ("sigma", "shell")
+    ]
+    for before, after in (fits[0::2], fits[1::2]):
+        assert before.estimates == after.estimates and before.scale == after.scale
+        np.testing.assert_array_equal(before.fitted, after.fitted)
+        free = [f.statistics["free"]["cc_anisotropic"] for f in (before, after)]
+        assert free[0] > 0.9 and abs(free[1]) < 0.5
+        assert before.statistics["chi2"] == after.statistics["chi2"]
+
+
+def test_bounds_are_kept_and_told(structure, voxels):
+    """Motion of whole molecules has no correlation length: gamma of a confined liquid runs to its bound."""
+    grid, index, s = voxels
+    truth = independent(LiquidLikeMotions(sigma=0.3, gamma=0.7), structure, s)
+    data = select(noisy_map(grid, index, truth, 0.05), Selection())
+    start = candidate("llm", LiquidLikeMotions(sigma=0.3, gamma=3.0), structure, data)
+    (fit,) = fit_models(data, [start], FitOptions())
+    gamma = fit.estimates[1]
+    assert gamma.at_bound and gamma.value == pytest.approx(1.0, abs=1e-3) and np.isnan(gamma.esd)
+    assert np.isfinite(fit.estimates[0].esd)
+    assert any("gamma ended at a bound" in text for text in fit.warnings)
+
+
+def test_weights_by_shell_undo_errors_that_are_wrong(structure, voxels):
+    """Where the errors of some shells are claimed far too small, weights by shell find the truth more exactly."""
+    grid, index, s = voxels
+    model = RigidBody(sigma=0.3)
+    data = noisy_map(grid, index, independent(model, structure, s), 0.3)
+    high = grid.s_magnitude(index) > 0.36
+    noise = np.where(high, 3.0, 0.0) * np.random.default_rng(5).normal(size=len(index))
+    data = select(replace(data, intensity=data.intensity + noise), Selection(bragg=True))
+    start = candidate("rigid_body", model, structure, data)
+    plain, shells = (
+        fit_models(data, [start], FitOptions(weights=w, profile=False, n_shells=20))[0] for w in ("sigma", "shell")
+    )
+    assert shells.estimates[0].esd < 0.7 * plain.estimates[0].esd
+    assert abs(shells.estimates[0].value - 0.3) < 4 * shells.estimates[0].esd
+    assert shells.statistics["chi2"] == pytest.approx(1, abs=0.05)
+    chi2 = [row["chi2"] for row in plain.statistics["shells"]]
+    assert max(chi2) > 30 * min(chi2)
+
+
+def test_models_are_compared(structure, voxels):
+    """The model that made the data is the best one, the sum that contains it hardly better."""
+    grid, index, s = voxels
+    model = LiquidLikeMotions(sigma=0.3, gamma=6.0)
+    data = select(noisy_map(grid, index, independent(model, structure, s), 0.5), Selection(free_fraction=0.2))
+    cases = [
+        candidate("llm", model, structure, data),
+        candidate("rigid_body", RigidBody(sigma=0.3), structure, data),
+    ]
+    both = PreparedSum([c.prepared for c in cases], ["llm", "rigid_body"], structure)
+    cases.append(Candidate("llm+rigid_body", both, np.concatenate([c.start for c in cases])))
+    fits = fit_models(data, cases, FitOptions(profile=False))
+    assert best_fit(fits).name == "llm"
+    llm, rigid, added = fits
+    assert rigid.criteria["aic"] > llm.criteria["aic"] + 10
+    assert added.minimum.objective <= llm.minimum.objective * (1 + 1e-9)
+    assert [e.name for e in added.estimates] == ["llm.sigma", "llm.gamma", "rigid_body.sigma"]
+    assert isinstance(added.model, tuple) and isinstance(added.model[1], RigidBody)
+    with pytest.raises(DiffuseError, match="given twice"):
+        fit_models(data, [cases[0], cases[0]], FitOptions())
+
+
+def test_a_sum_starts_from_its_parts(structure, voxels):
+    """From a start in the wrong valley (there chi² is ten times as large) the sum is as good as what it contains."""
+    grid, index, s = voxels
+    model = LiquidLikeMotions(sigma=0.3, gamma=6.0)
+    data = select(noisy_map(grid, index, independent(model, structure, s), 0.1), Selection(d_min=3.0))
+    llm = candidate("llm", model, structure, data)
+    rigid = candidate("rigid_body", RigidBody(sigma=0.3), structure, data)
+    both = PreparedSum([llm.prepared, rigid.prepared], ["llm", "rigid_body"], structure)
+    options = FitOptions(profile=False, starts=1)
+    alone, added = fit_models(data, [llm, Candidate("both", both, np.array([0.05, 8.0, 0.9]))], options)
+    # the body cannot quite vanish, its sigma stays above its lower bound
+    assert added.minimum.objective <= alone.minimum.objective * 1.01
+
+
+def test_agreement_by_hand(structure, voxels):
+    grid, index, s = voxels
+    model = RigidBody(sigma=0.3)
+    data = select(noisy_map(grid, index, independent(model, structure, s), 2.0), Selection(free_fraction=0.2))
+    (fit,) = fit_models(data, [candidate("rigid_body", model, structure, data)], FitOptions(background=5, n_shells=4))
+    work = ~data.free
+    y, x = data.intensity[work], fit.fitted[work]
+    found = fit.statistics
+    assert found["n"] == work.sum() and found["free"]["n"] == data.free.sum()
+    assert found["cc"] == pytest.approx(np.corrcoef(x, y)[0, 1])
+    assert found["r"] == pytest.approx(np.abs(y - x).sum() / np.abs(y).sum())
+    assert found["chi2"] == pytest.approx(np.sum(((y - x) / data.sigma[work]) ** 2) / (work.sum() - 7))
+    assert fit.criteria["n_parameters"] == 7
+    np.testing.assert_allclose(fit.fitted, fit.scale.value * fit.intensity + fit.background)
+    assert sum(row["n"] for row in found["shells"]) == found["n"]
+    residual = shell_residual(data.intensity, data.s)
+    assert found["cc_anisotropic"] == pytest.approx(
+        correlation(residual[work], shell_residual(fit.fitted, data.s)[work])
+    )
+    assert abs(shell_residual(np.exp(data.s), data.s)).max() < 0.2 and residual.mean() == pytest.approx(0, abs=1e-9)
+
+
+def test_displacements_are_compared_with_the_atoms(structure):
+    lowest = structure.u_iso.min()
+    (below,) = compare_displacements(LiquidLikeMotions(sigma=0.99 * np.sqrt(lowest), gamma=5.0), structure)
+    assert below.n_exceeded == 0 and below.warning == ""
+    (above,) = compare_displacements(RigidBody(sigma=1.01 * np.sqrt(lowest)), structure)
+    assert above.n_exceeded == 1 and "exceeds that of 1 of 6 atoms" in above.warning
+    assert above.u_model == pytest.approx(1.01**2 * lowest) and above.u_structure == pytest.approx(
+        structure.u_iso.mean()
+    )
+    (network,) = compare_displacements(Covariance(kernel="elastic_network"), structure)
+    assert np.isfinite(network.correlation)
+
+
+# --- settings
+
+
+@pytest.mark.parametrize(
+    ("symbol", "cell", "number"),
+    [
+        ("P 41", (14, 14, 17, 90, 90, 90), 2),
+        ("P 3", (14, 14, 17, 90, 90, 120), 4),
+        ("P 2 3", (14, 14, 14, 90, 90, 90), 2),
+        ("P 43 21 2", (14, 14, 17, 90, 90, 90), 1),
+        ("P 21 21 21", (14, 14.02, 17, 90, 90, 90), 2),
+        ("P 1", (14, 15, 17, 80, 95, 100), 1),
+    ],
+)
+def test_settings_of_a_lattice(symbol, cell, number):
+    """As many as the lattice has cosets; each keeps |s| and takes the Laue group to itself."""
+    grid = small_grid(symbol, cell, (2, 2, 2), 4.0, np.inf)
+    settings = alternative_settings(grid)
+    assert len(settings) == number and settings[0].operator == "h,k,l"
+    index = np.concatenate(list(possible_voxels(grid)))
+    ones = np.ones(len(index))
+    data = DiffuseMap(grid, True, index, grid.s_magnitude(index), ones, ones.astype(int))
+    for setting in settings:
+        other = reindex(data, setting)
+        assert other.grid.space_group == grid.space_group
+        np.testing.assert_allclose(other.grid.s_magnitude(other.index), data.intensity, rtol=1e-9)
+        assert len(np.unique(other.index, axis=0)) == len(index)
+        np.testing.assert_array_equal(map_to_asu(other.index, grid.space_group)[0], other.index)
+
+
+@pytest.mark.parametrize("symbol", ["P 41", "P 3"])
+def test_the_setting_is_found(symbol):
+    """Data of a model in any of the settings are brought back to that of the structure."""
+    cell = CELL if symbol == "P 41" else (*CELL[:5], 120.0)
+    atoms = random_structure(symbol, cell, elements="CNOCSC", u=(0.15, 0.3), radius=3.5)
+    model = LiquidLikeMotions(sigma=0.3, gamma=6.0)
+    grid = MapGrid(cell, atoms.hall_symbol, (2, 2, 2), 3.0)
+    truth = model_map(model, atoms, grid)
+    noise = 0.3 * truth.intensity.std() * np.random.default_rng(0).normal(size=len(truth.index))
+    truth = replace(truth, intensity=truth.intensity + noise)
+    for setting in alternative_settings(grid):
+        first, *others = compare_settings(reindex(truth, setting), model, atoms, np.inf, 3.0)
+        assert first[2] > 0.5
+        assert all(cc < first[2] - 0.2 for *_, cc in others)
+        order, wanted = (np.argsort(grid.key(data.index)) for data in (first[1], truth))
+        np.testing.assert_array_equal(first[1].index[order], truth.index[wanted])
+        np.testing.assert_allclose(first[1].intensity[order], truth.intensity[wanted])
+
+
+def test_a_setting_that_the_subdivision_forbids():
+    grid = small_grid("P 21 21 21", (14, 14.02, 17, 90, 90, 90), (2, 3, 2), 4.0, np.inf)
+    index = np.concatenate(list(possible_voxels(grid)))
+    ones = np.ones(len(index))
+    data = DiffuseMap(grid, True, index, ones, ones, ones.astype(int))
+    swapped = alternative_settings(grid)[1]
+    assert reindex(data, swapped).grid.subdivide == (3, 2, 2)
+
+
+def test_bad_options():
+    with pytest.raises(DiffuseError, match=r"background\.n_terms=2"):
+        Background(np.linspace(0.1, 0.5, 10), 2)
+    for bad in ({"scale": -1.0}, {"weights": "none"}, {"starts": 0}):
+        with pytest.raises(DiffuseError, match=next(iter(bad))):
+            FitOptions(**bad)
+
+
+def test_the_best_model_is_the_simplest_of_equals():
+    def fit(name, cc, bic, n=400):
+        return SimpleNamespace(name=name, criteria={"bic": bic}, statistics={"free": {"cc_anisotropic": cc, "n": n}})
+
+    rich, plain, poor = fit("rich", 0.80, 50.0), fit("plain", 0.79, 10.0), fit("poor", 0.70, 0.0)
+    assert best_fit([rich, plain, poor]) is plain  # (1 - 0.8²) / √400 = 0.018
+    assert best_fit([poor, rich]) is rich
+    assert best_fit([fit("a", np.nan, 5.0), fit("b", np.nan, 4.0)]).name == "b"

@@ -1,0 +1,205 @@
+"""dials.diffuse_fit as a user meets it: what was put into a map is found again, one line for what went wrong."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import iotbx.pdb
+import numpy as np
+import pytest
+from structures import random_structure
+
+import dials_diffuse
+from dials_diffuse.cli.fit import run
+from dials_diffuse.fitting.indexing import alternative_settings, reindex
+from dials_diffuse.maps.files import Provenance
+from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.maps.nexus import DiffuseMap, read_map, read_provenance, write_map
+from dials_diffuse.models import Ensemble, LiquidLikeMotions, RigidBody
+from dials_diffuse.models.compute import UNITS, model_map
+from dials_diffuse.structure.atoms import load_models, load_structure
+
+CELL = (14.0, 14.0, 17.0, 90.0, 90.0, 90.0)
+OUTPUTS = {"diffuse_fit.nxs", "diffuse_fit.json", "diffuse_fit.png", "dials.diffuse_fit.log"}
+MAP = "diffuse_merged.nxs"
+
+
+@pytest.fixture(scope="module")
+def atoms():
+    return random_structure("P 41", CELL, elements="CNOCSC", u=(0.15, 0.3), radius=3.5)
+
+
+@pytest.fixture
+def pdb(atoms, tmp_path, monkeypatch):
+    """A folder with a coordinate file, made the current one."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    atoms.hierarchy.write_pdb_file("model.pdb", crystal_symmetry=atoms.crystal_symmetry)
+    return "model.pdb"
+
+
+def data_from(model, noise=0.3, scale=0.02, units="a.u.", setting=0, halves=True):
+    """A map file with what a model gives, a background and noise."""
+    structure = load_structure("model.pdb")
+    grid = MapGrid(structure.unit_cell, structure.hall_symbol, (3, 3, 3), 2.5)
+    data = model_map(model, structure, grid)
+    s = grid.s_magnitude(data.index)
+    clean = scale * data.intensity + 30 * np.exp(-3 * s)
+    rng = np.random.default_rng(0)
+    half_a, half_b = clean + 2**0.5 * noise * rng.normal(size=(2, len(s)))
+    ones = np.ones(len(s))
+    data = replace(
+        data, intensity=(half_a + half_b) / 2, sigma=noise * ones, multiplicity=ones.astype(int), units=units
+    )
+    if halves:
+        data = replace(data, half_a=half_a, half_b=half_b)
+    write_map(MAP, reindex(data, alternative_settings(grid)[setting]), Provenance("test", "", ""))
+    return MAP
+
+
+def fails(args, code, capsys) -> str:
+    """Run, check the exit code and that there is no traceback, and return what was printed last on stderr."""
+    with pytest.raises(SystemExit) as stopped:
+        run([str(a) for a in args])
+    assert stopped.value.code == code
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert "Traceback" not in "\n".join(lines)
+    if code == 1:
+        assert len(lines) == 1
+    return lines[-1]
+
+
+def test_fit_and_compare(pdb):
+    """The model in the data is found, with its parameters, in the setting that is not that of the map."""
+    data_from(LiquidLikeMotions(sigma=0.3, gamma=6.0, adp="overall"), setting=1)
+    given = [MAP, pdb, "model=llm/overall,rigid_body,llm/overall+rigid_body", "free_fraction=0.1", "d_max=10"]
+    run([*given, "statistics.n_shells=4", "starts=1"])
+    assert {p.name for p in Path().iterdir()} == {pdb, MAP, *OUTPUTS}
+    content = json.loads(Path("diffuse_fit.json").read_text())
+    assert content["schema"] == "dials.diffuse_fit/1" and content["version"] == dials_diffuse.__version__
+    assert [m["model"] for m in content["models"]] == ["llm/overall", "rigid_body", "llm/overall+rigid_body"]
+    assert content["best"] == "llm/overall"
+    assert content["indexing"][0]["cc_anisotropic"] > content["indexing"][1]["cc_anisotropic"] + 0.3
+    assert content["indexing"][0]["operator"] != "h,k,l"
+    assert set(content["models"][2]["parameters"]) == {"llm.sigma", "llm.gamma", "rigid_body.sigma"}
+    best = content["models"][0]
+    for name, truth in (("sigma", 0.3), ("gamma", 6.0)):
+        found = best["parameters"][name]
+        assert found["unit"] == "Å" and 0 < found["esd"] < 0.1 * truth
+        assert abs(found["value"] - truth) < 4 * found["esd"]
+        assert len(found["profile"]["value"]) == 4
+    assert abs(best["scale"]["value"] - 0.02) < 4 * best["scale"]["esd"]
+    statistics = best["statistics"]
+    assert set(statistics) == {"cc", "cc_anisotropic", "r", "chi2", "n", "free", "shells"}
+    assert set(statistics["free"]) == {"cc", "cc_anisotropic", "r", "chi2", "n"}
+    assert statistics["chi2"] == pytest.approx(1, abs=0.1)
+    for row in statistics["shells"]:  # the model is exact: it reaches the ceiling that the half sets set
+        assert row["cc_anisotropic"] == pytest.approx(row["cc_star"], abs=0.05)
+    assert best["displacements"][0]["u_model"] == pytest.approx(0.09, rel=0.1)
+    result = read_map("diffuse_fit.nxs")
+    assert len(result.index) == statistics["n"] + statistics["free"]["n"]
+    with h5py.File("diffuse_fit.nxs") as handle:
+        fit = {name: item[()] for name, item in handle["entry/fit"].items()}
+    assert fit["free"].sum() == statistics["free"]["n"]
+    np.testing.assert_allclose(fit["model"] + fit["background"] + fit["residual"], result.intensity)
+    assert read_provenance("diffuse_fit.nxs").inputs == (pdb, MAP)
+    log = Path("dials.diffuse_fit.log").read_text()
+    assert "it is reindexed by" in log and "The best model by free voxels: llm/overall" in log
+
+
+def test_start_values_and_tensors(pdb):
+    """What is given of a model is where its fit starts; words after its name choose, /V makes a tensor."""
+    data_from(RigidBody(V=(0.12, 0.08, 0.15, 0.02, 0.0, 0.0)), noise=0.1)
+    run([MAP, pdb, "model=rigid_body/V", "rigid_body.sigma=0.3", "starts=1", "output.png=None", "output.json=a.json"])
+    (model,) = json.loads(Path("a.json").read_text())["models"]
+    truth = {"V11": 0.12, "V22": 0.08, "V33": 0.15, "V12": 0.02, "V13": 0.0, "V23": 0.0}
+    assert set(model["parameters"]) == set(truth)
+    for name, value in truth.items():
+        found = model["parameters"][name]
+        assert found["unit"] == "Å²" and abs(found["value"] - value) < 4 * found["esd"] < 0.1
+    assert not Path("diffuse_fit.png").exists()
+
+
+def test_bodies_and_pairs(pdb):
+    """A motion for each of two bodies, and the covariance of each pair of atoms."""
+    halves = ["rigid_body.selection=element C", "rigid_body.selection=not element C", "rigid_body.sigma=0.25"]
+    data_from(RigidBody(sigma=(0.2, 0.35), body="selection", selections=("element C", "not element C")), noise=0.1)
+    models = "model=rigid_body/selection/each,covariance/atom/pairs"
+    run([MAP, pdb, models, *halves, "covariance.gamma=3", "profile=False", "pairs.strength=0.1,0.01"])
+    bodies, kernel, pairs = json.loads(Path("diffuse_fit.json").read_text())["models"]
+    for name, truth in (("sigma_1", 0.2), ("sigma_2", 0.35)):
+        assert abs(bodies["parameters"][name]["value"] - truth) < 4 * bodies["parameters"][name]["esd"] < 0.1
+    assert (kernel["model"], pairs["model"]) == ("covariance/atom", "covariance/atom/pairs")
+    assert pairs["n_parameters"] == 21 + 11 and pairs["parameters"] == {}
+    covariance = np.load("diffuse_fit_covariance.npy", allow_pickle=False)
+    assert covariance.shape == (6, 6) and np.linalg.eigvalsh(covariance)[0] > -1e-9
+    assert Path("diffuse_fit_covariance.png").stat().st_size > 1000
+
+
+def test_weights_of_an_ensemble(pdb, atoms):
+    """Three structures with unequal probabilities, in a file of their own."""
+    rng = np.random.default_rng(0)
+    root = iotbx.pdb.hierarchy.root()
+    for number in range(3):
+        member = atoms.hierarchy.models()[0].detached_copy()
+        member.id = str(number + 1)
+        root.append_model(member)
+        for atom in member.atoms():
+            atom.xyz = tuple(np.array(atom.xyz) + 0.25 * rng.normal(size=3))
+    root.write_pdb_file("ensemble.pdb", crystal_symmetry=atoms.crystal_symmetry)
+    data_from(Ensemble(load_models("ensemble.pdb"), weights=(0.5, 0.3, 0.2)), noise=0.1)
+    run([MAP, "ensemble.pdb", "model=ensemble,uncorrelated", "output.volume=False", "output.png=None"])
+    content = json.loads(Path("diffuse_fit.json").read_text())
+    assert content["best"] == "ensemble"
+    ensemble, nothing = content["models"]
+    for name, truth in (("weight_2", 0.3), ("weight_3", 0.2)):
+        assert abs(ensemble["parameters"][name]["value"] - truth) < 4 * ensemble["parameters"][name]["esd"] < 0.1
+    assert nothing["parameters"] == {} and nothing["statistics"]["cc_anisotropic"] < 0.5
+
+
+def test_absolute_scale(pdb, capsys):
+    data_from(RigidBody(sigma=0.3), scale=1.0, noise=10.0, units=UNITS, halves=False)
+    run([MAP, pdb, "model=rigid_body", "scale=absolute", "output.volume=False", "indexing=given"])
+    content = json.loads(Path("diffuse_fit.json").read_text())
+    assert content["models"][0]["scale"] == {"value": 1.0, "esd": 0.0, "unit": ""}
+    assert content["models"][0]["parameters"]["sigma"]["value"] == pytest.approx(0.3, rel=0.02)
+    assert content["models"][0]["statistics"]["shells"][0]["cc_star"] is None
+    data_from(RigidBody(sigma=0.3))
+    assert "scale=absolute: the intensities of diffuse_merged.nxs are in a.u." in fails(
+        [MAP, pdb, "scale=absolute"], 1, capsys
+    )
+
+
+def test_mistakes(pdb, capsys, caplog):
+    caplog.set_level(logging.CRITICAL)
+    data_from(RigidBody(sigma=0.3))
+    for arguments, code, message in (
+        ([pdb], 2, "no map given"),
+        ([MAP], 2, "0 coordinate files and 1 maps given"),
+        ([MAP, pdb, "model=lm"], 2, "no model 'lm'; choose from uncorrelated, rigid_body"),
+        ([MAP, pdb, "model=llm/round"], 2, "'round' is no choice of llm; there is V, G, individual, overall"),
+        ([MAP, pdb, "model=llm,llm"], 2, "a model is given twice"),
+        ([MAP, pdb, "model=llm+covariance/pairs"], 2, "one model of all pairs can be fitted, and not in a sum"),
+        ([MAP, pdb, "model=llm/V", "llm.gamma=-1"], 2, "gamma"),
+        ([MAP, pdb, "free_fraction=0.7"], 2, "free_fraction"),
+        ([MAP, pdb, "d_min=1.5"], 1, "the map ends at 2.5"),
+        ([MAP, pdb, "d_max=2.51", "d_min=2.5"], 1, "too few to fit"),
+        ([MAP, pdb, "background.n_terms=2"], 1, "background.n_terms=2"),
+        ([MAP, pdb, "output.map=None"], 1, "output.map=None"),
+        ([MAP, pdb, f"output.map={MAP}"], 1, "the input"),
+        ([MAP, pdb, "selection=element Zn"], 1, "no atoms are left"),
+    ):
+        assert message in fails(arguments, code, capsys), arguments
+    assert {p.name for p in Path().iterdir()} <= {pdb, MAP, "dials.diffuse_fit.log"}
+
+
+def test_a_map_of_a_model_has_no_errors(pdb, capsys):
+    structure = load_structure(pdb)
+    data: DiffuseMap = model_map(RigidBody(sigma=0.3), structure, MapGrid(CELL, structure.hall_symbol, (2, 2, 2), 3.0))
+    write_map(MAP, data, Provenance("test", "", ""))
+    assert "the map of a model has no errors" in fails([MAP, pdb], 1, capsys)
