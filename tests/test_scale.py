@@ -36,6 +36,7 @@ from dials_diffuse.scaling.model import start_model
 from dials_diffuse.scaling.normal import chi2, normal_equations
 from dials_diffuse.scaling.parameters import ScalingParameters
 from dials_diffuse.scaling.patterns import absorption, absorption_functions, harmonics, symmetric_patterns
+from dials_diffuse.scaling.record import suggested_cuts
 from dials_diffuse.scaling.refine import fold_of_blocks
 from dials_diffuse.scaling.scale import scale_observations
 from dials_diffuse.scaling.solve import gauge
@@ -247,6 +248,7 @@ def test_without_scale_factors_rows_stay_as_they_are(tmp_path):
     doubled = scaled_rows(block, prediction, 3, 2.0)
     net = rows["counts"] - rows["background"]
     np.testing.assert_allclose((doubled["counts"] - doubled["background"]) / doubled["norm"], 2 * net / rows["norm"])
+    np.testing.assert_allclose(doubled["rate_variance"], 4 * rows["rate_variance"])
     np.testing.assert_array_equal(doubled["experiment"], rows["experiment"] + 3)
 
 
@@ -305,12 +307,47 @@ def test_terms_that_do_nothing_are_left_out(tmp_path):
     assert not kept["a"] and not kept["c"]
 
 
+def test_harmonics_that_do_nothing_are_left_out(tmp_path):
+    """Nothing planted: no term may earn its place by what smoothing does to the others."""
+    rows = make_rows(np.random.default_rng(13), scale=100, copies=1, a=False, b=False, c=False, d=False)
+    path = write(tmp_path / "in.h5", rows, TURNING)
+    result = scale_observations([path], ScalingParameters(**SMALL), tmp_path / "out.h5", PROVENANCE, 2)
+    assert result.refinement.model.terms == ()
+
+
+def test_the_unit_of_the_norm_does_not_matter(tmp_path):
+    """Exposures of 10 ms instead of 1 s: the same b, the same terms."""
+    rows = make_rows(np.random.default_rng(14), a=False, d=False)
+    results = []
+    for factor in (1.0, 0.01):
+        changed = rows.copy()
+        for half in ("", "_odd"):
+            changed["norm" + half] *= factor
+            changed["rate" + half] /= factor
+        changed["rate_variance"] /= factor**2
+        path = write(tmp_path / f"{factor}.h5", changed, TURNING)
+        parameters = ScalingParameters(**{**SMALL, "terms": ("b", "c"), "max_observations": 12_000})
+        results.append(scale_observations([path], parameters, tmp_path / f"{factor}.out.h5", PROVENANCE, 2).refinement)
+    assert results[0].model.terms == results[1].model.terms == ("b", "c")
+    for name in "bc":
+        a, b = (r.model.coefficients[r.model.block(name).all] for r in results)
+        np.testing.assert_allclose(a, b, atol=1e-3)  # steps end when no parameter moves by its error, some 0.005
+
+
+def test_more_background_than_signal_is_an_error(tmp_path):
+    rows = make_rows(np.random.default_rng(15), copies=1)
+    rows["background"] = 2 * rows["counts"] + 1
+    with pytest.raises(DiffuseError, match="background is larger"):
+        scale(tmp_path, rows)
+
+
 def test_a_spoilt_image_is_suggested_for_removal(tmp_path):
     rows = make_rows(np.random.default_rng(8), a=False, c=False, d=False)
     spoilt = (rows["experiment"] == 1) & (rows["xyz"][:, 2].astype(int) == 20)
     rows["counts"][spoilt] *= np.random.default_rng(0).uniform(0.8, 1.2, spoilt.sum())
     result = scale(tmp_path, rows, terms=("b",), max_observations=20_000)
     assert result.cuts == [(1, 21, 21)]
+    assert suggested_cuts(result) == {str(tmp_path / "in.h5"): "1:21:21"}
 
 
 def test_blocks_of_neighbouring_voxels_stay_together(tmp_path):
@@ -474,7 +511,7 @@ def test_scaling_twice_is_refused(planted, tmp_path):
         ({"terms": ("b", "x")}, "no term x"),
         ({"outlier_n_sigma": -1.0}, "outlier.n_sigma"),
         ({"angle_b": 0.0}, "scale_model.b.angle"),
-        ({"nodes_a": 2}, "nodes_a"),
+        ({"nodes_a": 2}, "scale_model.a.nodes"),
     ],
 )
 def test_bad_parameters(change, message):
@@ -485,7 +522,7 @@ def test_bad_parameters(change, message):
 def test_program(planted, tmp_path, monkeypatch, capsys):
     folder, _ = planted
     monkeypatch.chdir(tmp_path)
-    cli.run([str(folder / "in.h5"), "model=b", "scale_model.b.angle=10", "nproc=1"])
+    cli.run([str(folder / "in.h5"), "model=b", "scale_model.b.angle=10", "nproc=1", "absolute_scale.method=none"])
     summary = json.loads((tmp_path / "diffuse_scaled.json").read_text())
     assert summary["schema"] == "dials.diffuse_scale/1"
     assert summary["terms"]["used"] == ["b"]
@@ -494,6 +531,7 @@ def test_program(planted, tmp_path, monkeypatch, capsys):
         assert file.scaled and file.n_rows == summary["n_observations"] - summary["n_outliers"]
     for arguments, code, text in (
         ([str(folder / "in.h5"), "model=b,z"], 1, "no term z"),
+        ([str(folder / "in.h5"), "absolute_scale.method=none", "absolute_scale.sequence=A"], 1, "leave out"),
         (["diffuse_scaled.h5", "output.observations=again.h5"], 1, "scaled already"),
         (["nothing.h5"], 1, "no such file"),
     ):

@@ -9,11 +9,12 @@ from libtbx.phil import parse
 from dials_diffuse import __version__
 from dials_diffuse.cli.program import run_program, track
 from dials_diffuse.compat import available_cores
+from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.files import write_json
 from dials_diffuse.report.scaling import write_scaling_png
 from dials_diffuse.scaling.absolute import AbsoluteParameters, AbsoluteScale
 from dials_diffuse.scaling.parameters import ScalingParameters
-from dials_diffuse.scaling.record import curve_of_b, dials_scale_curve, scaling_record
+from dials_diffuse.scaling.record import curve_of_b, dials_scale_curve, scaling_record, suggested_cuts
 from dials_diffuse.scaling.scale import ScalingResult, scale_observations
 from dials_diffuse.structure.expectation import make_expectation
 
@@ -93,7 +94,7 @@ scale_model {
 }
 refinement {
   max_observations = 400000
-    .type = int(value_min=1000)
+    .type = int(value_min=3000)
     .help = "The model is refined against all observations of unique voxels that are chosen at random, about as many."
   n_folds = 6
     .type = int(value_min=2)
@@ -197,8 +198,11 @@ def absolute_from_phil(params) -> AbsoluteParameters:
             scope.hydrogens if isinstance(scope.hydrogens, bool) else None,
         )
 
-    asked = scope.model or scope.sequence or scope.method not in ("auto", "none")
-    return AbsoluteParameters(expectation, scope.method, bool(asked))
+    method = "none" if scope.method is None else scope.method  # phil takes the word for None
+    if method == "none" and (scope.model or scope.sequence):
+        raise DiffuseError("absolute_scale.method=none: leave out absolute_scale.model and absolute_scale.sequence")
+    asked = scope.model or scope.sequence or scope.copies or method not in ("auto", "none")
+    return AbsoluteParameters(expectation, method, bool(asked))
 
 
 def main(params, files, provenance) -> None:
@@ -240,9 +244,7 @@ def main(params, files, provenance) -> None:
 def report(result: ScalingResult) -> str:
     """Text for the log: terms, curves and residuals in a few lines."""
     refinement = result.refinement
-    first, last = refinement.history[0], refinement.history[-1]
     lines = [
-        f"chi2 per observation {first['chi2']:.3f} before, {last['chi2']:.3f} after scaling; "
         f"{result.n_outliers} of {result.n_observations} observations are outliers and are left out",
         "",
         "term         fall of chi2 per observation of held-out voxels   smoothing",
@@ -272,9 +274,8 @@ def report(result: ScalingResult) -> str:
     if n > 1:
         lines += ["", "correlation of the anisotropic part between sweeps:"]
         lines += ["  ".join(f"{x:6.3f}" for x in row) for row in result.correlations]
-    if result.cuts:
-        text = ", ".join(f"{e}:{a}:{b}" for e, a, b in result.cuts)
-        lines += ["", f"These images agree much worse than the others, consider exclude_images={text}"]
+    for path, text in suggested_cuts(result).items():
+        lines += ["", f"{path}: some images agree much worse than the others, consider exclude_images={text}"]
     return "\n".join(lines)
 
 

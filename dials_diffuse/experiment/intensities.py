@@ -110,6 +110,10 @@ def _intensities(table) -> tuple:
     value, variance = (np.array(table[f"intensity.sum.{name}"], dtype=float) for name in ("value", "variance"))
     flags = np.array(table["flags"]).astype(np.int64) if "flags" in table else None
     summed = _flagged(flags, "integrated_sum") if flags is not None else variance > 0
+    part = np.array(table["partiality"], dtype=float) if "partiality" in table else np.ones(len(value))
+    enough = part >= MIN_PARTIALITY
+    part = np.where(enough, part, 1.0)
+    value, variance = value / part, variance / part**2  # sums only: fitted profiles are those of whole reflections
     fitted = np.zeros(len(value), dtype=bool)
     if "intensity.prf.value" in table and flags is not None:
         prf, prf_variance = (np.array(table[f"intensity.prf.{name}"], dtype=float) for name in ("value", "variance"))
@@ -123,12 +127,7 @@ def _intensities(table) -> tuple:
             good &= ~_flagged(flags, name)
     if "miller_index" in table:
         good &= np.array(table["miller_index"] != (0, 0, 0), dtype=bool)
-    if "partiality" in table:
-        part = np.array(table["partiality"], dtype=float)
-        good &= part >= MIN_PARTIALITY
-        part = np.where(good, part, 1.0)
-        value, variance = value / part, variance / part**2
-    return value, variance, good
+    return value, variance, good & enough
 
 
 def _flagged(flags: np.ndarray, name: str) -> np.ndarray:

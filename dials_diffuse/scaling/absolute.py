@@ -116,7 +116,13 @@ class AbsoluteParameters:
         if self.method == "none":
             return None
         if n_bragg:
-            return self.expectation(grid)
+            try:
+                return self.expectation(grid)
+            except DiffuseError as error:
+                if self.required:
+                    raise
+                logger.warning("Warning: intensities stay on an arbitrary scale: %s", error)
+                return None
         if self.required:
             raise DiffuseError(
                 f"{paths[0]}: holds no Bragg reflections, which the absolute scale needs; integrate again with the "

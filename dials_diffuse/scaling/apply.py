@@ -43,7 +43,7 @@ class Scaler:
 
 @dataclass(frozen=True)
 class Residuals:
-    """What outlier rejection needs of every row of all files: 28 bytes per observation.
+    """What outlier rejection needs of every row of all files: 24 bytes per observation.
 
     Attributes
     ----------

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from dials_diffuse.errors import DiffuseError
 from dials_diffuse.kernels.scaling import evaluate_block, evaluate_patterns
 from dials_diffuse.scaling.data import DIFFRACTED, MODULE, Layout, Observations, S, T, X, Y
 from dials_diffuse.scaling.parameters import ScalingParameters
@@ -28,8 +29,9 @@ PROFILE_NODES = (12, 250)
 #: nodes in |s| of the smooth anisotropic part
 _PATTERN_NODES = 6
 
-#: more parameters than this take too long; absorption, and the offset, get fewer nodes then
+#: more parameters than this take too long; terms of many sweeps get fewer nodes then
 MAX_PARAMETERS = 1600
+MAX_PARAMETERS_B = 800
 MAX_PARAMETERS_C = 800
 _LEAST_NODES_C = 6
 
@@ -246,6 +248,8 @@ def start_model(data: Observations, layout: Layout, parameters: ScalingParameter
             angle_a *= 1.25
         else:
             nodes_a -= 1
+    along["b"] = max(3, min(along["b"], MAX_PARAMETERS_B // n_experiments))
+    along["c"] = max(3, min(along["c"], MAX_PARAMETERS_C // (n_experiments * _LEAST_NODES_C)))
     shapes["b"] = ((T, along["b"]),)
     shapes["a"] = ((T, along["a"]), (X, nodes_a), (Y, nodes_a))
     shapes["h"] = ((DIFFRACTED, (parameters.degree_a + 1) ** 2 - 1),)
@@ -286,4 +290,8 @@ def _first_profile(data: Observations, block: Block) -> np.ndarray:
     node = np.clip(np.rint((data.coordinates[:, S] - low) / step + 0.5).astype(int), 0, n - 1)
     net, norm = (np.bincount(node, x, minlength=n) for x in (data.net, data.norm))
     filled = np.flatnonzero((norm > 0) & (net > 0))
+    if not len(filled):
+        raise DiffuseError(
+            "the background is larger than the signal at all resolutions; check background= and the beam"
+        )
     return np.interp(np.arange(n), filled, net[filled] / norm[filled])

@@ -27,21 +27,16 @@ _ORBITS = 2048
 
 @dataclass(frozen=True)
 class Normal:
-    """χ²(θ + δ) ≈ chi2 − 2 vector·δ + δᵀ matrix δ; n observations, m voxels."""
+    """χ²(θ + δ) ≈ chi2 − 2 vector·δ + δᵀ matrix δ; n observations."""
 
     matrix: np.ndarray
     vector: np.ndarray
     chi2: float
     n: int
-    m: int
 
     def at(self, step: np.ndarray) -> float:
         """χ² after a step (p,)."""
         return float(self.chi2 - 2 * self.vector @ step + step @ self.matrix @ step)
-
-    def part(self, keep: np.ndarray) -> Normal:
-        """Only some parameters; keep : (q,) int."""
-        return Normal(self.matrix[np.ix_(keep, keep)], self.vector[keep], self.chi2, self.n, self.m)
 
 
 def add(parts) -> Normal:
@@ -52,7 +47,6 @@ def add(parts) -> Normal:
         sum(p.vector for p in parts),
         sum(p.chi2 for p in parts),
         sum(p.n for p in parts),
-        sum(p.m for p in parts),
     )
 
 
@@ -154,4 +148,4 @@ def normal_equations(model: ScaleModel, data: Observations, weight, prior, threa
     matrix = np.triu(sum(p[0] for p in parts))  # the lower triangle lacks the sums over rows
     matrix += np.triu(matrix, 1).T
     value = _objective(weight, residual, sums, prior)
-    return Normal(matrix, sum(p[1] for p in parts), value, int(np.count_nonzero(weight)), len(total))
+    return Normal(matrix, sum(p[1] for p in parts), value, int(np.count_nonzero(weight)))

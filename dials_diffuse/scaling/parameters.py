@@ -18,6 +18,17 @@ FORMS = ("harmonics", "spline")
 #: of the harmonics
 MAX_DEGREE = 10
 
+_PHIL_NAMES = {
+    "max_observations": "refinement.max_observations",
+    "degree_a": "scale_model.a.degree",
+    "nodes_a": "scale_model.a.nodes",
+    "nodes_d": "scale_model.d.nodes",
+    "nodes_c": "scale_model.c.nodes",
+    "n_folds": "refinement.n_folds",
+    "n_cycles": "refinement.n_cycles",
+    "seed": "refinement.seed",
+}
+
 
 @dataclass(frozen=True)
 class ScalingParameters:
@@ -72,7 +83,7 @@ class ScalingParameters:
                     f"{name.replace('angle_', 'scale_model.')}.angle={value}: a positive number is needed"
                 )
         for name, least in (
-            ("max_observations", 1000),
+            ("max_observations", 3000),
             ("degree_a", 1),
             ("nodes_a", 3),
             ("nodes_d", 3),
@@ -83,6 +94,6 @@ class ScalingParameters:
         ):
             value = getattr(self, name)
             if value is None or value < least:
-                raise DiffuseError(f"{name}={value}: at least {least} is needed")
+                raise DiffuseError(f"{_PHIL_NAMES[name]}={value}: at least {least} is needed")
         if self.degree_a > MAX_DEGREE:
             raise DiffuseError(f"scale_model.a.degree={self.degree_a}: at most {MAX_DEGREE}")

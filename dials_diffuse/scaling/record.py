@@ -45,9 +45,18 @@ def scaling_record(result: ScalingResult) -> dict:
         "sweeps": [_sweep(result, i) for i in range(len(result.experiments))],
         "modules": _modules(model),
         "residuals": [asdict(b) for b in result.batches],
-        "suggested_exclude_images": [f"{e}:{first}:{last}" for e, first, last in result.cuts],
+        "suggested_exclude_images": [{"file": f, "exclude_images": text} for f, text in suggested_cuts(result).items()],
         "correlations": [list(row) for row in result.correlations],
     }
+
+
+def suggested_cuts(result: ScalingResult) -> dict:
+    """{observation file: text for ``exclude_images`` of dials.diffuse_integrate, which counts experiments by file}."""
+    cuts: dict = {}
+    for e, first, last in result.cuts:
+        path, number = result.origins[e]
+        cuts.setdefault(str(path), []).append(f"{number}:{first}:{last}")
+    return {path: ",".join(texts) for path, texts in cuts.items()}
 
 
 def curve_of_b(result: ScalingResult, number: int) -> tuple:

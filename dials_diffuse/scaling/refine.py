@@ -99,7 +99,7 @@ class _Refiner:
             weights, system = self.weights(state), self.system(state)
             folds = self.normals(state.model, weights)
             if number < 2 and names:
-                strengths = choose_strengths(folds, system, state.strengths, names, new and number == 0)
+                strengths = choose_strengths(folds, system, state.strengths, names, new)
                 state = replace(state, strengths=strengths)
             normal = add(folds)
             step = best_step(normal, system, state.strengths)

@@ -43,6 +43,7 @@ class ScalingResult:
     batches : list of Batch, residuals by rotation
     correlations : (e, e) float64, anisotropic part of each experiment against each other; NaN without common voxels
     cuts : suggested images to leave out, (experiment, first, last)
+    origins : (path, number in that file) of each experiment
     warnings : sentences for the user
     absolute : AbsoluteScale, None where intensities are in arbitrary units
     bragg : BraggColumns of all files; None where the factors of dials.scale are not wanted
@@ -59,6 +60,7 @@ class ScalingResult:
     batches: list
     correlations: np.ndarray
     cuts: list
+    origins: tuple
     warnings: list
     absolute: AbsoluteScale | None
     bragg: BraggColumns | None
@@ -66,7 +68,7 @@ class ScalingResult:
 
 def memory_estimate(grid: MapGrid, n_rows: int, n_sample: int) -> float:
     """Rough peak memory in bytes."""
-    return 5 * grid.n_voxels + 28 * n_rows + 250 * n_sample + 8 * _ROWS * 250
+    return 5 * grid.n_voxels + 34 * n_rows + 500 * n_sample + 8 * _ROWS * 250
 
 
 def scale_observations(
@@ -163,6 +165,7 @@ def scale_observations(
     )
     return replace(
         summary,
+        origins=tuple((file.path, i) for file in files for i in range(len(file.experiments))),
         absolute=scale,
         bragg=bragg if bragg_scales else None,
         warnings=summary.warnings + notes,
@@ -231,6 +234,7 @@ def _summary(grid, experiments, layout, refinement, data, parameters, n_rows, n_
         batches=batches,
         correlations=crystal_correlations(refinement, data, len(experiments), rejected),
         cuts=suggest_cuts(batches),
+        origins=(),
         warnings=warnings,
         absolute=None,
         bragg=None,

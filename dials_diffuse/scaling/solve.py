@@ -19,8 +19,8 @@ STRENGTHS = 100.0 ** np.arange(0, 6)
 #: a term that lowers χ² per held-out observation by less does not matter
 _LEAST_GAIN = 5e-4
 
-#: of the profile: only where there are no data
-_PROFILE_STRENGTH = 1e-2
+#: of the profile, relative to its mean: only where there are no data
+_PROFILE_STRENGTH = 1e2
 
 #: what is expected of the coefficients before there are data (logarithms of factors; for c a relative size)
 _PRIOR = {"a": 0.3, "h": 0.3, "b": 0.5, "c": 0.3, "d": 0.1, "m": 0.1}
@@ -175,6 +175,8 @@ def make_system(model: ScaleModel, data: Observations, spread: float) -> System:
     for block in model.blocks:
         mine = free[block.all]
         full = np.kron(np.eye(block.n_sets), block.penalty())
+        if block.name == "p":
+            full /= np.mean(model.reference[block.all] ** 2)
         penalties[block.name] = mine.T @ full @ mine
         slopes[block.name] = mine.T @ (full @ model.coefficients[block.all])
         if block.name != "p":
@@ -186,9 +188,7 @@ def make_system(model: ScaleModel, data: Observations, spread: float) -> System:
 
 def projected(normal: Normal, system: System) -> Normal:
     """Normal equations of the directions that are refined."""
-    return Normal(
-        system.free.T @ normal.matrix @ system.free, system.free.T @ normal.vector, normal.chi2, normal.n, normal.m
-    )
+    return Normal(system.free.T @ normal.matrix @ system.free, system.free.T @ normal.vector, normal.chi2, normal.n)
 
 
 def _minimum(normal: Normal, system: System, strengths: dict) -> np.ndarray:
@@ -197,8 +197,11 @@ def _minimum(normal: Normal, system: System, strengths: dict) -> np.ndarray:
     for name, strength in _complete(strengths).items():
         matrix += strength * system.penalties[name]
         vector -= strength * system.slopes[name]
-    matrix[np.diag_indices_from(matrix)] += 1e-12 * np.trace(matrix) / len(matrix)
-    return linalg.solve(matrix, vector, assume_a="pos")
+    # penalties differ by many orders: with a unit diagonal, what keeps the solution finite is small for all parameters
+    unit = 1 / np.sqrt(np.maximum(np.diag(matrix), 1e-300))
+    matrix *= unit[:, None] * unit
+    matrix[np.diag_indices_from(matrix)] += 1e-12
+    return unit * linalg.solve(matrix, unit * vector, assume_a="pos")
 
 
 def penalty(system: System, strengths: dict, direction: np.ndarray, length: float) -> float:
@@ -228,7 +231,7 @@ def _held_out(folds: list, system: System, strengths: dict) -> np.ndarray:
     everything = add(folds)
     result = []
     for fold in folds:
-        others = Normal(everything.matrix - fold.matrix, everything.vector - fold.vector, 0.0, 0, 0)
+        others = Normal(everything.matrix - fold.matrix, everything.vector - fold.vector, 0.0, 0)
         result.append(fold.at(_minimum(others, system, strengths)))
     return np.array(result)
 
