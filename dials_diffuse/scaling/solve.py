@@ -151,11 +151,13 @@ class System:
     free : (p, q) float64, orthonormal basis of those directions
     penalties : name -> (q, q) float64, for a strength of 1
     slopes : name -> (q,) float64, half the derivative of the penalty at the present coefficients
+    crystal : slice of the parameters of P and Q, which are the crystal's
     """
 
     free: np.ndarray
     penalties: dict
     slopes: dict
+    crystal: slice
 
 
 def make_system(model: ScaleModel, data: Observations, spread: float) -> System:
@@ -183,7 +185,9 @@ def make_system(model: ScaleModel, data: Observations, spread: float) -> System:
             ridge[block.all] = (spread if block.name == "q" else _PRIOR[block.name]) ** -2.0
     penalties["ridge"] = free.T @ (ridge[:, None] * free)
     slopes["ridge"] = free.T @ (ridge * model.coefficients)
-    return System(free, penalties, slopes)
+    p, q = model.block("p").all, model.block("q").all
+    assert p.start == 0 and q.start == p.stop
+    return System(free, penalties, slopes, slice(p.start, q.stop))
 
 
 def projected(normal: Normal, system: System) -> Normal:
@@ -223,15 +227,26 @@ def best_step(normal: Normal, system: System, strengths: dict) -> np.ndarray:
 
 
 def held_out(folds: list, system: System, strengths: dict) -> np.ndarray:
-    """(k,) χ² of each fold after a step from all the others; folds : normal equations of disjoint sets of voxels."""
-    return _held_out([projected(f, system) for f in folds], system, strengths)
+    """(k,) χ² of each fold after a step from all the others; folds : normal equations of disjoint sets of voxels.
+
+    Only scales are judged by what was kept out. The isotropic part, and the smooth anisotropic one, keep the curvature
+    that they have from all folds: a block near the beam holds all there is at its |s|, and extrapolation to it would be
+    all that counts.
+    """
+    return _held_out(_with_anchors(folds, system), system, strengths)
+
+
+def _with_anchors(folds: list, system: System) -> list:
+    """(projected normal equations, curvature of the crystal's own part in them) of each fold."""
+    own, part = system.free[system.crystal], (system.crystal, system.crystal)
+    return [(projected(f, system), own.T @ f.matrix[part] @ own) for f in folds]
 
 
 def _held_out(folds: list, system: System, strengths: dict) -> np.ndarray:
-    everything = add(folds)
+    everything = add(fold for fold, _ in folds)
     result = []
-    for fold in folds:
-        others = Normal(everything.matrix - fold.matrix, everything.vector - fold.vector, 0.0, 0)
+    for fold, anchor in folds:
+        others = Normal(everything.matrix - fold.matrix + anchor, everything.vector - fold.vector, 0.0, 0)
         result.append(fold.at(_minimum(others, system, strengths)))
     return np.array(result)
 
@@ -249,7 +264,7 @@ def choose_strengths(folds: list, system: System, strengths: dict, names, coarse
     -------
     name -> float
     """
-    folds = [projected(f, system) for f in folds]
+    folds = _with_anchors(folds, system)
     best = _held_out(folds, system, strengths).sum()
     for turn in ("coarse", "fine") if coarse else ("fine",):
         for name in names:
