@@ -395,6 +395,11 @@ def test_profile_fitting_is_for_weak_reflections():
     found = bragg_photons(table, scan)
     np.testing.assert_allclose(found.photons, [40, 5000, 50])
     np.testing.assert_allclose(found.variance, [25, 100, 100])
+    # a fitted profile is that of the whole reflection, a sum is what was seen of it
+    table["partiality"] = flex.double([0.5, 1.0, 0.5])
+    found = bragg_photons(table, scan)
+    np.testing.assert_allclose(found.photons, [40, 5000, 100])
+    np.testing.assert_allclose(found.variance, [25, 100, 400])
 
 
 def test_bragg_columns_in_files(tmp_path):

@@ -40,6 +40,7 @@ from dials_diffuse.scaling.record import suggested_cuts
 from dials_diffuse.scaling.refine import fold_of_blocks
 from dials_diffuse.scaling.scale import scale_observations
 from dials_diffuse.scaling.solve import gauge
+from dials_diffuse.scaling.statistics import Batch, suggest_cuts
 
 GRID = small_grid("P 41", (20, 20, 24, 90, 90, 90), d_min=3.0)
 SIZE = (487, 407)  # two Pilatus modules, one above the other
@@ -479,6 +480,25 @@ def test_crystals_are_correlated(planted):
     _, result = planted
     assert result.correlations[0, 1] > 0.9
     assert result.correlations[0, 0] == 1
+
+
+def test_batches_of_few_observations_are_not_suggested_by_chance():
+    """χ² of normal residuals: nothing is wrong with any batch, however few observations it has."""
+    rng = np.random.default_rng(0)
+    for n in (5, 20, 60):
+        chi2 = rng.chisquare(n, 3600) / n
+        assert suggest_cuts([Batch(0, i, i, n, float(x), 0.0) for i, x in enumerate(chi2, start=1)]) == []
+    bad = [Batch(0, i, i, 60, 9.0 if i == 7 else 1.0, 0.0) for i in range(1, 20)]
+    assert suggest_cuts(bad) == [(0, 7, 7)]
+
+
+def test_the_variance_of_the_background_counts(tmp_path):
+    data, layout = read_sample(write(tmp_path / "a.h5", make_rows(np.random.default_rng(16), copies=1)))
+    model, kept = start_model(data, layout, ScalingParameters(**SMALL)), np.zeros(data.n, dtype=bool)
+    errors = first_error_model(data)
+    noisy = replace(data, background_variance=data.background_variance + 1000.0)
+    before, after = (1 / weigh(model, d, errors, kept).weight for d in (data, noisy))
+    np.testing.assert_allclose(after - before, 1000.0, rtol=1e-6)
 
 
 def test_two_files_are_as_one(tmp_path):
