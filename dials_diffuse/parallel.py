@@ -1,11 +1,11 @@
-"""Forked worker processes that inherit large objects instead of being sent copies."""
+"""Work in order by several threads, or by forked processes that inherit large objects instead of being sent copies."""
 
 from __future__ import annotations
 
 import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 from dials_diffuse.errors import DiffuseError
@@ -58,3 +58,15 @@ def forked(function: Callable, shared, items: Iterable, nproc: int) -> Iterator:
                     future.cancel()
     finally:
         _INHERITED = previous
+
+
+def in_threads(function: Callable, items: Iterable, threads: int) -> Iterator:
+    """Yield ``function(item)`` for each item, in order; threads compute while the next items are made."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > threads + 1:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

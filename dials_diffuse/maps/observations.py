@@ -114,9 +114,9 @@ class ObservationWriter:
             if name in _UNITS:
                 dataset.attrs["units"] = _UNITS[name]
 
-    def append(self, rows: np.ndarray) -> None:
-        """rows : (n,) structured array of OBSERVATION_DTYPE"""
-        start, self.n_rows = self.n_rows, self.n_rows + len(rows)
+    def append(self, rows) -> None:
+        """rows : (n,) structured array of OBSERVATION_DTYPE, or dictionary of all its columns"""
+        start, self.n_rows = self.n_rows, self.n_rows + len(rows["index"])
         for name in OBSERVATION_DTYPE.names:
             dataset = self._group[name]
             dataset.resize(self.n_rows, axis=0)

@@ -11,6 +11,7 @@ from cctbx import sgtbx, uctbx
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import unique_voxels
+from dials_diffuse.parallel import in_threads
 
 #: files whose cells differ by more than this (relative for lengths, and 100 x in degrees for angles) are not merged
 CELL_TOLERANCE = 0.02
@@ -113,16 +114,9 @@ def keys_in_box(grid: MapGrid, index: np.ndarray) -> tuple:
     return fits, grid.key(index[fits])
 
 
-def find_voxels(blocks, grid: MapGrid, friedel: bool) -> tuple:
+def find_voxels(blocks, grid: MapGrid, friedel: bool, threads: int = 1) -> tuple:
     """Voxels with an observation of positive norm, and the number of observations without."""
-    seen = np.zeros(grid.n_voxels, dtype=bool)
-    n_refused = 0
-    for block in blocks:
-        positive = block["norm"] > 0
-        n_refused += len(positive) - np.count_nonzero(positive)
-        seen[keys_in_box(grid, block["index"][positive])[1]] = True
-    keys = np.flatnonzero(seen)
-    del seen
+    keys, n_refused = _measured(blocks, grid, threads)
     found = unique_voxels(grid.index(keys), grid.space_group, friedel)
     inside = grid.inside(found.index)  # asked of the unique voxel: rounding cannot separate mates
     rank = np.cumsum(inside) - 1
@@ -131,3 +125,15 @@ def find_voxels(blocks, grid: MapGrid, friedel: bool) -> tuple:
     slot[keys[keep]] = np.arange(np.count_nonzero(keep))
     unique = rank[found.inverse[keep]].astype(np.int32)
     return Voxels(slot, unique, found.inverted[keep], found.index[inside]), n_refused
+
+
+def _measured(blocks, grid: MapGrid, threads: int) -> tuple:
+    seen = np.zeros(grid.n_voxels, dtype=bool)
+
+    def work(block) -> int:
+        positive = block["norm"] > 0
+        seen[keys_in_box(grid, block["index"][positive])[1]] = True
+        return len(positive) - np.count_nonzero(positive)
+
+    n_refused = sum(in_threads(work, blocks, threads))
+    return np.flatnonzero(seen), n_refused

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +10,10 @@ import numpy as np
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.observations import OBSERVATION_DTYPE
 from dials_diffuse.maps.voxels import Voxels
-from dials_diffuse.scaling.data import N_COORDINATES, Layout, S, coordinates, unique_of
+from dials_diffuse.parallel import in_threads
+from dials_diffuse.scaling.data import Layout, S, coordinates, unique_of
 from dials_diffuse.scaling.errors import ErrorModel, reject
-from dials_diffuse.scaling.model import Prediction, ScaleModel
+from dials_diffuse.scaling.model import ScaleModel
 
 
 @dataclass(frozen=True)
@@ -42,58 +41,49 @@ class Scaler:
 
 
 @dataclass(frozen=True)
-class Residuals:
-    """What outlier rejection needs of every row of all files: 24 bytes per observation.
+class Predictions:
+    """What the model says of every row of all files: 24 bytes per observation.
 
     Attributes
     ----------
     unique : (n,) int32; -1 where the row is outside the grid
-    weight, residual, unit, counts, expected : (n,) float32
+    unit : (n,) float32, counts per unit of intensity
+    added : (n,) float32, expected counts that are background from now on: the offset c, and the difference between the
+        isotropic profile where the pixels were and at the centre of the voxel
+    weight : (n,) float32, 1 / variance of the counts
+    residual : (n,) float32, counts less what is expected without anisotropic part
+    counts : (n,) float32
     """
 
     unique: np.ndarray
+    unit: np.ndarray
+    added: np.ndarray
     weight: np.ndarray
     residual: np.ndarray
-    unit: np.ndarray
     counts: np.ndarray
-    expected: np.ndarray
 
 
-def in_order(function, items, threads: int) -> Iterator:
-    """``function(item)`` for each item, in order, computed by threads while the next items are read."""
-    with ThreadPoolExecutor(threads) as pool:
-        waiting = deque()
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > threads + 1:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
-def all_residuals(scaler: Scaler, blocks, n_rows: int, threads: int) -> Residuals:
-    """Residuals of all rows; blocks : (first experiment, {column: array}) with ``data.COLUMNS``."""
-    result = Residuals(np.empty(n_rows, np.int32), *(np.empty(n_rows, np.float32) for _ in range(5)))
+def predict_all(scaler: Scaler, blocks, n_rows: int, threads: int) -> Predictions:
+    """Predictions of all rows; blocks : (first experiment, {column: array}) with ``data.COLUMNS``."""
+    result = Predictions(np.empty(n_rows, np.int32), *(np.empty(n_rows, np.float32) for _ in range(5)))
 
     def work(item):
         first, block = item
         prediction, s = scaler.predict(block, first)
-        net = block["counts"] - block["background"]
-        variance = scaler.errors.variance(prediction, block["background"], block["background_variance"], s)
-        return (
-            unique_of(block, scaler.grid, scaler.voxels),
-            1 / variance,
-            net - prediction.isotropic,
-            prediction.unit,
-            block["counts"],
-            scaler.errors.expected(prediction, block["background"]),
-        )
+        unit, background = prediction.unit, block["background"]
+        return {
+            "unique": unique_of(block, scaler.grid, scaler.voxels),
+            "unit": unit,
+            "added": prediction.gain * prediction.offset + unit * (prediction.profile - prediction.profile_at_voxel),
+            "weight": 1 / scaler.errors.variance(prediction, background, block["background_variance"], s),
+            "residual": block["counts"] - background - prediction.isotropic,
+            "counts": block["counts"],
+        }
 
     start = 0
-    names = ("unique", "weight", "residual", "unit", "counts", "expected")
-    for columns in in_order(work, blocks, threads):
-        stop = start + len(columns[0])
-        for name, column in zip(names, columns):
+    for columns in in_threads(work, blocks, threads):
+        stop = start + len(columns["unit"])
+        for name, column in columns.items():
             getattr(result, name)[start:stop] = column
         start = stop
     return result
@@ -102,58 +92,48 @@ def all_residuals(scaler: Scaler, blocks, n_rows: int, threads: int) -> Residual
 def voxel_priors(scaler: Scaler) -> np.ndarray:
     """(u,) 1 / variance of the anisotropic part of every unique voxel."""
     s = scaler.grid.s_magnitude(scaler.voxels.index)
-    x = np.zeros((len(s), N_COORDINATES))
-    x[:, S] = s
-    return scaler.errors.prior(s, scaler.model.value("p", x, np.zeros(len(s), dtype=np.int64)))
+    return scaler.errors.prior(s, scaler.model.profile(s))
 
 
-def find_all_outliers(residuals: Residuals, prior: np.ndarray, n_sigma: float) -> np.ndarray:
+def find_all_outliers(predictions: Predictions, prior: np.ndarray, n_sigma: float) -> np.ndarray:
     """(n,) bool, see :func:`dials_diffuse.scaling.errors.find_outliers`."""
+    p = predictions
     if n_sigma == 0:
-        return np.zeros(len(residuals.unique), dtype=bool)
-    r = residuals
-    return reject(r.unique, r.weight, r.residual, r.unit, r.counts, r.expected, prior, n_sigma)
+        return np.zeros(len(p.unique), dtype=bool)
+    return reject(p.unique, p.weight, p.residual, p.unit, p.counts, prior, n_sigma)
 
 
-def scaled_rows(block: dict, prediction: Prediction, first: int, factor: float, incoherent=0.0) -> np.ndarray:
-    """(n,) rows of OBSERVATION_DTYPE with the scale factors in norm and background.
+def scaled_rows(block: dict, unit, added, first: int, factor: float, incoherent=0.0) -> dict:
+    """Columns of OBSERVATION_DTYPE with the scale factors in norm and background.
 
-    The norm takes gain and scale. The background takes the offset c, and the difference between the isotropic profile
-    where the pixels were and at the centre of the voxel: the merged intensity then belongs to the centre.
+    The norm takes gain and scale. The background takes what is ``added``, see Predictions: the merged intensity then
+    belongs to the centre of the voxel.
 
     Parameters
     ----------
     block : name -> (n,) array, all columns
+    unit, added : (n,) float, see Predictions
     first : experiment of the block's file among those of all files
     factor : intensities are multiplied by it
     incoherent : (n,) float64 or 0, intensity after that, of Compton scattering where the pixels were; goes to the
         background
     """
-    rows = np.empty(len(block["norm"]), dtype=OBSERVATION_DTYPE)
-    for name in OBSERVATION_DTYPE.names:
-        rows[name] = block[name]
-    rows["experiment"] += first
-    norm = block["norm"]
+    columns, norm = dict(block), block["norm"]
+    columns["experiment"] = block["experiment"] + OBSERVATION_DTYPE["experiment"].type(first)
     positive = norm > 0
-    gain = np.divide(prediction.unit, norm * factor, out=np.ones(len(norm)), where=positive)
+    gain = np.divide(unit, norm * factor, out=np.ones(len(norm)), where=positive)
     # counts per unit of the old norm that belong to the background
-    added = np.divide(
-        prediction.gain * prediction.offset
-        + prediction.unit * (prediction.profile - prediction.profile_at_voxel + incoherent / factor),
-        norm,
-        out=np.zeros(len(norm)),
-        where=positive,
-    )
+    density = np.divide(added + unit * incoherent / factor, norm, out=np.zeros(len(norm)), where=positive)
     for half in ("", "_odd"):
-        rows["norm" + half] *= gain
-        rows["background" + half] += added * block["norm" + half]
-        rows["rate" + half] = (rows["rate" + half] - added * block["pixels" + half]) / gain
-    rows["rate_variance"] /= gain**2
-    return rows
+        columns["norm" + half] = block["norm" + half] * gain
+        columns["background" + half] = block["background" + half] + density * block["norm" + half]
+        columns["rate" + half] = (block["rate" + half] - density * block["pixels" + half]) / gain
+    columns["rate_variance"] = block["rate_variance"] / gain**2
+    return columns
 
 
 def write_scaled(
-    scaler: Scaler, blocks, rejected: np.ndarray, factor: float, writer, threads: int, compton=lambda s: 0.0
+    predictions: Predictions, blocks, rejected: np.ndarray, factor: float, writer, threads: int, compton=lambda s: 0.0
 ) -> Iterator[int]:
     """Append the scaled rows of all blocks to a file; yields the number of rows read after each block.
 
@@ -162,14 +142,21 @@ def write_scaled(
     factor : intensities are multiplied by it; compton : function of (n,) |s|, what is then taken off
     """
 
-    def work(item):
-        first, block = item
-        prediction, s = scaler.predict(block, first)
-        return scaled_rows(block, prediction, first, factor, compton(s))
+    def numbered():
+        start = 0
+        for first, block in blocks:
+            rows = slice(start, start + len(block["norm"]))
+            yield first, block, rows
+            start = rows.stop
 
-    start = 0
-    for rows in in_order(work, blocks, threads):
-        stop = start + len(rows)
-        writer.append(rows[~rejected[start:stop]])
-        start = stop
-        yield start
+    def work(item):
+        first, block, rows = item
+        unit, added = (x[rows].astype(float) for x in (predictions.unit, predictions.added))
+        columns = scaled_rows(block, unit, added, first, factor, compton(block["s"]))
+        kept = np.flatnonzero(~rejected[rows])
+        dtypes = {name: OBSERVATION_DTYPE[name].base for name in columns}
+        return {name: column[kept].astype(dtypes[name], copy=False) for name, column in columns.items()}, rows.stop
+
+    for columns, stop in in_threads(work, numbered(), threads):
+        writer.append(columns)
+        yield stop

@@ -9,6 +9,7 @@ from scipy.spatial.transform import Rotation
 
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.voxels import Voxels, keys_in_box
+from dials_diffuse.parallel import in_threads
 from dials_diffuse.scaling.patterns import absorption_functions, symmetric_patterns
 
 #: columns of ``coordinates``: fraction of the sweep, position on the detector in its own size, |s|, module number, and
@@ -161,17 +162,22 @@ class Observations:
         return self.counts - self.background
 
     def orbits(self, wanted: np.ndarray) -> Observations:
-        """The rows of some voxels; wanted : (m,) bool."""
-        rows = wanted[self.orbit]
-        by_row = [f.name for f in fields(self) if f.name not in ("orbit", "unique", "patterns", "block")]
-        taken = {name: getattr(self, name)[rows] for name in by_row}
-        return Observations(
-            orbit=(np.cumsum(wanted) - 1)[self.orbit[rows]],
-            unique=self.unique[wanted],
-            patterns=self.patterns[wanted],
-            block=self.block[wanted],
-            **taken,
-        )
+        """The rows of some voxels; wanted : (k,) int, rows of ``unique`` in the order that is wanted."""
+        rank = np.full(len(self.unique), -1)
+        rank[wanted] = np.arange(len(wanted))
+        rows = np.argsort(rank[self.orbit], kind="stable")
+        rows = rows[np.count_nonzero(rank[self.orbit] < 0) :]
+        return self._taken(rows, wanted, rank[self.orbit[rows]])
+
+    def part(self, first: int, last: int) -> Observations:
+        """The rows of voxels ``first`` up to, not with, ``last``, without copying them."""
+        rows = slice(*np.searchsorted(self.orbit, [first, last]))
+        return self._taken(rows, slice(first, last), self.orbit[rows] - first)
+
+    def _taken(self, rows, voxels, orbit) -> Observations:
+        by_voxel = ("unique", "patterns", "block")
+        names = [f.name for f in fields(self) if f.name != "orbit"]
+        return Observations(orbit, **{n: getattr(self, n)[voxels if n in by_voxel else rows] for n in names})
 
 
 def unique_of(block: dict, grid: MapGrid, voxels: Voxels) -> np.ndarray:
@@ -185,7 +191,7 @@ def unique_of(block: dict, grid: MapGrid, voxels: Voxels) -> np.ndarray:
 
 
 def sample_observations(
-    blocks, grid: MapGrid, voxels: Voxels, layout: Layout, wanted: np.ndarray, degree: int
+    blocks, grid: MapGrid, voxels: Voxels, layout: Layout, wanted: np.ndarray, degree: int, threads: int = 1
 ) -> Observations:
     """All rows of the wanted unique voxels.
 
@@ -195,13 +201,16 @@ def sample_observations(
     wanted : (u,) bool, by row of ``voxels.index``
     degree : of the harmonics of the absorption
     """
-    parts = []
-    for first, block in blocks:
+
+    def work(item) -> dict:
+        first, block = item
         unique = unique_of(block, grid, voxels)
         use = np.flatnonzero((unique >= 0) & wanted[unique])
         part = {name: block[name][use] for name in COLUMNS}
         part["experiment"] = part["experiment"] + first
-        parts.append({**part, "unique": unique[use]})
+        return {**part, "unique": unique[use]}
+
+    parts = list(in_threads(work, blocks, threads))
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     order = np.argsort(columns["unique"], kind="stable")
     columns = {name: column[order] for name, column in columns.items()}

@@ -8,7 +8,7 @@ import numpy as np
 
 from dials_diffuse.kernels.scaling import deviations, orbit_sums, worst_deviation
 from dials_diffuse.scaling.data import Observations, S
-from dials_diffuse.scaling.model import Prediction, ScaleModel
+from dials_diffuse.scaling.model import Prediction
 
 N_SHELLS = 20
 
@@ -68,21 +68,22 @@ def first_error_model(data: Observations) -> ErrorModel:
     return ErrorModel(shells, np.zeros(N_SHELLS), np.full(N_SHELLS, 0.2))
 
 
-def weigh(model: ScaleModel, data: Observations, errors: ErrorModel, rejected: np.ndarray) -> Weights:
-    """Weights from the present model; rejected : (n,) bool."""
-    prediction = model.predict_observations(data)
+def weigh(prediction: Prediction, data: Observations, errors: ErrorModel, rejected: np.ndarray) -> Weights:
+    """Weights from the present model; prediction : of the data by it; rejected : (n,) bool."""
     variance = errors.variance(prediction, data.background, data.background_variance, data.coordinates[:, S])
     first = np.searchsorted(data.orbit, np.arange(len(data.unique)))
     prior = errors.prior(data.s_voxel[first], prediction.profile_at_voxel[first])
     return Weights(np.where(rejected, 0.0, 1 / variance), prior)
 
 
-def update_errors(model: ScaleModel, data: Observations, errors: ErrorModel, rejected: np.ndarray) -> ErrorModel:
-    """Excess from the median of squared deviations in each shell, spread from the variance between voxels."""
-    prediction = model.predict_observations(data)
-    weights = weigh(model, data, errors, rejected)
+def update_errors(prediction: Prediction, data: Observations, errors: ErrorModel, rejected: np.ndarray) -> ErrorModel:
+    """Excess from the median of squared deviations in each shell, spread from the variance between voxels.
+
+    Arguments as for :func:`weigh`.
+    """
+    weights = weigh(prediction, data, errors, rejected)
     w, unit = weights.weight, prediction.unit
-    residual = data.net - prediction.isotropic - unit * prediction.profile * model.smooth_anisotropic(data)
+    residual = data.net - prediction.expected
     sums = np.zeros((len(data.unique), 2))
     orbit_sums(data.orbit, w, residual, unit, rejected, sums)
     measured = sums[:, 1] > 0
@@ -123,7 +124,7 @@ def _excess(r2, poisson, signal) -> float:
     return (low + high) / 2
 
 
-def find_outliers(model: ScaleModel, data: Observations, errors: ErrorModel, n_sigma: float) -> np.ndarray:
+def find_outliers(prediction: Prediction, data: Observations, errors: ErrorModel, n_sigma: float) -> np.ndarray:
     """(n,) bool, observations that deviate by more than ``n_sigma`` from what the others of their voxel predict.
 
     In each round only the worst observation of a voxel goes: a wrong one makes its mates look wrong. What was rejected
@@ -131,32 +132,23 @@ def find_outliers(model: ScaleModel, data: Observations, errors: ErrorModel, n_s
     """
     if n_sigma == 0:
         return np.zeros(data.n, dtype=bool)
-    prediction = model.predict_observations(data)
-    weights = weigh(model, data, errors, np.zeros(data.n, dtype=bool))
-    return reject(
-        data.orbit,
-        weights.weight,
-        data.net - prediction.isotropic,
-        prediction.unit,
-        data.counts,
-        errors.expected(prediction, data.background),
-        weights.prior,
-        n_sigma,
-    )
+    weights = weigh(prediction, data, errors, np.zeros(data.n, dtype=bool))
+    residual = data.net - prediction.isotropic
+    return reject(data.orbit, weights.weight, residual, prediction.unit, data.counts, weights.prior, n_sigma)
 
 
-def reject(orbit, weight, residual, unit, counts, expected, prior, n_sigma: float, rounds: int = 4) -> np.ndarray:
+def reject(orbit, weight, residual, unit, counts, prior, n_sigma: float, rounds: int = 4) -> np.ndarray:
     """The rounds of :func:`find_outliers` on plain arrays, see ``kernels.scaling.deviations``."""
     rejected = np.zeros(len(orbit), dtype=bool)
     deviation = np.empty(len(orbit), dtype=np.float32)
     for _ in range(rounds):
         sums = np.zeros((len(prior), 2))
         orbit_sums(orbit, weight, residual, unit, rejected, sums)
-        deviations(orbit, weight, residual, unit, counts, expected, prior, sums, rejected, deviation)
+        deviations(orbit, weight, residual, unit, counts, _LEAST_COUNTS, prior, sums, rejected, deviation)
         worst = np.zeros(len(prior), dtype=np.float32)
         worst_deviation(orbit, deviation, rejected, n_sigma, worst)
-        bad = np.flatnonzero(np.abs(deviation) > n_sigma)
-        bad = bad[rejected[bad] | (np.abs(deviation[bad]) >= worst[orbit[bad]])]
+        bad = np.flatnonzero(deviation > n_sigma)
+        bad = bad[rejected[bad] | (deviation[bad] >= worst[orbit[bad]])]
         if np.count_nonzero(rejected) == len(bad) and rejected[bad].all():
             break
         rejected[:] = False

@@ -107,6 +107,7 @@ class Prediction:
     scale : exp(B)
     profile, profile_at_voxel : P at the pixels and at the centre of the voxel
     offset : P₀ C
+    smooth : Q of the voxel; None for rows whose unique voxel was not asked for
     """
 
     gain: np.ndarray
@@ -114,6 +115,11 @@ class Prediction:
     profile: np.ndarray
     profile_at_voxel: np.ndarray
     offset: np.ndarray
+    smooth: np.ndarray | None = None
+
+    def rows(self, wanted: slice) -> Prediction:
+        """Of some of the observations."""
+        return Prediction(*(x if x is None else x[wanted] for x in vars(self).values()))
 
     @property
     def unit(self) -> np.ndarray:
@@ -124,6 +130,11 @@ class Prediction:
     def isotropic(self) -> np.ndarray:
         """Expected net counts without J."""
         return self.gain * (self.scale * self.profile + self.offset)
+
+    @property
+    def expected(self) -> np.ndarray:
+        """Expected net counts with the smooth part of J."""
+        return self.isotropic + self.unit * self.profile * self.smooth
 
 
 @dataclass(frozen=True)
@@ -152,48 +163,63 @@ class ScaleModel:
     def n_parameters(self) -> int:
         return len(self.coefficients)
 
-    def value(self, name: str, coordinates, experiment, reference: bool = False, harmonics=None) -> np.ndarray:
-        """(n,) float64, one term at some coordinates; 0 where the model lacks it.
+    def profile(self, s: np.ndarray, reference: bool = False) -> np.ndarray:
+        """(n,) float64, the isotropic profile P at |s|, or P₀."""
+        block, result = self.block("p"), np.empty(len(s))
+        axes = np.array([[0, block.size]])
+        coefficients = self.reference if reference else self.coefficients
+        evaluate_block(
+            np.asarray(s, dtype=float)[:, None],
+            block.offset(np.zeros(len(s), np.int64)),
+            axes,
+            block.limits,
+            coefficients,
+            result,
+        )
+        return result
+
+    def value(self, name: str, coordinates, experiment, harmonics=None) -> np.ndarray:
+        """(n,) float64, one term but P and Q at some coordinates; 0 where the model lacks it.
 
         harmonics : those of the coordinates where they are known
         """
         result = np.zeros(len(experiment))
         block = self.block(name)
-        coefficients = self.reference if reference else self.coefficients
         if block is not None and name == "h":
-            own = coefficients[block.all].reshape(-1, block.size)
+            own = self.coefficients[block.all].reshape(-1, block.size)
             if harmonics is None:
                 return absorption(coordinates[:, DIFFRACTED:], own, experiment, block.degree)
             result = np.einsum("nk,nk->n", harmonics, own[experiment])
         elif block is not None and len(result):
-            evaluate_block(coordinates, block.offset(experiment), block.axes, block.limits, coefficients, result)
+            evaluate_block(coordinates, block.offset(experiment), block.axes, block.limits, self.coefficients, result)
         return result
 
     def smooth_anisotropic(self, data: Observations) -> np.ndarray:
         """(n,) float64, Q: the part of J that is a smooth function of the direction, relative to P."""
-        result, block = np.zeros(data.n), self.block("q")
-        patterns = data.patterns[data.orbit]
-        evaluate_patterns(data.coordinates, block.start, block.axes, block.limits, self.coefficients, patterns, result)
+        result, b = np.zeros(data.n), self.block("q")
+        evaluate_patterns(
+            data.coordinates, b.start, b.axes, b.limits, self.coefficients, data.patterns, data.orbit, result
+        )
         return result
 
     def predict(self, coordinates, experiment, norm, s_voxel, harmonics=None) -> Prediction:
         """What to expect; arguments as in :class:`dials_diffuse.scaling.data.Observations`."""
 
-        def value(name, reference=False):
-            return self.value(name, coordinates, experiment, reference, harmonics)
+        def value(name):
+            return self.value(name, coordinates, experiment, harmonics)
 
-        at_voxel = coordinates.copy()
-        at_voxel[:, S] = s_voxel
+        s = coordinates[:, S]
         return Prediction(
             gain=norm * np.exp(value("a") + value("h") + value("d") + value("m")),
             scale=np.exp(value("b")),
-            profile=value("p"),
-            profile_at_voxel=self.value("p", at_voxel, experiment),
-            offset=value("c") * value("p", True) if self.block("c") else np.zeros(len(norm)),
+            profile=self.profile(s),
+            profile_at_voxel=self.profile(s_voxel),
+            offset=value("c") * self.profile(s, True) if self.block("c") else np.zeros(len(norm)),
         )
 
     def predict_observations(self, data: Observations) -> Prediction:
-        return self.predict(data.coordinates, data.experiment, data.norm, data.s_voxel, data.harmonics)
+        rows = data.coordinates, data.experiment, data.norm, data.s_voxel, data.harmonics
+        return replace(self.predict(*rows), smooth=self.smooth_anisotropic(data))
 
     def moved(self, step: np.ndarray) -> ScaleModel:
         """The model with ``step`` (p,) added to its coefficients."""
@@ -251,11 +277,11 @@ def start_model(data: Observations, layout: Layout, parameters: ScalingParameter
     along["b"] = max(3, min(along["b"], MAX_PARAMETERS_B // n_experiments))
     along["c"] = max(3, min(along["c"], MAX_PARAMETERS_C // (n_experiments * _LEAST_NODES_C)))
     shapes["b"] = ((T, along["b"]),)
-    shapes["a"] = ((T, along["a"]), (X, nodes_a), (Y, nodes_a))
     shapes["h"] = ((DIFFRACTED, (parameters.degree_a + 1) ** 2 - 1),)
     # c must be able to follow the rings of water: what it cannot follow, b is pulled away for
     most_c = MAX_PARAMETERS_C // (n_experiments * along["c"])
     shapes["c"] = ((T, along["c"]), (S, max(_LEAST_NODES_C, min(parameters.nodes_c, most_c))))
+    shapes["a"] = ((T, along["a"]), (X, nodes_a), (Y, nodes_a))
     shapes["d"] = ((X, parameters.nodes_d), (Y, parameters.nodes_d))
     shapes["m"] = ((MODULE, layout.n_modules),)
     ends = {T: (0.0, 1.0), X: (0.0, 1.0), Y: (0.0, 1.0), S: (low, high)}

@@ -11,15 +11,15 @@ Integrated over J, the likelihood has the term Σ log(Σ w u² + 1/τ²) that ba
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg.blas import dsyrk as syrk
 
 from dials_diffuse.kernels.scaling import add_normal, add_orbits, fill_basis, fill_dense, fill_patterns, orbit_sums
-from dials_diffuse.scaling.data import Observations
-from dials_diffuse.scaling.model import ScaleModel
+from dials_diffuse.scaling.data import Observations, S
+from dials_diffuse.scaling.errors import Weights
+from dials_diffuse.scaling.model import Prediction, ScaleModel
 
 #: unique voxels whose couplings are in memory together
 _ORBITS = 2048
@@ -50,102 +50,105 @@ def add(parts) -> Normal:
     )
 
 
-def design(model: ScaleModel, data: Observations, rows: slice, prediction, q, anisotropic) -> tuple:
-    """Sparse derivatives of the expected counts: index, value (n, w) and count (n,).
+def design(model: ScaleModel, data: Observations, prediction: Prediction, anisotropic) -> tuple:
+    """Sparse derivatives of the expected counts: index and value, (n, w) each.
 
-    prediction : Prediction of all observations; q, anisotropic : (n,) float64, Q and J of the voxel of each observation
+    anisotropic : (n,) float64, J of the voxel of each observation
     """
-    unit, gain = prediction.unit[rows], prediction.gain[rows]
-    expected = prediction.isotropic[rows] + unit * anisotropic[rows]
-    x, experiment = data.coordinates[rows], data.experiment[rows]
+    unit, x, experiment = prediction.unit, data.coordinates, data.experiment
+    expected = prediction.isotropic + unit * anisotropic
     factors = {
-        "p": unit * (1 + q[rows]),
-        "b": unit * (prediction.profile[rows] + anisotropic[rows]),
-        "c": gain * model.value("p", x, experiment, True),
+        "p": unit * (1 + prediction.smooth),
+        "b": unit * (prediction.profile + anisotropic),
+        "c": prediction.gain * model.profile(x[:, S], True),
     }
-    n, width = len(experiment), sum(b.width * (b.n_sets if b.name == "q" else 1) for b in model.blocks)
-    index, value = np.empty((n, width), dtype=np.int64), np.empty((n, width))
-    count = np.zeros(n, dtype=np.int64)
+    width = sum(b.width * (b.n_sets if b.name == "q" else 1) for b in model.blocks)
+    index, value, at = np.empty((data.n, width), dtype=np.int64), np.empty((data.n, width)), 0
     for b in model.blocks:
         if b.name == "q":
-            patterns = data.patterns[data.orbit[rows]]
-            level = unit * prediction.profile[rows]
-            fill_patterns(x, b.start, b.axes, b.limits, level, patterns, index, value, count)
-        elif b.name == "h":
-            fill_dense(b.offset(experiment), data.harmonics[rows], expected, index, value, count)
+            level = unit * prediction.profile
+            fill_patterns(x, b.start, b.axes, b.limits, level, data.patterns, data.orbit, index, value, at)
+            at += b.width * b.n_sets
+            continue
+        factor = factors.get(b.name, expected)
+        if b.name == "h":
+            fill_dense(b.offset(experiment), data.harmonics, factor, index, value, at)
         else:
-            fill_basis(x, b.offset(experiment), b.axes, b.limits, factors.get(b.name, expected), index, value, count)
-    return index, value, count
+            fill_basis(x, b.offset(experiment), b.axes, b.limits, factor, index, value, at)
+        at += b.width
+    return index, value
 
 
-def _slope_of_logarithm(model: ScaleModel, data: Observations, rows: slice, share: np.ndarray) -> np.ndarray:
+def _neighbours(model: ScaleModel, index: np.ndarray) -> tuple:
+    """An order in which rows with the same parameters are neighbours, and how many leading parameters they share.
+
+    Those of functions of the detector are left out: in them hardly two rows are the same.
+    """
+    key, at, n_shared = np.zeros(len(index), dtype=np.int64), 0, 0
+    for b in model.blocks:
+        if b.name not in "adm":
+            key = key * (b.size * b.n_sets) + index[:, at] - b.start
+            at += b.width * (b.n_sets if b.name == "q" else 1)
+            n_shared = at
+    return np.argsort(key, kind="stable"), n_shared
+
+
+def _slope_of_logarithm(model: ScaleModel, data: Observations, share: np.ndarray) -> np.ndarray:
     """(p,) half the derivative of Σ log(Σ w u² + 1/τ²); share : (n,) float64, w u² / (Σ w u² + 1/τ²)."""
-    x, experiment = data.coordinates[rows], data.experiment[rows]
     result = np.zeros(model.n_parameters)
     for b in model.blocks:
         if b.name in "pqc":
             continue
-        index, value = np.empty((len(x), b.width), dtype=np.int64), np.empty((len(x), b.width))
-        count = np.zeros(len(x), dtype=np.int64)
+        index, value = np.empty((data.n, b.width), dtype=np.int64), np.empty((data.n, b.width))
         if b.name == "h":
-            fill_dense(b.offset(experiment), data.harmonics[rows], share, index, value, count)
+            fill_dense(b.offset(data.experiment), data.harmonics, share, index, value, 0)
         else:
-            fill_basis(x, b.offset(experiment), b.axes, b.limits, share, index, value, count)
+            fill_basis(data.coordinates, b.offset(data.experiment), b.axes, b.limits, share, index, value, 0)
         result += np.bincount(index.ravel(), value.ravel(), minlength=model.n_parameters)
     return result
 
 
-def chi2(model: ScaleModel, data: Observations, weight, prior) -> float:
-    """Sum of squares that is left with the best intensities; arguments as for :func:`normal_equations`."""
-    prediction = model.predict_observations(data)
-    residual = data.net - prediction.isotropic - prediction.unit * prediction.profile * model.smooth_anisotropic(data)
+def chi2(prediction: Prediction, data: Observations, weights: Weights) -> float:
+    """Sum of squares that is left with the best intensities; prediction : of the data, see :func:`normal_equations`."""
+    residual = data.net - prediction.expected
+    return _objective(weights, residual, _sums(prediction, data, weights, residual))
+
+
+def _sums(prediction, data, weights, residual) -> np.ndarray:
     sums = np.zeros((len(data.unique), 2))
-    orbit_sums(data.orbit, weight, residual, prediction.unit, weight <= 0, sums)
-    return _objective(weight, residual, sums, prior)
+    orbit_sums(data.orbit, weights.weight, residual, prediction.unit, weights.weight <= 0, sums)
+    return sums
 
 
-def _objective(weight, residual, sums, prior) -> float:
-    total = sums[:, 1] + prior
-    return float(np.sum(weight * residual**2) - np.sum(sums[:, 0] ** 2 / total) + np.sum(np.log(total / prior)))
+def _objective(weights, residual, sums) -> float:
+    total = sums[:, 1] + weights.prior
+    squares = np.sum(weights.weight * residual**2) - np.sum(sums[:, 0] ** 2 / total)
+    return float(squares + np.sum(np.log(total / weights.prior)))
 
 
-def normal_equations(model: ScaleModel, data: Observations, weight, prior, threads: int = 1) -> Normal:
+def normal_equations(model: ScaleModel, prediction: Prediction, data: Observations, weights: Weights) -> Normal:
     """Normal equations of some observations.
 
-    Parameters
-    ----------
-    weight : (n,) float64, 1 / variance of the counts, 0 for rejected observations
-    prior : (m,) float64, 1/τ² of each voxel
+    prediction : of the data, by the model; weights : of the observations and priors of the voxels
     """
-    prediction = model.predict_observations(data)
-    q, unit = model.smooth_anisotropic(data), prediction.unit
-    smooth = q * prediction.profile
-    residual = data.net - prediction.isotropic - unit * smooth
-    sums = np.zeros((len(data.unique), 2))
-    orbit_sums(data.orbit, weight, residual, unit, weight <= 0, sums)
-    total = sums[:, 1] + prior
-    anisotropic = (sums[:, 0] / total)[data.orbit] + smooth
-    first = np.searchsorted(data.orbit, np.arange(0, len(data.unique) + _ORBITS, _ORBITS))
-
-    def work(blocks):
-        matrix, vector = np.zeros((model.n_parameters,) * 2), np.zeros(model.n_parameters)
-        for block in blocks:
-            rows, start = slice(first[block], first[block + 1]), block * _ORBITS
-            index, value, count = design(model, data, rows, prediction, q, anisotropic)
-            add_normal(index, value, count, weight[rows], residual[rows], matrix, vector)
-            mine = slice(start, min(start + _ORBITS, len(total)))
-            coupling = np.zeros((mine.stop - mine.start, model.n_parameters))
-            add_orbits(index, value, count, weight[rows] * unit[rows], data.orbit[rows] - start, coupling)
-            vector -= (sums[mine, 0] / total[mine]) @ coupling
-            vector -= _slope_of_logarithm(model, data, rows, weight[rows] * unit[rows] ** 2 / total[data.orbit[rows]])
-            coupling /= np.sqrt(total[mine])[:, None]
-            syrk(-1.0, coupling.T, 1.0, matrix.T, lower=1, overwrite_c=1)
-        return matrix, vector
-
-    with ThreadPoolExecutor(threads) as pool:
-        n_blocks = len(first) - 1
-        parts = list(pool.map(work, [range(i, n_blocks, threads) for i in range(threads)]))
-    matrix = np.triu(sum(p[0] for p in parts))  # the lower triangle lacks the sums over rows
+    weight, unit = weights.weight, prediction.unit
+    smooth = prediction.smooth * prediction.profile
+    residual = data.net - prediction.expected
+    sums = _sums(prediction, data, weights, residual)
+    total = sums[:, 1] + weights.prior
+    index, value = design(model, data, prediction, (sums[:, 0] / total)[data.orbit] + smooth)
+    matrix, vector = np.zeros((model.n_parameters,) * 2), np.zeros(model.n_parameters)
+    add_normal(index, value, *_neighbours(model, index), weight, residual, matrix, vector)
+    vector -= _slope_of_logarithm(model, data, weight * unit**2 / total[data.orbit])
+    for start in range(0, len(total), _ORBITS):
+        mine = slice(start, min(start + _ORBITS, len(total)))
+        rows = slice(*np.searchsorted(data.orbit, [mine.start, mine.stop]))
+        coupling = np.zeros((mine.stop - mine.start, model.n_parameters))
+        add_orbits(index[rows], value[rows], weight[rows] * unit[rows], data.orbit[rows] - start, coupling)
+        vector -= (sums[mine, 0] / total[mine]) @ coupling
+        coupling /= np.sqrt(total[mine])[:, None]
+        syrk(-1.0, coupling.T, 1.0, matrix.T, lower=1, overwrite_c=1)
+    matrix += np.tril(matrix, -1).T
+    matrix = np.triu(matrix)
     matrix += np.triu(matrix, 1).T
-    value = _objective(weight, residual, sums, prior)
-    return Normal(matrix, sum(p[1] for p in parts), value, int(np.count_nonzero(weight)))
+    return Normal(matrix, vector, _objective(weights, residual, sums), int(np.count_nonzero(weight)))

@@ -121,9 +121,7 @@ def _s_range(model: ScaleModel) -> np.ndarray:
 
 def _profile(model: ScaleModel) -> dict:
     s = _s_range(model)
-    x = np.zeros((len(s), N_COORDINATES))
-    x[:, S] = s
-    return {"s": s, "intensity": model.value("p", x, np.zeros(len(s), dtype=np.int64))}
+    return {"s": s, "intensity": model.profile(s)}
 
 
 def _sweep(result: ScalingResult, number: int) -> dict:
@@ -137,7 +135,7 @@ def _sweep(result: ScalingResult, number: int) -> dict:
         x = np.zeros((t.size, N_COORDINATES))
         x[:, T], x[:, S] = t.ravel(), s_grid.ravel()
         experiment = np.full(t.size, number)
-        offset = model.value("c", x, experiment) * model.value("p", x, experiment, reference=True)
+        offset = model.value("c", x, experiment) * model.profile(x[:, S], reference=True)
         record["c"] = {"s": s, "offset": offset.reshape(t.shape)}
     for name in "ad":
         if model.block(name):

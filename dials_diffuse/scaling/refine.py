@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from dials_diffuse.scaling.data import Layout, Observations
 from dials_diffuse.scaling.errors import ErrorModel, Weights, find_outliers, first_error_model, update_errors, weigh
-from dials_diffuse.scaling.model import ScaleModel, start_model
+from dials_diffuse.scaling.model import Prediction, ScaleModel, start_model
 from dials_diffuse.scaling.normal import add, chi2, normal_equations
 from dials_diffuse.scaling.parameters import ScalingParameters
-from dials_diffuse.scaling.solve import TermTest, best_step, choose_strengths, held_out, judge, make_system, penalty
+from dials_diffuse.scaling.solve import (
+    System,
+    TermTest,
+    best_step,
+    choose_strengths,
+    held_out,
+    judge,
+    make_space,
+    make_system,
+    penalty,
+)
 
 logger = logging.getLogger("dials.diffuse.scaling")
 
@@ -25,6 +36,9 @@ _TRIAL_STEPS = 4
 
 #: smoothing of a term before its own is chosen
 _FIRST_STRENGTH = 1e4
+
+#: a step is not made shorter when it lowers χ² by this share of what is expected
+_AS_EXPECTED = 0.5
 
 #: steps end when χ² falls by less than this: no parameter then moves by a standard error
 _SMALL = 0.5
@@ -53,6 +67,7 @@ class Refinement:
 @dataclass(frozen=True)
 class _State:
     model: ScaleModel
+    prediction: Prediction
     errors: ErrorModel
     rejected: np.ndarray
     strengths: dict
@@ -62,28 +77,49 @@ class _Refiner:
     """Steps of the refinement on one set of observations, in folds of blocks of voxels."""
 
     def __init__(self, data: Observations, parameters: ScalingParameters, threads: int):
-        self.data, self.parameters, self.threads = data, parameters, threads
-        self.fold = fold_of_blocks(data.block, parameters.n_folds, parameters.seed)
-        self.parts = [data.orbits(self.fold == k) for k in range(parameters.n_folds)]
+        fold = fold_of_blocks(data.block, parameters.n_folds, parameters.seed)
+        order = np.argsort(fold, kind="stable")
+        ends = np.searchsorted(fold[order], np.arange(parameters.n_folds + 1))
+        self.data, self.parameters, self.threads = data.orbits(order), parameters, threads
+        self.voxels = [slice(*ends[k : k + 2]) for k in range(parameters.n_folds)]
+        self.rows = [slice(*np.searchsorted(self.data.orbit, [v.start, v.stop])) for v in self.voxels]
+        self.folds = [self.data.part(v.start, v.stop) for v in self.voxels]
+        self.spaces: dict = {}
         self.history: list = []
 
-    def start(self, model: ScaleModel, errors: ErrorModel, strengths: dict) -> _State:
-        return _State(model, errors, np.zeros(self.data.n, dtype=bool), strengths)
+    def state(self, model: ScaleModel, errors: ErrorModel, strengths: dict) -> _State:
+        prediction = self.predict(model)
+        rejected = np.zeros(self.data.n, dtype=bool)
+        if self.history:
+            rejected = find_outliers(prediction, self.data, errors, self.parameters.outlier_n_sigma)
+        return _State(model, prediction, errors, rejected, strengths)
+
+    def _by_fold(self, function) -> list:
+        with ThreadPoolExecutor(self.threads) as pool:
+            return list(pool.map(function, range(len(self.folds))))
+
+    def predict(self, model: ScaleModel) -> Prediction:
+        parts = self._by_fold(lambda k: model.predict_observations(self.folds[k]))
+        return Prediction(*(np.concatenate(columns) for columns in zip(*(vars(p).values() for p in parts))))
 
     def weights(self, state: _State) -> Weights:
-        return weigh(state.model, self.data, state.errors, state.rejected)
+        return weigh(state.prediction, self.data, state.errors, state.rejected)
 
-    def normals(self, model: ScaleModel, weights: Weights) -> list:
+    def normals(self, state: _State, weights: Weights) -> list:
         """Normal equations of each fold."""
-        result = []
-        for k, part in enumerate(self.parts):
-            rows, voxels = (self.fold == k)[self.data.orbit], self.fold == k
-            parts = weights.weight[rows], weights.prior[voxels]
-            result.append(normal_equations(model, part, *parts, self.threads))
-        return result
 
-    def system(self, state: _State):
-        return make_system(state.model, self.data, float(np.median(state.errors.spread)))
+        def normal(k):
+            rows = self.rows[k]
+            own = Weights(weights.weight[rows], weights.prior[self.voxels[k]])
+            return normal_equations(state.model, state.prediction.rows(rows), self.folds[k], own)
+
+        return self._by_fold(normal)
+
+    def system(self, state: _State) -> System:
+        terms = state.model.terms
+        if terms not in self.spaces:
+            self.spaces[terms] = make_space(state.model, self.data)
+        return make_system(state.model, self.spaces[terms], float(np.median(state.errors.spread)))
 
     def improve(self, state: _State, n_steps: int, names, new: bool = True) -> _State:
         """Up to ``n_steps`` Gauss-Newton steps; in the first two the strengths of ``names`` are chosen.
@@ -91,21 +127,21 @@ class _Refiner:
         new : those of terms that are new, from all that there are
         """
         for number in range(n_steps):
-            errors = update_errors(state.model, self.data, state.errors, state.rejected)
+            errors = update_errors(state.prediction, self.data, state.errors, state.rejected)
             state = replace(state, errors=errors)
             if self.history:
                 limit = self.parameters.outlier_n_sigma
-                state = replace(state, rejected=find_outliers(state.model, self.data, errors, limit))
+                state = replace(state, rejected=find_outliers(state.prediction, self.data, errors, limit))
             weights, system = self.weights(state), self.system(state)
-            folds = self.normals(state.model, weights)
+            folds = self.normals(state, weights)
             if number < 2 and names:
                 strengths = choose_strengths(folds, system, state.strengths, names, new)
                 state = replace(state, strengths=strengths)
             normal = add(folds)
             step = best_step(normal, system, state.strengths)
-            length = self._length(state, weights, normal, system, step)
+            length, moved = self._moved(state, weights, normal, system, step)
             self._note(state, normal, step, length)
-            state = replace(state, model=state.model.moved(length * step))
+            state = moved
             if number and normal.chi2 - normal.at(length * step) < _SMALL:
                 break
         return state
@@ -114,20 +150,22 @@ class _Refiner:
         """Are voxels that were kept out predicted better by having a term? Both with the same weights."""
         weights = self.weights(having)
         chi2_of = [
-            held_out(self.normals(state.model, weights), self.system(state), state.strengths)
-            for state in (without, having)
+            held_out(self.normals(state, weights), self.system(state), state.strengths) for state in (without, having)
         ]
         return judge(name, *chi2_of, int(np.count_nonzero(weights.weight)))
 
-    def _length(self, state, weights, normal, system, step) -> float:
-        """Share of a step that lowers χ² and penalties: the model is not linear."""
-        best, best_value, length = 0.0, normal.chi2, 1.0
+    def _moved(self, state, weights, normal, system, step) -> tuple:
+        """Share of a step that lowers χ² and penalties, and the state after it: the model is not linear."""
+        best, best_value, length = (0.0, state), normal.chi2, 1.0
         while length > 0.05:
-            value = chi2(state.model.moved(length * step), self.data, weights.weight, weights.prior)
-            value += penalty(system, state.strengths, step, length)
+            model = state.model.moved(length * step)
+            prediction = self.predict(model)
+            change = penalty(system, state.strengths, step, length)
+            value = chi2(prediction, self.data, weights) + change
             if value < best_value:
-                best, best_value = length, value
-            elif best > 0:
+                best, best_value = (length, replace(state, model=model, prediction=prediction)), value
+            expected = normal.at(length * step) + change - normal.chi2
+            if best[0] > 0 and (value > best_value or value - normal.chi2 < _AS_EXPECTED * expected):
                 break
             length /= 2
         return best
@@ -168,9 +206,9 @@ def refine(
     """
     full = start_model(data, layout, parameters) if start is None else start
     share = min(1.0, _TRIAL_OBSERVATIONS / data.n)
-    chosen = np.random.default_rng(parameters.seed).random(len(data.unique)) < share
-    trial = _Refiner(data if share == 1 else data.orbits(chosen), parameters, threads)
-    state = trial.start(full.with_terms(()), first_error_model(trial.data), {})
+    chosen = np.flatnonzero(np.random.default_rng(parameters.seed).random(len(data.unique)) < share)
+    trial = _Refiner(data.orbits(chosen), parameters, threads)
+    state = trial.state(full.with_terms(()), first_error_model(trial.data), {})
     state = trial.improve(state, _TRIAL_STEPS, ())
     tests: dict = {}
     order = sorted(full.terms, key=ORDER.index)
@@ -179,7 +217,7 @@ def refine(
         if tried is not None and (name in state.model.terms or tried[1] == state.model.terms):
             continue  # the second round is for those that the first, without the others, found to be useless
         strengths = state.strengths if name == "m" else {**state.strengths, name: _FIRST_STRENGTH}
-        candidate = replace(state, model=state.model.with_term(full, name), strengths=strengths)
+        candidate = trial.state(state.model.with_term(full, name), state.errors, strengths)
         candidate = trial.improve(candidate, _TRIAL_STEPS, () if name == "m" else (name,))
         result = trial.test(name, state, candidate)
         if result.kept or not parameters.automatic:
@@ -187,8 +225,7 @@ def refine(
         tests[name] = (result, state.model.terms)
     every = _Refiner(data, parameters, threads)
     every.history = trial.history
-    rejected = find_outliers(state.model, data, state.errors, parameters.outlier_n_sigma)
-    state = replace(state, rejected=rejected)
+    state = every.state(state.model, state.errors, state.strengths)
     for _ in progress(range(1), 1, "Refining the scale model"):
         state = every.improve(state, parameters.n_cycles, tuple(state.strengths), new=False)
     return Refinement(state.model, state.errors, state.strengths, [t for t, _ in tests.values()], every.history)

@@ -15,9 +15,9 @@ from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.observations import ARBITRARY, OBSERVATION_DTYPE, ObservationFile, write_observations
 from dials_diffuse.maps.voxels import Voxels, blocks_of_rows, check_distinct, common_grid, find_voxels
 from dials_diffuse.scaling.absolute import ELECTRONS, AbsoluteParameters, AbsoluteScale, absolute_scale
-from dials_diffuse.scaling.apply import Scaler, all_residuals, find_all_outliers, voxel_priors, write_scaled
+from dials_diffuse.scaling.apply import Scaler, find_all_outliers, predict_all, voxel_priors, write_scaled
 from dials_diffuse.scaling.bragg import BraggColumns, read_bragg, scaled_bragg, start_from_bragg
-from dials_diffuse.scaling.data import COLUMNS, N_COORDINATES, Layout, Observations, S, make_layout, sample_observations
+from dials_diffuse.scaling.data import COLUMNS, Layout, Observations, S, make_layout, sample_observations
 from dials_diffuse.scaling.errors import find_outliers
 from dials_diffuse.scaling.model import start_model
 from dials_diffuse.scaling.parameters import ScalingParameters
@@ -128,11 +128,11 @@ def scale_observations(
             )
             return progress(pairs, total, label)
 
-        voxels, _ = find_voxels((b for _, b in blocks(("index", "norm"), "Finding voxels")), grid, True)
+        voxels, _ = find_voxels((b for _, b in blocks(("index", "norm"), "Finding voxels")), grid, True, threads)
         if len(voxels.index) == 0:
             raise DiffuseError(f"{files[0].path}: no observation has a positive norm inside d_min; integrate again")
         layout = make_layout(experiments, grid)
-        data = _sample(blocks(COLUMNS, "Choosing observations"), grid, voxels, layout, n_rows, parameters)
+        data = _sample(blocks(COLUMNS, "Choosing observations"), grid, voxels, layout, n_rows, parameters, threads)
         start = None
         if bragg_scales and np.any(bragg.inverse_scale_factor > 0):
             start = start_from_bragg(start_model(data, layout, parameters), layout, bragg)
@@ -147,18 +147,17 @@ def scale_observations(
                 if absolute.required:
                     raise
                 notes = [f"intensities stay on an arbitrary scale: {error}"]
-        residuals = all_residuals(scaler, blocks(COLUMNS, "Finding outliers"), n_rows, threads)
-        n_off_grid = int(np.count_nonzero(residuals.unique < 0))
-        rejected = find_all_outliers(residuals, voxel_priors(scaler), parameters.outlier_n_sigma)
-        rejected |= residuals.unique < 0
-        del residuals
+        predictions = predict_all(scaler, blocks(COLUMNS, "Finding outliers"), n_rows, threads)
+        n_off_grid = int(np.count_nonzero(predictions.unique < 0))
+        rejected = find_all_outliers(predictions, voxel_priors(scaler), parameters.outlier_n_sigma)
+        rejected |= predictions.unique < 0
         logger.info("Saving the scaled observations to %s", path)
         provenance = replace(provenance, identifiers=tuple(e.identifier for e in experiments))
         units = ELECTRONS if scale else ARBITRARY
         with write_observations(path, grid, experiments, provenance, units, scaled=True) as writer:
             rows = blocks(OBSERVATION_DTYPE.names, "Writing")
             factor, compton = (scale.k, scale.compton) if scale else (1.0, lambda s: 0.0)
-            for _ in write_scaled(scaler, rows, rejected, factor, writer, threads, compton):
+            for _ in write_scaled(predictions, rows, rejected, factor, writer, threads, compton):
                 pass
     summary = _summary(
         grid, experiments, layout, refinement, data, parameters, n_rows, int(rejected.sum()) - n_off_grid, n_off_grid
@@ -178,14 +177,9 @@ def _absolute_scale(grid, data, layout, refinement, bragg, expectation, method) 
     seen = np.bincount(data.experiment, minlength=len(layout.start))
     s = data.coordinates[:, S]
 
-    def profile(values):
-        x = np.zeros((len(values), N_COORDINATES))
-        x[:, S] = values
-        return model.value("p", x, np.zeros(len(values), dtype=np.int64))
-
     return absolute_scale(
         grid,
-        profile,
+        model.profile,
         (float(s.min()), float(s.max())),
         scaled_bragg(bragg, layout, model),
         expectation,
@@ -194,18 +188,21 @@ def _absolute_scale(grid, data, layout, refinement, bragg, expectation, method) 
     )
 
 
-def _sample(blocks, grid: MapGrid, voxels: Voxels, layout, n_rows: int, parameters: ScalingParameters) -> Observations:
+def _sample(
+    blocks, grid: MapGrid, voxels: Voxels, layout: Layout, n_rows: int, parameters: ScalingParameters, threads: int
+) -> Observations:
     """All observations of unique voxels chosen at random, as many as are wanted."""
     share = parameters.max_observations / n_rows
     wanted = np.random.default_rng(parameters.seed).random(len(voxels.index)) < share
-    data = sample_observations(blocks, grid, voxels, layout, wanted, parameters.degree_a)
+    data = sample_observations(blocks, grid, voxels, layout, wanted, parameters.degree_a, threads)
     if data.n < 1000:
         raise DiffuseError(f"{data.n} observations are too few for a scale model; merge them as they are")
     return data
 
 
 def _summary(grid, experiments, layout, refinement, data, parameters, n_rows, n_outliers, n_off_grid) -> ScalingResult:
-    rejected = find_outliers(refinement.model, data, refinement.errors, parameters.outlier_n_sigma)
+    prediction = refinement.model.predict_observations(data)
+    rejected = find_outliers(prediction, data, refinement.errors, parameters.outlier_n_sigma)
     batches: list[Batch] = residuals_by_batch(refinement, data, experiments, rejected)
     warnings = []
     if n_outliers > 0.02 * n_rows:

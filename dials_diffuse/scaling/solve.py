@@ -130,9 +130,7 @@ def _basis(block, data: Observations, some: np.ndarray):
     n = len(some)
     index, value = np.zeros((n, block.width), dtype=np.int64), np.zeros((n, block.width))
     offset = block.offset(data.experiment[some]) - block.start
-    fill_basis(
-        data.coordinates[some], offset, block.axes, block.limits, np.ones(n), index, value, np.zeros(n, np.int64)
-    )
+    fill_basis(data.coordinates[some], offset, block.axes, block.limits, np.ones(n), index, value, 0)
     row = np.repeat(np.arange(n), block.width)
     return sparse.csr_matrix((value.ravel(), (row, index.ravel())), shape=(n, block.size * block.n_sets))
 
@@ -143,8 +141,24 @@ def _rings(data: Observations, some: np.ndarray, n_rings: int) -> list:
 
 
 @dataclass(frozen=True)
+class Space:
+    """What belongs to the terms of a model, whatever their coefficients.
+
+    Attributes
+    ----------
+    free : (p, q) float64, orthonormal basis of the directions that are refined
+    roughness : name -> (k, k) float64, penalty of each block's own parameters, for a strength of 1
+    penalties : name -> (q, q) float64, the same for the directions that are refined
+    """
+
+    free: np.ndarray
+    roughness: dict
+    penalties: dict
+
+
+@dataclass(frozen=True)
 class System:
-    """What does not change from step to step, in the space of the directions that are refined.
+    """What does not change when the normal equations do, in the space of the directions that are refined.
 
     Attributes
     ----------
@@ -160,33 +174,35 @@ class System:
     crystal: slice
 
 
-def make_system(model: ScaleModel, data: Observations, spread: float) -> System:
-    """Penalties and constraints of a model.
-
-    spread : expected size of the anisotropic part, relative to the isotropic
-    """
-    spread = _SMOOTH_SHARE * spread
+def make_space(model: ScaleModel, data: Observations) -> Space:
+    """Constraints and smoothness of the terms of a model."""
     fixed = gauge(model, data)
     free = np.eye(model.n_parameters)
     if len(fixed):
         q, r, _ = linalg.qr(fixed.T, mode="full", pivoting=True)
         diagonal = np.abs(np.diag(r))
-        free = q[:, int(np.count_nonzero(diagonal > 1e-8 * diagonal[0])) :]
-    ridge = np.zeros(model.n_parameters)
-    penalties, slopes = {}, {}
+        free = np.ascontiguousarray(q[:, int(np.count_nonzero(diagonal > 1e-8 * diagonal[0])) :])
+    roughness = {}
     for block in model.blocks:
-        mine = free[block.all]
-        full = np.kron(np.eye(block.n_sets), block.penalty())
+        roughness[block.name] = np.kron(np.eye(block.n_sets), block.penalty())
         if block.name == "p":
-            full /= np.mean(model.reference[block.all] ** 2)
-        penalties[block.name] = mine.T @ full @ mine
-        slopes[block.name] = mine.T @ (full @ model.coefficients[block.all])
+            roughness["p"] /= np.mean(model.reference[block.all] ** 2)
+    penalties = {b.name: free[b.all].T @ roughness[b.name] @ free[b.all] for b in model.blocks}
+    return Space(free, roughness, penalties)
+
+
+def make_system(model: ScaleModel, space: Space, spread: float) -> System:
+    """Penalties of a model; spread : expected size of the anisotropic part, relative to the isotropic."""
+    spread = _SMOOTH_SHARE * spread
+    free, ridge, slopes = space.free, np.zeros(model.n_parameters), {}
+    for block in model.blocks:
+        slopes[block.name] = free[block.all].T @ (space.roughness[block.name] @ model.coefficients[block.all])
         if block.name != "p":
             ridge[block.all] = (spread if block.name == "q" else _PRIOR[block.name]) ** -2.0
-    penalties["ridge"] = free.T @ (ridge[:, None] * free)
     slopes["ridge"] = free.T @ (ridge * model.coefficients)
     p, q = model.block("p").all, model.block("q").all
     assert p.start == 0 and q.start == p.stop
+    penalties = {**space.penalties, "ridge": free.T @ (ridge[:, None] * free)}
     return System(free, penalties, slopes, slice(p.start, q.stop))
 
 

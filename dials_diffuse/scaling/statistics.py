@@ -48,7 +48,7 @@ def residuals_by_batch(refinement: Refinement, data: Observations, experiments, 
     list of Batch, without those that have no observations
     """
     prediction = refinement.model.predict_observations(data)
-    weights = weigh(refinement.model, data, refinement.errors, np.zeros(data.n, dtype=bool))
+    weights = weigh(prediction, data, refinement.errors, np.zeros(data.n, dtype=bool))
     residual, unit = data.net - prediction.isotropic, prediction.unit
     sums = np.zeros((len(data.unique), 2))
     orbit_sums(data.orbit, weights.weight, residual, unit, rejected, sums)
@@ -106,7 +106,7 @@ def crystal_correlations(refinement: Refinement, data: Observations, n_experimen
     Means in shells of |s| are taken off on both sides: what is left of the isotropic part is no agreement.
     """
     prediction = refinement.model.predict_observations(data)
-    weights = weigh(refinement.model, data, refinement.errors, rejected)
+    weights = weigh(prediction, data, refinement.errors, rejected)
     residual, unit = data.net - prediction.isotropic, prediction.unit
     n = len(data.unique)
     sums = np.zeros((n * n_experiments, 2))
