@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from builders import PROVENANCE, all_voxels, observation_rows, small_grid, true_intensity
-from scipy.stats import poisson
+from scipy.stats import multivariate_normal, poisson
 from scitbx import matrix
 from synthetic import make_experiment
 
@@ -21,7 +21,7 @@ from dials_diffuse.maps.observations import OBSERVATION_DTYPE, ExperimentSummary
 from dials_diffuse.maps.symmetry import laue_operators
 from dials_diffuse.maps.voxels import blocks_of_rows, find_voxels
 from dials_diffuse.merging.laue import MergeParameters, merge_observations
-from dials_diffuse.scaling.apply import Scaler, predict_all, scaled_rows
+from dials_diffuse.scaling.apply import Predictions, Scaler, apply_levels, predict_all, scaled_rows
 from dials_diffuse.scaling.data import (
     BLOCK,
     COLUMNS,
@@ -32,6 +32,7 @@ from dials_diffuse.scaling.data import (
     sample_observations,
 )
 from dials_diffuse.scaling.errors import first_error_model, reject, weigh
+from dials_diffuse.scaling.levels import find_levels, minus_log_likelihood
 from dials_diffuse.scaling.model import start_model
 from dials_diffuse.scaling.normal import chi2, normal_equations
 from dials_diffuse.scaling.parameters import ScalingParameters
@@ -515,6 +516,73 @@ def test_true_halos_are_not_taken_for_absorption(tmp_path):
     for low, high in ((0.0, 0.2), (0.2, 0.27), (0.27, 0.34)):
         shell = (s >= low) & (s < high)
         assert x[shell] @ y[shell] / (y[shell] @ y[shell]) == pytest.approx(1, abs=0.01)
+
+
+def test_ratio_of_sweeps_by_the_anisotropic_part():
+    """Sweeps that measure the same voxels with different factors and noise: within the errors, which are honest."""
+    rng = np.random.default_rng(0)
+    index = np.array(all_voxels(GRID))
+    grid, n_sweeps, profile = GRID, 3, rng.uniform(1, 2, len(index))
+    truth, deviations = np.array([1.3, 0.9, 1 / 1.17]), []
+    smooth = 0.5 * np.sin(3 * GRID.s_magnitude(index))  # errors of each sweep's isotropic part are larger than noise
+    for _ in range(20):
+        anisotropic = 0.05 * rng.normal(size=len(index)) * profile
+        unique = np.repeat(np.arange(len(index)), n_sweeps).astype(np.int32)
+        experiment = np.tile(np.arange(n_sweeps), len(index)).astype(np.uint16)
+        unit = rng.uniform(100, 300, len(unique)).astype(np.float32)
+        sigma = 0.05 * unit
+        residual = unit * truth[experiment] * anisotropic[unique] + sigma * rng.normal(size=len(unique))
+        residual += unit * 0.02 * (experiment - 1.0) * smooth[unique] * profile[unique]
+        kept = rng.random(len(unique)) < 0.8
+        unique[rng.random(len(unique)) < 0.05] = -1
+        predictions = Predictions(
+            unique, experiment, unit, np.zeros_like(unit), (sigma**-2.0).astype(np.float32),
+            residual.astype(np.float32), np.ones_like(unit),
+        )  # fmt: skip
+        levels = find_levels(predictions, ~kept, profile, grid, index, n_sweeps, 0)
+        deviations.append((np.log(levels.factor) - np.log(truth / np.prod(truth) ** (1 / 3))) / levels.esd)
+    assert np.all(levels.esd < 0.02)
+    assert 0.7 < np.std(deviations) < 1.4
+    assert np.abs(np.mean(deviations)) < 0.5
+
+
+def test_likelihood_of_the_ratio_by_differences_and_by_the_dense_form():
+    rng = np.random.default_rng(1)
+    value, weight, shell = rng.normal(size=(30, 3)), rng.uniform(0.5, 2, (30, 3)), rng.integers(0, 2, 30)
+    weight[rng.random((30, 3)) < 0.2] = 0
+    x = rng.normal(0, 0.3, 5)
+    result, slope = minus_log_likelihood(x, value, weight, shell)
+    for k, step in enumerate(1e-6 * np.eye(5)):
+        ends = [minus_log_likelihood(x + sign * step, value, weight, shell)[0] for sign in (1, -1)]
+        assert slope[k] == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-5, abs=1e-5)
+    dense = 0.5 * np.sum((x[:3] / 0.1) ** 2)
+    for v, w, t in zip(value, weight, np.exp(x[3:])[shell]):
+        seen = w > 0
+        covariance = t * np.outer(np.exp(x[:3]), np.exp(x[:3]))[np.ix_(seen, seen)] + np.diag(1 / w[seen])
+        dense -= multivariate_normal.logpdf(v[seen], np.zeros(seen.sum()), covariance)
+        dense -= 0.5 * np.sum(np.log(2 * np.pi / w[seen]))
+    assert result == pytest.approx(dense)
+
+
+def test_levels_leave_the_isotropic_part_alone(tmp_path):
+    """A model with levels: other scales of the sweeps, the same isotropic counts, also in the rows that are written."""
+    rows = make_rows(np.random.default_rng(5), copies=1)
+    data, layout = read_sample(write(tmp_path / "a.h5", rows))
+    model = start_model(data, layout, ScalingParameters(**SMALL))
+    model = model.moved(np.where(np.arange(model.n_parameters) >= model.block("b").start, 0.1, 0.0))
+    changed = replace(model, levels=np.array([1.1, 1 / 1.1]))
+    old, new = (m.predict_observations(data) for m in (model, changed))
+    np.testing.assert_allclose(new.isotropic, old.isotropic)
+    np.testing.assert_allclose(new.unit, old.unit * changed.levels[data.experiment])
+    voxels, _ = find_voxels([{name: rows[name] for name in OBSERVATION_DTYPE.names}], GRID, True)
+    block = {name: rows[name] for name in OBSERVATION_DTYPE.names}
+    errors = first_error_model(data)
+    whole, direct = (
+        predict_all(Scaler(GRID, voxels, layout, m, errors), [(0, block)], len(rows), 1) for m in (model, changed)
+    )
+    apply_levels(whole, changed.levels, model.profile(GRID.s_magnitude(voxels.index)))
+    np.testing.assert_allclose(whole.unit, direct.unit, rtol=1e-5)
+    np.testing.assert_allclose(whole.added, direct.added, atol=1e-5 * np.abs(direct.added).max())
 
 
 def test_crystals_are_correlated(planted):

@@ -266,6 +266,8 @@ def report(result: ScalingResult) -> str:
         lines.append(
             f"sweep {i} ({experiment.identifier}): b {b.min():.3f} to {b.max():.3f}, c/I {c.min():.3f} to {c.max():.3f}"
         )
+        if result.levels is not None:
+            lines[-1] += f"; scale changed by {result.levels.factor[i]:.4f} +- {result.levels.esd[i]:.4f} for the ratio"
         compared = dials_scale_curve(result, i)
         if compared is not None:
             lines[-1] += f"; correlation of b with the scales of dials.scale {compared['correlation']:.3f}"

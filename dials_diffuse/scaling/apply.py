@@ -15,6 +15,8 @@ from dials_diffuse.scaling.data import Layout, S, coordinates, unique_of
 from dials_diffuse.scaling.errors import ErrorModel, reject
 from dials_diffuse.scaling.model import ScaleModel
 
+_ROWS = 1 << 20
+
 
 @dataclass(frozen=True)
 class Scaler:
@@ -42,11 +44,12 @@ class Scaler:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the model says of every row of all files: 24 bytes per observation.
+    """What the model says of every row of all files: 26 bytes per observation.
 
     Attributes
     ----------
     unique : (n,) int32; -1 where the row is outside the grid
+    experiment : (n,) uint16
     unit : (n,) float32, counts per unit of intensity
     added : (n,) float32, expected counts that are background from now on: the offset c, and the difference between the
         isotropic profile where the pixels were and at the centre of the voxel
@@ -56,6 +59,7 @@ class Predictions:
     """
 
     unique: np.ndarray
+    experiment: np.ndarray
     unit: np.ndarray
     added: np.ndarray
     weight: np.ndarray
@@ -65,7 +69,8 @@ class Predictions:
 
 def predict_all(scaler: Scaler, blocks, n_rows: int, threads: int) -> Predictions:
     """Predictions of all rows; blocks : (first experiment, {column: array}) with ``data.COLUMNS``."""
-    result = Predictions(np.empty(n_rows, np.int32), *(np.empty(n_rows, np.float32) for _ in range(5)))
+    dtypes = np.int32, np.uint16, *5 * (np.float32,)
+    result = Predictions(*(np.empty(n_rows, dtype) for dtype in dtypes))
 
     def work(item):
         first, block = item
@@ -73,6 +78,7 @@ def predict_all(scaler: Scaler, blocks, n_rows: int, threads: int) -> Prediction
         unit, background = prediction.unit, block["background"]
         return {
             "unique": unique_of(block, scaler.grid, scaler.voxels),
+            "experiment": block["experiment"].astype(np.int64) + first,
             "unit": unit,
             "added": prediction.gain * prediction.offset + unit * (prediction.profile - prediction.profile_at_voxel),
             "weight": 1 / scaler.errors.variance(prediction, background, block["background_variance"], s),
@@ -87,6 +93,19 @@ def predict_all(scaler: Scaler, blocks, n_rows: int, threads: int) -> Prediction
             getattr(result, name)[start:stop] = column
         start = stop
     return result
+
+
+def apply_levels(predictions: Predictions, factor: np.ndarray, profile: np.ndarray) -> None:
+    """Multiply the scales of sweeps in place; the isotropic part of the counts stays, as offset.
+
+    factor : (e,) float64; profile : (u,) float64, isotropic part at the unique voxels
+    """
+    for start in range(0, len(predictions.unique), _ROWS):
+        rows = slice(start, start + _ROWS)
+        unit, unique = predictions.unit[rows], predictions.unique[rows]
+        factors = factor[predictions.experiment[rows]]
+        predictions.added[rows] += np.where(unique >= 0, unit * (1 - factors) * profile[unique], 0.0)
+        predictions.unit[rows] *= factors
 
 
 def voxel_priors(scaler: Scaler) -> np.ndarray:

@@ -231,8 +231,8 @@ def sample_observations(
     )
 
 
-def blocks_of_voxels(grid: MapGrid, index: np.ndarray) -> np.ndarray:
-    """(m,) int64, number of the block of about BLOCK 1/Å along each axis that a voxel lies in.
+def blocks_of_voxels(grid: MapGrid, index: np.ndarray, least: int = 1) -> np.ndarray:
+    """(m,) int64, number of the block of about BLOCK 1/Å, or ``least`` voxels, along each axis that a voxel lies in.
 
     Blocks hold whole neighbourhoods of lattice points: what varies within a halo or between neighbouring halos of
     diffuse scattering is the same in a block.
@@ -240,5 +240,5 @@ def blocks_of_voxels(grid: MapGrid, index: np.ndarray) -> np.ndarray:
     index : (m, 3) integers on the subdivided lattice
     """
     edge = np.linalg.norm(grid.reciprocal_matrix, axis=0) / grid.subdivide  # 1/Å from voxel to voxel along each axis
-    block = np.floor(index / np.maximum(np.round(BLOCK / edge), 1)).astype(np.int64)
+    block = np.floor(index / np.maximum(np.round(BLOCK / edge), least)).astype(np.int64)
     return np.ravel_multi_index((block - block.min(axis=0)).T, np.ptp(block, axis=0) + 1)

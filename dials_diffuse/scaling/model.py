@@ -146,11 +146,14 @@ class ScaleModel:
     blocks : in the order of their parameters
     coefficients : (p,) float64
     reference : (p,) float64, those of P₀ in the place of P, zero elsewhere
+    levels : (e,) float64, factor of exp(B) of each sweep, with an offset that keeps the isotropic part of the counts,
+        see :mod:`dials_diffuse.scaling.levels`; None: 1
     """
 
     blocks: tuple
     coefficients: np.ndarray
     reference: np.ndarray
+    levels: np.ndarray | None = None
 
     def block(self, name: str) -> Block | None:
         return next((b for b in self.blocks if b.name == name), None)
@@ -192,6 +195,18 @@ class ScaleModel:
             result = np.einsum("nk,nk->n", harmonics, own[experiment])
         elif block is not None and len(result):
             evaluate_block(coordinates, block.offset(experiment), block.axes, block.limits, self.coefficients, result)
+        if name == "b" and self.levels is not None:
+            result += np.log(self.levels)[experiment]
+        return result
+
+    def offset(self, coordinates, experiment) -> np.ndarray:
+        """(n,) float64, what the crystal has no part in: P₀ C, and what goes with the levels of the sweeps."""
+        result, s = np.zeros(len(experiment)), coordinates[:, S]
+        if self.block("c"):
+            result += self.value("c", coordinates, experiment) * self.profile(s, True)
+        if self.levels is not None:
+            scale = np.exp(self.value("b", coordinates, experiment))
+            result += scale * (1 / self.levels[experiment] - 1) * self.profile(s)
         return result
 
     def smooth_anisotropic(self, data: Observations) -> np.ndarray:
@@ -214,7 +229,7 @@ class ScaleModel:
             scale=np.exp(value("b")),
             profile=self.profile(s),
             profile_at_voxel=self.profile(s_voxel),
-            offset=value("c") * self.profile(s, True) if self.block("c") else np.zeros(len(norm)),
+            offset=self.offset(coordinates, experiment),
         )
 
     def predict_observations(self, data: Observations) -> Prediction:

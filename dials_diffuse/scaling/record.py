@@ -42,12 +42,18 @@ def scaling_record(result: ScalingResult) -> dict:
         },
         "profile": _profile(model),
         "absolute_scale": _absolute(result.absolute) if result.absolute else None,
+        "levels": _levels(result),
         "sweeps": [_sweep(result, i) for i in range(len(result.experiments))],
         "modules": _modules(model),
         "residuals": [asdict(b) for b in result.batches],
         "suggested_exclude_images": [{"file": f, "exclude_images": text} for f, text in suggested_cuts(result).items()],
         "correlations": [list(row) for row in result.correlations],
     }
+
+
+def _levels(result: ScalingResult) -> dict | None:
+    levels = result.levels
+    return levels and {"factor": levels.factor, "esd": levels.esd, "n_voxels": levels.n_voxels}
 
 
 def suggested_cuts(result: ScalingResult) -> dict:
@@ -68,7 +74,8 @@ def curve_of_b(result: ScalingResult, number: int) -> tuple:
     x[:, S] = _s_range(model).mean()
     experiment = np.full(n, number)
     angles = layout.start[number] + x[:, T] * layout.width[number]
-    return angles, np.exp(model.value("b", x, experiment)), model.value("c", x, experiment)
+    c = model.offset(x, experiment) / model.profile(x[:, S], reference=True)
+    return angles, np.exp(model.value("b", x, experiment)), c
 
 
 def dials_scale_curve(result: ScalingResult, number: int) -> dict | None:
@@ -135,7 +142,7 @@ def _sweep(result: ScalingResult, number: int) -> dict:
         x = np.zeros((t.size, N_COORDINATES))
         x[:, T], x[:, S] = t.ravel(), s_grid.ravel()
         experiment = np.full(t.size, number)
-        offset = model.value("c", x, experiment) * model.profile(x[:, S], reference=True)
+        offset = model.offset(x, experiment)
         record["c"] = {"s": s, "offset": offset.reshape(t.shape)}
     for name in "ad":
         if model.block(name):

@@ -15,10 +15,11 @@ from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.observations import ARBITRARY, OBSERVATION_DTYPE, ObservationFile, write_observations
 from dials_diffuse.maps.voxels import Voxels, blocks_of_rows, check_distinct, common_grid, find_voxels
 from dials_diffuse.scaling.absolute import ELECTRONS, AbsoluteParameters, AbsoluteScale, absolute_scale
-from dials_diffuse.scaling.apply import Scaler, find_all_outliers, predict_all, voxel_priors, write_scaled
+from dials_diffuse.scaling.apply import Scaler, apply_levels, find_all_outliers, predict_all, voxel_priors, write_scaled
 from dials_diffuse.scaling.bragg import BraggColumns, read_bragg, scaled_bragg, start_from_bragg
 from dials_diffuse.scaling.data import COLUMNS, Layout, Observations, S, make_layout, sample_observations
 from dials_diffuse.scaling.errors import find_outliers
+from dials_diffuse.scaling.levels import Levels, find_levels
 from dials_diffuse.scaling.model import start_model
 from dials_diffuse.scaling.parameters import ScalingParameters
 from dials_diffuse.scaling.refine import Refinement, refine
@@ -39,6 +40,7 @@ class ScalingResult:
     grid : of all files together
     experiments : tuple of ExperimentSummary, in the order of the scaled file
     layout, refinement : the scale model
+    levels : Levels, how the ratio of the sweeps was found; None where there is but one, or none is uncertain
     n_observations, n_outliers, n_off_grid, n_sample : rows of all files, those left out, and those refined against
     batches : list of Batch, residuals by rotation
     correlations : (e, e) float64, anisotropic part of each experiment against each other; NaN without common voxels
@@ -53,6 +55,7 @@ class ScalingResult:
     experiments: tuple
     layout: Layout
     refinement: Refinement
+    levels: Levels | None
     n_observations: int
     n_outliers: int
     n_off_grid: int
@@ -138,6 +141,16 @@ def scale_observations(
             start = start_from_bragg(start_model(data, layout, parameters), layout, bragg)
         refinement = refine(data, layout, parameters, threads, progress, start)
         scaler = Scaler(grid, voxels, layout, refinement.model, refinement.errors)
+        predictions = predict_all(scaler, blocks(COLUMNS, "Finding outliers"), n_rows, threads)
+        n_off_grid = int(np.count_nonzero(predictions.unique < 0))
+        rejected = find_all_outliers(predictions, voxel_priors(scaler), parameters.outlier_n_sigma)
+        rejected |= predictions.unique < 0
+        levels = None
+        if len(experiments) > 1 and {"b", "c"} <= set(refinement.model.terms):
+            profile = refinement.model.profile(grid.s_magnitude(voxels.index))
+            levels = find_levels(predictions, rejected, profile, grid, voxels.index, len(experiments), parameters.seed)
+            apply_levels(predictions, levels.factor, profile)
+            refinement = replace(refinement, model=replace(refinement.model, levels=levels.factor))
         scale, notes = None, []
         if expectation is not None:
             try:
@@ -147,10 +160,6 @@ def scale_observations(
                 if absolute.required:
                     raise
                 notes = [f"intensities stay on an arbitrary scale: {error}"]
-        predictions = predict_all(scaler, blocks(COLUMNS, "Finding outliers"), n_rows, threads)
-        n_off_grid = int(np.count_nonzero(predictions.unique < 0))
-        rejected = find_all_outliers(predictions, voxel_priors(scaler), parameters.outlier_n_sigma)
-        rejected |= predictions.unique < 0
         logger.info("Saving the scaled observations to %s", path)
         provenance = replace(provenance, identifiers=tuple(e.identifier for e in experiments))
         units = ELECTRONS if scale else ARBITRARY
@@ -164,6 +173,7 @@ def scale_observations(
     )
     return replace(
         summary,
+        levels=levels,
         origins=tuple((file.path, i) for file in files for i in range(len(file.experiments))),
         absolute=scale,
         bragg=bragg if bragg_scales else None,
@@ -224,6 +234,7 @@ def _summary(grid, experiments, layout, refinement, data, parameters, n_rows, n_
         experiments=experiments,
         layout=layout,
         refinement=refinement,
+        levels=None,
         n_observations=n_rows,
         n_outliers=n_outliers,
         n_off_grid=n_off_grid,

@@ -1,0 +1,145 @@
+"""The ratio of the crystals from all observations, by what an offset cannot imitate: the anisotropic part.
+
+Scales of sweeps (b) and offsets (c) are told apart by the anisotropic part alone, which is often 1 % of the intensity.
+In the joint refinement small errors of the isotropic part and of the absorption, which are as large, decide with it.
+Here they do not: in blocks of voxels the mean of each sweep is taken off, so that only what varies from voxel to voxel
+counts, and the ratio is that of the largest likelihood with the intensities of the voxels integrated out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import minimize
+
+from dials_diffuse.kernels.scaling import orbit_sums
+from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.scaling.apply import Predictions
+from dials_diffuse.scaling.data import blocks_of_voxels
+
+#: voxels x sweeps that are used: more do not matter
+_MAX_ENTRIES = 2_000_000
+
+#: a block is at least so many voxels wide: its mean is taken off
+_BLOCK_WIDTH = 4
+
+#: shells in which the spread of the anisotropic part is found
+_N_SHELLS = 12
+
+#: expected error of the logarithm of a sweep's scale from the joint refinement
+_PRIOR = 0.1
+
+_FIRST_STEPS = 20
+_ROWS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Factors by which scales of sweeps change, the isotropic part of the counts staying as it is.
+
+    Attributes
+    ----------
+    factor : (e,) float64, geometric mean 1
+    esd : (e,) float64, of the logarithm
+    n_voxels : measured in two sweeps or more
+    """
+
+    factor: np.ndarray
+    esd: np.ndarray
+    n_voxels: int
+
+
+def find_levels(
+    predictions: Predictions,
+    rejected: np.ndarray,
+    profile: np.ndarray,
+    grid: MapGrid,
+    index: np.ndarray,
+    n_sweeps: int,
+    seed: int,
+) -> Levels:
+    """Compare the anisotropic part of all sweeps.
+
+    Parameters
+    ----------
+    rejected : (n,) bool
+    profile : (u,) float64, isotropic part at the unique voxels; index : (u, 3) int, where they are
+    """
+    block = np.unique(blocks_of_voxels(grid, index, _BLOCK_WIDTH), return_inverse=True)[1].reshape(-1)
+    share = _MAX_ENTRIES / (len(index) * n_sweeps)
+    used = np.random.default_rng(seed).random(block.max() + 1)[block] < share
+    voxel = np.where(used & (profile > 0), np.cumsum(used) - 1, -1)
+    sums = np.zeros((np.count_nonzero(used) * n_sweeps, 2))
+    for start in range(0, len(predictions.unique), _ROWS):
+        rows = slice(start, start + _ROWS)
+        unique = predictions.unique[rows]
+        row = np.where(unique >= 0, voxel[unique], -1)
+        row = np.where(row >= 0, row * n_sweeps + predictions.experiment[rows], -1)
+        orbit_sums(
+            row, predictions.weight[rows], predictions.residual[rows], predictions.unit[rows], rejected[rows], sums
+        )
+    sums = sums.reshape(-1, n_sweeps, 2)
+    common = np.count_nonzero(sums[..., 1] > 0, axis=1) > 1
+    sums, level, block = sums[common], profile[used][common], block[used][common]
+    if not len(level):
+        return Levels(np.ones(n_sweeps), np.full(n_sweeps, _PRIOR), 0)
+    weight = sums[..., 1] * level[:, None] ** 2
+    value = np.divide(sums[..., 0], sums[..., 1] * level[:, None], out=np.zeros(weight.shape), where=weight > 0)
+    value -= _means(value, weight, block)[block]
+    s = grid.s_magnitude(index[used][common])
+    shell = np.searchsorted(np.quantile(s, np.linspace(0, 1, _N_SHELLS + 1)[1:-1]), s)
+    return _most_likely(value, weight, shell)
+
+
+def _means(value, weight, block) -> np.ndarray:
+    """(b, e) weighted mean of each block and sweep."""
+    result = np.empty((block.max() + 1, value.shape[1]))
+    for e in range(value.shape[1]):
+        total = np.bincount(block, weight[:, e], minlength=len(result))
+        result[:, e] = np.bincount(block, weight[:, e] * value[:, e], minlength=len(result)) / total.clip(1e-300)
+    return result
+
+
+def minus_log_likelihood(x, value, weight, shell) -> tuple:
+    """Of measurements of voxels by several sweeps, and its gradient.
+
+    value[v, e] = g[e] j[v] + noise of variance 1 / weight[v, e], with j normal of variance t[shell[v]], integrated out,
+    and a normal prior on log g.
+
+    x : log g (e,), log t (k,); value, weight : (n, e) float64, weight 0 where not measured; shell : (n,) int
+    """
+    n_sweeps = value.shape[1]
+    g, spread = np.exp(x[:n_sweeps]), np.exp(x[n_sweeps:])[shell]
+    curvature = 1 / spread + weight @ g**2
+    mean = (weight * value) @ g / curvature
+    square = mean**2 + 1 / curvature
+    logs = np.sum(np.log(curvature * spread)) + np.sum((x[:n_sweeps] / _PRIOR) ** 2)
+    result = 0.5 * (np.sum(weight * value**2) - np.sum(mean**2 * curvature) + logs)
+    slope_g = g * (g * (square @ weight) - mean @ (weight * value)) + x[:n_sweeps] / _PRIOR**2
+    slope_t = 0.5 * np.bincount(shell, 1 - square / spread, minlength=len(x) - n_sweeps)
+    return result, np.concatenate([slope_g, slope_t])
+
+
+def _most_likely(value, weight, shell) -> Levels:
+    n_sweeps = value.shape[1]
+    spread = np.bincount(shell, np.sum(weight * value**2, axis=1)) / np.bincount(shell, weight.sum(axis=1))
+    factor, spread = np.ones(n_sweeps), spread / 2
+    for _ in range(_FIRST_STEPS):  # expectation maximisation: slow, but never goes astray
+        curvature = 1 / spread[shell] + weight @ factor**2
+        mean = (weight * value) @ factor / curvature
+        square = mean**2 + 1 / curvature
+        factor = (mean @ (weight * value)) / (square @ weight)
+        factor = np.where(factor > 0, factor, 1.0)
+        spread = np.bincount(shell, square) / np.bincount(shell)
+    start = np.concatenate([np.log(factor) - np.log(factor).mean(), np.log(spread) + 2 * np.log(factor).mean()])
+    arguments = value, weight, shell
+    near = list(zip(start - 1, start + 1))
+    x = minimize(minus_log_likelihood, start, arguments, "L-BFGS-B", jac=True, bounds=near).x
+    steps = 1e-3 * np.eye(len(x))
+    slopes = [minus_log_likelihood(x + d, *arguments)[1] - minus_log_likelihood(x - d, *arguments)[1] for d in steps]
+    hessian = np.array(slopes) / 2e-3
+    covariance = np.linalg.inv((hessian + hessian.T) / 2)[:n_sweeps, :n_sweeps]
+    centre = np.eye(n_sweeps) - 1 / n_sweeps  # the overall scale is free: geometric mean 1
+    esd = np.sqrt(np.diag(centre @ covariance @ centre))
+    return Levels(np.exp(centre @ x[:n_sweeps]), esd, len(value))
