@@ -274,6 +274,19 @@ def test_too_few_reflections_are_no_error_unless_a_scale_was_asked_for(closed, t
             assert any("arbitrary scale: 50 Bragg reflections" in w for w in result.warnings)
 
 
+def test_contents_that_do_not_fit_are_no_error_unless_a_scale_was_asked_for(closed, tmp_path):
+    folder = closed[0]
+
+    def expectation(grid):
+        raise DiffuseError("400 copies do not fit the cell")
+
+    parameters = ScalingParameters(terms=(), max_observations=5000)
+    arguments = ([folder / "n.h5"], parameters, tmp_path / "s.h5", PROVENANCE, 1)
+    assert scale_observations(*arguments, absolute=AbsoluteParameters(expectation)).absolute is None
+    with pytest.raises(DiffuseError, match="400 copies"):
+        scale_observations(*arguments, absolute=AbsoluteParameters(expectation, required=True))
+
+
 @pytest.fixture(scope="module")
 def spots(tmp_path_factory):
     """Bragg spots and nothing else, on a sensor so thin that there is no parallax, which solid angles leave out."""

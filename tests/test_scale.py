@@ -33,7 +33,7 @@ from dials_diffuse.scaling.data import (
 )
 from dials_diffuse.scaling.errors import first_error_model, reject, weigh
 from dials_diffuse.scaling.levels import find_levels, minus_log_likelihood
-from dials_diffuse.scaling.model import start_model
+from dials_diffuse.scaling.model import MAX_PARAMETERS, MAX_PARAMETERS_B, MAX_PARAMETERS_C, start_model
 from dials_diffuse.scaling.normal import chi2, normal_equations
 from dials_diffuse.scaling.parameters import ScalingParameters
 from dials_diffuse.scaling.patterns import absorption, absorption_functions, harmonics, symmetric_patterns
@@ -201,6 +201,17 @@ def test_normal_matrix_from_rows_that_share_parameters():
             whole = np.triu(matrix) + np.tril(matrix, -1).T
             np.testing.assert_allclose(whole, np.triu(dense.T @ (weight[:, None] * dense)), atol=1e-12)
             np.testing.assert_allclose(vector, dense.T @ (weight * residual), atol=1e-12)
+
+
+def test_many_sweeps_have_fewer_nodes_each(tmp_path):
+    data, _ = read_sample(write(tmp_path / "a.h5", make_rows(np.random.default_rng(2), copies=1)))
+    layout = make_layout(60 * [replace(EXPERIMENTS[0], image_range=(1, 360))], GRID)
+    sizes = {}
+    for form in ("spline", "harmonics"):
+        model = start_model(data, layout, ScalingParameters(form_a=form))
+        sizes |= {b.name: b.size * b.n_sets for b in model.blocks}
+    assert sizes["b"] <= MAX_PARAMETERS_B and sizes["c"] <= MAX_PARAMETERS_C + 60 * 3 * 6
+    assert sizes["a"] <= max(MAX_PARAMETERS, 60 * 3**3)
 
 
 def test_overall_scale_is_fixed_and_changes_nothing(tmp_path):

@@ -283,7 +283,7 @@ def start_model(data: Observations, layout: Layout, parameters: ScalingParameter
     while True:
         along = {name: max(3, math.ceil(turn / angle) + 2) for name, angle in _angles(parameters, angle_a).items()}
         size_a = along["a"] * nodes_a**2 * n_experiments
-        if "a" not in terms or size_a <= MAX_PARAMETERS or nodes_a == 3:
+        if "a" not in terms or size_a <= MAX_PARAMETERS or (nodes_a == 3 and along["a"] == 3):
             break
         if along["a"] > nodes_a:
             angle_a *= 1.25
