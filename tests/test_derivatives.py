@@ -22,6 +22,7 @@ from dials_diffuse.models.lorentzian import lorentzian, lorentzian_derivatives
 from dials_diffuse.models.prepared import prepare
 from dials_diffuse.models.voxel_convolution import VoxelConvolution
 from dials_diffuse.structure.factors import form_factors
+from dials_diffuse.structure.tls import TlsGroup
 from dials_diffuse.structure.transform import s_squared
 
 G = (3.0, 4.0, 5.0, 0.5, -0.4, 0.3)
@@ -476,6 +477,8 @@ def test_bad_group_covariances_are_refused():
         lambda s: LiquidLikeMotions(V=V, G=G, local_form_factor=True, incoherent=False),
         lambda s: LiquidLikeMotions(sigma=0.2, gamma=20.0, orders=1, confined_to="molecule"),
         lambda s: Ensemble(members(s), weights=(1, 2, 3, 2), soft=True),
+        lambda s: Ensemble(members(s), body="cell", soft=True),
+        lambda s: RigidBody(body="tls", tls=(TlsGroup(T=V, L=(4.0, 3.0, 5.0, 0, 0, 0)),), soft=True),
         lambda s: Covariance(sigma=0.2, gamma=4.0, engine="pair_sum"),
     ],
 )
@@ -493,4 +496,4 @@ def test_intensity_at_any_points_is_that_of_the_map(make, special):
 def test_models_that_need_a_grid_say_so():
     structure = random_structure()
     with pytest.raises(DiffuseError, match="computed on grids only"):
-        Ensemble(members(structure), body="cell").intensity_at(structure, np.zeros((1, 3)))
+        Ensemble(members(structure), supercell=(2, 1, 1)).intensity_at(structure, np.zeros((1, 3)))

@@ -11,7 +11,7 @@ from builders import all_voxels, small_grid
 from structures import random_structure
 
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.fitting.agreement import correlation, shell_residual
+from dials_diffuse.fitting.agreement import correlation, shell_residual, statistics
 from dials_diffuse.fitting.data import SIGMA_FLOOR, Selection, free_voxels, select, unique_blocks
 from dials_diffuse.fitting.displacements import compare_displacements
 from dials_diffuse.fitting.fit import Candidate, FitOptions, best_fit, fit_models
@@ -414,6 +414,29 @@ def test_agreement_by_hand(structure, voxels):
     assert abs(shell_residual(np.exp(data.s), data.s)).max() < 0.2 and residual.mean() == pytest.approx(0, abs=1e-9)
 
 
+def test_free_voxels_agree_with_the_truth_as_well_as_the_others():
+    """Of a model that is the truth, and was not fitted: shells with few free voxels take nothing from their signal."""
+    grid = small_grid("P 41", (40.0, 40.0, 50.0, 90, 90, 90), (1, 1, 1), 2.5)
+    index = np.concatenate(list(possible_voxels(grid)))
+    index = index[grid.s_magnitude(index) > 0.1]
+    s, points = grid.s_magnitude(index), index @ grid.reciprocal_matrix.T
+    ones = np.ones(len(s))
+    data = select(DiffuseMap(grid, True, index, ones, ones, ones.astype(int)), Selection(bragg=True))
+    rng = np.random.default_rng(0)
+    differences = []
+    for trial in range(80):
+        # varies within about 0.03 1/Å, half a block of free voxels
+        waves = points @ (12 * rng.normal(size=(3, 60))) + rng.uniform(size=60)
+        truth = np.cos(2 * np.pi * waves).sum(axis=1) / 5 * np.exp(-2 * s) + 20 * np.exp(-4 * s)
+        free = free_voxels(grid, index, True, 0.2, seed=trial)
+        noisy = replace(data, intensity=truth + 0.8 * rng.normal(size=len(s)), free=free)
+        found = statistics(noisy, truth, ones, 0, 4)
+        assert found["cc_anisotropic"] == pytest.approx(0.6, abs=0.2)
+        differences.append(found["free"]["cc_anisotropic"] - found["cc_anisotropic"])
+    error = np.std(differences) / np.sqrt(len(differences))
+    assert error < 0.006 and abs(np.mean(differences)) < 3 * error
+
+
 def test_displacements_are_compared_with_the_atoms(structure):
     lowest = structure.u_iso.min()
     (below,) = compare_displacements(LiquidLikeMotions(sigma=0.99 * np.sqrt(lowest), gamma=5.0), structure)
@@ -425,6 +448,16 @@ def test_displacements_are_compared_with_the_atoms(structure):
     )
     (network,) = compare_displacements(Covariance(kernel="elastic_network"), structure)
     assert np.isfinite(network.correlation)
+    bodies = RigidBody(sigma=(0.2, 0.3), body="selection", selections=("element C", "not element C"))
+    (each,) = compare_displacements(bodies, structure)
+    carbon = np.array([element == "C" for element in structure.element])
+    assert each.u_model == pytest.approx(np.mean(np.where(carbon, 0.04, 0.09)))
+    both = LiquidLikeMotions(sigma=0.35, gamma=5.0), RigidBody(sigma=0.3)
+    llm, body, total = compare_displacements(both, structure)
+    assert (llm.model, body.model, total.model) == ("llm", "rigid_body", "llm+rigid_body")
+    assert total.u_model == pytest.approx(llm.u_model + body.u_model)
+    assert total.u_model == pytest.approx(0.35**2 + 0.3**2)
+    assert llm.n_exceeded == body.n_exceeded == 0 < total.n_exceeded
 
 
 # --- settings

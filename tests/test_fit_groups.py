@@ -1,10 +1,9 @@
-"""The covariance of all pairs of groups: gradient by differences, found again, held by its prior."""
+"""The covariance of all pairs of groups in a map: found again, held by its prior, as one of several models."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.optimize import check_grad
 from scipy.spatial.distance import cdist
 from structures import random_structure
 from test_fit import noisy_map
@@ -12,8 +11,7 @@ from test_fit import noisy_map
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.fitting.data import Selection, select
 from dials_diffuse.fitting.fit import Candidate, FitOptions, fit_models
-from dials_diffuse.fitting.groups import _Objective, fit_groups
-from dials_diffuse.fitting.linear import Background, Projection
+from dials_diffuse.fitting.groups import fit_groups, sampled_rows
 from dials_diffuse.fitting.pairs import fit_all_pairs
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import possible_voxels
@@ -38,26 +36,6 @@ def case():
     prior = 0.15 * np.exp(-distance / 4)
     mode = 0.25 * np.random.default_rng(3).normal(size=6)
     return structure, grid, index, groups, prior, 0.1 * np.exp(-distance / 4) + np.outer(mode, mode)
-
-
-@pytest.mark.parametrize("scale", [None, 0.02])
-def test_gradient_by_the_root(case, scale):
-    _, grid, index, groups, prior, truth = case
-    data = select(noisy_map(grid, index, groups.intensity(truth), 0.3), Selection(bragg=True, free_fraction=0.2))
-    work = ~data.free
-    background = Background(data.s, 6)
-    projection = Projection(data.intensity[work], 1 / data.sigma[work] ** 2, background.at(work), scale)
-    objective = _Objective(groups, projection, data.sigma, work, prior)
-    x = np.linalg.cholesky(prior)[objective.triangle] * np.random.default_rng(1).uniform(0.8, 1.2, 21)
-    for strength in (0.0, 0.7):
-        gradient = objective(x, strength)[1]
-        error = check_grad(
-            lambda y, strength=strength: objective(y, strength)[0],
-            lambda y, strength=strength: objective(y, strength)[1],
-            x,
-            epsilon=1e-6,
-        )
-        assert error < 1e-4 * np.linalg.norm(gradient)
 
 
 @pytest.mark.parametrize("adp", ["held", "free"])
@@ -109,7 +87,47 @@ def test_all_pairs_beside_a_kernel(case):
     pairs = fit_all_pairs(data, kernel, structure, options, (0.1, 0.001))
     assert pairs.statistics["free"]["cc_anisotropic"] > kernel.statistics["free"]["cc_anisotropic"] + 0.01
     assert pairs.statistics["free"]["chi2"] < kernel.statistics["free"]["chi2"]
-    assert pairs.criteria["n_parameters"] == 21 + 11
+    # of 21 covariances those that the prior leaves to the data count as parameters, besides scale and background
+    assert pairs.criteria["n_parameters"] == round(pairs.pairs.freedom.n_effective) + 11
+    assert 5 < pairs.pairs.freedom.n_effective < 21
     volume = pairs.model.intensity(structure, data.grid).reshape(-1)[data.grid.key(data.index)]
     np.testing.assert_allclose(volume, pairs.intensity, atol=1e-5 * pairs.intensity.max())
     np.testing.assert_allclose(pairs.fitted, pairs.scale.value * pairs.intensity + pairs.background)
+
+
+def test_tensors_beside_a_kernel(case):
+    """With V in the kernel the covariances of all pairs are tensors; anisotropic motion is found with them alone."""
+    structure, grid, index, _, prior, _ = case
+    truth = 0.6 * prior[:, :, None, None] * np.diag([1.8, 0.9, 0.3])
+    mode = 0.2 * np.random.default_rng(4).normal(size=(6, 3))
+    truth = truth + np.einsum("ai,bj->abij", mode, mode)
+    s = (index / 3) @ grid.reciprocal_matrix.T
+    clean = Covariance(kernel="free", matrix=truth).intensity_at(structure, s)
+    data = select(noisy_map(grid, index, clean, 0.02 * 0.02 * clean.std()), Selection(bragg=True, free_fraction=0.2))
+    options = FitOptions(profile=False, starts=1)
+    found = {}
+    for model in (Covariance(sigma=0.3, gamma=5.0), Covariance(V=(0.09, 0.09, 0.09, 0, 0, 0), gamma=5.0)):
+        prepared = prepare(model, structure, data.grid, data.index)
+        start = Candidate("covariance", prepared, np.array([p.value for p in prepared.parameters]))
+        (kernel,) = fit_models(data, [start], options)
+        found[model.V is None] = fit_all_pairs(data, kernel, structure, options, (0.01, 0.001), max_iterations=100)
+    numbers, tensors = found[True], found[False]
+    assert tensors.pairs.covariance.shape == (6, 6, 3, 3) and tensors.pairs.freedom is None
+    assert tensors.statistics["free"]["cc_anisotropic"] > numbers.statistics["free"]["cc_anisotropic"] + 0.01
+    assert tensors.criteria["n_parameters"] == 6 * 21 + 11
+    flat = tensors.model.matrix
+    assert flat.shape == (18, 18) and np.linalg.eigvalsh(flat)[0] > -1e-9
+    volume = tensors.model.intensity(structure, data.grid).reshape(-1)[data.grid.key(data.index)]
+    np.testing.assert_allclose(volume, tensors.intensity, atol=1e-4 * tensors.intensity.max())
+    with pytest.raises(DiffuseError, match=r"pairs\.minimiser=newton"):
+        fit_all_pairs(data, kernel, structure, options, (0.01,), "newton")
+
+
+def test_sampled_rows():
+    free = np.zeros(50_000, dtype=bool)
+    free[::10] = True
+    assert sampled_rows(free[:8000], 20) is None
+    assert sampled_rows(free, 20) is None  # few enough for the second derivatives of all voxels
+    rows = sampled_rows(free, 50)
+    assert len(rows) == 10_000 and not free[rows].any() and np.all(np.diff(rows) > 0)
+    assert len(sampled_rows(free, 100)) == 2 * 5050

@@ -78,7 +78,7 @@ def test_fit_and_compare(pdb):
     """The model in the data is found, with its parameters, in the setting that is not that of the map."""
     data_from(LiquidLikeMotions(sigma=0.3, gamma=6.0, adp="overall"), setting=1)
     given = [MAP, pdb, "model=llm/overall,rigid_body,llm/overall+rigid_body", "free_fraction=0.1", "d_max=10"]
-    run([*given, "statistics.n_shells=4", "starts=1"])
+    run([*given, "statistics.n_shells=4", "starts=1", "voxels=centre"])
     assert {p.name for p in Path().iterdir()} == {pdb, MAP, *OUTPUTS}
     content = json.loads(Path("diffuse_fit.json").read_text())
     assert content["schema"] == "dials.diffuse_fit/1" and content["version"] == dials_diffuse.__version__
@@ -115,7 +115,8 @@ def test_fit_and_compare(pdb):
 def test_start_values_and_tensors(pdb):
     """What is given of a model is where its fit starts; words after its name choose, /V makes a tensor."""
     data_from(RigidBody(V=(0.12, 0.08, 0.15, 0.02, 0.0, 0.0)), noise=0.1)
-    run([MAP, pdb, "model=rigid_body/V", "rigid_body.sigma=0.3", "starts=1", "output.png=None", "output.json=a.json"])
+    words = ["rigid_body.sigma=0.3", "starts=1", "voxels=centre", "output.png=None", "output.json=a.json"]
+    run([MAP, pdb, "model=rigid_body/V", *words])
     (model,) = json.loads(Path("a.json").read_text())["models"]
     truth = {"V11": 0.12, "V22": 0.08, "V33": 0.15, "V12": 0.02, "V13": 0.0, "V23": 0.0}
     assert set(model["parameters"]) == set(truth)
@@ -130,14 +131,40 @@ def test_bodies_and_pairs(pdb):
     halves = ["rigid_body.selection=element C", "rigid_body.selection=not element C", "rigid_body.sigma=0.25"]
     data_from(RigidBody(sigma=(0.2, 0.35), body="selection", selections=("element C", "not element C")), noise=0.1)
     models = "model=rigid_body/selection/each,covariance/atom/pairs"
-    run([MAP, pdb, models, *halves, "covariance.gamma=3", "profile=False", "pairs.strength=0.1,0.01"])
+    words = ["covariance.gamma=3", "profile=False", "pairs.strength=0.1,0.01", "background.n_terms=10"]
+    run([MAP, pdb, models, *halves, *words, "voxels=centre"])
     bodies, kernel, pairs = json.loads(Path("diffuse_fit.json").read_text())["models"]
     for name, truth in (("sigma_1", 0.2), ("sigma_2", 0.35)):
         assert abs(bodies["parameters"][name]["value"] - truth) < 4 * bodies["parameters"][name]["esd"] < 0.1
     assert (kernel["model"], pairs["model"]) == ("covariance/atom", "covariance/atom/pairs")
-    assert pairs["n_parameters"] == 21 + 11 and pairs["parameters"] == {}
+    assert pairs["n_parameters"] == round(pairs["pairs"]["n_effective"]) + 11 <= 21 + 11 and pairs["parameters"] == {}
+    assert [trial["strength"] for trial in pairs["pairs"]["trials"]] == [0.1, 0.01]
+    assert len(pairs["pairs"]["errors"]) == 21 >= pairs["pairs"]["n_determined"]
+    errors = np.load("diffuse_fit_covariance_esd.npy", allow_pickle=False)
+    assert errors.shape == (6, 6) and np.all(errors >= 0)
+    assert "covariances come from the data" in Path("dials.diffuse_fit.log").read_text()
     covariance = np.load("diffuse_fit_covariance.npy", allow_pickle=False)
     assert covariance.shape == (6, 6) and np.linalg.eigvalsh(covariance)[0] > -1e-9
+    assert Path("diffuse_fit_covariance.png").stat().st_size > 1000
+
+
+def test_tensors_of_pairs_and_a_robust_loss(pdb):
+    data_from(RigidBody(V=(0.12, 0.08, 0.15, 0.0, 0.0, 0.0)), noise=0.1)
+    data = read_map(MAP)
+    spoilt = data.intensity.copy()
+    spoilt[::100] += 100
+    write_map(MAP, replace(data, intensity=spoilt, half_a=None, half_b=None), Provenance("test", "", ""))
+    found = {}
+    for loss in ("squares", "cauchy"):
+        models = f"model=rigid_body{',covariance/atom/pairs/V' if loss == 'cauchy' else ''}"
+        run([MAP, pdb, models, f"loss={loss}", "pairs.strength=0.1", "pairs.max_iterations=20", "output.png=None"])
+        found[loss] = json.loads(Path("diffuse_fit.json").read_text())["models"]
+    esd = [found[loss][0]["parameters"]["sigma"]["esd"] for loss in ("squares", "cauchy")]
+    assert esd[1] < 0.2 * esd[0]
+    assert [m["model"] for m in found["cauchy"]] == ["rigid_body", "covariance/atom/V", "covariance/atom/pairs/V"]
+    covariance = np.load("diffuse_fit_covariance.npy", allow_pickle=False)
+    assert covariance.shape == (18, 18) and np.linalg.eigvalsh(covariance)[0] > -1e-9
+    assert not Path("diffuse_fit_covariance_esd.npy").exists()
     assert Path("diffuse_fit_covariance.png").stat().st_size > 1000
 
 
@@ -160,6 +187,16 @@ def test_weights_of_an_ensemble(pdb, atoms):
     for name, truth in (("weight_2", 0.3), ("weight_3", 0.2)):
         assert abs(ensemble["parameters"][name]["value"] - truth) < 4 * ensemble["parameters"][name]["esd"] < 0.1
     assert nothing["parameters"] == {} and nothing["statistics"]["cc_anisotropic"] < 0.5
+
+
+def test_pairs_beside_given_modes(pdb):
+    """The prior may come from modes in a file, too: one for all atoms."""
+    data_from(RigidBody(sigma=0.3), noise=0.1)
+    np.save("modes.npy", np.full((1, 6), 0.25))
+    words = ["model=covariance/free/pairs", "covariance.modes=modes.npy", "covariance.groups=atom", "output.png=None"]
+    run([MAP, pdb, *words, "pairs.strength=0.01"])
+    kernel, pairs = json.loads(Path("diffuse_fit.json").read_text())["models"]
+    assert kernel["parameters"] == {} and pairs["statistics"]["chi2"] <= kernel["statistics"]["chi2"] * 1.01
 
 
 def test_absolute_scale(pdb, capsys):
@@ -186,6 +223,9 @@ def test_mistakes(pdb, capsys, caplog):
         ([MAP, pdb, "model=llm,llm"], 2, "a model is given twice"),
         ([MAP, pdb, "model=llm+covariance/pairs"], 2, "one model of all pairs can be fitted, and not in a sum"),
         ([MAP, pdb, "model=llm/V", "llm.gamma=-1"], 2, "gamma"),
+        ([MAP, pdb, "model=covariance/pairs", "pairs.strength=None"], 2, "pairs.strength=None"),
+        ([MAP, pdb, "model=covariance/pairs", "free_fraction=0"], 2, "free voxels choose one"),
+        ([MAP, pdb, "model=covariance/pairs/V", "pairs.minimiser=newton", "pairs.strength=1"], 1, "use lbfgs"),
         ([MAP, pdb, "free_fraction=0.7"], 2, "free_fraction"),
         ([MAP, pdb, "d_min=1.5"], 1, "the map ends at 2.5"),
         ([MAP, pdb, "d_max=2.51", "d_min=2.5"], 1, "too few to fit"),

@@ -202,6 +202,20 @@ def test_error_of_the_chebyshev_engine_is_bounded():
     assert chebyshev_form(square, a, v, 1e-5)[0] == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-4, 1e-6])
+def test_bound_holds_for_each_pair(tolerance):
+    """Of two atoms, beside one that does not scatter and whose covariance is the largest."""
+    rng = np.random.default_rng(0)
+    a = np.tile(np.array([1.0, 1.0, 0.0], dtype=complex), (400, 1))
+    for _ in range(100):
+        v = np.diag([0.0, 0.0, rng.uniform(0.05, 1.0)])
+        v[0, 1] = v[1, 0] = shared = rng.uniform(-1, 1) * v[2, 2]
+        x = np.sort(rng.uniform(0, rng.uniform(1, 20), 400))
+        error = np.abs(chebyshev_form(x, a, v, tolerance) - 2 * np.expm1(x * shared))
+        growth = np.exp(x * max(shared, 0.0))
+        assert np.all(error <= 2 * tolerance * x * abs(shared) * growth + 1e-12 * growth[-1])
+
+
 @pytest.mark.parametrize("m", [1, 2, 37])
 def test_chebyshev_engine_of_few_points(m):
     rng = np.random.default_rng(4)
@@ -511,6 +525,9 @@ def test_groups_of_atoms():
     }
     for groups, labels in expected.items():
         assert group_labels(structure, groups).tolist() == labels
+    # beyond 9999 PDB files count in letters
+    long = replace(structure, residue=np.array(["9998 ", "9999 ", "A000 ", "A001 ", "A009 ", "    A"]))
+    assert group_labels(long, "segment").tolist() == [0, 0, 0, 0, 1, 2]
     chosen = group_labels(structure, "selection", ("chain B", "chain A and resseq 1:2", "resseq 7"))
     assert chosen.tolist() == [1, 1, 1, 2, 0, 0]
     centres = group_centres(structure, chosen)

@@ -68,6 +68,7 @@ def test_variance_of_structure_factors(body, soft, weights):
         expected += sum(w * at(Uncorrelated().intensity(m, grid), grid, index) for w, m in zip(p, members))
     model = Ensemble(members, weights=weights, body=body, soft=soft)
     close(at(model.intensity(members[0], grid), grid, index), expected, 1e-3)
+    close(model.intensity_at(members[0], vectors(members[0], grid, index)), expected, 1e-6)
 
 
 def test_few_members_are_right_on_average():

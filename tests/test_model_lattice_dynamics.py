@@ -17,10 +17,10 @@ from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import laue_operators
 from dials_diffuse.models import LatticeDynamics, Uncorrelated
-from dials_diffuse.models.lattice import rigid_motions
 from dials_diffuse.models.lattice_dynamics import mesh_of_waves, symmetric_waves
 from dials_diffuse.models.prepared import prepare
 from dials_diffuse.structure.factors import form_factors
+from dials_diffuse.structure.tls import rigid_motions
 
 CUTOFF = 8.7
 SMALL = (7.0, 7.5, 8.0, 80.0, 95.0, 107.0)

@@ -224,6 +224,41 @@ def test_bad_input(pdb, capsys):
     assert not Path("diffuse_model.nxs").exists()
 
 
+@pytest.mark.parametrize(
+    "other", ["llm.orders=2", "covariance.network.cutoff=5", "rigid_body.selection=chain A", "ensemble.soft=True"]
+)
+def test_parameters_of_other_models_are_not_ignored(pdb, capsys, other):
+    name = other.split("=")[0]
+    assert f"{name} is given, but model=uncorrelated" in fails([pdb, "model=uncorrelated", other], 2, capsys)
+
+
+def test_bad_rotations(pdb, capsys):
+    tls = [pdb, "model=rigid_body", "rigid_body.body=tls"]
+    assert "none.pdb: no such file" in fails([*tls, "rigid_body.tls.file=none.pdb"], 1, capsys)
+    assert "tls.T is given without" in fails([*tls, "rigid_body.tls.T=0.1,0.1,0.1,0,0,0"], 2, capsys)
+    assert "tls.origin is given without" in fails([*tls, "rigid_body.tls.origin=1,2,3"], 2, capsys)
+    given = [*tls, "rigid_body.tls.L=1,1,1,0,0,0", "rigid_body.selection=chain A"]
+    assert "leave out rigid_body.sigma, rigid_body.V and rigid_body.selection" in fails(given, 1, capsys)
+    other = [pdb, "model=rigid_body", "rigid_body.sigma=0.2", "rigid_body.tls.T=0.1,0.1,0.1,0,0,0"]
+    assert "tls.T is given, but rigid_body.body=asu" in fails(other, 2, capsys)
+
+
+def test_memory_of_a_control_group(pdb, capsys, monkeypatch):
+    Path("memory.max").write_text("100000\n")
+    monkeypatch.setattr(compute, "_MEMORY_LIMIT", Path("memory.max"))
+    assert "there are 0.0 GB; choose a smaller grid.subdivide" in fails([pdb], 1, capsys)
+    block = [pdb, "model=covariance", "covariance.supercell=1,1,2", "d_min=8"]
+    assert "or a smaller supercell" in fails(block, 1, capsys)
+    Path("memory.max").write_text("max\n")
+    run([pdb, "d_min=8", "model=uncorrelated", "output.png=None"])
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "ensemble"])
+def test_a_map_of_the_origin_alone(pdb, name):
+    run([pdb, f"model={name}", "d_min=100", "grid.subdivide=1,1,1", "output.png=None"])
+    assert len(read_map("diffuse_model.nxs").index) == 1
+
+
 def test_grid_that_does_not_fit_into_memory(pdb, capsys, monkeypatch):
     monkeypatch.setattr(compute.os, "sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 20)
     assert "choose a smaller grid.subdivide" in fails([pdb], 1, capsys)

@@ -55,6 +55,12 @@ selection = None
 {MODEL_PHIL}
 """
     + """
+scattering_table = *wk1995 it1992 electron
+  .type = choice
+  .help = "Form factors: of X-rays, by Waasmaier & Kirfel 1995 or the International Tables 1992, or of electrons."
+wavelength = None
+  .type = float(value_min=0.1)
+  .help = "Of X-rays, in Angstrom: add the f', f'' of Sasaki's tables to the form factors. Default: leave them out."
 statistics.n_shells = 10
   .type = int(value_min=1)
   .help = "Resolution shells of the comparison with the map."
@@ -82,7 +88,7 @@ output {
 def main(params, files, provenance) -> None:
     """Compute the model of ``params`` for the structure in ``files`` and write what ``params.output`` asks for."""
     coordinates, map_path = sort_files(files, params.map)
-    model = model_from_phil(params, coordinates)
+    model = replace(model_from_phil(params, coordinates), table=params.scattering_table)
     data = None if map_path is None else read_map(map_path)
     if isinstance(model, Ensemble):
         model = model if params.selection is None else model.select(params.selection)
@@ -96,7 +102,7 @@ def main(params, files, provenance) -> None:
     grid = grid_from_phil(params, data, structure)
     record = model_record(params.model, model)
     logger.info("Model: %s", ", ".join(f"{key}={value}" for key, value in record.items() if value not in (None, ())))
-    result = model_map(model, structure, grid, friedel=data is None or data.friedel)
+    result = model_map(model, structure, grid, data is None or data.friedel, params.wavelength)
     comparison = None
     if data is not None:
         s = grid.s_magnitude(result.index)

@@ -6,6 +6,7 @@ from dataclasses import asdict, fields, is_dataclass
 from zipfile import BadZipFile
 
 import numpy as np
+from libtbx.phil import parse
 
 from dials_diffuse.errors import CommandLineError, DiffuseError
 from dials_diffuse.models import MODELS
@@ -150,7 +151,8 @@ covariance {
             "covariance (few groups, or few modes), or the Patterson function."
   tolerance = 1e-6
     .type = float(value_min=1e-14)
-    .help = "Relative error that the engines chebyshev and low_rank may make in a pair's term."
+    .help = "What the engines chebyshev and low_rank may leave out: a fraction of a pair's term, and of the term of the"
+            "group that moves most."
   network {
     type = *gaussian anisotropic
       .type = choice
@@ -219,8 +221,8 @@ lattice_dynamics {
 #: parameter -> the one that may be given instead, and its default if neither is
 _DEFAULTS = {"sigma": ("V", 0.3), "gamma": ("G", 10.0)}
 
-#: parameters that nobody gives without meaning the model they belong to
-_TELLING = ("sigma", "V", "gamma", "G", "file", "modes", "trajectory")
+#: what the scopes hold if nothing is given
+_UNCHANGED = parse(MODEL_PHIL).extract()
 
 
 def model_from_phil(params, coordinates=None):
@@ -240,8 +242,7 @@ def model_from_phil(params, coordinates=None):
     if params.model is None:
         raise CommandLineError(f"model=None: choose from {', '.join(MODELS)}")
     for name in MODELS:
-        scope = getattr(params, name, None)
-        given = [key for key in _TELLING if getattr(scope, key, None) is not None]
+        given = _given(getattr(params, name, None), getattr(_UNCHANGED, name, None))
         if given and name != params.model:
             raise CommandLineError(
                 f"{name}.{given[0]} is given, but model={params.model}; say model={name}, or leave it out"
@@ -273,6 +274,25 @@ def model_from_phil(params, coordinates=None):
     return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
 
 
+def _given(scope, unchanged) -> list:
+    """Parameters of a scope that differ from their defaults."""
+    found = []
+    for key, default in vars(unchanged).items() if unchanged is not None and scope is not None else ():
+        if key.startswith("__"):
+            continue
+        value = getattr(scope, key, default)
+        if hasattr(default, "__phil_path__"):
+            found += [f"{key}.{inner}" for inner in _given(value, default)]
+        elif _without_none(value) != _without_none(default):
+            found.append(key)
+    return found
+
+
+def _without_none(value):
+    """What may be given several times is a list with None if it was not."""
+    return [x for x in value if x is not None] if isinstance(value, list) else value
+
+
 def _displacements(scope) -> dict:
     """One sigma or V as such, several as a tuple with one for each body."""
     sigma, six = scope.sigma, scope.V
@@ -291,7 +311,7 @@ def _displacements(scope) -> dict:
 def _tls_groups(scope, coordinates) -> tuple:
     tls = scope.tls
     if scope.body != "tls":
-        given = [key for key in ("file", "L", "origin") if getattr(tls, key) is not None]
+        given = [key for key in ("file", "L", "origin") if getattr(tls, key) is not None] + _motions(tls)
         if given:
             raise CommandLineError(
                 f"rigid_body.tls.{given[0]} is given, but rigid_body.body={scope.body}; say body=tls"
@@ -301,6 +321,8 @@ def _tls_groups(scope, coordinates) -> tuple:
     if tls.L is None:
         if path is None:
             raise CommandLineError("rigid_body.body=tls: give rigid_body.tls.file, a PDB file, or rigid_body.tls.L")
+        for key in _motions(tls) or (["origin"] if tls.origin is not None else []):
+            raise CommandLineError(f"rigid_body.tls.{key} is given without rigid_body.tls.L; give both, or a file only")
         return load_tls(path)
     if tls.file is not None:
         raise CommandLineError("rigid_body.tls.file and rigid_body.tls.L are given; leave one of them out")
@@ -310,6 +332,11 @@ def _tls_groups(scope, coordinates) -> tuple:
             raise CommandLineError("rigid_body.tls.L needs rigid_body.tls.origin")
         origin = load_structure(path).site_cart.mean(axis=0)
     return (TlsGroup(tuple(tls.T), tuple(tls.L), tuple(tls.S), tuple(float(x) for x in origin)),)
+
+
+def _motions(tls) -> list:
+    """Which of T and S are not 0."""
+    return [key for key in ("T", "S") if any(getattr(tls, key))]
 
 
 def model_record(name: str, model) -> dict:

@@ -49,29 +49,48 @@ class DisplacementComparison:
 
 
 def compare_displacements(model, structure: Structure) -> list:
-    """A DisplacementComparison of a model, or of each one in a tuple; none of models without common displacements."""
-    if isinstance(model, tuple):
-        return [found for part in model for found in compare_displacements(part, structure)]
+    """A DisplacementComparison of a model; of a tuple that of each one and that of their sum, as they are independent.
+
+    None of models without common displacements, such as ensembles.
+    """
+    parts = [(part, _tensors(part, structure)) for part in (model if isinstance(model, tuple) else (model,))]
+    known = [(_name(part), tensors) for part, tensors in parts if tensors is not None]
+    found = [_compared(name, tensors, structure) for name, tensors in known]
+    if len(known) > 1:
+        names, tensors = zip(*known)
+        found.append(_compared("+".join(names), sum(tensors), structure))
+    return found
+
+
+def _tensors(model, structure: Structure) -> np.ndarray | None:
+    """(atoms, 3, 3) float64, Å², what a model says that atoms share with others."""
     if isinstance(model, LiquidLikeMotions):
-        tensors = np.broadcast_to(model.tensor, (structure.n_atoms, 3, 3))
-    elif isinstance(model, RigidBody) and not model.tls and len(model.displacements) == 1:
-        tensors = np.broadcast_to(model.displacements[0], (structure.n_atoms, 3, 3))
-    elif isinstance(model, Covariance):
-        covariance = model.motion(structure).covariance
-        own = np.array([covariance[g, g] for g in range(len(covariance))])
-        labels = group_labels(structure, model.groups, model.selections)
-        tensors = (own if own.ndim == 3 else own[:, None, None] * np.eye(3))[labels]
-    else:
-        return []
-    common, own = (np.trace(t, axis1=1, axis2=2) / 3 for t in (tensors, structure.u_cart))
-    varied = np.ptp(common) > 1e-9 and np.ptp(own) > 1e-9
-    return [
-        DisplacementComparison(
-            model=next(name for name, kind in MODELS.items() if isinstance(model, kind)),
-            u_model=float(common.mean()),
-            u_structure=float(own.mean()),
-            correlation=float(np.corrcoef(common, own)[0, 1]) if varied else math.nan,
-            n_exceeded=int(np.count_nonzero(np.linalg.eigvalsh(structure.u_cart - tensors)[:, 0] < -_TOLERANCE)),
-            n_atoms=structure.n_atoms,
-        )
-    ]
+        return np.broadcast_to(model.tensor, (structure.n_atoms, 3, 3))
+    if isinstance(model, RigidBody) and not model.tls:
+        if not model.separate:
+            return np.broadcast_to(model.displacements[0], (structure.n_atoms, 3, 3))
+        return model.displacements[group_labels(structure, _groups(model), model.selections)]
+    if isinstance(model, (RigidBody, Covariance)):
+        return model.motion(structure).shared[: structure.n_atoms]  # of a block of cells the first copy
+    return None
+
+
+def _compared(name: str, common: np.ndarray, structure: Structure) -> DisplacementComparison:
+    means, own = (np.trace(t, axis1=1, axis2=2) / 3 for t in (common, structure.u_cart))
+    varied = np.ptp(means) > 1e-9 and np.ptp(own) > 1e-9
+    return DisplacementComparison(
+        model=name,
+        u_model=float(means.mean()),
+        u_structure=float(own.mean()),
+        correlation=float(np.corrcoef(means, own)[0, 1]) if varied else math.nan,
+        n_exceeded=int(np.count_nonzero(np.linalg.eigvalsh(structure.u_cart - common)[:, 0] < -_TOLERANCE)),
+        n_atoms=structure.n_atoms,
+    )
+
+
+def _name(model) -> str:
+    return next(name for name, kind in MODELS.items() if isinstance(model, kind))
+
+
+def _groups(model: RigidBody) -> str:
+    return "molecule" if model.body in ("cell", "asu") else model.body

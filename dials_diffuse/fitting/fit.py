@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dials_diffuse.errors import DiffuseError
+from dials_diffuse.fitting import uncertainty
 from dials_diffuse.fitting.agreement import shells_of, statistics
 from dials_diffuse.fitting.data import FitData
 from dials_diffuse.fitting.linear import Background, Projection
 from dials_diffuse.fitting.minimise import Minimum, minimise
+from dials_diffuse.fitting.robust import LOSSES, robust
 from dials_diffuse.fitting.sums import PreparedSum
 from dials_diffuse.models.prepared import Prepared
 
@@ -20,20 +22,17 @@ logger = logging.getLogger("dials.diffuse.fit")
 
 WEIGHTS = ("sigma", "shell")
 
-#: correlations of parameters from here on are reported
-_STRONG = 0.95
-#: a minimum within this relative distance of a bound lies on it
-_AT_BOUND = 1e-4
 #: starts are multiplied by up to this factor, or divided by it
 _SPREAD = 2.0
-#: parameters whose profile likelihood is computed, and where, in e.s.d.
+#: parameters whose profile likelihood is computed
 _PROFILED = ("sigma", "gamma")
-_PROFILE_AT = (-2.0, -1.0, 1.0, 2.0)
 #: powers of the factor between intensities that multiply displacements
 _POWERS = {"sigma": 0.5, "V": 1.0}
-#: rounds of weights by shell, and change of the weights at which they end
+#: rounds of weights by shell, and of those of a robust loss, and the change of the weights at which they end
 _ROUNDS = 4
 _SETTLED = 0.02
+_ROBUST_ROUNDS = 30
+_ROBUST_SETTLED = 1e-3
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,8 @@ class FitOptions:
     background : number of splines of the smooth isotropic background, 0 for none
     weights : ``sigma``: 1/sigma²; ``shell``: divided by the reduced chi² that the best of the models reaches in a shell
         of resolution, so that a shell in which no model fits does not rule the others
+    loss : ``squares``, or one of ``robust.LOSSES`` that outliers cannot rule; what is an outlier the model decides for
+        which the loss is lowest
     n_shells : of equal volume, for these weights and for the statistics
     starts : number of starting points; all but the first are random
     seed : of these
@@ -60,6 +61,7 @@ class FitOptions:
     scale: float | None = None
     background: int = 10
     weights: str = "sigma"
+    loss: str = "squares"
     n_shells: int = 10
     starts: int = 2
     seed: int = 0
@@ -70,6 +72,8 @@ class FitOptions:
             raise DiffuseError(f"scale={self.scale:g}: a positive number is needed")
         if self.weights not in WEIGHTS:
             raise DiffuseError(f"weights={self.weights}: choose from {', '.join(WEIGHTS)}")
+        if self.loss not in LOSSES:
+            raise DiffuseError(f"loss={self.loss}: choose from {', '.join(LOSSES)}")
         if self.starts < 1 or self.n_shells < 1:
             raise DiffuseError(f"starts={self.starts}, n_shells={self.n_shells}: positive whole numbers are needed")
 
@@ -115,7 +119,7 @@ class Fit:
     minimum : Minimum
     reached : number of starts that ended at the same minimum, of ``starts``
     weights : (n,) float64, of the voxels
-    covariance : (g, g) float64, Å², of the groups if all pairs were fitted, else None
+    pairs : GroupFit if the covariance of all pairs of groups was fitted, else None
     warnings : list of str
     model : the model with the fitted values; a tuple of models for a sum
     """
@@ -135,7 +139,7 @@ class Fit:
     reached: int
     starts: int
     weights: np.ndarray
-    covariance: np.ndarray | None = None
+    pairs: object = None
     warnings: list = field(default_factory=list)
     model: object = None
 
@@ -173,9 +177,10 @@ def fit_models(data: FitData, candidates, options: FitOptions, track=None) -> li
     follow = track or (lambda items, total, label: items)
     for candidate in follow(candidates, len(candidates), "models"):
         minima[candidate.name] = _best_minimum(data, candidate, weights, background, options)
-    if options.weights == "shell":
-        weights, minima = _shell_weights(data, candidates, minima, weights, background, options)
-    return [_finish(data, c, *minima[c.name], weights, background, options) for c in candidates]
+    adjustment = 1.0
+    if options.weights == "shell" or options.loss != "squares":
+        weights, minima, adjustment = _reweighted(data, candidates, minima, weights, background, options)
+    return [_finish(data, c, *minima[c.name], weights, adjustment, background, options) for c in candidates]
 
 
 def best_fit(fits) -> Fit:
@@ -226,7 +231,7 @@ def _best_minimum(data, candidate: Candidate, weights, background, options) -> t
     rng = np.random.default_rng(options.seed)
     if len(starts[0]):
         # one factor for all elements of a tensor keeps it positive definite
-        kinds = [_kind(p.name) for p in work.parameters]
+        kinds = [uncertainty.kind(p.name) for p in work.parameters]
         for _ in range(options.starts - 1):
             factors = {kind: _SPREAD ** rng.uniform(-1, 1) for kind in dict.fromkeys(kinds)}
             starts.append(starts[0] * np.array([factors[kind] for kind in kinds]))
@@ -252,39 +257,54 @@ def _starts_of_sum(candidate: Candidate, projection: Projection, use: np.ndarray
         values = []
         for (part, _), own, scale in zip(candidate.prepared.split(candidate.start), alone, scales):
             ratio = min(scale / mine, 1.0) if mine > 0 else 1.0  # what a common scale makes of sigma² or V
-            values += [v * ratio ** _POWERS.get(_kind(p.name), 0.0) for p, v in zip(part.parameters, own)]
+            values += [v * ratio ** _POWERS.get(uncertainty.kind(p.name), 0.0) for p, v in zip(part.parameters, own)]
         starts.append(np.array(values))
     return starts
 
 
-def _shell_weights(data, candidates, minima, weights, background, options) -> tuple:
-    """Weights divided by the lowest reduced chi² of all models in each shell, and minima with these, until settled."""
+def _reweighted(data, candidates, minima, weights, background, options) -> tuple:
+    """Weights for a robust loss and by shell, minima with these, until both are settled, and Robust.adjustment.
+
+    In each shell weights are divided by the lowest reduced chi² of all models.
+    """
     shell, _ = shells_of(data.s, options.n_shells)
     work = ~data.free
+    by_shell, loss = options.weights == "shell", options.loss != "squares"
     number = np.maximum(np.bincount(shell[work], minlength=options.n_shells), 1)
-    original, factors = weights, np.ones(options.n_shells)
-    for _ in range(_ROUNDS):
-        lowest = np.full(options.n_shells, np.inf)
+    original, factors, outliers, adjustment = weights, np.ones(options.n_shells), np.ones(data.n), 1.0
+    for _ in range(_ROBUST_ROUNDS if loss else _ROUNDS):
         projection = _projection(data, weights, background, options)
+        residuals = {}
         for candidate in candidates:
-            solved = projection.solve(candidate.prepared.intensity(minima[candidate.name][0].values)[work])
-            chi = original[work] * solved.residual**2
-            lowest = np.minimum(lowest, np.bincount(shell[work], chi, options.n_shells) / number)
-        lowest = np.where(lowest > 0, lowest, 1.0)
-        change = np.abs(lowest / factors - 1).max()
-        factors = lowest
-        weights = original / factors[shell]
+            intensity = candidate.prepared.intensity(minima[candidate.name][0].values)
+            solved = projection.solve(intensity[work])
+            b = background.values(solved.background) if options.background else 0.0
+            residuals[candidate.name] = data.intensity - solved.scale * intensity - b
+        settled = True
+        if by_shell:
+            chi = [original * outliers * r**2 for r in residuals.values()]
+            sums = [np.bincount(shell[work], c[work], options.n_shells) for c in chi]
+            lowest = np.min(sums, axis=0) / number
+            lowest = np.where(lowest > 0, lowest, 1.0)
+            settled = np.abs(lowest / factors - 1).max() < _SETTLED
+            factors = lowest
+        if loss:
+            best = min(candidates, key=lambda c: minima[c.name][0].objective).name
+            found = robust(options.loss, np.sqrt(original / factors[shell]) * residuals[best], work)
+            settled &= np.abs(found.factors - outliers)[work].mean() < _ROBUST_SETTLED
+            outliers, adjustment = found.factors, found.adjustment
+        weights = original / factors[shell] * outliers
         projection = _projection(data, weights, background, options)
         for candidate in candidates:
             best, same, starts = minima[candidate.name]
             minimum = minimise(_Work(candidate.prepared, work), projection, best.values)
             minima[candidate.name] = minimum, same, starts
-        if change < _SETTLED:
+        if settled:
             break
-    return weights, minima
+    return weights, minima, adjustment
 
 
-def _finish(data, candidate, minimum, reached, starts, weights, background, options) -> Fit:
+def _finish(data, candidate, minimum, reached, starts, weights, adjustment, background, options) -> Fit:
     prepared, values = candidate.prepared, minimum.values
     work = ~data.free
     projection = _projection(data, weights, background, options)
@@ -295,16 +315,16 @@ def _finish(data, candidate, minimum, reached, starts, weights, background, opti
     fitted = solved.scale * everywhere + b
     n_parameters = len(values) + projection.n_linear
     freedom = max(len(solved.residual) - n_parameters, 1)
-    chi2 = solved.objective / freedom
+    chi2 = adjustment * solved.objective / freedom
     hessian = projection.hessian(everywhere[work], jacobian[work], lambda w: inner.second(values, w))
-    bound = np.array([_at_bound(p, v) for p, v in zip(prepared.parameters, values)], dtype=bool)
-    covariance, correlations, eigenvalues, loosest = _errors(hessian, bound, chi2)
+    bound = np.array([uncertainty.at_bound(p, v) for p, v in zip(prepared.parameters, values)], dtype=bool)
+    covariance, correlations, eigenvalues, loosest = uncertainty.errors(hessian, bound, chi2)
     esd = np.sqrt(np.diag(covariance))
     estimates = []
     for i, parameter in enumerate(prepared.parameters):
         profile = ()
-        if options.profile and _kind(parameter.name.split(".")[-1]) in _PROFILED and not bound[i]:
-            profile = _profile(inner, projection, minimum, i, esd[i], chi2)
+        if options.profile and uncertainty.kind(parameter.name.split(".")[-1]) in _PROFILED and not bound[i]:
+            profile = uncertainty.profile(inner, projection, minimum, i, esd[i], chi2)
         estimates.append(
             Estimate(parameter.name, parameter.unit, float(values[i]), float(esd[i]), bool(bound[i]), profile)
         )
@@ -325,7 +345,7 @@ def _finish(data, candidate, minimum, reached, starts, weights, background, opti
         reached=reached,
         starts=starts,
         weights=weights,
-        warnings=_warnings(candidate, minimum, estimates, scale, correlations, reached, starts),
+        warnings=uncertainty.warnings(candidate, minimum, estimates, scale, correlations, reached, starts),
         model=prepared.model(values),
     )
 
@@ -338,81 +358,3 @@ def criteria(objective: float, n: int, n_parameters: int) -> dict:
         "bic": log_likelihood + n_parameters * math.log(n),
         "n_parameters": n_parameters,
     }
-
-
-def _errors(hessian: np.ndarray, bound: np.ndarray, chi2: float) -> tuple:
-    """Covariance of the estimates, their correlations, eigenvalues and the loosest combination.
-
-    The inverse of half the Hessian of chi², times the reduced chi²: errors of the data that are all wrong by a factor
-    do not matter. Parameters at a bound are held there, with an error of NaN.
-    """
-    size = len(hessian)
-    covariance, correlations = np.full((size, size), np.nan), np.full((size, size), np.nan)
-    free = np.ones(size, dtype=bool)
-    free[: len(bound)] = ~bound
-    diagonal = np.diag(hessian)[free]
-    loosest = np.zeros(size)
-    if not free.any() or not np.all(diagonal > 0):
-        return covariance, correlations, np.zeros(0), loosest
-    root = np.sqrt(diagonal)
-    values, vectors = np.linalg.eigh(hessian[np.ix_(free, free)] / np.outer(root, root))
-    loosest[free] = vectors[:, 0]
-    if values[0] > 1e-12:
-        inverse = np.linalg.inv(hessian[np.ix_(free, free)] / np.outer(root, root)) / np.outer(root, root)
-        covariance[np.ix_(free, free)] = chi2 * inverse
-        spread = np.sqrt(np.diag(inverse))
-        correlations[np.ix_(free, free)] = inverse / np.outer(spread, spread)
-    return covariance, correlations, values, loosest
-
-
-def _profile(work, projection, minimum: Minimum, i: int, esd: float, chi2: float) -> tuple:
-    """The objective with one parameter held at some values and all others fitted anew."""
-    if not math.isfinite(esd) or esd <= 0:
-        return ()
-    points = []
-    fixed = np.zeros(len(minimum.values), dtype=bool)
-    fixed[i] = True
-    for t in _PROFILE_AT:
-        start = minimum.values.copy()
-        start[i] += t * esd
-        if work.parameters[i].lower < start[i] < work.parameters[i].upper:
-            found = minimise(work, projection, start, fixed)
-            points.append((float(start[i]), (found.objective - minimum.objective) / chi2))
-    return tuple(points)
-
-
-def _kind(name: str) -> str:
-    """llm.V of llm.V11, sigma of sigma_2"""
-    return name.rstrip("0123456789_")
-
-
-def _at_bound(parameter, value: float) -> bool:
-    width = _AT_BOUND * (parameter.upper - parameter.lower)
-    return value - parameter.lower < width or parameter.upper - value < width
-
-
-def _warnings(candidate, minimum, estimates, scale, correlations, reached, starts) -> list:
-    found = []
-    if not minimum.converged:
-        found.append(f"{candidate.name}: no minimum after {minimum.iterations} steps; start from other values")
-    for parameter, estimate in zip(candidate.prepared.parameters, estimates):
-        if estimate.at_bound:
-            found.append(
-                f"{candidate.name}: {estimate.name} ended at a bound, {estimate.value:.4g} {estimate.unit} (allowed: "
-                f"{parameter.lower:.4g} to {parameter.upper:.4g}): the data do not determine it, or the model is wrong"
-            )
-    if scale.value <= 0:
-        found.append(f"{candidate.name}: the scale is not positive: the data contradict the model")
-    names = [e.name for e in estimates] + ["scale"]
-    for i in range(len(correlations)):
-        for j in range(i):
-            if abs(correlations[i, j]) > _STRONG:
-                found.append(
-                    f"{candidate.name}: {names[j]} and {names[i]} are correlated, {correlations[i, j]:.3f}: the data "
-                    "determine little more than one combination of them"
-                )
-    if estimates and not np.all(np.isfinite([e.esd for e in estimates if not e.at_bound])):
-        found.append(f"{candidate.name}: the Hessian is not positive definite, errors are not known")
-    if reached < starts:
-        found.append(f"{candidate.name}: {reached} of {starts} starts reached the best minimum, it has others")
-    return found

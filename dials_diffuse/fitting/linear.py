@@ -11,6 +11,18 @@ from scipy.interpolate import BSpline
 from dials_diffuse.errors import DiffuseError
 
 _DEGREE = 3
+#: stands for the number that :func:`background_terms` gives
+AUTO_TERMS = -1
+#: 1/Å between the knots of the background: the rings of water and of bulk solvent are 0.05 wide
+_SPACING = 0.02
+#: voxels for each spline, at least, on the average
+_PER_TERM = 20
+
+
+def background_terms(s: np.ndarray) -> int:
+    """Number of B-splines that can follow the rings of water; s : (n,) float64, 1/Å, |s| of the voxels."""
+    wanted = round(float(np.ptp(s)) / _SPACING) + _DEGREE
+    return max(min(wanted, len(s) // _PER_TERM), _DEGREE + 1)
 
 
 class Background:

@@ -12,62 +12,92 @@ from dials_diffuse.errors import DiffuseError
 from dials_diffuse.fitting.agreement import statistics
 from dials_diffuse.fitting.data import FitData
 from dials_diffuse.fitting.fit import Estimate, Fit, FitOptions, criteria
-from dials_diffuse.fitting.groups import fit_groups
+from dials_diffuse.fitting.groups import GroupFit, fit_groups, sampled_rows
 from dials_diffuse.fitting.minimise import Minimum
+from dials_diffuse.fitting.pair_objective import Sample
 from dials_diffuse.models.common import fitted as fitted_to_grid
 from dials_diffuse.models.group_covariance import GroupCovariance
+from dials_diffuse.models.motion import flattened
 from dials_diffuse.structure.groups import group_labels
 
 logger = logging.getLogger("dials.diffuse.fit")
 
 
-def fit_all_pairs(data: FitData, kernel_fit: Fit, structure, options: FitOptions, strengths) -> Fit:
+def fit_all_pairs(
+    data: FitData,
+    kernel_fit: Fit,
+    structure,
+    options: FitOptions,
+    strengths,
+    minimiser: str = "auto",
+    max_iterations: int = 200,
+    name: str = "",
+) -> Fit:
     """The covariance of every pair of groups, with that of a fitted kernel as prior, see :func:`groups.fit_groups`.
 
     Parameters
     ----------
-    kernel_fit : of a Covariance with isotropic displacements; its weights are used
+    kernel_fit : of a Covariance; its weights are used. If its displacements are tensors (V), those of all pairs are
     strengths : of the prior; the best on free voxels is taken
+    minimiser : one of ``pair_minimisers.MINIMISERS``
+    name : for tables; by default that of the kernel with ``/pairs``
 
     Notes
     -----
-    All elements of V count as parameters, whatever the prior leaves of their freedom: AIC and BIC are upper limits.
+    AIC and BIC count as many parameters as the data determine beside the prior; of tensors all, an upper limit.
     """
-    model = kernel_fit.model
+    model, name = kernel_fit.model, name or f"{kernel_fit.name}/pairs"
     laue = [g.build_derived_laue_group() for g in (structure.space_group, data.grid.space_group)]
     if laue[0] != laue[1]:
-        raise DiffuseError(f"{kernel_fit.name}/pairs: the structure and the map need the same Laue group")
+        raise DiffuseError(f"{name}: the structure and the map need the same Laue group")
     placed, grid = fitted_to_grid(structure, data.grid)
     prior = model.motion(placed).covariance
-    if prior.ndim != 2:
-        raise DiffuseError(f"{kernel_fit.name}/pairs: only isotropic displacements can be fitted; leave out /V")
-    groups = GroupCovariance(
-        placed if model.soft else placed.without_displacements(),
-        group_labels(placed, model.groups, model.selections),
-        (data.index / np.array(grid.subdivide)) @ grid.reciprocal_matrix.T,
-        adp="held" if model.soft else "free",
-        table=model.table,
-        tolerance=model.tolerance,
+    labels = group_labels(placed, model.groups, model.selections)
+
+    def groups_at(rows) -> GroupCovariance:
+        return GroupCovariance(
+            placed if model.soft else placed.without_displacements(),
+            labels,
+            (data.index[rows] / np.array(grid.subdivide)) @ grid.reciprocal_matrix.T,
+            adp="held" if model.soft else "free",
+            tensor=prior.ndim == 4,
+            table=model.table,
+            tolerance=model.tolerance,
+        )
+
+    rows = sampled_rows(data.free, len(prior)) if prior.ndim == 2 else None
+    weights = kernel_fit.weights
+    found = fit_groups(
+        data,
+        groups_at(slice(None)),
+        prior,
+        strengths,
+        options.scale,
+        options.background,
+        max_iterations,
+        minimiser,
+        weights,
+        None if rows is None else Sample(rows, groups_at(rows)),
     )
-    weighted = replace(data, sigma=1 / np.sqrt(kernel_fit.weights))
-    found = fit_groups(weighted, groups, prior, strengths, options.scale, options.background)
-    fitted = found.scale * found.intensity + found.background
-    g = len(prior)
-    n_parameters = g * (g + 1) // 2 + options.background + (options.scale is None)
-    work = ~data.free
-    objective = float(np.sum(kernel_fit.weights[work] * (data.intensity - fitted)[work] ** 2))
     logger.info(
         "Strengths of the prior, and correlation on free voxels and on the others:\n%s",
         "\n".join(f"{strength:10.3g}{free:9.4f}{own:9.4f}" for strength, free, own in found.trials),
     )
+    fitted = found.scale * found.intensity + found.background
+    g = len(prior)
+    n_elements = g * (g + 1) // 2 * (1 if prior.ndim == 2 else 6)
+    n_free = n_elements if found.freedom is None else round(found.freedom.n_effective)
+    n_parameters = n_free + options.background + (options.scale is None)
+    work = ~data.free
+    objective = float(np.sum(weights[work] * (data.intensity - fitted)[work] ** 2))
     return Fit(
-        name=f"{kernel_fit.name}/pairs",
+        name=name,
         estimates=(),
         scale=Estimate("scale", "", found.scale, math.nan if options.scale is None else 0.0),
         fitted=fitted,
         intensity=found.intensity,
         background=found.background,
-        statistics=statistics(data, fitted, kernel_fit.weights, n_parameters, options.n_shells),
+        statistics=statistics(data, fitted, weights, n_parameters, options.n_shells),
         criteria=criteria(objective, np.count_nonzero(work), n_parameters),
         correlations=np.zeros((0, 0)),
         eigenvalues=np.zeros(0),
@@ -75,8 +105,25 @@ def fit_all_pairs(data: FitData, kernel_fit: Fit, structure, options: FitOptions
         minimum=Minimum(np.zeros(0), objective, found.iterations, found.converged),
         reached=1,
         starts=1,
-        weights=kernel_fit.weights,
-        covariance=found.covariance,
-        warnings=[] if found.converged else [f"{kernel_fit.name}/pairs: no minimum after {found.iterations} steps"],
-        model=replace(model, kernel="free", matrix=found.covariance, sigma=None, V=None, gamma=None),
+        weights=weights,
+        pairs=found,
+        warnings=_warnings(name, found),
+        model=_free(model, found.covariance),
     )
+
+
+def _free(model, covariance: np.ndarray):
+    """The model with a matrix in place of its kernel."""
+    return replace(model, kernel="free", matrix=flattened(covariance), modes=None, sigma=None, V=None, gamma=None)
+
+
+def _warnings(name: str, found: GroupFit) -> list:
+    warnings = []
+    if not found.converged:
+        warnings.append(f"{name}: no minimum after {found.iterations} steps; raise pairs.max_iterations")
+    if len(found.trials) > 1 and found.strength in (found.trials[0][0], found.trials[-1][0]):
+        side = "strongest" if found.strength == found.trials[0][0] else "weakest"
+        warnings.append(
+            f"{name}: the {side} prior fits the free voxels best, {found.strength:g}: try more strengths on that side"
+        )
+    return warnings

@@ -20,7 +20,14 @@ from dials_diffuse.structure.atoms import Structure
 
 
 class DiffuseModel(Protocol):
-    """What every model is: a frozen dataclass of parameters that can be asked for a map."""
+    """What every model is: a frozen dataclass of parameters that can be asked for a map.
+
+    Attributes
+    ----------
+    table : form factors, one of ``structure.factors.TABLES``, or ``Dispersive``
+    """
+
+    table: str
 
     def intensity(self, structure: Structure, grid: MapGrid) -> np.ndarray:
         """Diffuse intensity at the voxel centres of a grid, averaged over the structure's Laue group.

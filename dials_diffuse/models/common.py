@@ -6,6 +6,7 @@ import logging
 from dataclasses import replace
 
 import numpy as np
+from scipy.interpolate import CubicSpline
 from scipy.spatial import ConvexHull
 from scipy.spatial.distance import pdist
 from scipy.special import ive
@@ -20,8 +21,11 @@ from dials_diffuse.structure.transform import check_cells, inside, s_squared
 
 logger = logging.getLogger("dials.diffuse.models")
 
-#: nodes of the table from which functions of |s| are interpolated
-_RADIAL_NODES = 1 << 14
+#: points at which functions of |s| are computed, and nodes of the table that a spline makes of them
+_RADIAL_POINTS = 1 << 13
+_RADIAL_NODES = 1 << 17
+#: largest exponent in exp(qᵀVq), beyond which sums are not finite
+_LARGEST_EXPONENT = 600.0
 #: bound on the Chebyshev terms that are left out, relative to the value at s = 0
 _CHEBYSHEV_ERROR = 1e-8
 
@@ -103,6 +107,19 @@ def warn_of_small_displacements(structure: Structure, tensor: np.ndarray, model:
         )
 
 
+def check_exponent(model: str, tensors: np.ndarray, s_max: float) -> None:
+    """Raise DiffuseError if exp(qᵀVq) is too large a number.
+
+    tensors : (..., 3, 3) float64, Å², V; s_max : 1/Å, the largest |s|
+    """
+    largest = np.linalg.eigvalsh(tensors).max()
+    if (2 * np.pi * s_max) ** 2 * largest > _LARGEST_EXPONENT:
+        raise DiffuseError(
+            f"{model}: displacements of {np.sqrt(largest):.3g} Å rms are too large at a resolution of "
+            f"{1 / s_max:.3g} Å; choose smaller ones, or a larger d_min"
+        )
+
+
 def laue_average(volume: np.ndarray, grid: MapGrid) -> np.ndarray:
     """Average over the Laue group of the grid, of those mates that are not NaN.
 
@@ -135,12 +152,15 @@ def laue_average(volume: np.ndarray, grid: MapGrid) -> np.ndarray:
 
 
 def radial(function, s2: np.ndarray) -> np.ndarray:
-    """A smooth function of |s| at many points, from a table: relative error below 1e-6 for sums of form factors.
+    """A smooth function of |s| at many points, from a table.
+
+    The relative error is below 1e-6 for sums of form factors with displacements of U < 2 Å² up to |s|² = 3 1/Å².
 
     function : of (m,) |s| in 1/Å; s2 : float64, |s|² in 1/Å²
     """
-    nodes = np.linspace(0, s2.max(), _RADIAL_NODES)
-    return np.interp(s2.reshape(-1), nodes, function(np.sqrt(nodes))).reshape(s2.shape)
+    points, nodes = (np.linspace(0, s2.max(initial=1e-6), n) for n in (_RADIAL_POINTS, _RADIAL_NODES))
+    table = CubicSpline(points, function(np.sqrt(points)))(nodes)
+    return np.interp(s2.reshape(-1), nodes, table).reshape(s2.shape)
 
 
 def squares(structure: Structure, s2: np.ndarray, table: str) -> np.ndarray:
@@ -165,6 +185,37 @@ def displaced(structure: Structure, grid: MapGrid, s2: np.ndarray, table: str) -
     if not structure.isotropic.all():
         total += _anisotropic(structure.take(~structure.isotropic), grid, table)
     return total
+
+
+def special_remainder(structure: Structure, grid: MapGrid, s2: np.ndarray, table: str):
+    """What |F|² of :meth:`Structure.molecule` lacks of the own terms of atoms on special positions.
+
+    Each copy has a share of such an atom, so that in the sum over copies its own term is that fraction of
+    occupancy² f² exp(-qᵀUq).
+
+    Returns
+    -------
+    float64 of ``grid.shape``, electrons² per cell; 0.0 if there are no such atoms
+    """
+    special = structure.share < 1
+    return displaced(_lacking(structure, special), grid, s2, table) if special.any() else 0.0
+
+
+def special_remainder_at(structure: Structure, s: np.ndarray, table: str):
+    """The same at any points, s : (n, 3) float64, 1/Å, for one copy in the frame of the structure."""
+    special = structure.share < 1
+    if not special.any():
+        return 0.0
+    part = _lacking(structure, special)
+    f2 = form_factors(part, np.linalg.norm(s, axis=1), table) ** 2
+    out = np.empty(len(s))
+    displaced_squares(2 * np.pi * s, part.type_index, f2, part.u_cart, part.occupancy**2 * part.share, out)
+    return out
+
+
+def _lacking(structure: Structure, special: np.ndarray) -> Structure:
+    part = structure.take(special)
+    return replace(part, occupancy=part.occupancy * np.sqrt(1 - part.share))
 
 
 def displaced_at(structure: Structure, grid: MapGrid, index: np.ndarray, table: str) -> np.ndarray:

@@ -17,6 +17,7 @@ from dials_diffuse.maps.symmetry import laue_operators
 from dials_diffuse.models.common import (
     ATOM_LENGTH,
     NEGLIGIBLE_CORRELATION,
+    check_exponent,
     displaced,
     displacement_tensor,
     fitted,
@@ -106,7 +107,8 @@ class Covariance:
         ``modes`` the order is that of :func:`structure.block.crystal_block`. None: each copy by itself
     soft : atoms keep their own displacements U, of which V is the part that groups share; otherwise U is V_ii
     engine : one of ENGINES; ``auto`` takes the one that should be fastest
-    tolerance : bound on the relative error that the engines ``chebyshev`` and ``low_rank`` make in a pair's term
+    tolerance : of what the engines leave out of exp(x) - 1, x = qᵀV_ijq. ``chebyshev``: at most this times
+        |x| exp(max(x, 0)) in each pair's term; ``low_rank``: about this times exp(x) - 1 of the body that moves most
     table : form factors, one of ``structure.factors.TABLES``
 
     Raises
@@ -250,7 +252,7 @@ class Covariance:
 
     def intensity(self, structure: Structure, grid: MapGrid) -> np.ndarray:
         structure, grid = fitted(structure, grid)
-        motion = self._checked_motion(structure)
+        motion = self._checked_motion(structure, 1 / grid.d_min)
         bodies = structure.space_group.order_z() if self.supercell is None else 1 / self.cells
         engine = self._engine(motion, grid)
         if engine == "fft":
@@ -280,8 +282,8 @@ class Covariance:
         -------
         (m,) float64, electrons² per unit cell
         """
-        motion = self._checked_motion(structure)
         s = np.asarray(s, dtype=float).reshape(-1, 3)
+        motion = self._checked_motion(structure, max(np.linalg.norm(s, axis=1).max(initial=0.0), 1e-6))
         engine = self._engine(motion, None, s)
         if engine == "fft":
             raise DiffuseError("covariance.engine=fft works on grids only; use chebyshev, pair_sum or auto")
@@ -308,8 +310,9 @@ class Covariance:
         np.maximum.at(radius, motion.labels, np.linalg.norm(sites - centres[motion.labels], axis=1))
         return max(ATOM_LENGTH, float((cdist(centres, centres) + np.add.outer(radius, radius))[correlated].max()))
 
-    def _checked_motion(self, structure: Structure) -> JointMotion:
+    def _checked_motion(self, structure: Structure, s_max: float) -> JointMotion:
         motion = self.motion(structure)
+        check_exponent("covariance", motion.shared, s_max)
         if self.soft:
             warn_of_small_displacements(motion.structure, motion.shared, "covariance")
         return motion
@@ -347,7 +350,7 @@ class Covariance:
         if self.engine != "auto":
             return self.engine
         n, atoms = len(motion.covariance), motion.structure.n_atoms
-        m = grid.n_voxels // 4 if s is None else len(s)
+        m = max(1, grid.n_voxels // 4 if s is None else len(s))
         span = (2 * np.pi / grid.d_min) ** 2 if s is None else (2 * np.pi) ** 2 * np.square(s).sum(axis=1).max()
         costs = {"pair_sum": cost_of_pair_form(m, n)}
         if self.modes is not None or n * (1 if motion.isotropic else 3) <= _MOST_FOR_MODES:

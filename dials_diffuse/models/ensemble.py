@@ -107,7 +107,7 @@ class Ensemble:
         return laue_average(square, grid)
 
     def intensity_at(self, structure: Structure, s: np.ndarray) -> np.ndarray:
-        """The same at any points; only of members that are drawn for each symmetry copy, and that are no blocks.
+        """The same at any points; not of blocks, which say nothing between the points of their grid.
 
         Parameters
         ----------
@@ -117,18 +117,19 @@ class Ensemble:
         -------
         (m,) float64, electrons² per unit cell
         """
-        if self.body != "asu" or math.prod(self.supercell) > 1:
-            raise DiffuseError(f"ensemble.body={self.body}, supercell={self.supercell}: computed on grids only")
+        if math.prod(self.supercell) > 1:
+            raise DiffuseError(f"ensemble.supercell={self.supercell}: computed on grids only")
         s = np.asarray(s, dtype=float).reshape(-1, 3)
         p = self.probabilities
         total = np.zeros(len(s))
-        bodies = [m.molecule() if self.soft else m.molecule().without_displacements() for m in self.members]
-        for turn in self.members[0].rotations:
+        bodies = [self._body(m, self.members[0]) for m in self.members]
+        turns = self.members[0].rotations
+        for turn in turns:
             f = np.array([transform_at(body, s @ turn, self.table) for body in bodies])
             f -= f[0].copy()
             mean = p @ f
             total += p @ (f.real**2 + f.imag**2) - (mean.real**2 + mean.imag**2)
-        total /= 1 - np.sum(p**2)
+        total *= self.copies / (len(turns) * (1 - np.sum(p**2)))
         if self.soft:
             for member, weight in zip(self.members, p):
                 everything, own = single_atoms(member, s, self.table)
@@ -203,11 +204,12 @@ class Ensemble:
         return replace(member, unit_cell=(*lengths, *member.unit_cell[3:]), site_frac=member.site_frac * n)
 
     def _amplitude(self, member: Structure, grid: MapGrid, reference: Structure) -> np.ndarray:
-        if self.body == "asu":
-            body = member.molecule()
-        else:
-            body = _beside(member.expand(), reference.expand())
-        return lattice_transform(body if self.soft else body.without_displacements(), grid, self.table)
+        return lattice_transform(self._body(member, reference), grid, self.table)
+
+    def _body(self, member: Structure, reference: Structure) -> Structure:
+        """What is drawn from the ensemble, in P 1."""
+        body = member.molecule() if self.body == "asu" else _beside(member.expand(), reference.expand())
+        return body if self.soft else body.without_displacements()
 
 
 def _beside(content: Structure, reference: Structure) -> Structure:

@@ -9,6 +9,7 @@ from scipy.spatial import cKDTree
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.structure.atoms import Structure
+from dials_diffuse.structure.tls import rigid_motions
 
 #: motions of a body that displace its atoms by less than this fraction of others are none, such as turns of one atom
 _SMALLEST_MOTION = 1e-6
@@ -157,14 +158,6 @@ def body_lattice(content: Structure, labels: np.ndarray, cutoff: float, central:
     return BodyLattice(
         labels, frames, centres, centres @ np.linalg.inv(o).T, active, np.array(shifts), flat[:, active][:, :, active]
     )
-
-
-def rigid_motions(x: np.ndarray) -> np.ndarray:
-    """(n, 3, 6) float64: displacement of points x, (n, 3), by t and w is this matrix times both, t + w x x."""
-    a, b, c = x.T
-    zero = np.zeros_like(a)
-    cross = np.stack([[zero, c, -b], [-c, zero, a], [b, -a, zero]])
-    return np.concatenate([np.tile(np.eye(3), (len(x), 1, 1)), cross.transpose(2, 0, 1)], axis=2)
 
 
 def _frame(motions: np.ndarray) -> np.ndarray:

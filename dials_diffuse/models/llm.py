@@ -25,6 +25,7 @@ from dials_diffuse.models.common import (
     positive_tensor,
     radial,
     single_atoms,
+    special_remainder,
     squares,
     warn_of_small_displacements,
 )
@@ -136,6 +137,10 @@ class LiquidLikeMotions:
             raise DiffuseError(
                 f"llm.k_sol={self.k_sol:g}: solvent needs llm.confined_to=crystal and llm.adp=individual; leave it out"
             )
+        if self.k_sol and self.table == "electron":
+            raise DiffuseError(
+                f"llm.k_sol={self.k_sol:g}: a density of electrons, not for table=electron; leave it out"
+            )
         _ = self.tensor, self.correlation
         if self.kernel == "lorentzian" and not 0 < self.core < self.correlation.mean_length:
             raise DiffuseError(
@@ -162,8 +167,9 @@ class LiquidLikeMotions:
         So much is missing from pairs of atoms that move together; less from more distant ones, and nothing from the
         term of a single atom when ``incoherent`` is set.
         """
-        x = (2 * math.pi / d_min) ** 2 * np.linalg.eigvalsh(self.tensor)[-1]
-        return 1 - (_exponential(x, self.orders) - 1) / math.expm1(x)
+        x = (2 * math.pi / d_min) ** 2 * float(np.linalg.eigvalsh(self.tensor)[-1])
+        terms = (math.exp(n * math.log(x) - math.lgamma(n + 1) - x) for n in range(1, self.orders + 1))
+        return max(0.0, 1 - sum(terms) / -math.expm1(-x))
 
     def intensity(self, structure: Structure, grid: MapGrid) -> np.ndarray:
         structure, grid = fitted(structure, grid)
@@ -272,11 +278,17 @@ class LiquidLikeMotions:
         return replace(self, **changed)
 
     def prepare(self, structure: Structure, grid: MapGrid, index: np.ndarray) -> Prepared:
+        return self._prepared(structure, grid, index, False)
+
+    def prepare_means(self, structure: Structure, grid: MapGrid, index: np.ndarray) -> Prepared:
+        return self._prepared(structure, grid, index, True)
+
+    def _prepared(self, structure: Structure, grid: MapGrid, index: np.ndarray, means: bool) -> Prepared:
         if self.confined_to == "crystal":
-            return PreparedLiquidLikeMotions(self, structure, grid, index)
+            return PreparedLiquidLikeMotions(self, structure, grid, index, means)
         operators = half_of(laue_operators(structure.space_group, friedel=True))  # a molecule has no symmetry
         mates = np.concatenate([index @ r for r in operators])
-        return Averaged(PreparedLiquidLikeMotions(self, structure, grid, mates), len(operators))
+        return Averaged(PreparedLiquidLikeMotions(self, structure, grid, mates, means), len(operators))
 
     def work_grid(self, structure: Structure, grid: MapGrid) -> MapGrid:
         """The grid, or for a molecule one with a whole multiple of its subdivision.
@@ -330,7 +342,10 @@ class LiquidLikeMotions:
         amplitude = lattice_transform(body, fine, self.table)
         if self.k_sol:
             amplitude += solvent_structure_factors(structure, fine, self.k_sol, self.b_sol)
-        strength = np.nan_to_num(bodies * (amplitude.real**2 + amplitude.imag**2))
+        strength = bodies * (amplitude.real**2 + amplitude.imag**2)
+        if self.confined_to == "molecule":
+            strength += special_remainder(structure, fine, s_squared(fine), self.table)
+        strength = np.nan_to_num(strength)
         if not self.local_form_factor:
             return self._reaching(structure), strength, source, lambda q: self.decay(structure, q / (2 * np.pi))
         strength /= radial(lambda s: self.decay(structure, s), s_squared(source))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -99,7 +100,8 @@ class MatrixKernels:
             for axes, lags in self._convolution.lags(w):
                 for i in range(k):
                     for j in range(i + 1):
-                        value = float(np.vdot(lags, self._kernel(axes, g, order, (i, j))))
+                        kernel = self._convolution.mean(partial(self._kernel, g=g, order=order, by=(i, j)), axes)
+                        value = float(np.vdot(lags, kernel))
                         result[i, j] += value
                         if i != j:
                             result[j, i] += value

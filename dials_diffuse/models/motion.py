@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+from scipy.special import lambertw
 
 from dials_diffuse.compat import available_cores
 from dials_diffuse.errors import DiffuseError
@@ -134,6 +135,17 @@ class BodyMotion(Motion):
         covariance = np.where(together[:, None, None], self.covariances[self.labels[i]], 0.0)
         return self.modes[i] @ covariance @ self.modes[j].transpose(0, 2, 1)
 
+    @property
+    def normal_modes(self) -> np.ndarray:
+        """(g k, n, 3) float64, Å: V_ij is the sum over modes of v_i v_jᵀ."""
+        values, vectors = np.linalg.eigh(self.covariances)
+        roots = vectors * np.sqrt(np.maximum(values, 0))[:, None, :]
+        result = np.zeros((len(roots), roots.shape[2], len(self.labels), 3))
+        for number, root in enumerate(roots):
+            mine = self.labels == number
+            result[number][:, mine] = np.moveaxis(self.modes[mine] @ root, 2, 0)
+        return result.reshape(-1, len(self.labels), 3)
+
 
 @dataclass(frozen=True, eq=False)
 class JointMotion(Motion):
@@ -217,9 +229,8 @@ def chebyshev_form(square: np.ndarray, a: np.ndarray, v: np.ndarray, tolerance: 
     """I = Re sum_ij a_i conj(a_j) (exp(x v_ij) - 1), x = q², by matrix products.
 
     (exp(xv) - 1) / x is interpolated in x between Chebyshev nodes of shells. With k nodes in a shell of half width h
-    the error of each pair's term is below x |v| exp(x v+) (|v| h)^k / (2^(k-1) (k+1)!), and by the choice of h below
-    ``tolerance`` x |v| exp(x v+); v+ is the larger of v and 0, x in the exponent the upper edge of the shell. The
-    number of nodes is the one that costs least.
+    the error of each pair's term is below x |v| exp((x + 2h) v+) (|v| h)^k / (2^(k-1) (k+1)!), and by the choice of h
+    below ``tolerance`` x |v| exp(x v+); v+ is the larger of v and 0. The number of nodes is the one that costs least.
 
     Parameters
     ----------
@@ -259,7 +270,9 @@ def shells(m: int, n: int, span: float, largest: float, tolerance: float) -> tup
     """Nodes in a shell and its half width: those that cost least."""
     best = None
     for nodes in range(1, 25):
-        reach = (tolerance * 2 ** (nodes - 1) * math.factorial(nodes + 1)) ** (1 / nodes) / largest
+        # largest y = |v| h for which y^k exp(2y) is tolerance 2^(k-1) (k+1)!
+        root = (tolerance * 2 ** (nodes - 1) * math.factorial(nodes + 1)) ** (1 / nodes)
+        reach = 0.5 * nodes * float(lambertw(2 * root / nodes).real) / largest
         number = min(m, max(1, math.ceil(span / (2 * reach))))
         cost = nodes * (4 * m + number * _PRODUCTS_PER_EXPONENTIAL)
         if best is None or cost < best[0]:

@@ -16,6 +16,7 @@ import numpy as np
 import scipy.fft
 
 from dials_diffuse.compat import available_cores
+from dials_diffuse.errors import DiffuseError
 from dials_diffuse.kernels.peaks import add_peaks
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.models.motion import Motion
@@ -47,6 +48,11 @@ def patterson_sum(motion: Motion, grid: MapGrid, table: str) -> np.ndarray:
     Returns
     -------
     float64 of ``grid.shape``, electrons²; meaningless outside 1/d_min
+
+    Raises
+    ------
+    DiffuseError
+        If the covariance of the difference of two displacements, widened for sampling, is not positive definite.
     """
     structure = motion.structure
     n_real = real_grid(grid)
@@ -71,8 +77,16 @@ def patterson_sum(motion: Motion, grid: MapGrid, table: str) -> np.ndarray:
         position = (sites[i] - sites[j]) @ frac.T / period * n_real
         weight = structure.occupancy[i] * structure.occupancy[j]
         wide = motion.own[i] + motion.own[j] + widening * np.eye(3)
+        narrow = wide - v - v.transpose(0, 2, 1)
+        try:
+            np.linalg.cholesky(narrow)
+        except np.linalg.LinAlgError:
+            raise DiffuseError(
+                "atoms share displacements that are much larger than their own, so that there is no Patterson "
+                "function; choose smaller ones"
+            ) from None
         add_peaks(position, wide, -weight, edges, cutoff, density)
-        add_peaks(position, wide - v - v.transpose(0, 2, 1), weight, edges, cutoff, density)
+        add_peaks(position, narrow, weight, edges, cutoff, density)
 
     for one, other in itertools.combinations_with_replacement(range(len(structure.types)), 2):
         densities[...] = 0

@@ -111,7 +111,7 @@ class Averaged(Prepared):
         return self._inner.second(values, np.tile(weights, self._copies) / self._copies)
 
 
-def prepare(model, structure: Structure, grid: MapGrid, index) -> Prepared:
+def prepare(model, structure: Structure, grid: MapGrid, index, means: bool = False) -> Prepared:
     """A model at voxels of a map, averaged over symmetry of the map that the structure lacks, as ``model_map`` does.
 
     Parameters
@@ -119,6 +119,7 @@ def prepare(model, structure: Structure, grid: MapGrid, index) -> Prepared:
     structure : asymmetric unit
     grid : of the same cell within 1 %
     index : (n, 3) integers on the subdivided lattice, inside 1/d_min
+    means : average over the voxels' volumes, if the model can (it has ``prepare_means``), as measured maps are
 
     Raises
     ------
@@ -129,9 +130,10 @@ def prepare(model, structure: Structure, grid: MapGrid, index) -> Prepared:
     if np.any(grid.s_magnitude(index) > (1 + 1e-9) / grid.d_min):
         raise DiffuseError(f"index: some voxels lie beyond d_min={grid.d_min:g} Å; leave them out")
     mates = _cosets(structure, grid)
+    prepare_model = getattr(model, "prepare_means", model.prepare) if means else model.prepare
     if len(mates) == 1:
-        return model.prepare(structure, grid, index)
-    return Averaged(model.prepare(structure, grid, np.concatenate([index @ r for r in mates])), len(mates))
+        return prepare_model(structure, grid, index)
+    return Averaged(prepare_model(structure, grid, np.concatenate([index @ r for r in mates])), len(mates))
 
 
 def _cosets(structure: Structure, grid: MapGrid) -> list:

@@ -37,9 +37,10 @@ class PreparedLiquidLikeMotions(Prepared):
     ----------
     model : LiquidLikeMotions
     index : (n, 3) int64, inside 1/d_min of the grid
+    means : average C_l over voxels; x and the incoherent part are those of their centres
     """
 
-    def __init__(self, model, structure: Structure, grid: MapGrid, index: np.ndarray):
+    def __init__(self, model, structure: Structure, grid: MapGrid, index: np.ndarray, means: bool = False):
         self.origin, self.structure = model, structure
         self.parameters = model.parameters(structure)
         components, self._correlation_components = model.components(structure)
@@ -62,7 +63,8 @@ class PreparedLiquidLikeMotions(Prepared):
         self._beyond = 2 * np.pi / source.d_min, mean
         self._tail_nodes = np.linspace(0, 2 * np.pi / grid.d_min, _TAIL_NODES)
         index = index * (np.array(work.subdivide) // np.array(grid.subdivide))
-        convolution = VoxelConvolution(strength, source, work, index, model.operators(grid), self._dtype)
+        width = np.divide(source.unit_cell[:3], grid.unit_cell[:3]) / grid.subdivide if means else None
+        convolution = VoxelConvolution(strength, source, work, index, model.operators(grid), self._dtype, width)
         if self._correlation_components is None:
             gamma = self.parameters[-1]
             self._kernels = LengthKernels(correlation, model.orders, convolution, source, gamma, self._tail)

@@ -11,15 +11,19 @@ import numpy as np
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.models.common import (
+    check_exponent,
     diameter,
     displaced,
     displacement_tensor,
     fitted,
     laue_average,
     single_atoms,
+    special_remainder,
+    special_remainder_at,
     squares,
     warn_of_small_displacements,
 )
+from dials_diffuse.models.covariance import Covariance
 from dials_diffuse.models.motion import BodyMotion
 from dials_diffuse.models.parameters import (
     TensorComponents,
@@ -32,6 +36,7 @@ from dials_diffuse.models.patterson import memory_estimate as patterson_memory
 from dials_diffuse.models.patterson import patterson_sum
 from dials_diffuse.models.prepared import Fixed, Prepared
 from dials_diffuse.models.prepared_rigid import PreparedRigidBody
+from dials_diffuse.models.voxel_means import prepare_means
 from dials_diffuse.structure.atoms import Structure
 from dials_diffuse.structure.groups import GROUPS, group_labels
 from dials_diffuse.structure.tls import TlsGroup
@@ -45,6 +50,9 @@ BODIES = ("cell", "asu", *(g for g in GROUPS if g not in ("atom", "molecule")), 
 @dataclass(frozen=True)
 class RigidBody:
     """I = sum over bodies of (1 - exp(-qᵀVq)) |F_body|², F without displacements of the atoms.
+
+    Of an atom on a special position each body that it belongs to has a share in F; what |F|² lacks of the atom's own
+    term is added.
 
     With ``soft`` the atoms keep their own displacements U, of which V is the part that they share:
     I = sum over bodies of (exp(qᵀVq) - 1) |F_body,U|² + sum over atoms of |f|² (1 - exp(-qᵀUq + qᵀVq)).
@@ -87,8 +95,8 @@ class RigidBody:
             raise DiffuseError("rigid_body: body=tls and TLS groups need each other")
         if self.body != "tls":
             _ = self.displacements
-        elif self.sigma is not None or self.V is not None:
-            raise DiffuseError("rigid_body.body=tls: leave out rigid_body.sigma and rigid_body.V")
+        elif self.sigma is not None or self.V is not None or len(self.selections):
+            raise DiffuseError("rigid_body.body=tls: leave out rigid_body.sigma, rigid_body.V and rigid_body.selection")
 
     @property
     def separate(self) -> bool:
@@ -111,6 +119,7 @@ class RigidBody:
         if self.body == "tls":
             return self._rotating(structure, grid)
         if self.soft:
+            check_exponent("rigid_body", self.displacements, 1 / grid.d_min)
             for tensor in self.displacements:
                 warn_of_small_displacements(structure, tensor, "rigid_body")
         total = np.zeros(grid.shape)
@@ -144,10 +153,12 @@ class RigidBody:
                 amplitude = lattice_transform(molecule.take(labels == number), grid, self.table)
                 strength += copies * (amplitude.real**2 + amplitude.imag**2)
                 del amplitude
+            moving = content.take(np.isin(labels, members))
+            moving = moving if self.soft else moving.without_displacements()
+            strength += special_remainder(moving, grid, s2, self.table)
             own = constant = 0.0
             if self.soft:
-                atoms = content.take(np.isin(labels, members))
-                own, constant = displaced(atoms, grid, s2, self.table), squares(atoms, s2, self.table)
+                own, constant = displaced(moving, grid, s2, self.table), squares(moving, s2, self.table)
             yield tensor, strength, own, constant
 
     def _of_bodies(self, labels: np.ndarray) -> np.ndarray:
@@ -203,8 +214,11 @@ class RigidBody:
             return Fixed(self, structure, grid, index)
         return PreparedRigidBody(self, structure, grid, index)
 
+    def prepare_means(self, structure: Structure, grid: MapGrid, index: np.ndarray) -> Prepared:
+        return prepare_means(self, structure, grid, index)
+
     def intensity_at(self, structure: Structure, s: np.ndarray) -> np.ndarray:
-        """Diffuse intensity at any points, of bodies that do not rotate.
+        """Diffuse intensity at any points.
 
         Parameters
         ----------
@@ -214,20 +228,18 @@ class RigidBody:
         Returns
         -------
         (m,) float64, electrons² per unit cell
-
-        Raises
-        ------
-        DiffuseError
-            For bodies that rotate.
         """
         if self.body == "tls":
-            raise DiffuseError("rigid_body.body=tls: computed on grids only")
+            modes = self.motion(structure).normal_modes
+            return Covariance(kernel="free", modes=modes, soft=self.soft, table=self.table).intensity_at(structure, s)
         s = np.asarray(s, dtype=float).reshape(-1, 3)
         content = structure.expand() if self.body == "cell" else structure
         molecule, labels = content.molecule(), self._labels(content)
         if not self.soft:
             molecule = molecule.without_displacements()
         tensors = self._of_bodies(labels)
+        if self.soft and len(s):
+            check_exponent("rigid_body", tensors, np.linalg.norm(s, axis=1).max())
         total = np.zeros(len(s))
         for turn in structure.rotations:
             turned = s @ turn
@@ -235,9 +247,12 @@ class RigidBody:
                 body = molecule.take(labels == number)
                 tensor = tensors[number if self.separate else 0]
                 x = (2 * np.pi) ** 2 * np.einsum("ma,ab,mb->m", turned, tensor, turned)
+                moving = content.take(labels == number)
+                moving = moving if self.soft else moving.without_displacements()
                 f2 = np.abs(transform_at(body, turned, self.table)) ** 2
+                f2 += special_remainder_at(moving, turned, self.table)
                 if self.soft:  # the shares of atoms on special positions make up for their copies
-                    whole = replace(body, occupancy=body.occupancy / np.sqrt(content.share[labels == number]))
+                    whole = replace(body, occupancy=body.occupancy / np.sqrt(moving.share))
                     everything, own = single_atoms(whole, turned, self.table)
                     total += np.expm1(x) * f2 + everything - np.exp(x) * own
                 else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -25,12 +26,24 @@ class VoxelConvolution:
     index : (n, 3) int64, the voxels, inside the grid's box
     operators : (m, 3, 3) int64, leave strength and kernels alone (index @ R)
     dtype : of the transforms. With float32 the error is below 1e-6 of the rms sum.
+    width : (3,) float64, steps of the source lattice: replace each kernel by its mean over a box with these edges, by
+        Gauss's rule with two points along each; None: do not
     """
 
     def __init__(
-        self, strength: np.ndarray, source: MapGrid, grid: MapGrid, index: np.ndarray, operators, dtype=np.float32
+        self,
+        strength: np.ndarray,
+        source: MapGrid,
+        grid: MapGrid,
+        index: np.ndarray,
+        operators,
+        dtype=np.float32,
+        width: np.ndarray | None = None,
     ):
         self._ratio = np.array(steps_between(source, grid))
+        self._offsets = np.zeros((1, 3))
+        if width is not None:
+            self._offsets = np.array(list(itertools.product((-1, 1), repeat=3))) * width / (2 * np.sqrt(3))
         self._size = box_size(source, grid)
         self._dtype = dtype
         self._n = len(index)
@@ -67,6 +80,11 @@ class VoxelConvolution:
         """Differences q - q_h along the axes of the box, in steps of the source lattice."""
         return [(scipy.fft.fftfreq(length, 1 / length) + o).astype(self._dtype) for length, o in zip(self._size, shift)]
 
+    def mean(self, kernel: Callable, axes) -> np.ndarray:
+        """A kernel on the box, or its mean over the voxels there; kernel and axes: see :meth:`__call__`."""
+        offsets = self._offsets.astype(self._dtype)
+        return sum(kernel([a + o for a, o in zip(axes, offset)]) for offset in offsets) / len(offsets)
+
     def __call__(self, kernel: Callable) -> np.ndarray:
         """(n,) float64, the sums for one kernel.
 
@@ -75,7 +93,7 @@ class VoxelConvolution:
         workers = available_cores()
         result = np.empty(self._n)
         for (shift, rows, _), (wanted, compact) in zip(self._shifts, self._pruned):
-            half = scipy.fft.rfftn(np.asarray(kernel(self.axes(shift)), dtype=self._dtype), workers=workers)
+            half = scipy.fft.rfftn(np.asarray(self.mean(kernel, self.axes(shift)), dtype=self._dtype), workers=workers)
             half *= self._transform
             for axis in (0, 1):  # only what is wanted goes on to the next axis
                 half = scipy.fft.ifft(half, axis=axis, workers=workers, overwrite_x=True).take(wanted[axis], axis=axis)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from dials_diffuse.fitting.fit import Estimate, Fit
+from dials_diffuse.fitting.pair_freedom import DETERMINED
 
 #: columns of the shells: heading, width, format, where the number is
 _SHELLS = (
@@ -74,12 +75,27 @@ def format_models(fits) -> str:
     return "\n".join([head, "-" * len(head), *lines])
 
 
+def format_pairs(pairs) -> list:
+    """What the data determine of the covariances of all pairs of groups, as lines for logs.
+
+    pairs : groups.GroupFit
+    """
+    lines = [f"strength of the prior = {pairs.strength:g}"]
+    if pairs.freedom is not None:
+        freedom = pairs.freedom
+        lines += [
+            f"{freedom.n_effective:.1f} of {len(freedom.errors)} covariances come from the data, not the prior",
+            f"{freedom.n_determined} combinations are determined to {DETERMINED:g} of the variances by the data alone",
+        ]
+    return lines
+
+
 def fit_record(fit: Fit) -> dict:
     """What ``diffuse_fit.json`` says about a model."""
     names = [e.name for e in fit.estimates]
     if len(fit.correlations) > len(names):
         names = [*names, "scale"]
-    return {
+    record = {
         "model": fit.name,
         "parameters": {e.name: _estimate(e) for e in fit.estimates},
         "scale": _estimate(fit.scale),
@@ -97,6 +113,19 @@ def fit_record(fit: Fit) -> dict:
         "starts": {"number": fit.starts, "reached": fit.reached},
         "warnings": fit.warnings,
     }
+    if fit.pairs is not None:
+        record["pairs"] = _pairs(fit.pairs)
+    return record
+
+
+def _pairs(pairs) -> dict:
+    trials = [{"strength": s, "free": free, "work": work} for s, free, work in pairs.trials]
+    record = {"strength": pairs.strength, "trials": trials, "steps": pairs.iterations}
+    if pairs.freedom is not None:
+        record["n_effective"] = pairs.freedom.n_effective
+        record["n_determined"] = pairs.freedom.n_determined
+        record["errors"] = pairs.freedom.errors.tolist()
+    return record
 
 
 def _estimate(estimate: Estimate) -> dict:

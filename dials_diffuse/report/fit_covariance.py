@@ -7,10 +7,13 @@ import numpy as np
 from dials_diffuse.maps.files import atomic_path
 
 
-def write_correlations_png(path, covariance: np.ndarray, title: str = "") -> None:
+def write_correlations_png(path, covariance: np.ndarray, title: str = "", share: np.ndarray | None = None) -> None:
     """Draw the correlations of groups, and the root of their variances, into a PNG file.
 
-    covariance : (g, g) float64, Å²
+    Parameters
+    ----------
+    covariance : (g, g) or (g, g, 3, 3) float64, Å²; of tensors a third of the trace is drawn
+    share : (g, g) float64, how much of each element the data determine, 0 to 1; None: not known, not drawn
 
     Raises
     ------
@@ -20,15 +23,23 @@ def write_correlations_png(path, covariance: np.ndarray, title: str = "") -> Non
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 6.5), layout="constrained")
+    if covariance.ndim == 4:
+        covariance = np.trace(covariance, axis1=2, axis2=3) / 3
+    panels = 2 if share is None else 3
+    figure = Figure(figsize=(6.5 * panels, 6.5), layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    left, *middle, right = figure.subplots(1, panels, width_ratios=[3] * (panels - 1) + [2])
     size = np.sqrt(np.maximum(np.diag(covariance), 0))
     unit = np.outer(size, size)
     correlations = np.divide(covariance, unit, out=np.zeros_like(covariance), where=unit > 0)
-    mesh = left.imshow(correlations, cmap="RdBu_r", vmin=-1, vmax=1, origin="lower", interpolation="nearest")
+    style = {"origin": "lower", "interpolation": "nearest"}
+    mesh = left.imshow(correlations, cmap="RdBu_r", vmin=-1, vmax=1, **style)
     left.set(xlabel="group", ylabel="group", title="correlation of displacements")
     figure.colorbar(mesh, ax=left, shrink=0.85)
+    if share is not None:
+        mesh = middle[0].imshow(share, cmap="viridis", vmin=0, vmax=1, **style)
+        middle[0].set(xlabel="group", ylabel="group", title="share that comes from the data, not from the prior")
+        figure.colorbar(mesh, ax=middle[0], shrink=0.85)
     right.plot(size, lw=1)
     right.set(xlabel="group", ylabel="rms displacement along one direction (Å)", ylim=(0, None))
     figure.suptitle(title)

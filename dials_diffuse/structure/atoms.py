@@ -1,42 +1,23 @@
-"""Atoms of a crystal structure as plain arrays, read by iotbx."""
+"""Structures from arrays, and from PDB and mmCIF files read by iotbx."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 
 import iotbx.pdb
 import numpy as np
-from cctbx import adptbx, crystal, sgtbx, uctbx, xray
+from cctbx import adptbx, crystal, sgtbx
 from cctbx.array_family import flex
 from cctbx.eltbx import xray_scattering
 from iotbx.pdb import hierarchy as pdb_hierarchy
 from libtbx.utils import Sorry
 
 from dials_diffuse.errors import DiffuseError
+from dials_diffuse.structure.crystal import SPECIAL_POSITION_DISTANCE, Structure
 
 logger = logging.getLogger("dials.diffuse.structure")
-
-#: per-atom arrays of a Structure
-ARRAYS = (
-    "element",
-    "scattering_type",
-    "site_frac",
-    "occupancy",
-    "u_cart",
-    "multiplicity",
-    "copy",
-    "chain",
-    "residue",
-    "residue_name",
-    "name",
-    "altloc",
-)
-
-#: two symmetry mates of an atom that are closer than this (Å) are one atom on a special position, as in cctbx
-SPECIAL_POSITION_DISTANCE = 0.5
 
 #: a smaller cell is the dummy CRYST1 record of a file without a crystal (Å³)
 _SMALLEST_CELL = 8.0
@@ -44,263 +25,11 @@ _SMALLEST_CELL = 8.0
 #: SCALE records that stretch the axes given by CRYST1 by more than this are wrong
 _SCALE_TOLERANCE = 0.02
 
+#: displacement tensors may have eigenvalues so little below 0 by the rounding of ANISOU records, Å²
+_ROUNDING = 2e-4
 
-@dataclass(frozen=True, eq=False)
-class Structure:
-    """Atoms in a unit cell; all arrays have one entry per atom.
-
-    Attributes
-    ----------
-    unit_cell : six floats, Å and degrees
-    hall_symbol : space group that generates the rest of the cell from these atoms, in any setting
-    element : (n,) str, chemical symbol as in ``C``, ``Zn``
-    scattering_type : (n,) str, label in cctbx's tables of form factors, e.g. ``O1-``
-    site_frac : (n, 3) float64, fractional coordinates
-    occupancy : (n,) float64
-    u_cart : (n, 3, 3) float64, Å², displacement tensor in cctbx's Cartesian frame (PDB convention); isotropic: U 1
-    multiplicity : (n,) int64, distinct copies of the atom in the whole cell; below the order of the group on a special
-        position, 1 after :meth:`expand`
-    copy : (n,) int64, which symmetry copy of the molecule the atom belongs to: number of the operator in the space
-        group of the structure it was expanded from; 0 before
-    chain, residue, residue_name, name, altloc : (n,) str; residue = number and insertion code
-
-    Raises
-    ------
-    DiffuseError
-        If there are no atoms, or an array has the wrong shape or values that are not finite.
-    """
-
-    unit_cell: tuple
-    hall_symbol: str
-    element: np.ndarray
-    scattering_type: np.ndarray
-    site_frac: np.ndarray
-    occupancy: np.ndarray
-    u_cart: np.ndarray
-    multiplicity: np.ndarray
-    copy: np.ndarray
-    chain: np.ndarray
-    residue: np.ndarray
-    residue_name: np.ndarray
-    name: np.ndarray
-    altloc: np.ndarray
-
-    def __post_init__(self):
-        n = len(self.element)
-        if n == 0:
-            raise DiffuseError("structure: no atoms are left; check the file and the selection")
-        for key, tail in [(key, ()) for key in ARRAYS if key not in ("site_frac", "u_cart")] + [
-            ("site_frac", (3,)),
-            ("u_cart", (3, 3)),
-        ]:
-            if getattr(self, key).shape != (n, *tail):
-                raise DiffuseError(f"structure.{key}: shape {getattr(self, key).shape}, needed {(n, *tail)}")
-        for key in ("site_frac", "occupancy", "u_cart"):
-            if not np.all(np.isfinite(getattr(self, key))):
-                raise DiffuseError(f"structure.{key}: has values that are not finite; correct the coordinate file")
-
-    @property
-    def n_atoms(self) -> int:
-        return len(self.element)
-
-    @cached_property
-    def cell(self) -> uctbx.unit_cell:
-        return uctbx.unit_cell(self.unit_cell)
-
-    @cached_property
-    def space_group(self) -> sgtbx.space_group:
-        return sgtbx.space_group(self.hall_symbol)
-
-    @cached_property
-    def orthogonalization(self) -> np.ndarray:
-        """(3, 3) float64 O: ``r = O x`` in Å for a column of fractional coordinates x; ``s = h O^-1`` for a row h."""
-        return np.array(self.cell.orthogonalization_matrix()).reshape(3, 3)
-
-    @cached_property
-    def rotations(self) -> list:
-        """(3, 3) float64 Cartesian rotation of each operator of the space group, in its order."""
-        o = self.orthogonalization
-        inverse = np.linalg.inv(o)
-        return [o @ np.array(op.r().as_double()).reshape(3, 3) @ inverse for op in self.space_group]
-
-    @property
-    def site_cart(self) -> np.ndarray:
-        """(n, 3) float64, Å, cctbx's Cartesian frame."""
-        return self.site_frac @ self.orthogonalization.T
-
-    @cached_property
-    def isotropic(self) -> np.ndarray:
-        """(n,) bool, is the displacement tensor a multiple of 1?"""
-        u = self.u_cart
-        return np.all(np.abs(u - self.u_iso[:, None, None] * np.eye(3)) <= 1e-9, axis=(1, 2))
-
-    @cached_property
-    def u_iso(self) -> np.ndarray:
-        """(n,) float64, Å², one third of the trace of U."""
-        return np.trace(self.u_cart, axis1=1, axis2=2) / 3
-
-    @cached_property
-    def types(self) -> tuple:
-        """Scattering types that occur, sorted."""
-        return tuple(sorted(set(self.scattering_type.tolist())))
-
-    @cached_property
-    def type_index(self) -> np.ndarray:
-        """(n,) int64, position of each atom's scattering type in :attr:`types`."""
-        return np.searchsorted(np.array(self.types), self.scattering_type)
-
-    @cached_property
-    def share(self) -> np.ndarray:
-        """(n,) float64, atoms in the cell for each atom and operator: 1, less on a special position."""
-        return self.multiplicity / self.space_group.order_z()
-
-    @property
-    def crystal_symmetry(self) -> crystal.symmetry:
-        return crystal.symmetry(unit_cell=self.cell, space_group=self.space_group)
-
-    @cached_property
-    def xray_structure(self) -> xray.structure:
-        """The same atoms in the same order as a cctbx structure (do not modify it)."""
-        scatterers = []
-        for i in range(self.n_atoms):
-            u = self.u_cart[i]
-            if self.isotropic[i]:
-                displacement = float(self.u_iso[i])
-            else:
-                six = (u[0, 0], u[1, 1], u[2, 2], u[0, 1], u[0, 2], u[1, 2])
-                displacement = adptbx.u_cart_as_u_star(self.cell, tuple(map(float, six)))
-            scatterers.append(
-                xray.scatterer(
-                    label=str(self.name[i]),
-                    site=tuple(map(float, self.site_frac[i])),
-                    u=displacement,
-                    occupancy=float(self.occupancy[i]),
-                    scattering_type=str(self.scattering_type[i]),
-                )
-            )
-        return xray.structure(
-            special_position_settings=self.crystal_symmetry.special_position_settings(
-                min_distance_sym_equiv=0.0 if self.space_group.order_z() == 1 else SPECIAL_POSITION_DISTANCE
-            ),
-            scatterers=flex.xray_scatterer(scatterers),
-            non_unit_occupancy_implies_min_distance_sym_equiv_zero=True,
-        )
-
-    def take(self, atoms) -> Structure:
-        """A structure of some of the atoms.
-
-        atoms : (n,) bool or integer array
-        """
-        return replace(self, **{key: getattr(self, key)[atoms] for key in ARRAYS})
-
-    def without_displacements(self) -> Structure:
-        """The same atoms at rest: U = 0."""
-        return replace(self, u_cart=np.zeros_like(self.u_cart))
-
-    def in_cell(self, unit_cell) -> Structure:
-        """The same fractional coordinates and Cartesian displacements in another cell (six floats, Å, degrees)."""
-        return replace(self, unit_cell=tuple(float(x) for x in unit_cell))
-
-    def molecule(self) -> Structure:
-        """The atoms as one symmetry copy in P 1; of an atom on a special position each copy has its share."""
-        return replace(
-            self,
-            hall_symbol="P 1",
-            occupancy=self.occupancy * self.share,
-            multiplicity=np.ones_like(self.multiplicity),
-        )
-
-    def select(self, selection: str) -> np.ndarray:
-        """(n,) bool, the atoms that a selection names.
-
-        Parameters
-        ----------
-        selection : in cctbx's atom selection syntax, e.g. ``chain A and resseq 1:20 and not element H``
-
-        Raises
-        ------
-        DiffuseError
-            If the selection cannot be understood.
-        """
-        try:
-            chosen = self.hierarchy.atom_selection_cache().selection(selection)
-        except (Sorry, RuntimeError, ValueError) as error:  # cctbx's syntax errors share no class below these
-            raise DiffuseError(f"selection={selection!r}: not understood ({str(error).splitlines()[0]})") from None
-        return chosen.as_numpy_array()
-
-    @cached_property
-    def hierarchy(self) -> pdb_hierarchy.root:
-        """An iotbx hierarchy whose atoms come in the order of the arrays."""
-        root, model = pdb_hierarchy.root(), pdb_hierarchy.model()
-        sites = self.site_cart.tolist()
-        root.append_model(model)
-        chain = residue = atoms = None
-        last = (None, None, None)
-        for i in range(self.n_atoms):
-            key = ((self.copy[i], self.chain[i]), self.residue[i], (self.altloc[i], self.residue_name[i]))
-            if chain is None or key[0] != last[0]:
-                chain = pdb_hierarchy.chain(id=str(self.chain[i]))
-                model.append_chain(chain)
-            if key[:2] != last[:2]:
-                text = str(self.residue[i])
-                residue = pdb_hierarchy.residue_group(resseq=text[:-1], icode=text[-1])
-                chain.append_residue_group(residue)
-            if key != last:
-                atoms = pdb_hierarchy.atom_group(altloc=str(self.altloc[i]), resname=str(self.residue_name[i]))
-                residue.append_atom_group(atoms)
-            last = key
-            atom = pdb_hierarchy.atom()
-            atom.set_name(str(self.name[i]))
-            atom.set_element(str(self.element[i]).upper())
-            atom.set_xyz(tuple(sites[i]))
-            atom.set_occ(float(self.occupancy[i]))
-            atom.set_b(float(adptbx.u_as_b(self.u_iso[i])))
-            atoms.append_atom(atom)
-        root.atoms_reset_serial()
-        return root
-
-    def expand(self) -> Structure:
-        """All atoms of the unit cell as a structure in P1.
-
-        The copies come one after another in the order of the operators; each is moved as a whole by a lattice vector so
-        that the mean of its sites lies in the cell. Of the mates that coincide on a special position only the first is
-        kept, as cctbx does.
-        """
-        sites, tensors, atoms, copies = [], [], [], []
-        special = np.flatnonzero(self.multiplicity < self.space_group.order_z())
-        taken = {i: [] for i in special}
-        for number, operator in enumerate(self.space_group):
-            r = np.array(operator.r().as_double()).reshape(3, 3)
-            rotation = self.rotations[number]
-            site = self.site_frac @ r.T + np.array(operator.t().as_double())
-            site -= np.floor(site.mean(axis=0) + 1e-9)
-            keep = np.ones(self.n_atoms, dtype=bool)
-            for i in special:
-                if len(taken[i]) == self.multiplicity[i] or self._coincides(site[i], taken[i]):
-                    keep[i] = False
-                else:
-                    taken[i].append(site[i])
-            sites.append(site[keep])
-            tensors.append((rotation @ self.u_cart @ rotation.T)[keep])
-            atoms.append(np.flatnonzero(keep))
-            copies.append(np.full(np.count_nonzero(keep), number))
-        atoms = np.concatenate(atoms)
-        return replace(
-            self.take(atoms),
-            hall_symbol="P 1",
-            site_frac=np.concatenate(sites),
-            u_cart=np.concatenate(tensors),
-            multiplicity=np.ones(len(atoms), dtype=np.int64),
-            copy=np.concatenate(copies),
-        )
-
-    def _coincides(self, site, others) -> bool:
-        for other in others:
-            difference = site - other
-            difference = difference - np.rint(difference)
-            if np.linalg.norm(self.orthogonalization @ difference) < SPECIAL_POSITION_DISTANCE:
-                return True
-        return False
+#: atoms nearer than this, Å, that are there at the same time, are one atom given twice
+_SAME_ATOM = 0.3
 
 
 def make_structure(
@@ -316,6 +45,7 @@ def make_structure(
     residue_name="UNK",
     name=None,
     altloc="",
+    hetero=False,
 ) -> Structure:
     """A Structure from arrays; everything but elements and sites may be one value for all atoms.
 
@@ -326,8 +56,8 @@ def make_structure(
     element : sequence of n chemical symbols
     site_frac : (n, 3), fractional coordinates; atoms very near to special positions are moved onto them
     u : Å²; a number, (n,) numbers, or (n, 3, 3) Cartesian tensors
-    occupancy, chain, residue, residue_name, name, altloc, scattering_type : a value or n values; the default of the
-        scattering type is the element, that of the name too
+    occupancy, chain, residue, residue_name, name, altloc, hetero, scattering_type : a value or n values; the default of
+        the scattering type is the element, that of the name too
     """
     element = np.array([str(e).strip().capitalize() for e in element])
     n = len(element)
@@ -354,7 +84,12 @@ def make_structure(
         residue_name=text(residue_name),
         name=text(element if name is None else name),
         altloc=text(altloc),
+        hetero=np.broadcast_to(np.asarray(hetero, dtype=bool), (n,)).copy(),
     )
+    _check_occupancies(structure, "structure")
+    lowest = np.linalg.eigvalsh(structure.u_cart)[:, 0]
+    if lowest.min() < -_ROUNDING:
+        raise DiffuseError(f"structure.u: atom {lowest.argmin()} has a negative eigenvalue, {lowest.min():.3g} Å²")
     return _settle_special_positions(structure)
 
 
@@ -363,6 +98,7 @@ def load_structure(path) -> Structure:
 
     Occupancies stay as they are. An atom nearer than half an ångström to a special position is moved onto it when its
     occupancy is 1; with a lower one it is taken as cctbx and the PDB take it, as one of several partial copies.
+    Displacement tensors with negative eigenvalues are replaced by the nearest ones without, with a warning.
 
     Parameters
     ----------
@@ -371,12 +107,15 @@ def load_structure(path) -> Structure:
     Raises
     ------
     DiffuseError
-        If the file cannot be read, or lacks atoms, the unit cell, the space group, or the element of an atom.
+        If the file cannot be read, or lacks atoms, the unit cell, the space group, or the element of an atom, or if
+        occupancies are negative or all 0.
     """
     root, symmetry, scale = _read(path)
     if root.models_size() > 1:
         logger.warning("%s: %d models, only the first is used", path, root.models_size())
-    return _from_hierarchy(_one_model(root, 0), symmetry, scale, path)
+    structure = _from_hierarchy(_one_model(root, 0), symmetry, scale, path)
+    _warn_of_doubles(structure, path)
+    return structure
 
 
 def load_models(path) -> tuple:
@@ -464,8 +203,66 @@ def _from_hierarchy(root, symmetry, scale, path) -> Structure:
         residue_name=np.array([atom.resname for atom in labels]),
         name=np.array([atom.name for atom in labels]),
         altloc=np.array([atom.altloc for atom in labels]),
+        hetero=np.array([atom.hetero for atom in labels]),
     )
-    return _settle_special_positions(structure)
+    _check_occupancies(structure, path)
+    return _settle_special_positions(replace(structure, u_cart=_without_negative(structure, path)))
+
+
+def _check_occupancies(structure: Structure, source) -> None:
+    lowest = structure.occupancy.argmin()
+    if structure.occupancy[lowest] < 0:
+        raise DiffuseError(
+            f"{source}: atom {_label(structure, lowest)} has an occupancy of {structure.occupancy[lowest]:g}; "
+            "correct or remove it"
+        )
+    if not structure.occupancy.any():
+        raise DiffuseError(f"{source}: all occupancies are 0, so that nothing scatters; correct them")
+
+
+def _without_negative(structure: Structure, path) -> np.ndarray:
+    """(n, 3, 3) float64, Å², the displacement tensors with negative eigenvalues set to 0."""
+    values, vectors = np.linalg.eigh(structure.u_cart)
+    wrong = values[:, 0] < 0
+    if not wrong.any():
+        return structure.u_cart
+    lowest = values[:, 0].argmin()
+    if values[lowest, 0] < -_ROUNDING:
+        logger.warning(
+            "%s: %d atoms have negative mean square displacements (the lowest, %.3g Å², %s); they are taken as 0",
+            path,
+            np.count_nonzero(values[:, 0] < -_ROUNDING),
+            values[lowest, 0],
+            _label(structure, lowest),
+        )
+    nearest = (vectors * np.maximum(values, 0)[:, None, :]) @ vectors.transpose(0, 2, 1)
+    return np.where(wrong[:, None, None], nearest, structure.u_cart)
+
+
+def _warn_of_doubles(structure: Structure, path) -> None:
+    """Say so when atoms, or symmetry copies of them, are in the same place at the same time."""
+    table = structure.xray_structure.pair_asu_table(distance_cutoff=_SAME_ATOM).extract_pair_sym_table()
+    occupancy, altloc = structure.occupancy, structure.altloc
+    doubles = [
+        (i, j)
+        for i, partners in enumerate(table)
+        for j, _ in partners.items()
+        if occupancy[i] + occupancy[j] > 1.01 and (altloc[i] == altloc[j] or not altloc[i] or not altloc[j])
+    ]
+    if doubles:
+        logger.warning(
+            "%s: %d pairs of atoms are less than %g Å apart, symmetry copies included, such as %s and %s; "
+            "are atoms given twice, or more than the asymmetric unit?",
+            path,
+            len(doubles),
+            _SAME_ATOM,
+            *(_label(structure, k) for k in doubles[0]),
+        )
+
+
+def _label(structure: Structure, i: int) -> str:
+    parts = (structure.name, structure.residue_name, structure.chain, structure.residue)
+    return " ".join(str(part[i]).strip() for part in parts)
 
 
 def _scale(source, cell, path) -> tuple:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from dials_diffuse.structure.atoms import ARRAYS, Structure
+from dials_diffuse.structure.crystal import ARRAYS, Structure
 
 
 def crystal_block(structure: Structure, labels: np.ndarray, supercell: tuple) -> tuple:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from cctbx.eltbx import sasaki, tiny_pse, xray_scattering
 from cctbx.eltbx.e_scattering import ito_vol_c_2011_table_4_3_2_2_entry_as_gaussian
@@ -20,14 +22,50 @@ _BALYUZI = {
 }
 
 
-def gaussian(scattering_type: str, table: str = "wk1995"):
+@dataclass(frozen=True)
+class Dispersive:
+    """Form factors f0 + f' + i f'' at a wavelength, the real or the imaginary part of them, in the place of a table.
+
+    Diffuse intensity, the mean of Friedel mates, is a sum of f_i conj(f_j) cos(q(r_i - r_j)) over pairs of atoms: that
+    of the real parts plus that of the imaginary parts.
+
+    Attributes
+    ----------
+    table : of f0, one of TABLES for X-rays
+    wavelength : Å
+    imaginary : which of the two
+
+    Raises
+    ------
+    DiffuseError
+        If the table is none of X-rays.
+    """
+
+    table: str
+    wavelength: float
+    imaginary: bool = False
+
+    def __post_init__(self):
+        if self.table not in TABLES[:2]:
+            raise DiffuseError(f"table={self.table}: there is no f', f'' for it; choose from {', '.join(TABLES[:2])}")
+
+
+def gaussian(scattering_type: str, table="wk1995"):
     """cctbx's sum of Gaussians for a scattering type.
+
+    table : one of TABLES, or Dispersive
 
     Raises
     ------
     DiffuseError
         If the table is not one of TABLES, or does not know the type.
     """
+    if isinstance(table, Dispersive):
+        extra = dispersion(scattering_type, table.wavelength)
+        if table.imaginary:
+            return xray_scattering.gaussian([], [], extra.imag)
+        still = gaussian(scattering_type, table.table)
+        return xray_scattering.gaussian(still.array_of_a(), still.array_of_b(), still.c() + extra.real)
     if table not in TABLES:
         raise DiffuseError(f"table={table}: choose from {', '.join(TABLES)}")
     element = "".join(c for c in scattering_type if c.isalpha())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from iotbx.pdb import resseq_decode
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.structure.atoms import Structure
@@ -78,7 +79,7 @@ def _segments(keys: list, residue: np.ndarray) -> list:
     """The keys of the chains with the number of the stretch that each atom is in."""
     segment, last, result = 0, None, []
     for key, text in zip(keys, residue):
-        number = int(text[:-1])
+        number = resseq_decode(text[:-1])
         if last is not None and (key != last[0] or number - last[1] not in (0, 1)):
             segment += 1
         last = key, number

@@ -74,10 +74,15 @@ class TlsGroup:
 
     def modes(self, structure: Structure) -> np.ndarray:
         """(n, 3, 6) float64: the displacement of each atom is this matrix times t (Å) and w (radians)."""
-        x, y, z = (structure.site_cart - np.asarray(self.origin, dtype=float)).T
-        zero = np.zeros_like(x)
-        cross = np.stack([[zero, z, -y], [-z, zero, x], [y, -x, zero]])  # times w: w x r
-        return np.concatenate([np.tile(np.eye(3), (len(x), 1, 1)), cross.transpose(2, 0, 1)], axis=2)
+        return rigid_motions(structure.site_cart - np.asarray(self.origin, dtype=float))
+
+
+def rigid_motions(x: np.ndarray) -> np.ndarray:
+    """(n, 3, 6) float64: displacement of points x, (n, 3), by t and w is this matrix times both, t + w x x."""
+    a, b, c = x.T
+    zero = np.zeros_like(a)
+    cross = np.stack([[zero, c, -b], [-c, zero, a], [b, -a, zero]])
+    return np.concatenate([np.tile(np.eye(3), (len(x), 1, 1)), cross.transpose(2, 0, 1)], axis=2)
 
 
 def load_tls(path) -> tuple:
@@ -92,14 +97,14 @@ def load_tls(path) -> tuple:
     Raises
     ------
     DiffuseError
-        If the file has none.
+        If the file cannot be read, or has none.
     """
+    rotation, position = file_frame(path)  # refuses what is no coordinate file
     source = iotbx.pdb.input(file_name=str(path))
     found = getattr(source, "extract_tls_params", lambda hierarchy: None)(source.construct_hierarchy())
     groups = [] if found is None else found.tls_params
     if not groups:
         raise DiffuseError(f"{path}: has no TLS groups in its header; give T, L and S as parameters")
-    rotation, position = file_frame(path)
     result = []
     for group in groups:
         t, l = (rotation @ symmetric_tensor(six) @ rotation.T for six in (group.t, group.l))

@@ -1,0 +1,272 @@
+"""All pairs of groups: derivatives, three ways to one minimum, small molecules found again, what the data determine."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy.optimize import approx_fprime, check_grad
+from scipy.spatial.distance import cdist
+from structures import random_structure
+
+from dials_diffuse.errors import DiffuseError
+from dials_diffuse.fitting import pair_minimisers
+from dials_diffuse.fitting.linear import Background, Projection
+from dials_diffuse.fitting.pair_freedom import pair_freedom
+from dials_diffuse.fitting.pair_minimisers import chosen, minimise_pairs
+from dials_diffuse.fitting.pair_objective import PairObjective, Sample
+from dials_diffuse.models.group_covariance import GroupCovariance
+from dials_diffuse.models.motion import flattened
+from dials_diffuse.structure.factors import form_factors
+
+CELL = (14.0, 15.0, 16.0, 80.0, 95.0, 107.0)
+SCALE = 0.02
+
+
+def random_covariance(n, rng, size=0.1):
+    root = rng.normal(size=(n, n + 2))
+    v = root @ root.T
+    return size * v / np.trace(v) * n
+
+
+def by_hand(structure, s, v):
+    """The pair sum in P 1 of atoms that have nothing but V: plain loops."""
+    f = form_factors(structure, np.linalg.norm(s, axis=1))[structure.type_index]
+    q = 2 * math.pi * s
+    x = np.sum(q**2, axis=1)
+    total = np.zeros(len(s))
+    for i, site in enumerate(structure.site_cart):
+        for j, other in enumerate(structure.site_cart):
+            phase = np.cos(q @ (site - other)) * np.exp(-0.5 * x * (v[i, i] + v[j, j]))
+            total += f[i] * f[j] * phase * np.expm1(x * v[i, j])
+    return total
+
+
+def tensors_by_hand(structure, s, v):
+    """The same with tensors, in all copies of the molecule: <|F|²> - |<F>|² of a normal distribution."""
+    f = form_factors(structure, np.linalg.norm(s, axis=1))[structure.type_index]
+    total = np.zeros(len(s))
+    for turn in structure.rotations:
+        q = 2 * math.pi * s @ turn
+        for i, site in enumerate(structure.site_cart):
+            for j, other in enumerate(structure.site_cart):
+                own = 0.5 * np.einsum("na,ab,nb->n", q, v[i, i] + v[j, j], q)
+                both = np.einsum("na,ab,nb->n", q, v[i, j], q)
+                total += f[i] * f[j] * np.cos(q @ (site - other)) * np.exp(-own) * np.expm1(both)
+    return total
+
+
+class Case:
+    """A problem of few atoms with data, from loops, with a background that splines can follow."""
+
+    def __init__(self, elements="CNOS", n=400, noise=0.0, tensor=False, background=6, symbol="P 1", d_min=1.4, seed=0):
+        cell = CELL if symbol == "P 1" else (14.0, 15.0, 16.0, 90.0, 90.0, 90.0)
+        atoms = random_structure(symbol, cell, elements=elements, radius=3.0, seed=seed)
+        self.structure = atoms.without_displacements()
+        rng = np.random.default_rng(seed)
+        s = rng.normal(size=(n, 3))
+        self.s = s / np.linalg.norm(s, axis=1)[:, None] * rng.uniform(0.05, 1 / d_min, n)[:, None]
+        g = len(elements)
+        distance = cdist(self.structure.site_cart, self.structure.site_cart)
+        self.prior = 0.1 * np.exp(-distance / 4)
+        if tensor:
+            flat = random_covariance(3 * g, rng)
+            self.truth = flat.reshape(g, 3, g, 3).transpose(0, 2, 1, 3)
+            self.prior = self.prior[:, :, None, None] * np.diag([1.1, 1.0, 0.9])
+            clean = tensors_by_hand(self.structure, self.s, self.truth)
+        else:
+            self.truth = 0.5 * self.prior + random_covariance(g, rng, 0.06)
+            clean = by_hand(self.structure, self.s, self.truth)
+        size = np.linalg.norm(self.s, axis=1)
+        self.sigma = (noise or 0.01) * SCALE * clean.std()
+        self.values = SCALE * clean + 3 - 2 * size + size**3 + (noise > 0) * self.sigma * rng.normal(size=n)
+        self.work = np.ones(n, dtype=bool)
+        self.weights = np.full(n, self.sigma**-2.0)
+        self.background = Background(size, background)
+        self.groups = GroupCovariance(self.structure, np.arange(g), self.s, adp="free", tensor=tensor, tolerance=1e-10)
+
+    def objective(self, scale=None, work=None, **options):
+        work = self.work if work is None else work
+        projection = Projection(self.values[work], self.weights[work], self.background.at(work), scale)
+        return PairObjective(
+            self.groups, projection, self.weights, work, self.prior, background=self.background, **options
+        )
+
+
+def numeric_hessian(function, x, step):
+    return np.array([approx_fprime(x, lambda y, i=i: function(y)[i], step) for i in range(len(x))])
+
+
+@pytest.mark.parametrize("tensor", [False, True])
+@pytest.mark.parametrize("scale", [None, SCALE])
+def test_gradients(tensor, scale):
+    """By the elements of V and by those of its root; some points are set aside."""
+    case = Case("CNO", n=60, noise=0.1, tensor=tensor)
+    work = np.arange(60) % 5 > 0
+    objective = case.objective(scale, work)
+    x = objective.start(objective.prior, 0.1)
+    for strength in (0.0, 0.7):
+        value, gradient = objective.slope_by_root(x, strength)
+        assert value == pytest.approx(objective.value(objective.covariance(x), strength), rel=1e-12)
+        error = check_grad(
+            lambda y, w=strength: objective.slope_by_root(y, w)[0],
+            lambda y, w=strength: objective.slope_by_root(y, w)[1],
+            x,
+            epsilon=1e-7,
+        )
+        assert error < 1e-5 * np.linalg.norm(gradient)
+        v = objective.covariance(x)
+        _, slope = objective.slope(v, strength)
+        np.testing.assert_allclose(slope, slope.T, atol=1e-12 * np.abs(slope).max())
+        change = random_covariance(len(v), np.random.default_rng(1), 1e-5)
+        difference = objective.value(v + change, strength) - objective.value(v - change, strength)
+        assert difference / 2 == pytest.approx(np.sum(slope * change), rel=1e-4)
+
+
+@pytest.mark.parametrize("scale", [None, SCALE])
+def test_curvature_where_the_model_is_exact(scale):
+    """At the truth without noise the Gauss-Newton matrix is that of second derivatives; differences of the gradient."""
+    case = Case("CNOS", n=150)
+    objective = case.objective(scale)
+    first, second = objective.triangle
+
+    def slope(pairs):
+        v = np.zeros((4, 4))
+        v[first, second] = v[second, first] = pairs
+        return objective.slope(v, 0.0)[1][first, second] * np.where(first == second, 1, 2)
+
+    numeric = numeric_hessian(slope, case.truth[first, second], 1e-6)
+    matrix = 2 * objective.curvature(case.truth) / objective.unit
+    np.testing.assert_allclose(matrix, numeric, atol=1e-4 * np.abs(numeric).max())
+    half = np.arange(0, 150, 2)
+    groups = GroupCovariance(case.structure, np.arange(4), case.s[half], adp="free", tolerance=1e-10)
+    part = case.objective(scale, sample=Sample(half, groups)).curvature(case.truth)
+    np.testing.assert_allclose(2 * part / objective.unit, matrix, atol=0.5 * np.abs(matrix).max())
+    rest = np.arange(150) % 2 == 0
+    np.testing.assert_allclose(part, 2 * case.objective(scale, rest).curvature(case.truth), rtol=1e-6)
+
+
+def test_three_ways_to_one_minimum():
+    """Plain descent along the gradient, as in the theory, ends where the others do."""
+    objective = Case("CNOS", n=300, noise=0.05).objective(SCALE)
+    found = {
+        way: minimise_pairs(objective, objective.prior, 0.3, way, steps)
+        for way, steps in (("newton", 100), ("lbfgs", 1000), ("descent", 5000))
+    }
+    best = found["newton"]
+    assert all(f.converged for f in found.values())
+    for way, other in found.items():
+        assert other.value == pytest.approx(best.value, rel=1e-6), way
+        np.testing.assert_allclose(other.covariance, best.covariance, atol=2e-3 * best.covariance.max(), err_msg=way)
+    assert best.iterations < 20
+    for seed in range(10):  # no way down from there
+        v = best.covariance + random_covariance(4, np.random.default_rng(seed), 1e-3) * (-1) ** seed
+        if np.linalg.eigvalsh(v)[0] > 0:
+            assert objective.value(v, 0.3) > best.value
+
+
+@pytest.mark.parametrize("way", ["newton", "lbfgs"])
+def test_a_minimum_on_the_border(way):
+    """All atoms move as one, V has rank 1, and noise asks for less: V stays semidefinite."""
+    case = Case("CNOS", n=200)
+    truth = np.full((4, 4), 0.1)
+    rng = np.random.default_rng(0)
+    clean = by_hand(case.structure, case.s, truth)
+    case.values = SCALE * clean + 0.1 * SCALE * clean.std() * rng.normal(size=len(clean))
+    objective = case.objective(SCALE)
+    found = minimise_pairs(objective, objective.prior, 0.0, way, 300)
+    v = found.covariance
+    values = np.linalg.eigvalsh(v)
+    assert -1e-12 < values[0] < 1e-3 * values[-1]
+    _, slope = objective.slope(v, 0.0)
+    # optimal: the slope is 0 along V, and upwards into the cone
+    scale = np.linalg.norm(objective.slope(objective.prior, 0.0)[1])
+    assert np.linalg.norm(slope @ v) < 1e-4 * scale * values[-1]
+    assert np.linalg.eigvalsh(slope)[0] > -1e-3 * scale
+    np.testing.assert_allclose(v, truth, atol=0.02)
+
+
+def test_a_small_molecule_is_found_again():
+    """Without noise every element that data with errors of 1 % would determine to 1 % is found to 1 %."""
+    case = Case("CNOSCO", n=2000, d_min=1.0)
+    objective = case.objective()
+    found = minimise_pairs(objective, objective.prior, 0.0, "newton", 100)
+    assert found.converged and found.iterations < 30
+    freedom = pair_freedom(objective, found.covariance, 0.0, found.value * objective.unit, factor=1.0)
+    size = np.sqrt(np.outer(np.diag(case.truth), np.diag(case.truth)))
+    determined = freedom.esd < 0.01 * size
+    assert np.count_nonzero(np.tril(determined)) > 15
+    np.testing.assert_allclose((found.covariance / size)[determined], (case.truth / size)[determined], atol=0.01)
+    solved = objective.projection.solve(case.groups.intensity(found.covariance))
+    assert solved.scale == pytest.approx(SCALE, rel=0.01)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.01])
+def test_what_the_data_determine(strength, monkeypatch):
+    """Shares by differences of fits, which must be exact minima; errors by the scatter of fits to noise."""
+    monkeypatch.setattr(pair_minimisers, "_TOLERANCE", 1e-13)
+    case = Case("CNO", n=200, noise=0.02)
+    case.prior = case.truth  # the minimum for exact data, so that the Gauss-Newton matrix is that of second derivatives
+    clean = SCALE * case.groups.intensity(case.truth)
+
+    def fitted(values):
+        case.values = values
+        objective = case.objective(SCALE)
+        objective.unit = 1e6
+        return objective, minimise_pairs(objective, case.truth, strength, "newton", 50)
+
+    objective, found = fitted(clean)
+    freedom = pair_freedom(objective, found.covariance, strength, 0.0, factor=1.0)
+    np.testing.assert_allclose(freedom.n_effective, freedom.share[np.tril_indices(3)].sum())
+    first, second = np.tril_indices(3)
+    for a, b in zip(first, second):
+        moved = case.truth.copy()
+        step = 1e-4
+        moved[a, b] = moved[b, a] = moved[a, b] + step
+        shift = clean + SCALE * (case.groups.intensity(moved) - case.groups.intensity(case.truth))
+        change = (fitted(shift)[1].covariance - found.covariance)[a, b] / step
+        assert change == pytest.approx(freedom.share[a, b], abs=0.01)
+    rng = np.random.default_rng(0)
+    fits = np.array([fitted(clean + case.sigma * rng.normal(size=200))[1].covariance for _ in range(40)])
+    np.testing.assert_allclose(fits.std(axis=0) / freedom.esd, 1.0, atol=0.35)  # 3 standard errors of a scatter of 40
+    assert np.all(np.diff(freedom.errors) >= 0)
+    assert freedom.n_determined == np.count_nonzero(freedom.errors < 0.1)
+
+
+@pytest.mark.parametrize(("symbol", "known"), [("P 1", 0.0), ("P 21 21 21", 0.7)])
+def test_tensors_of_all_pairs_are_found(symbol, known):
+    """Loops over atoms and symmetry copies give the data.
+
+    In P 21 21 21 there are several minima: from the prior another one is found, with 1e-6 of its chi².
+    There the start knows most of the truth.
+    """
+    case = Case("CNO", n=900, tensor=True, symbol=symbol, d_min=1.0)
+    objective = case.objective(SCALE)
+    start = known * flattened(case.truth) + (1 - known) * objective.prior
+    v = minimise_pairs(objective, start, 0.0, "lbfgs", 2000, ftol=1e-15).covariance
+    np.testing.assert_allclose(v, v.T)
+    assert np.linalg.eigvalsh(v)[0] > -1e-12
+    blocks = objective.unfolded(v)
+    symmetric = 0.5 * (blocks + blocks.transpose(0, 1, 3, 2))  # the rest does not scatter
+    truth = 0.5 * (case.truth + case.truth.transpose(0, 1, 3, 2))
+    np.testing.assert_allclose(symmetric, truth, atol=0.01 * truth.max())
+    first = objective.unfolded(start)
+    assert np.abs(0.5 * (first + first.transpose(0, 1, 3, 2)) - truth).max() > 0.1 * truth.max()
+
+
+def test_tensors_side_by_side():
+    objective = Case("CNO", n=30, tensor=True).objective()
+    blocks = objective.unfolded(np.arange(81.0).reshape(9, 9))
+    np.testing.assert_array_equal(blocks[1, 2], [[33, 34, 35], [42, 43, 44], [51, 52, 53]])
+    np.testing.assert_array_equal(flattened(blocks), np.arange(81.0).reshape(9, 9))
+
+
+def test_choice_of_the_minimiser():
+    few, tensors = Case("CN", n=30).objective(), Case("CN", n=30, tensor=True).objective()
+    assert chosen("auto", few) == "newton" and chosen("auto", tensors) == "lbfgs"
+    assert chosen("descent", tensors) == "descent"
+    with pytest.raises(DiffuseError, match=r"pairs\.minimiser=newton: for isotropic"):
+        chosen("newton", tensors)
+    with pytest.raises(DiffuseError, match=r"pairs\.minimiser=best: choose from auto, newton"):
+        chosen("best", few)
