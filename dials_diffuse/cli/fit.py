@@ -110,7 +110,7 @@ pairs.strength = 1,0.1,0.01,0.001
 pairs.minimiser = *auto newton lbfgs descent
   .type = choice
   .help = "Of covariance/.../pairs: Levenberg-Marquardt steps in the cone of positive semidefinite V, L-BFGS by the"
-          "root of V, plain descent along the gradient, which is slow; auto takes the first for up to 44 groups with"
+          "root of V, plain descent along the gradient, which is slow; auto takes the first for up to 30 groups with"
           "isotropic displacements, else the second."
 pairs.max_iterations = 200
   .type = int(value_min=1)

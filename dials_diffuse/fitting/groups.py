@@ -22,7 +22,7 @@ _SAMPLED_PER_ELEMENT = 2
 #: elements of V up to which it is asked what the data determine
 _MOST_KNOWN = 6000
 #: relative gain of a step at which L-BFGS ends; of many elements the last digits cost minutes, and are noise
-_FTOL, _FTOL_MANY = 1e-10, 1e-6
+_FTOL, _FTOL_MANY = 1e-8, 1e-6
 
 
 @dataclass(frozen=True)

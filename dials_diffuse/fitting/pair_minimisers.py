@@ -13,12 +13,16 @@ from dials_diffuse.fitting.pair_objective import PairObjective
 
 logger = logging.getLogger("dials.diffuse.fit")
 
-#: newton: Levenberg-Marquardt steps by the elements of V; lbfgs: L-BFGS by the elements of L; descent: down the
-#: gradient by the elements of V; auto: newton where its matrix is affordable, else lbfgs
+#: newton: Levenberg-Marquardt steps by the elements of V, then lbfgs where these become short, as V is singular;
+#: lbfgs: L-BFGS by the elements of L; descent: down the gradient by the elements of V; auto: newton where its matrix is
+#: affordable, else lbfgs
 MINIMISERS = ("auto", "newton", "lbfgs", "descent")
 
 #: elements of V up to which newton is affordable: it makes a matrix of their second derivatives at each step
 MOST_ELEMENTS = 1000
+
+#: elements of V up to which auto takes newton: with 40 groups at the border of the cone it is slower than lbfgs
+_AUTO_ELEMENTS = 465
 
 #: V starts this much more definite than it is given, relative to its mean variance: L of a singular V has no derivative
 _RIDGE = 1e-3
@@ -31,6 +35,8 @@ _MAX_DAMPING = 1e9
 #: than a fraction of the step
 _MAX_SPLITTINGS = 300
 _SPLIT = 1e-3
+#: relative gain of a step below which, if its splittings did not end, L-BFGS goes on
+_SMALL_GAIN = 0.1
 #: a step of the descent is kept if it gains this fraction of what the slope promises
 _ARMIJO = 1e-4
 
@@ -68,7 +74,9 @@ def chosen(minimiser: str, objective: PairObjective) -> str:
         raise DiffuseError(
             f"pairs.minimiser=newton: for isotropic displacements with at most {MOST_ELEMENTS} covariances; use lbfgs"
         )
-    return ("newton" if possible else "lbfgs") if minimiser == "auto" else minimiser
+    if minimiser != "auto":
+        return minimiser
+    return "newton" if possible and len(objective.triangle[0]) <= _AUTO_ELEMENTS else "lbfgs"
 
 
 def minimise_pairs(
@@ -89,17 +97,22 @@ def minimise_pairs(
     """
     if minimiser == "descent":
         return _descent(objective, start, strength, max_iterations)
+    done = 0
     if minimiser == "newton":
-        return _newton(objective, start, strength, max_iterations)
+        found = _newton(objective, start, strength, max_iterations)
+        if found.converged or found.iterations >= max_iterations:
+            return found
+        start, done = found.covariance, found.iterations  # on the border of the cone, where L is the better coordinate
+    steps = max_iterations - done
     result = minimize(
         objective.slope_by_root,
         objective.start(start, _RIDGE),
         args=(strength,),
         jac=True,
         method="L-BFGS-B",
-        options={"maxiter": max_iterations, "maxfun": 2 * max_iterations, "maxcor": 30, "ftol": ftol, "gtol": 0.0},
+        options={"maxiter": steps, "maxfun": 2 * steps, "maxcor": 30, "ftol": ftol, "gtol": 0.0},
     )
-    return Descent(objective.covariance(result.x), result.fun, result.nit, result.nit < max_iterations)
+    return Descent(objective.covariance(result.x), result.fun, done + result.nit, result.nit < steps)
 
 
 def _newton(objective: PairObjective, v, strength: float, max_iterations: int) -> Descent:
@@ -109,7 +122,7 @@ def _newton(objective: PairObjective, v, strength: float, max_iterations: int) -
     curvature = Curvature(objective, v)
     for iteration in range(max_iterations):
         while True:
-            trial, dual, promise = _step(objective, curvature, v, slope, strength, damping, dual)
+            trial, dual, promise, exact = _step(objective, curvature, v, slope, strength, damping, dual)
             if promise <= _TOLERANCE * value / objective.n:
                 return Descent(v, value, iteration, True)
             with np.errstate(over="ignore", invalid="ignore"):  # steps that go too far
@@ -124,6 +137,8 @@ def _newton(objective: PairObjective, v, strength: float, max_iterations: int) -
             damping = damping / 10 if damping > objective.stiff(_SOME_DAMPING) else 0.0
         logger.debug("objective %.10g after step %d, promised %.3g more (%.3g)", found, iteration, promise, damping)
         v = trial
+        if not exact and value - found < _SMALL_GAIN * value:  # many such steps would be needed
+            return Descent(v, found, iteration + 1, False)
         value, slope = objective.slope(v, strength)
         curvature = Curvature(objective, v)
     return Descent(v, value, max_iterations, False)
@@ -175,7 +190,7 @@ def _step(objective, curvature: Curvature, v, slope, strength: float, damping: f
 
     lowest = z - vectors @ (turned / values)
     if np.linalg.eigvalsh(element(lowest))[0] >= 0:
-        return element(lowest), None, promised(lowest - z)
+        return element(lowest), None, promised(lowest - z), True
 
     def projected(z):
         matrix = element(z) / np.outer(inner, inner)  # the cone is the same for relative elements
@@ -193,12 +208,12 @@ def _step(objective, curvature: Curvature, v, slope, strength: float, damping: f
         u += mixed - y
         primal, moved = np.linalg.norm(x - y), np.linalg.norm(y - before)
         if max(primal, moved) <= _SPLIT * np.linalg.norm(y - z):
-            break
+            return element(y), u * rho, promised(y - z), True
         if primal > 10 * moved:
             rho, u = 2 * rho, u / 2
         elif moved > 10 * primal:
             rho, u = rho / 2, u * 2
-    return element(y), u * rho, promised(y - z)
+    return element(y), u * rho, promised(y - z), False
 
 
 def _descent(objective: PairObjective, v: np.ndarray, strength: float, max_iterations: int) -> Descent:
