@@ -30,12 +30,16 @@ step scale dials.scale integrated.expt integrated.refl
 repeat=yes
 step diffuse_integrate dials.diffuse_integrate scaled.expt scaled.refl
 # the coordinates tell how much the cell scatters: intensities in electrons² per unit cell, as those of the truth
-step diffuse_scale dials.diffuse_scale diffuse_integrated.h5 \
-  absolute_scale.model="$(realpath --relative-to=. "$docs/../dials_diffuse/simulation/data/193l.pdb")"
+model=$(realpath --relative-to=. "$docs/../dials_diffuse/simulation/data/193l.pdb")
+step diffuse_scale dials.diffuse_scale diffuse_integrated.h5 absolute_scale.model="$model"
 step diffuse_merge dials.diffuse_merge diffuse_scaled.h5 reference=truth.nxs statistics.n_shells=10
+step diffuse_fit dials.diffuse_fit diffuse_merged.nxs "$model" scale=absolute d_max=10 d_min=2
 
 echo
 sed -n '/^Agreement with/,/bins of |s|$/p' diffuse_merge.out
 echo
+echo "Liquid-like motions fitted to the map; the images were made with sigma = 0.3 and gamma = 10 Å:"
+sed -n '/^llm:/,/^$/p' diffuse_fit.out
+echo
 echo "Everything is in $PWD. The diffuse map, the map that was put in, both in one picture, and an image:"
-list diffuse_merged.nxs truth.nxs diffuse_merged.png diffuse_scaled.png simulated_1_00001.cbf
+list diffuse_merged.nxs truth.nxs diffuse_merged.png diffuse_scaled.png diffuse_fit.png simulated_1_00001.cbf

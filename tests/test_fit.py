@@ -15,11 +15,12 @@ from dials_diffuse.fitting.agreement import correlation, shell_residual, statist
 from dials_diffuse.fitting.data import SIGMA_FLOOR, Selection, free_voxels, select, unique_blocks
 from dials_diffuse.fitting.displacements import compare_displacements
 from dials_diffuse.fitting.fit import Candidate, FitOptions, best_fit, fit_models
-from dials_diffuse.fitting.indexing import alternative_settings, compare_settings, reindex
+from dials_diffuse.fitting.indexing import compare_settings, reindex
 from dials_diffuse.fitting.linear import Background, Projection
 from dials_diffuse.fitting.minimise import minimise
 from dials_diffuse.fitting.sums import PreparedSum
 from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.maps.indexing import alternative_settings
 from dials_diffuse.maps.nexus import DiffuseMap
 from dials_diffuse.maps.symmetry import laue_operators, map_to_asu, possible_voxels
 from dials_diffuse.models import Covariance, LiquidLikeMotions, RigidBody

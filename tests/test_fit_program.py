@@ -15,9 +15,10 @@ from structures import random_structure
 
 import dials_diffuse
 from dials_diffuse.cli.fit import run
-from dials_diffuse.fitting.indexing import alternative_settings, reindex
+from dials_diffuse.fitting.indexing import reindex
 from dials_diffuse.maps.files import Provenance
 from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.maps.indexing import alternative_settings
 from dials_diffuse.maps.nexus import DiffuseMap, read_map, read_provenance, write_map
 from dials_diffuse.models import Ensemble, LiquidLikeMotions, RigidBody
 from dials_diffuse.models.compute import UNITS, model_map

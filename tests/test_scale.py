@@ -17,6 +17,7 @@ from dials_diffuse.cli import scale as cli
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.experiment.geometry import scan_geometry
 from dials_diffuse.kernels.scaling import add_normal, deviance
+from dials_diffuse.maps.indexing import alternative_settings
 from dials_diffuse.maps.observations import OBSERVATION_DTYPE, ExperimentSummary, ObservationFile, write_observations
 from dials_diffuse.maps.symmetry import laue_operators
 from dials_diffuse.maps.voxels import blocks_of_rows, find_voxels
@@ -594,6 +595,24 @@ def test_levels_leave_the_isotropic_part_alone(tmp_path):
     apply_levels(whole, changed.levels, model.profile(GRID.s_magnitude(voxels.index)))
     np.testing.assert_allclose(whole.unit, direct.unit, rtol=1e-5)
     np.testing.assert_allclose(whole.added, direct.added, atol=1e-5 * np.abs(direct.added).max())
+
+
+def test_sweeps_that_are_indexed_otherwise_are_found(tmp_path, planted):
+    """P41 on a tetragonal lattice: k,h,-l is another crystal, and so is the merged map of both as they are."""
+    assert planted[1].mismatches == []
+    rows = make_rows(np.random.default_rng(1))
+    second = rows["experiment"] == 1
+    h, k, l = rows["index"][second].T
+    rows["index"][second] = np.transpose([k, h, -l])
+    result = scale(tmp_path, rows, max_observations=25_000, terms=("b", "c"))
+    (found,) = result.mismatches
+    assert {found.sweep, found.reference} == {0, 1}
+    assert found.cc > 0.9 and found.cc_as_given < 0.3
+    assert any("is indexed otherwise" in warning and found.operator in warning for warning in result.warnings)
+    other = next(s for s in alternative_settings(GRID)[1:] if s.operator == found.operator)
+    laue = {r.tobytes() for r in laue_operators(GRID.space_group, True)}
+    swap = np.array([[0, 1, 0], [1, 0, 0], [0, 0, -1]])
+    assert np.rint(swap @ np.linalg.inv(other.matrix)).astype(np.int64).tobytes() in laue
 
 
 def test_crystals_are_correlated(planted):

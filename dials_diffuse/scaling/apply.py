@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dials_diffuse.kernels.scaling import orbit_sums
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.observations import OBSERVATION_DTYPE
 from dials_diffuse.maps.voxels import Voxels
@@ -93,6 +94,23 @@ def predict_all(scaler: Scaler, blocks, n_rows: int, threads: int) -> Prediction
             getattr(result, name)[start:stop] = column
         start = stop
     return result
+
+
+def sums_by_sweep(predictions: Predictions, rejected: np.ndarray, voxel: np.ndarray, n_sweeps: int) -> np.ndarray:
+    """(m, e, 2) float64, Σ w r u and Σ w u² of some unique voxels for each sweep; their ratio is the anisotropic part.
+
+    voxel : (u,) int64, number of each unique voxel among the m, or -1
+    """
+    sums = np.zeros(((int(voxel.max(initial=-1)) + 1) * n_sweeps, 2))
+    for start in range(0, len(predictions.unique), _ROWS):
+        rows = slice(start, start + _ROWS)
+        unique = predictions.unique[rows]
+        row = np.where(unique >= 0, voxel[unique], -1)
+        row = np.where(row >= 0, row * n_sweeps + predictions.experiment[rows], -1)
+        orbit_sums(
+            row, predictions.weight[rows], predictions.residual[rows], predictions.unit[rows], rejected[rows], sums
+        )
+    return sums.reshape(-1, n_sweeps, 2)
 
 
 def apply_levels(predictions: Predictions, factor: np.ndarray, profile: np.ndarray) -> None:

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import minimize
 
-from dials_diffuse.kernels.scaling import orbit_sums
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.scaling.apply import Predictions
+from dials_diffuse.scaling.apply import Predictions, sums_by_sweep
 from dials_diffuse.scaling.data import blocks_of_voxels
 
 #: voxels x sweeps that are used: more do not matter
@@ -31,7 +30,6 @@ _N_SHELLS = 12
 _PRIOR = 0.1
 
 _FIRST_STEPS = 20
-_ROWS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -69,25 +67,18 @@ def find_levels(
     block = np.unique(blocks_of_voxels(grid, index, _BLOCK_WIDTH), return_inverse=True)[1].reshape(-1)
     share = _MAX_ENTRIES / (len(index) * n_sweeps)
     used = np.random.default_rng(seed).random(block.max() + 1)[block] < share
-    voxel = np.where(used & (profile > 0), np.cumsum(used) - 1, -1)
-    sums = np.zeros((np.count_nonzero(used) * n_sweeps, 2))
-    for start in range(0, len(predictions.unique), _ROWS):
-        rows = slice(start, start + _ROWS)
-        unique = predictions.unique[rows]
-        row = np.where(unique >= 0, voxel[unique], -1)
-        row = np.where(row >= 0, row * n_sweeps + predictions.experiment[rows], -1)
-        orbit_sums(
-            row, predictions.weight[rows], predictions.residual[rows], predictions.unit[rows], rejected[rows], sums
-        )
-    sums = sums.reshape(-1, n_sweeps, 2)
+    used &= profile > 0
+    voxel = np.where(used, np.cumsum(used) - 1, -1)
+    sums = sums_by_sweep(predictions, rejected, voxel, n_sweeps)
     common = np.count_nonzero(sums[..., 1] > 0, axis=1) > 1
-    sums, level, block = sums[common], profile[used][common], block[used][common]
+    used = np.flatnonzero(voxel >= 0)[common]
+    sums, level, block = sums[common], profile[used], block[used]
     if not len(level):
         return Levels(np.ones(n_sweeps), np.full(n_sweeps, _PRIOR), 0)
     weight = sums[..., 1] * level[:, None] ** 2
     value = np.divide(sums[..., 0], sums[..., 1] * level[:, None], out=np.zeros(weight.shape), where=weight > 0)
     value -= _means(value, weight, block)[block]
-    s = grid.s_magnitude(index[used][common])
+    s = grid.s_magnitude(index[used])
     shell = np.searchsorted(np.quantile(s, np.linspace(0, 1, _N_SHELLS + 1)[1:-1]), s)
     return _most_likely(value, weight, shell)
 

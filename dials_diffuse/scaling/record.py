@@ -43,6 +43,7 @@ def scaling_record(result: ScalingResult) -> dict:
         "profile": _profile(model),
         "absolute_scale": _absolute(result.absolute) if result.absolute else None,
         "levels": _levels(result),
+        "indexed_otherwise": [asdict(m) for m in result.mismatches],
         "sweeps": [_sweep(result, i) for i in range(len(result.experiments))],
         "modules": _modules(model),
         "residuals": [asdict(b) for b in result.batches],

@@ -19,6 +19,7 @@ from dials_diffuse.scaling.apply import Scaler, apply_levels, find_all_outliers,
 from dials_diffuse.scaling.bragg import BraggColumns, read_bragg, scaled_bragg, start_from_bragg
 from dials_diffuse.scaling.data import COLUMNS, Layout, Observations, S, make_layout, sample_observations
 from dials_diffuse.scaling.errors import find_outliers
+from dials_diffuse.scaling.indexing import Mismatch, find_mismatches
 from dials_diffuse.scaling.levels import Levels, find_levels
 from dials_diffuse.scaling.model import start_model
 from dials_diffuse.scaling.parameters import ScalingParameters
@@ -43,6 +44,7 @@ class ScalingResult:
     levels : Levels, how the ratio of the sweeps was found; None where there is but one, or none is uncertain
     n_observations, n_outliers, n_off_grid, n_sample : rows of all files, those left out, and those refined against
     batches : list of Batch, residuals by rotation
+    mismatches : list of Mismatch, sweeps that are indexed otherwise than the others
     correlations : (e, e) float64, anisotropic part of each experiment against each other; NaN without common voxels
     cuts : suggested images to leave out, (experiment, first, last)
     origins : (path, number in that file) of each experiment
@@ -61,6 +63,7 @@ class ScalingResult:
     n_off_grid: int
     n_sample: int
     batches: list
+    mismatches: list
     correlations: np.ndarray
     cuts: list
     origins: tuple
@@ -145,9 +148,10 @@ def scale_observations(
         n_off_grid = int(np.count_nonzero(predictions.unique < 0))
         rejected = find_all_outliers(predictions, voxel_priors(scaler), parameters.outlier_n_sigma)
         rejected |= predictions.unique < 0
+        profile = refinement.model.profile(grid.s_magnitude(voxels.index))
+        mismatches = find_mismatches(predictions, rejected, profile, grid, voxels.index, len(experiments))
         levels = None
         if len(experiments) > 1 and {"b", "c"} <= set(refinement.model.terms):
-            profile = refinement.model.profile(grid.s_magnitude(voxels.index))
             levels = find_levels(predictions, rejected, profile, grid, voxels.index, len(experiments), parameters.seed)
             apply_levels(predictions, levels.factor, profile)
             refinement = replace(refinement, model=replace(refinement.model, levels=levels.factor))
@@ -177,7 +181,17 @@ def scale_observations(
         origins=tuple((file.path, i) for file in files for i in range(len(file.experiments))),
         absolute=scale,
         bragg=bragg if bragg_scales else None,
-        warnings=summary.warnings + notes,
+        mismatches=mismatches,
+        warnings=summary.warnings + notes + [_in_words(m, experiments) for m in mismatches],
+    )
+
+
+def _in_words(mismatch: Mismatch, experiments) -> str:
+    names = [f"sweep {k} ({experiments[k].identifier})" for k in (mismatch.sweep, mismatch.reference)]
+    return (
+        f"{names[0]} is indexed otherwise than {names[1]}: their anisotropic parts correlate by {mismatch.cc:.2f} "
+        f"after {mismatch.operator}, and by {mismatch.cc_as_given:.2f} as they are. Index all alike (dials.cosym, or "
+        f"dials.reindex change_of_basis_op={mismatch.operator}), and integrate again"
     )
 
 
@@ -240,6 +254,7 @@ def _summary(grid, experiments, layout, refinement, data, parameters, n_rows, n_
         n_off_grid=n_off_grid,
         n_sample=data.n,
         batches=batches,
+        mismatches=[],
         correlations=crystal_correlations(refinement, data, len(experiments), rejected),
         cuts=suggest_cuts(batches),
         origins=(),
