@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from dials_diffuse.merging.compare import equal_count_residual
 from dials_diffuse.merging.statistics import BIN_WIDTH, shell_limits
 
 #: small maps have wider bins, so that one holds at least this many voxels on the average
@@ -13,11 +14,12 @@ _PER_BIN = 20
 
 
 def shell_residual(values: np.ndarray, s: np.ndarray) -> np.ndarray:
-    """Subtract from each value the mean of its shell of |s|: BIN_WIDTH wide, wider where voxels are few."""
-    width = max(BIN_WIDTH, np.ptp(s) * _PER_BIN / len(s))
-    bins = np.floor(s / width).astype(np.int64)
-    number = np.maximum(np.bincount(bins), 1)
-    return values - (np.bincount(bins, values) / number)[bins]
+    """Subtract from each value the straight line through those of its thin shell of |s|: what is isotropic.
+
+    Shells hold equal numbers and are BIN_WIDTH wide on the average, wider where voxels are few.
+    """
+    n_bins = min(round(float(np.ptp(s)) / BIN_WIDTH), len(s) // _PER_BIN)
+    return equal_count_residual(values, s, max(n_bins, 1))
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
@@ -39,7 +41,7 @@ def statistics(data, fitted: np.ndarray, weights: np.ndarray, n_parameters: int,
 
     Notes
     -----
-    The means of the shells, which ``cc_anisotropic`` subtracts, are of all voxels: a shell may hold few that are free.
+    The isotropic part, which ``cc_anisotropic`` subtracts, is that of all voxels: a shell may hold few that are free.
     ``r`` is sum |I_obs - I_fit| / sum |I_obs|, background included, and thus small where the background is large.
     """
     observed = data.intensity

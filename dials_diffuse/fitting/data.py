@@ -138,10 +138,21 @@ def select(data: DiffuseMap, selection: Selection) -> FitData:
 
 
 def free_voxels(grid: MapGrid, index: np.ndarray, friedel: bool, fraction: float, seed: int) -> np.ndarray:
-    """(n,) bool, voxels in about this fraction of the blocks of :func:`unique_blocks`."""
+    """(n,) bool, voxels in about this fraction of the blocks of :func:`unique_blocks`, evenly over the resolution.
+
+    Blocks are ordered by the lowest |s| of their voxels, and of each run of 1/fraction neighbours one is chosen.
+    """
     blocks, number = np.unique(unique_blocks(grid, index, friedel), return_inverse=True)
-    chosen = np.random.default_rng(seed).permutation(len(blocks)) < round(fraction * len(blocks))
-    return chosen[number.reshape(-1)]
+    number = number.reshape(-1)
+    lowest = np.full(len(blocks), np.inf)
+    np.minimum.at(lowest, number, grid.s_magnitude(index))
+    order = np.argsort(np.round(lowest, 6), kind="stable")  # rounding: |s| of mates differ in the last digits
+    n_free = round(fraction * len(blocks))
+    limits = np.arange(n_free + 1) * len(blocks) // max(n_free, 1)
+    chosen = np.zeros(len(blocks), dtype=bool)
+    if n_free:
+        chosen[order[np.random.default_rng(seed).integers(limits[:-1], limits[1:])]] = True
+    return chosen[number]
 
 
 def unique_blocks(grid: MapGrid, index: np.ndarray, friedel: bool) -> np.ndarray:
