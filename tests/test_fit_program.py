@@ -113,6 +113,14 @@ def test_fit_and_compare(pdb):
     assert "it is reindexed by" in log and "The best model by free voxels: llm/overall" in log
 
 
+def test_a_first_model_that_cannot_tell_settings_apart(pdb, caplog):
+    data_from(LiquidLikeMotions(sigma=0.3, gamma=6.0))
+    run([MAP, pdb, "model=uncorrelated,rigid_body", "starts=1", "output.png=None", "output.volume=False"])
+    content = json.loads(Path("diffuse_fit.json").read_text())
+    assert content["indexing"][0]["operator"] == "h,k,l"
+    assert "fits the map as well in another setting" in caplog.text
+
+
 def test_start_values_and_tensors(pdb):
     """What is given of a model is where its fit starts; words after its name choose, /V makes a tensor."""
     data_from(RigidBody(V=(0.12, 0.08, 0.15, 0.02, 0.0, 0.0)), noise=0.1)

@@ -33,7 +33,7 @@ from dials_diffuse.scaling.data import (
     sample_observations,
 )
 from dials_diffuse.scaling.errors import first_error_model, reject, weigh
-from dials_diffuse.scaling.levels import find_levels, minus_log_likelihood
+from dials_diffuse.scaling.levels import find_levels, minus_log_likelihood, without_offsets
 from dials_diffuse.scaling.model import MAX_PARAMETERS, MAX_PARAMETERS_B, MAX_PARAMETERS_C, start_model
 from dials_diffuse.scaling.normal import chi2, normal_equations
 from dials_diffuse.scaling.parameters import ScalingParameters
@@ -530,8 +530,12 @@ def test_true_halos_are_not_taken_for_absorption(tmp_path):
         assert x[shell] @ y[shell] / (y[shell] @ y[shell]) == pytest.approx(1, abs=0.01)
 
 
-def test_ratio_of_sweeps_by_the_anisotropic_part():
-    """Sweeps that measure the same voxels with different factors and noise: within the errors, which are honest."""
+@pytest.mark.parametrize("share", [0.8, 0.1])
+def test_ratio_of_sweeps_by_the_anisotropic_part(share):
+    """Sweeps that measure the same voxels with different factors and noise: within the errors, which are honest.
+
+    share : of the voxels, that the last sweep measures: some five in a block, of which an offset takes a fifth
+    """
     rng = np.random.default_rng(0)
     index = np.array(all_voxels(GRID))
     grid, n_sweeps, profile = GRID, 3, rng.uniform(1, 2, len(index))
@@ -545,7 +549,7 @@ def test_ratio_of_sweeps_by_the_anisotropic_part():
         sigma = 0.05 * unit
         residual = unit * truth[experiment] * anisotropic[unique] + sigma * rng.normal(size=len(unique))
         residual += unit * 0.02 * (experiment - 1.0) * smooth[unique] * profile[unique]
-        kept = rng.random(len(unique)) < 0.8
+        kept = rng.random(len(unique)) < np.where(experiment == 2, share, 0.8)
         unique[rng.random(len(unique)) < 0.05] = -1
         predictions = Predictions(
             unique, experiment, unit, np.zeros_like(unit), (sigma**-2.0).astype(np.float32),
@@ -553,9 +557,37 @@ def test_ratio_of_sweeps_by_the_anisotropic_part():
         )  # fmt: skip
         levels = find_levels(predictions, ~kept, profile, grid, index, n_sweeps, 0)
         deviations.append((np.log(levels.factor) - np.log(truth / np.prod(truth) ** (1 / 3))) / levels.esd)
-    assert np.all(levels.esd < 0.02)
+    assert np.all(levels.esd < 0.03)
     assert 0.7 < np.std(deviations) < 1.4
-    assert np.abs(np.mean(deviations)) < 0.5
+    assert np.abs(np.mean(deviations, axis=0)).max() < 0.8  # of 20 trials: ± 0.22
+
+
+def test_likelihood_without_offsets_by_differences_and_by_the_dense_form():
+    """Of flat offsets integrated out: a wide normal prior in their place gives the same, but for a constant."""
+    rng = np.random.default_rng(1)
+    value, weight, shell = rng.normal(size=(30, 3)), rng.uniform(0.5, 2, (30, 3)), rng.integers(0, 2, 30)
+    weight[rng.random((30, 3)) < 0.2] = 0
+    weight[20:, 1] = 0
+    first, x = np.array([0, 7, 20]), rng.normal(0, 0.3, 5)
+    slope = without_offsets(x, value, weight, shell, first)[1]
+    for k, step in enumerate(1e-6 * np.eye(5)):
+        ends = [without_offsets(x + sign * step, value, weight, shell, first)[0] for sign in (1, -1)]
+        assert slope[k] == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-5, abs=1e-5)
+
+    def dense(x):
+        result, width = 0.5 * np.sum((x[:3] / 0.1) ** 2), 1e3
+        for rows in np.split(np.arange(30), first[1:]):
+            v, e = np.nonzero(weight[rows] > 0)
+            g, t = np.exp(x[:3]), np.exp(x[3:])[shell[rows]]
+            covariance = np.outer(g[e], g[e]) * (v[:, None] == v) * t[v] + width**2 * (e[:, None] == e)
+            covariance += np.diag(1 / weight[rows[v], e])
+            result -= multivariate_normal.logpdf(value[rows[v], e], np.zeros(len(v)), covariance)
+        return result
+
+    other = x + rng.normal(0, 0.3, 5)
+    difference = [without_offsets(y, value, weight, shell, first)[0] for y in (x, other)]
+    assert difference[0] - difference[1] == pytest.approx(dense(x) - dense(other), abs=1e-3)
+    assert without_offsets(x, value, weight, shell, first)[2][2, 1] == 0
 
 
 def test_likelihood_of_the_ratio_by_differences_and_by_the_dense_form():

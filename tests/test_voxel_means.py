@@ -9,6 +9,7 @@ from structures import random_structure
 
 from dials_diffuse.fitting.linear import Background, background_terms
 from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.maps.symmetry import laue_operators
 from dials_diffuse.models import LiquidLikeMotions, RigidBody
 from dials_diffuse.models.prepared import prepare
 
@@ -58,6 +59,22 @@ def test_means_are_those_of_many_points(atoms, name):
     centre = at_centre.intensity([p.value for p in at_centre.parameters])
     truth = summed_means(model, atoms, grid, index)
     assert np.std(centre - truth) > 0.005 * np.std(truth)  # there is something to correct
+    assert np.std(mean - truth) < share * np.std(centre - truth)
+
+
+@pytest.mark.parametrize(("name", "share"), [("llm", 0.17), ("rigid_body", 0.02)])
+@pytest.mark.parametrize("symbol", ["P 31", "P 6"])
+def test_means_on_hexagonal_axes(symbol, name, share):
+    """There the mates of a voxel are parallelepipeds of three shapes, and a merged map holds the mean over all."""
+    structure = random_structure(symbol, (14.0, 14.0, 17.0, 90.0, 90.0, 120.0), "CNOCSC", u=(0.15, 0.3), radius=3.0)
+    model = MODELS[name][0]
+    grid, index = voxels(structure, 40)
+    mean, centre = (
+        prepared.intensity([p.value for p in prepared.parameters])
+        for prepared in (prepare(model, structure, grid, index, means) for means in (True, False))
+    )
+    mates = laue_operators(structure.space_group, friedel=False)
+    truth = np.mean([summed_means(model, structure, grid, index @ r) for r in mates], axis=0)
     assert np.std(mean - truth) < share * np.std(centre - truth)
 
 

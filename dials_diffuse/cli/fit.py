@@ -18,7 +18,7 @@ from dials_diffuse.errors import CommandLineError, DiffuseError
 from dials_diffuse.fitting.data import Selection, select
 from dials_diffuse.fitting.displacements import compare_displacements
 from dials_diffuse.fitting.fit import FitOptions, best_fit, fit_models
-from dials_diffuse.fitting.indexing import compare_settings
+from dials_diffuse.fitting.indexing import UNDECIDED, compare_settings
 from dials_diffuse.fitting.linear import AUTO_TERMS, background_terms
 from dials_diffuse.fitting.pairs import fit_all_pairs
 from dials_diffuse.maps.files import write_json
@@ -201,7 +201,7 @@ def main(params, files, provenance) -> None:
     )
     select(given, selection)  # complain of the range before anything takes long
     data_map, settings = _indexed(given, parts[names[0]][0][0], structure, params)
-    data = select(data_map, selection)
+    data = select(data_map, selection, structure.space_group)
     logger.info(
         "%d voxels from %.2f to %.2f Å, %d of them set aside (%.1f %%); the errors of %d voxels were raised to half "
         "the median at their resolution",
@@ -279,7 +279,12 @@ def _indexed(data: DiffuseMap, model, structure, params) -> tuple:
     if len(found) > 1:
         lines = [f"  {setting.operator:<14}{cc:8.3f}" for setting, _, cc in found]
         logger.info("Settings of the map, and correlation with the first model:\n%s", "\n".join(lines))
-        if found[0][0].operator != "h,k,l":
+        if not found[0][2] - found[1][2] >= UNDECIDED:
+            logger.warning(
+                "Warning: the first model fits the map as well in another setting; the map is taken as it is indexed. "
+                "Name a model first that can tell the settings apart, such as llm"
+            )
+        elif found[0][0].operator != "h,k,l":
             logger.warning(
                 "The map is indexed otherwise than the structure: it is reindexed by %s (indexing=given does not)",
                 found[0][0].operator,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -91,8 +91,15 @@ class FitData:
         return len(self.row)
 
 
-def select(data: DiffuseMap, selection: Selection) -> FitData:
+def select(data: DiffuseMap, selection: Selection, space_group=None) -> FitData:
     """Take the voxels that a selection asks for.
+
+    Free voxels are set aside with all mates that models make equal: Friedel's, whether the map has merged them or not,
+    and those of the structure.
+
+    Parameters
+    ----------
+    space_group : sgtbx.space_group of the structure, which may have more symmetry than the map; None: that of the map
 
     Raises
     ------
@@ -120,7 +127,10 @@ def select(data: DiffuseMap, selection: Selection) -> FitData:
     s, index = s[row], data.index[row].astype(np.int64)
     sigma = data.sigma[row]
     floored = np.maximum(sigma, SIGMA_FLOOR * _local_median(sigma, s))
-    free = free_voxels(data.grid, index, data.friedel, selection.free_fraction, selection.seed)
+    symmetric = data.grid
+    if space_group is not None and space_group.order_p() > data.grid.space_group.order_p():
+        symmetric = replace(data.grid, hall_symbol=space_group.type().hall_symbol())
+    free = free_voxels(symmetric, index, True, selection.free_fraction, selection.seed)
     if np.count_nonzero(~free) < _FEWEST:
         raise DiffuseError(f"free_fraction={selection.free_fraction:g}: too few voxels are left to fit; lower it")
     return FitData(
@@ -164,7 +174,8 @@ def unique_blocks(grid: MapGrid, index: np.ndarray, friedel: bool) -> np.ndarray
     index : (n, 3) integers on the subdivided lattice
     """
     edge = np.linalg.norm(grid.reciprocal_matrix, axis=0) / grid.subdivide  # 1/Å from voxel to voxel along each axis
-    coarse = np.asarray(index) / np.maximum(np.round(BLOCK / edge), 1)
+    index, _ = map_to_asu(index, grid.space_group, friedel)  # halfway between two points mates could part
+    coarse = index / np.maximum(np.round(BLOCK / edge), 1)
     step = grid.reciprocal_matrix / grid.subdivide * np.maximum(np.round(BLOCK / edge), 1)
     nearest = np.rint(coarse).astype(np.int64)
     point = nearest.copy()

@@ -328,6 +328,8 @@ def _finish(data, candidate, minimum, reached, starts, weights, adjustment, back
         estimates.append(
             Estimate(parameter.name, parameter.unit, float(values[i]), float(esd[i]), bool(bound[i]), profile)
         )
+    model = prepared.model(values)
+    warnings = uncertainty.missing_orders(candidate.name, model, 1 / float(data.s.max()))
     scale = Estimate("scale", "", solved.scale, float(esd[-1]) if options.scale is None else 0.0)
     return Fit(
         name=candidate.name,
@@ -345,8 +347,8 @@ def _finish(data, candidate, minimum, reached, starts, weights, adjustment, back
         reached=reached,
         starts=starts,
         weights=weights,
-        warnings=uncertainty.warnings(candidate, minimum, estimates, scale, correlations, reached, starts),
-        model=prepared.model(values),
+        warnings=warnings + uncertainty.warnings(candidate, minimum, estimates, scale, correlations, reached, starts),
+        model=model,
     )
 
 

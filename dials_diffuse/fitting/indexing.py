@@ -9,15 +9,19 @@ from cctbx import crystal, sgtbx
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.fitting.agreement import correlation, shell_residual
+from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.indexing import Setting, alternative_settings
 from dials_diffuse.maps.nexus import DiffuseMap
-from dials_diffuse.maps.symmetry import map_to_asu
+from dials_diffuse.maps.symmetry import laue_operators, map_to_asu
 from dials_diffuse.models.prepared import prepare
 from dials_diffuse.structure.atoms import Structure
 from dials_diffuse.structure.transform import check_cells
 
 #: voxels on which settings are compared
 _SAMPLE = 50000
+#: difference of two correlations that decides nothing: a model with the same intensity in all settings would choose by
+#: rounding errors
+UNDECIDED = 1e-3
 
 
 def reindex(data: DiffuseMap, setting: Setting) -> DiffuseMap:
@@ -50,15 +54,19 @@ def reindex(data: DiffuseMap, setting: Setting) -> DiffuseMap:
 def compare_settings(data: DiffuseMap, model, structure: Structure, d_max: float, d_min: float) -> list:
     """(Setting, reindexed map, correlation with the model) of all settings, the best one first.
 
+    The given setting is first, too, if no other is better by UNDECIDED. Of settings that the structure's own symmetry,
+    higher than the map's, makes alike there is one.
+
     Parameters
     ----------
     model : a diffuse model with plausible parameters; its intensity decides
     d_max, d_min : Å, range of the correlation of the anisotropic parts, see :func:`agreement.shell_residual`
     """
-    settings = alternative_settings(data.grid)
+    settings = _distinct(alternative_settings(data.grid), data.grid, structure)
     if len(settings) == 1:
         return [(settings[0], data, float("nan"))]
     rows = _sample(data, d_max, d_min)
+    s = data.grid.s_magnitude(data.index[rows])  # of all settings: what is in which shell must not change by rounding
     found = []
     for setting in settings:
         candidate = reindex(data, setting)
@@ -69,12 +77,27 @@ def compare_settings(data: DiffuseMap, model, structure: Structure, d_max: float
             continue
         prepared = prepare(model, structure, grid, candidate.index[rows])
         calculated = prepared.intensity([p.value for p in prepared.parameters])
-        s = grid.s_magnitude(candidate.index[rows])
         x, y = (shell_residual(v, s) for v in (candidate.intensity[rows], calculated))
         found.append((setting, candidate, correlation(x, y)))
     if not found:
         raise DiffuseError("no setting of the map has the cell of the structure; use a model of this crystal form")
-    return sorted(found, key=lambda item: -np.nan_to_num(item[2], nan=-2.0))
+
+    def rank(item):
+        given = np.array_equal(item[0].matrix, np.eye(3))
+        return np.nan_to_num(item[2], nan=-2.0) + UNDECIDED * given
+
+    return sorted(found, key=rank, reverse=True)
+
+
+def _distinct(settings, grid: MapGrid, structure: Structure) -> list:
+    """One of each set of settings in which the structure has the same intensity, for the first the given one."""
+    laue, own = (laue_operators(g, friedel=True) for g in (grid.space_group, structure.space_group))
+    found, seen = [], set()
+    for setting in settings:
+        if setting.matrix.tobytes() not in seen:
+            found.append(setting)
+            seen |= {(r @ setting.matrix @ s).tobytes() for r in laue for s in own}
+    return found
 
 
 def _sample(data: DiffuseMap, d_max: float, d_min: float) -> np.ndarray:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
 from dials_diffuse.fitting.minimise import Minimum, minimise
+from dials_diffuse.models import LiquidLikeMotions
 
 #: correlations of parameters from here on are reported
 _STRONG = 0.95
 #: a minimum within this relative distance of a bound lies on it
 _AT_BOUND = 1e-4
+#: a liquid that lacks more than this of exp(qᵀVq) - 1 at the high resolution limit is not the model that it says
+_MISSING = 0.02
 #: where the profile likelihood is computed, in e.s.d.
 _PROFILE_AT = (-2.0, -1.0, 1.0, 2.0)
 
@@ -91,4 +95,19 @@ def warnings(candidate, minimum, estimates, scale, correlations, reached, starts
         found.append(f"{candidate.name}: the Hessian is not positive definite, errors are not known")
     if reached < starts:
         found.append(f"{candidate.name}: {reached} of {starts} starts reached the best minimum, it has others")
+    return found
+
+
+def missing_orders(name: str, model, d_min: float) -> list:
+    """Warnings of fitted liquids, whose sum over l ends too early for their displacements."""
+    found = []
+    for part in model if isinstance(model, tuple) else (model,):
+        if isinstance(part, LiquidLikeMotions) and (missing := part.missing_orders(d_min)) > _MISSING:
+            enough = part.orders
+            while replace(part, orders=enough).missing_orders(d_min) > _MISSING:
+                enough += 1
+            found.append(
+                f"{name}: llm.orders={part.orders} leaves out {100 * missing:.0f} % of exp(qVq) - 1 at {d_min:.2f} Å, "
+                f"which changes the parameters; use llm.orders={enough}"
+            )
     return found

@@ -27,7 +27,7 @@ class VoxelConvolution:
     operators : (m, 3, 3) int64, leave strength and kernels alone (index @ R)
     dtype : of the transforms. With float32 the error is below 1e-6 of the rms sum.
     width : (3,) float64, steps of the source lattice: replace each kernel by its mean over a box with these edges, by
-        Gauss's rule with two points along each; None: do not
+        Gauss's rule with two points along each, and over the shapes that the operators make of it; None: do not
     """
 
     def __init__(
@@ -43,7 +43,10 @@ class VoxelConvolution:
         self._ratio = np.array(steps_between(source, grid))
         self._offsets = np.zeros((1, 3))
         if width is not None:
-            self._offsets = np.array(list(itertools.product((-1, 1), repeat=3))) * width / (2 * np.sqrt(3))
+            box = np.array(list(itertools.product((-1, 1), repeat=3))) * width / (2 * np.sqrt(3))
+            # operators turn voxels on hexagonal axes into others of another shape
+            shapes = {tuple(sorted(map(tuple, np.rint(1e6 * box @ r).tolist()))): box @ r for r in operators}
+            self._offsets = np.concatenate(list(shapes.values()))
         self._size = box_size(source, grid)
         self._dtype = dtype
         self._n = len(index)

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.maps.symmetry import map_to_asu
+from dials_diffuse.maps.symmetry import laue_operators, map_to_asu
 from dials_diffuse.models.prepared import Prepared
 from dials_diffuse.structure.atoms import Structure
 
@@ -52,6 +52,9 @@ class VoxelMeans(Prepared):
 def prepare_means(model, structure: Structure, grid: MapGrid, index) -> Prepared:
     """A model averaged over the volumes of voxels, by Simpson's rule: 27 points of a voxel, shared with its neighbours.
 
+    Where operators of the map turn voxels into others of another shape (trigonal and hexagonal axes), the mean over
+    these shapes is taken, as a merged map has it.
+
     Parameters are those of ``model.prepare``; the intensity must have the symmetry of the structure.
 
     Notes
@@ -64,8 +67,11 @@ def prepare_means(model, structure: Structure, grid: MapGrid, index) -> Prepared
     corner = np.linalg.norm(np.abs(grid.reciprocal_matrix / (2 * np.array(grid.subdivide))).sum(axis=1))
     subdivide = tuple(2 * n for n in grid.subdivide)
     fine = replace(grid, subdivide=subdivide, d_min=1 / (1 / grid.d_min + corner), d_max=np.inf)
-    offsets = np.array(list(itertools.product((-1, 0, 1), repeat=3)))
-    weight = np.array([np.prod(_SIMPSON[1 + o]) for o in offsets])
+    box = np.array(list(itertools.product((-1, 0, 1), repeat=3)))
+    operators = laue_operators(grid.space_group, friedel=True)
+    offsets, number = np.unique((box @ operators).reshape(-1, 3), axis=0, return_inverse=True)
+    weight = np.tile([np.prod(_SIMPSON[1 + o]) for o in box], len(operators))
+    weight = np.bincount(number.reshape(-1), weight) / len(operators)
     points, _ = map_to_asu((2 * index[:, None] + offsets).reshape(-1, 3), structure.space_group, True)
     extent = np.abs(points).max(axis=0) + 1
     keys = np.ravel_multi_index((points + extent).T, 2 * extent + 1)
