@@ -46,7 +46,7 @@ class FitOptions:
     weights : ``sigma``: 1/sigma²; ``shell``: divided by the reduced chi² that the best of the models reaches in a shell
         of resolution, so that a shell in which no model fits does not rule the others
     loss : ``squares``, or one of ``robust.LOSSES`` that outliers cannot rule; what is an outlier the model decides for
-        which the loss is lowest
+        which the weighted sum of squares is lowest
     n_shells : of equal volume, for these weights and for the statistics
     starts : number of starting points; all but the first are random
     seed : of these
