@@ -337,6 +337,24 @@ def test_a_minimum_is_one(structure, voxels):
     assert held.values[1] == 6.5 and held.objective > near.objective
 
 
+@pytest.mark.parametrize("seed", [1, 3, 5])
+def test_a_flat_tensor_is_no_crash(seed):
+    """The truth does not move along one direction, and the noise asks for less: V ends on the border of its cone."""
+    atoms = random_structure("P 1", (13.0, 14.0, 15.0, 80.0, 95.0, 107.0), "CNOCSC", u=(0.15, 0.3), radius=3.5)
+    grid = MapGrid(atoms.unit_cell, atoms.hall_symbol, (2, 2, 2), 2.2)
+    index = np.concatenate(list(possible_voxels(grid)))
+    index = index[np.any(index != 0, axis=1)]
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    v = turn @ np.diag([0.15, 0.08, 0.0]) @ turn.T
+    body = RigidBody(V=(0.1, 0.1, 0.1, 0.0, 0.0, 0.0))
+    truth = prepare(body, atoms, grid, index).intensity([v[0, 0], v[1, 1], v[2, 2], v[0, 1], v[0, 2], v[1, 2]])
+    data = select(noisy_map(grid, index, truth, 0.3 * 0.02 * truth.std(), seed), Selection(bragg=True))
+    start = Candidate("body", prepare(body, atoms, data.grid, data.index), np.array([0.1, 0.1, 0.1, 0.0, 0.0, 0.0]))
+    (fit,) = fit_models(data, [start], FitOptions(starts=2, profile=False))
+    found = {e.name: e.value for e in fit.estimates}
+    assert [found[n] for n in ("V11", "V22", "V33")] == pytest.approx(np.diag(v), abs=0.02)
+
+
 def test_what_is_set_aside_does_not_matter(structure, voxels):
     """Nonsense on free voxels changes what is said about them, and nothing else."""
     grid, index, s = voxels

@@ -65,7 +65,7 @@ def positive_tensor(name: str, six, strict: bool) -> np.ndarray:
         raise DiffuseError(f"{name}={six}: six numbers are needed: 11, 22, 33, 12, 13, 23")
     tensor = symmetric_tensor(six)
     values = np.linalg.eigvalsh(tensor)
-    if values[0] < -1e-12 or values[2] <= 0 or (strict and values[0] <= 0):
+    if values[0] < -1e-9 * abs(values[2]) or values[2] <= 0 or (strict and values[0] <= 0):
         kind = "definite" if strict else "semidefinite, and not 0"
         text = ", ".join(f"{x:.3g}" for x in values)
         raise DiffuseError(f"{name}={tuple(six)}: must be positive {kind}; its eigenvalues are {text}")

@@ -25,6 +25,8 @@ _SOME_SIGMA = 0.3
 GAMMA_BOUNDS = (1.0, 100.0)
 _SOME_GAMMA = 10.0
 
+#: of the eigenvalues of a tensor, relative to the largest
+_ROUNDING = 1e-12
 #: a tensor has the symmetry of the point group if turned ones differ by less than this, relative to its largest element
 _SYMMETRIC = 1e-6
 
@@ -96,7 +98,11 @@ class TensorComponents:
 
     def largest_step(self, values, step) -> float:
         """Largest t for which the tensor of values + t step is positive semidefinite; inf if there is none."""
-        root = np.linalg.cholesky(self.tensor(values))
+        tensor = self.tensor(values)
+        least, *_, most = np.linalg.eigvalsh(tensor)
+        if least < _ROUNDING * most:  # on the border, or beyond it by rounding
+            tensor += (_ROUNDING * most - least) * np.eye(3)
+        root = np.linalg.cholesky(tensor)
         inverse = np.linalg.inv(root)
         lowest = np.linalg.eigvalsh(inverse @ self.tensor(step) @ inverse.T)[0]
         return math.inf if lowest >= 0 else -1 / lowest
