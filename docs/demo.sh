@@ -42,4 +42,4 @@ echo "Liquid-like motions fitted to the map; the images were made with sigma = 0
 sed -n '/^llm:/,/^$/p' diffuse_fit.out
 echo
 echo "Everything is in $PWD. The diffuse map, the map that was put in, both in one picture, and an image:"
-list diffuse_merged.nxs truth.nxs diffuse_merged.png diffuse_scaled.png diffuse_fit.png simulated_1_00001.cbf
+list diffuse_merged.nxs truth.nxs diffuse_merged.png diffuse_scaled.png diffuse_fit.html simulated_1_00001.cbf

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from builders import PROVENANCE, small_grid
 from dials.array_family import flex
+from programs import fails
 from scipy.spatial.distance import cdist
 from structures import random_structure
 from synthetic import make_experiment
@@ -233,10 +235,7 @@ def test_program(closed, tmp_path, monkeypatch, capsys):
         ([arguments[0], "absolute_scale.sequence=MK", "absolute_scale.model=model.pdb"], "give one of them"),
         ([arguments[0], "absolute_scale.copies=2"], "of what?"),
     ):
-        with pytest.raises(SystemExit) as stop:
-            cli.run([*changes, "model=b", "nproc=1"])
-        assert stop.value.code == 1
-        assert text in capsys.readouterr().err.splitlines()[-1]
+        fails(cli.run, [*changes, "model=b", "nproc=1"], capsys, words=[text])
 
 
 def test_an_old_file_is_scaled_all_the_same(closed, tmp_path):
@@ -638,6 +637,22 @@ def test_scale_from_a_model():
     assert result.method == "model"
     assert result.k == pytest.approx(K, rel=0.01)
     assert result.estimates[-1].details["delta_b"] == pytest.approx(-4.0, abs=0.05)
+
+
+def test_a_model_in_another_laue_group(tmp_path):
+    """Its atoms count, its structure factors do not; both groups are named, and what to do."""
+    *data, _ = lattice_of_atoms()
+    other = make_structure(data[0].unit_cell, "P 2 2 2", "O", [(0, 0, 0)], u=0.3)
+    (tmp_path / "other.pdb").write_text(other.xray_structure.as_pdb_file())
+    expectation = make_expectation(data[0], str(tmp_path / "other.pdb"), bulk_solvent=False, hydrogens=False)
+    result = absolute_scale(*data, expectation)
+    assert result.method == "krogh_moe" and result.k == pytest.approx(K, rel=0.002)
+    words = r"absolute_scale\.model=.*other\.pdb is P 2 2 2, that of the data P 1, .* Give space_group=P222 "
+    assert [w for w in result.warnings if re.search(words, w)]
+    with pytest.raises(DiffuseError, match="absolute_scale.method=model: .*" + words):
+        absolute_scale(*data, expectation, "model")
+    with pytest.raises(DiffuseError, match="needs coordinates"):
+        absolute_scale(*data, make_expectation(data[0]), "model")
 
 
 def test_a_model_that_does_not_fit_is_not_trusted():

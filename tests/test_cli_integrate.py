@@ -17,6 +17,7 @@ from dxtbx import flumpy
 from dxtbx.format.FormatCBFMini import FormatCBFMini
 from dxtbx.model import Beam, Goniometer, ScanFactory
 from dxtbx.model.experiment_list import ExperimentList, ExperimentListFactory
+from programs import fails
 from synthetic import GaussianProfile, make_crystal, make_detector
 
 from dials_diffuse.cli import integrate as program
@@ -74,21 +75,6 @@ def work(data, tmp_path, monkeypatch):
 FILES = ["integrated.expt", "integrated.refl"]
 
 
-def fails(args, capsys, code=1, words=()):
-    before = {p: p.read_bytes() for p in Path().iterdir() if p.is_file()}
-    with pytest.raises(SystemExit) as error:
-        program.run([*args])
-    assert error.value.code == code
-    stderr = capsys.readouterr().err.strip()
-    if code == 1:
-        assert len(stderr.splitlines()) == 1, stderr
-    for word in words:
-        assert word in stderr
-    after = {p: p.read_bytes() for p in Path().iterdir() if p.is_file() and p.suffix != ".log"}
-    assert after == {p: b for p, b in before.items() if p.suffix != ".log"}, "something was written or changed"
-    return stderr
-
-
 def rewrite(change) -> None:
     """Load integrated.expt, apply ``change`` to its experiments and write it back."""
     experiments = ExperimentList.from_file("integrated.expt", check_format=False)
@@ -130,7 +116,7 @@ def test_spot_size_is_measured_when_there_is_no_profile_model(work, capsys):
     assert "strong reflections" in capsys.readouterr().out
     Path("diffuse_integrated.h5").unlink()
     Path("diffuse_integrated.json").unlink()
-    fails(["integrated.expt"], capsys, words=["no profile model", ".refl", "sigma_b"])
+    fails(program.run, ["integrated.expt"], capsys, words=["no profile model", ".refl", "sigma_b"])
 
 
 def test_exclude_images_and_processes(work):
@@ -180,7 +166,7 @@ def test_background_is_subtracted_with_its_variance(work):
 
 def test_missing_image(work, capsys):
     Path("image_00003.cbf").unlink()
-    fails(FILES, capsys, words=["image_00003.cbf", "not found", "integrated.expt"])
+    fails(program.run, FILES, capsys, words=["image_00003.cbf", "not found", "integrated.expt"])
 
 
 @pytest.mark.parametrize("size", [3000, 700, 0])
@@ -188,13 +174,18 @@ def test_truncated_image(work, capsys, size):
     content = Path("image_00005.cbf").read_bytes()
     assert len(content) > 3000
     Path("image_00005.cbf").write_bytes(content[:size])
-    fails(FILES, capsys, words=["image_00005.cbf", "truncated"])
+    fails(program.run, FILES, capsys, words=["image_00005.cbf", "truncated"])
 
 
 def test_truncated_image_with_processes(work, capsys):
     content = Path("image_00005.cbf").read_bytes()
     Path("image_00005.cbf").write_bytes(content[:3000])
-    fails([*FILES, "nproc=2", "mask.persistent=False", "corrections.flux=False"], capsys, words=["image_00005.cbf"])
+    fails(
+        program.run,
+        [*FILES, "nproc=2", "mask.persistent=False", "corrections.flux=False"],
+        capsys,
+        words=["image_00005.cbf"],
+    )
 
 
 def test_mismatched_files(work, capsys):
@@ -203,17 +194,20 @@ def test_mismatched_files(work, capsys):
     table.experiment_identifiers()[0] = "another"
     table.as_file("other.refl")
     fails(
-        ["integrated.expt", "other.refl"], capsys, words=["other.refl", "does not belong to integrated.expt", "another"]
+        program.run,
+        ["integrated.expt", "other.refl"],
+        capsys,
+        words=["other.refl", "does not belong to integrated.expt", "another"],
     )
     table["id"] = flex.int(len(table), 3)
     del table.experiment_identifiers()[0]
     table.as_file("other.refl")
-    fails(["integrated.expt", "other.refl"], capsys, words=["other.refl", "id 3"])
+    fails(program.run, ["integrated.expt", "other.refl"], capsys, words=["other.refl", "id 3"])
     table["id"] = flex.int(len(table), 0)
     x, y, z = table["xyzcal.px"].parts()
     table["xyzcal.px"] = flex.vec3_double(x, y, z + 500)
     table.as_file("other.refl")
-    fails(["integrated.expt", "other.refl"], capsys, words=["other.refl", "images 1..8"])
+    fails(program.run, ["integrated.expt", "other.refl"], capsys, words=["other.refl", "images 1..8"])
 
 
 def test_reflections_that_lack_columns(work, capsys):
@@ -222,13 +216,13 @@ def test_reflections_that_lack_columns(work, capsys):
         part = table.copy()
         del part[column]
         part.as_file("part.refl")
-        fails(["integrated.expt", "part.refl"], capsys, words=["part.refl", f"no column {column}"])
+        fails(program.run, ["integrated.expt", "part.refl"], capsys, words=["part.refl", f"no column {column}"])
     rewrite(lambda experiments: setattr(experiments[0], "profile", None))
     for column in ("s1", "xyzobs.px.value"):
         part = table.copy()
         del part[column]
         part.as_file("part.refl")
-        fails(["integrated.expt", "part.refl"], capsys, words=[f"no column {column}", "sigma_b"])
+        fails(program.run, ["integrated.expt", "part.refl"], capsys, words=[f"no column {column}", "sigma_b"])
     part = table.copy()
     del part["miller_index"]
     part.as_file("part.refl")
@@ -236,7 +230,9 @@ def test_reflections_that_lack_columns(work, capsys):
 
 
 def test_the_same_experiment_twice(work, capsys):
-    fails(["integrated.expt", "integrated.expt"], capsys, words=["integrated.expt", "twice", "crystal-one"])
+    fails(
+        program.run, ["integrated.expt", "integrated.expt"], capsys, words=["integrated.expt", "twice", "crystal-one"]
+    )
 
 
 def test_a_killed_worker(work, capsys, monkeypatch):
@@ -244,23 +240,23 @@ def test_a_killed_worker(work, capsys, monkeypatch):
 
     monkeypatch.setattr(voxel_sums, "reduce_block", lambda job, images: os._exit(9))
     monkeypatch.setattr(voxel_sums, "BLOCK_ANGLE", 2.0)
-    fails([*FILES, "nproc=2"], capsys, words=["nproc=2", "memory"])
+    fails(program.run, [*FILES, "nproc=2"], capsys, words=["nproc=2", "memory"])
 
 
 def test_reflections_without_experiments(work, capsys):
-    fails(["integrated.refl"], capsys, words=["integrated.refl", ".expt"])
+    fails(program.run, ["integrated.refl"], capsys, words=["integrated.refl", ".expt"])
 
 
 def test_no_crystal(work, capsys):
     rewrite(lambda experiments: setattr(experiments[0], "crystal", None))
-    fails(FILES, capsys, words=["integrated.expt", "no crystal", "dials.index"])
+    fails(program.run, FILES, capsys, words=["integrated.expt", "no crystal", "dials.index"])
 
 
 def test_stills(work, capsys):
     experiments = ExperimentList.from_file("integrated.expt", check_format=False)
     experiments[0].scan.set_oscillation((0.0, 0.0))
     experiments.as_file("integrated.expt")
-    fails(FILES, capsys, words=["integrated.expt", "still", "dials.import"])
+    fails(program.run, FILES, capsys, words=["integrated.expt", "still", "dials.import"])
 
 
 @pytest.mark.parametrize("kind", ["ExperimentType.TOF", "ExperimentType.LAUE"])
@@ -272,40 +268,40 @@ def test_time_of_flight_and_laue(kind):
 
 
 def test_no_observations(work, capsys):
-    fails([*FILES, "d_max=3.0", "d_min=2.9"], capsys, words=["d_min"])
-    fails([*FILES, "exclude_images=1:8"], capsys, words=["exclude_images"])
-    fails([*FILES, "d_min=100"], capsys, words=["d_min=100"])
+    fails(program.run, [*FILES, "d_max=3.0", "d_min=2.9"], capsys, words=["d_min"])
+    fails(program.run, [*FILES, "exclude_images=1:8"], capsys, words=["exclude_images"])
+    fails(program.run, [*FILES, "d_min=100"], capsys, words=["d_min=100"])
 
 
 def test_exclusions_that_name_nothing(work, capsys):
-    fails([*FILES, "exclude_images=7:1:3"], capsys, words=["exclude_images=7:1:3", "only 1"])
-    fails([*FILES, "exclude_images=100:200"], capsys, words=["exclude_images=100:200", "1:8"])
+    fails(program.run, [*FILES, "exclude_images=7:1:3"], capsys, words=["exclude_images=7:1:3", "only 1"])
+    fails(program.run, [*FILES, "exclude_images=100:200"], capsys, words=["exclude_images=100:200", "1:8"])
 
 
 def test_bad_files(work, capsys):
     Path("bad.expt").write_text("not json")
-    fails(["bad.expt"], capsys, words=["bad.expt"])
+    fails(program.run, ["bad.expt"], capsys, words=["bad.expt"])
     Path("bad.refl").write_text("nonsense")
-    fails(["integrated.expt", "bad.refl"], capsys, words=["bad.refl"])
-    fails(["absent.expt"], capsys, words=["absent.expt", "no such file"])
-    fails(["image_00001.cbf"], capsys, words=["image_00001.cbf", "integrated.expt"])
+    fails(program.run, ["integrated.expt", "bad.refl"], capsys, words=["bad.refl"])
+    fails(program.run, ["absent.expt"], capsys, words=["absent.expt", "no such file"])
+    fails(program.run, ["image_00001.cbf"], capsys, words=["image_00001.cbf", "integrated.expt"])
     Path("old.pickle").write_bytes(b"\x80\x04anything")
-    fails(["integrated.expt", "old.pickle"], capsys, words=["old.pickle", "pickle"])
+    fails(program.run, ["integrated.expt", "old.pickle"], capsys, words=["old.pickle", "pickle"])
 
 
 def test_unwritable_output(work, capsys):
-    fails([*FILES, "output.observations=absent/a.h5"], capsys, words=["absent/a.h5", "does not exist"])
-    fails([*FILES, "output.observations=/proc/a.h5"], capsys, words=["/proc/a.h5"])
-    fails([*FILES, "output.log=absent/a.log"], capsys, words=["absent/a.log"])
+    fails(program.run, [*FILES, "output.observations=absent/a.h5"], capsys, words=["absent/a.h5", "does not exist"])
+    fails(program.run, [*FILES, "output.observations=/proc/a.h5"], capsys, words=["/proc/a.h5"])
+    fails(program.run, [*FILES, "output.log=absent/a.log"], capsys, words=["absent/a.log"])
     Path("taken").mkdir()
-    fails([*FILES, "output.observations=taken"], capsys, words=["taken", "folder"])
+    fails(program.run, [*FILES, "output.observations=taken"], capsys, words=["taken", "folder"])
 
 
 def test_old_output_survives_a_failure(work, capsys):
     Path("diffuse_integrated.h5").write_text("precious")
     content = Path("image_00005.cbf").read_bytes()
     Path("image_00005.cbf").write_bytes(content[:3000])
-    fails(FILES, capsys)
+    fails(program.run, FILES, capsys)
     assert Path("diffuse_integrated.h5").read_text() == "precious"
 
 
@@ -347,7 +343,7 @@ def test_full_disk(work, limit):
     ],
 )
 def test_bad_command_lines(work, capsys, args):
-    fails(args, capsys, code=2)
+    fails(program.run, args, capsys, code=2)
 
 
 @pytest.mark.parametrize(
@@ -363,15 +359,15 @@ def test_bad_command_lines(work, capsys, args):
     ],
 )
 def test_none_where_a_value_is_needed(work, capsys, parameter):
-    fails([*FILES, f"{parameter}=None"], capsys, words=[parameter.split(".")[-1]])
+    fails(program.run, [*FILES, f"{parameter}=None"], capsys, words=[parameter.split(".")[-1]])
 
 
 def test_a_grid_beyond_all_bounds(work, capsys):
-    fails([*FILES, "grid.subdivide=1000000,1000000,1000000"], capsys, words=["grid.subdivide"])
+    fails(program.run, [*FILES, "grid.subdivide=1000000,1000000,1000000"], capsys, words=["grid.subdivide"])
 
 
 def test_no_input_shows_the_help(work, capsys):
-    assert "diffuse_merge" in fails([], capsys, code=2)
+    assert "diffuse_merge" in fails(program.run, [], capsys, code=2)
 
 
 def test_help_and_configuration(capsys):
@@ -384,7 +380,7 @@ def test_help_and_configuration(capsys):
 
 def test_unequal_subdivision_of_mixed_axes(work, capsys):
     rewrite(lambda experiments: setattr(experiments[0], "crystal", make_crystal((20, 20, 30), "P4")))
-    fails(["integrated.expt", "grid.subdivide=2,3,3"], capsys, words=["subdivide=2,3,3", "P 4"])
+    fails(program.run, ["integrated.expt", "grid.subdivide=2,3,3"], capsys, words=["subdivide=2,3,3", "P 4"])
     program.run(["integrated.expt", "grid.subdivide=2,2,3"])
 
 

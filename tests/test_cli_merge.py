@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pytest
 from builders import PROVENANCE, all_voxels, damage_chunk, observation_rows, small_grid, true_intensity, write_rows
+from programs import fails
 
 import dials_diffuse
 from dials_diffuse.cli.merge import parameters_from_phil, phil_scope, run
@@ -34,18 +35,6 @@ def observations(tmp_path, monkeypatch):
     index = np.tile(all_voxels(GRID), (2, 1))
     rows = observation_rows(GRID, index, true_intensity(GRID, index), np.random.default_rng(0), scale=30)
     return write_rows(Path("diffuse_integrated.h5"), GRID, rows)
-
-
-def fails(args, code, capsys) -> str:
-    """Run, check the exit code, and return what was printed last on stderr."""
-    with pytest.raises(SystemExit) as stopped:
-        run([str(a) for a in args])
-    assert stopped.value.code == code
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert "Traceback" not in "\n".join(lines)
-    if code == 1:
-        assert len(lines) == 1
-    return lines[-1] if lines else ""
 
 
 def test_default_run(observations):
@@ -125,17 +114,17 @@ def test_phil_becomes_parameters():
 
 
 def test_help(capsys):
-    fails(["-h"], 0, capsys)
+    fails(run, ["-h"], capsys, 0)
 
 
 def test_no_input_is_a_bad_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert "no input files" in fails([], 2, capsys)
+    assert "no input files" in fails(run, [], capsys, 2)
 
 
 @pytest.mark.parametrize("word", ["half_sets=thirds", "seed=some", "subdivide=3", "--fast", "statistics.n_shells=0"])
 def test_bad_command_lines(observations, capsys, word):
-    fails([observations, word], 2, capsys)
+    fails(run, [observations, word], capsys, 2)
     assert not list(Path().glob("*.nxs"))
 
 
@@ -165,25 +154,25 @@ def test_bad_command_lines(observations, capsys, word):
 )
 def test_user_errors(observations, capsys, words, expected):
     Path("link.h5").symlink_to(observations)
-    assert expected in fails([observations, *words], 1, capsys)
+    assert expected in fails(run, [observations, *words], capsys)
     assert not list(Path().glob("*.nxs"))
 
 
 def test_inputs_that_are_no_observations(observations, capsys):
     Path("text.h5").write_text("h k l I\n")
-    assert "text.h5: not a readable HDF5 file" in fails(["text.h5"], 1, capsys)
+    assert "text.h5: not a readable HDF5 file" in fails(run, ["text.h5"], capsys)
     with h5py.File("other.h5", "w") as handle:
         handle.attrs["schema"] = "something/1"
-    assert "other.h5: schema is something/1" in fails(["other.h5"], 1, capsys)
+    assert "other.h5: schema is something/1" in fails(run, ["other.h5"], capsys)
     shutil.copy(observations, "damaged.h5")
     with h5py.File("damaged.h5", "r+") as handle:
         del handle["grid"]
-    assert "damaged.h5: damaged" in fails([observations, "damaged.h5"], 1, capsys)
+    assert "damaged.h5: damaged" in fails(run, [observations, "damaged.h5"], capsys)
     shutil.copy(observations, "chunk.h5")
     damage_chunk("chunk.h5", "counts")
-    assert "chunk.h5: damaged" in fails([observations, "chunk.h5"], 1, capsys)
+    assert "chunk.h5: damaged" in fails(run, [observations, "chunk.h5"], capsys)
     write_rows("empty.h5", GRID, observation_rows(GRID, np.zeros((0, 3), int), np.zeros(0), np.random.default_rng(0)))
-    assert "empty.h5: holds no observations" in fails([observations, "empty.h5"], 1, capsys)
+    assert "empty.h5: holds no observations" in fails(run, [observations, "empty.h5"], capsys)
     assert not Path("diffuse_merged.nxs").exists()
 
 
@@ -259,7 +248,7 @@ def test_references_that_do_not_fit(with_truth, capsys, make, words, expected):
         rest = {name: grid.pop(name) for name in ("friedel", "keep") if name in grid}
         write_truth("other.nxs", small_grid(**grid), **rest)
         words = ["reference=other.nxs"]
-    message = fails(["data.h5", *words], 1, capsys)
+    message = fails(run, ["data.h5", *words], capsys)
     assert expected in message and words[0].split("=")[1] in message
     assert not Path("diffuse_merged.nxs").exists() and not Path("diffuse_merged.json").exists()
 

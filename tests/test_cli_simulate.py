@@ -18,6 +18,7 @@ import pytest
 from cctbx import crystal
 from dxtbx.model.experiment_list import ExperimentList, ExperimentListFactory
 from libtbx.phil import parse
+from programs import fails
 from structures import random_structure
 from synthetic import experiment_list, make_crystal, make_experiment
 
@@ -77,22 +78,6 @@ def pixels(path, image: int = 0, number: int = 0) -> np.ndarray:
     """(ny, nx) of an image of an .expt file."""
     experiment = ExperimentList.from_file(str(path))[number]
     return np.array(read_image(experiment.imageset, image)[0])
-
-
-def fails(args, capsys, code=1, words=()):
-    """Run, check the exit code, and that one line says what is wrong and no file was written or changed."""
-    before = {p: p.read_bytes() for p in Path().iterdir() if p.is_file() and p.suffix != ".log"}
-    with pytest.raises(SystemExit) as error:
-        run([str(a) for a in args])
-    assert error.value.code == code
-    stderr = capsys.readouterr().err.strip()
-    assert "Traceback" not in stderr
-    if code == 1:
-        assert len(stderr.splitlines()) == 1, stderr
-    for word in words:
-        assert word in stderr
-    assert {p: p.read_bytes() for p in Path().iterdir() if p.is_file() and p.suffix != ".log"} == before
-    assert not [p for p in Path().iterdir() if p.is_dir() and p.name.startswith(".")]
 
 
 # ---- what comes out
@@ -354,8 +339,8 @@ def test_crystals_that_are_not_those_of_the_structure(work, capsys):
     write_structure("larger.pdb", GROUP, (20, 22, 26, 90, 90, 90))
     write_experiments("one.expt", make_experiment(crystal=own_crystal(10, 20, 30)))
     words = ["experiment 0", "P 21 21 21", "P 2 2 21", "reindex"]
-    fails(["other.pdb", "one.expt", *QUICK], capsys, words=words)
-    fails(["larger.pdb", "one.expt", *QUICK], capsys, words=["experiment 0", "unit cell", "26", "right model"])
+    fails(run, ["other.pdb", "one.expt", *QUICK], capsys, words=words)
+    fails(run, ["larger.pdb", "one.expt", *QUICK], capsys, words=["experiment 0", "unit cell", "26", "right model"])
     write_structure("near.pdb", GROUP, (20.1, 22.1, 23.9, 90, 90, 90))
     run(["near.pdb", "one.expt", *QUICK])
 
@@ -365,16 +350,16 @@ def test_files_that_have_no_geometry(work, capsys):
     none = make_experiment(identifier="none")
     none.crystal = None
     write_experiments("some.expt", some, none)
-    fails(["tiny.pdb", "some.expt", *QUICK], capsys, words=["some.expt", "experiment 1", "no crystal"])
+    fails(run, ["tiny.pdb", "some.expt", *QUICK], capsys, words=["some.expt", "experiment 1", "no crystal"])
     still = make_experiment(crystal=own_crystal(1, 2, 3), width=0.0)
     write_experiments("still.expt", still)
-    fails(["tiny.pdb", "still.expt", *QUICK], capsys, words=["still.expt", "still images"])
+    fails(run, ["tiny.pdb", "still.expt", *QUICK], capsys, words=["still.expt", "still images"])
     lost = make_experiment(crystal=own_crystal(1, 2, 3))
     lost.goniometer = None
     write_experiments("lost.expt", lost)
-    fails(["tiny.pdb", "lost.expt", *QUICK], capsys, words=["lost.expt", "no goniometer"])
+    fails(run, ["tiny.pdb", "lost.expt", *QUICK], capsys, words=["lost.expt", "no goniometer"])
     Path("bad.expt").write_text("not json")
-    fails(["tiny.pdb", "bad.expt", *QUICK], capsys, words=["bad.expt", "not a readable experiment file"])
+    fails(run, ["tiny.pdb", "bad.expt", *QUICK], capsys, words=["bad.expt", "not a readable experiment file"])
 
 
 @pytest.mark.parametrize(
@@ -395,7 +380,13 @@ def test_files_that_have_no_geometry(work, capsys):
 )
 def test_options_that_a_geometry_makes_meaningless(work, capsys, option):
     write_experiments("one.expt", make_experiment(crystal=own_crystal(10, 20, 30)))
-    fails(["tiny.pdb", "one.expt", *QUICK, option], capsys, 2, [option.split("=")[0], "one.expt", "leave one of them"])
+    fails(
+        run,
+        ["tiny.pdb", "one.expt", *QUICK, option],
+        capsys,
+        2,
+        [option.split("=")[0], "one.expt", "leave one of them"],
+    )
 
 
 # ---- parameters
@@ -448,6 +439,7 @@ OPTIONS = [
     ("sampling.tolerance=0.2", "tolerance", 0.2),
     ("sampling.oscillation=2", "sub_steps", 2),
     ("sampling.pixel=2", "sub_pixels", 2),
+    ("anomalous=True", "anomalous", True),
     ("bragg=False", "bragg", False),
     ("diffuse=False", "diffuse", False),
     ("noise=False", "noise", False),
@@ -566,7 +558,7 @@ def test_which_file_is_what():
 )
 def test_bad_command_lines(work, capsys, args, words):
     write_experiments("one.expt", make_experiment(crystal=own_crystal(10, 20, 30)))
-    fails(args, capsys, 2, words)
+    fails(run, args, capsys, 2, words)
 
 
 @pytest.mark.parametrize(
@@ -603,7 +595,7 @@ def test_bad_command_lines(work, capsys, args, words):
 )
 def test_user_errors(work, capsys, option, words):
     Path("taken").mkdir()
-    fails([*BASE, option], capsys, words=words)
+    fails(run, [*BASE, option], capsys, words=words)
 
 
 def test_the_corner_of_the_detector_is_the_limit(work):
@@ -621,12 +613,12 @@ def test_any_number_of_photons(work):
 
 def test_structures_that_are_none(work, capsys):
     Path("text.pdb").write_text("once upon a time\n")
-    fails(["text.pdb", *SMALL, *QUICK], capsys, words=["text.pdb"])
+    fails(run, ["text.pdb", *SMALL, *QUICK], capsys, words=["text.pdb"])
     lines = Path("tiny.pdb").read_text().splitlines(keepends=True)
     Path("no_cell.pdb").write_text("".join(line for line in lines if not line.startswith(("CRYST1", "SCALE"))))
-    fails(["no_cell.pdb", *SMALL, *QUICK], capsys, words=["no_cell.pdb", "unit cell"])
+    fails(run, ["no_cell.pdb", *SMALL, *QUICK], capsys, words=["no_cell.pdb", "unit cell"])
     Path("empty.pdb").write_text("".join(line for line in lines if line.startswith("CRYST1")))
-    fails(["empty.pdb", *SMALL, *QUICK], capsys, words=["empty.pdb", "atoms"])
+    fails(run, ["empty.pdb", *SMALL, *QUICK], capsys, words=["empty.pdb", "atoms"])
 
 
 def test_help(capsys):
@@ -639,14 +631,14 @@ def test_help(capsys):
 
 def test_images_in_the_way_are_kept(work, capsys):
     Path("simulated_1_00003.cbf").write_text("precious")
-    fails(BASE, capsys, words=["output.prefix=simulated", "simulated_1_00003.cbf", "exist already", "remove them"])
+    fails(run, BASE, capsys, words=["output.prefix=simulated", "simulated_1_00003.cbf", "exist already", "remove them"])
     Path("simulated_1_00003.cbf").unlink()
     Path("background_1_00007.cbf").write_text("precious")
     words = ["output.background=background", "background_1_00007.cbf", "exist already"]
-    fails([*BASE, "background.images=1"], capsys, words=words)
+    fails(run, [*BASE, "background.images=1"], capsys, words=words)
     run(BASE)  # without background images nothing is in the way
     assert Path("background_1_00007.cbf").read_text() == "precious"
-    fails(BASE, capsys, words=["simulated_1_00001.cbf", "3 more"])
+    fails(run, BASE, capsys, words=["simulated_1_00001.cbf", "3 more"])
 
 
 def test_a_failure_in_between_leaves_what_was_there(work, capsys, monkeypatch):
@@ -658,13 +650,13 @@ def test_a_failure_in_between_leaves_what_was_there(work, capsys, monkeypatch):
     for step in ("write_map", "write_experiments", "write_reflections"):
         with monkeypatch.context() as patch:
             patch.setattr(simulation, step, broken)
-            fails([*BASE, "output.log=None"], capsys, words=["disk is full"])
+            fails(run, [*BASE, "output.log=None"], capsys, words=["disk is full"])
             assert names() == {"tiny.pdb", "truth.nxs"}
 
 
 def test_a_killed_worker(work, capsys, monkeypatch):
     monkeypatch.setattr(simulation, "_write_image", lambda job, image: os._exit(9))
-    fails([*BASE, "nproc=2"], capsys, words=["nproc=2", "memory"])
+    fails(run, [*BASE, "nproc=2"], capsys, words=["nproc=2", "memory"])
 
 
 ROOT = Path(dials_diffuse.__file__).parents[1]

@@ -141,7 +141,7 @@ def test_files_have_the_names_that_the_next_program_and_the_readme_use(stage):
     """The script leaves names to the programs, whose defaults are these."""
     simulated, integrated, scaled, merged, fitted = (OURS[name].phil_scope.extract().output for name in OURS)
     text = DEMO.read_text()
-    pictures = scaled.png, merged.png, fitted.png
+    pictures = scaled.png, merged.png, fitted.html
     for name in (simulated.truth, integrated.observations, scaled.observations, merged.map, *pictures):
         assert name in text
     assert f"{simulated.prefix}_1_" in text

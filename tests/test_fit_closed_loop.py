@@ -12,10 +12,10 @@ from dials_diffuse.cli import fit, integrate, merge, scale
 from dials_diffuse.models.llm import LiquidLikeMotions
 from dials_diffuse.simulation.parameters import Background, Scales
 
-#: halos of 1/gamma = 0.33 1/Å in q, in voxels of 0.2 1/Å: the cell is small
-MOTION = LiquidLikeMotions(sigma=0.4, gamma=3.0)
-CELL = (16.0, 16.0, 14.0, 90.0, 90.0, 90.0)
 D_MAX, D_MIN = 8.0, 2.2
+#: halos of 1/gamma = 0.33 1/Å in q, in voxels of 0.2 1/Å: the cell is small
+MOTION = LiquidLikeMotions(sigma=0.4, gamma=3.0).with_enough_orders(D_MIN)
+CELL = (16.0, 16.0, 14.0, 90.0, 90.0, 90.0)
 
 
 @pytest.fixture(scope="module")

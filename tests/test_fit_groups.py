@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 from structures import random_structure
 from test_fit import noisy_map
+from test_fit_pairs import SCALE, Case
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.fitting.data import Selection, select
 from dials_diffuse.fitting.fit import Candidate, FitOptions, fit_models
-from dials_diffuse.fitting.groups import fit_groups, sampled_rows
-from dials_diffuse.fitting.pairs import fit_all_pairs
+from dials_diffuse.fitting.groups import fit_groups, other_starts, sampled_rows
+from dials_diffuse.fitting.pairs import fit_all_pairs, number_of_starts
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import possible_voxels
 from dials_diffuse.models import Covariance
 from dials_diffuse.models.group_covariance import GroupCovariance
+from dials_diffuse.models.motion import flattened
 from dials_diffuse.models.prepared import prepare
 
 CELL = (15.0, 16.0, 17.0, 90.0, 90.0, 90.0)
@@ -74,6 +78,42 @@ def test_the_strength_is_chosen_by_free_voxels(case):
         fit_groups(data, groups, -prior)
 
 
+def as_data(case: Case):
+    """What a fit needs to know of the points of a Case."""
+    size = np.linalg.norm(case.s, axis=1)
+    return SimpleNamespace(
+        s=size, intensity=case.values, sigma=np.full(len(size), case.sigma), free=~case.work, n=len(size)
+    )
+
+
+def test_the_lowest_of_several_minima():
+    """Tensors in P 21 21 21 have several minima: that next to the prior is not the lowest. Numbers here have one."""
+    case = Case("CNO", n=900, noise=0.1, tensor=True, symbol="P 21 21 21", d_min=1.0)
+    single, several = (
+        fit_groups(as_data(case), case.groups, case.prior, (1e-3,), SCALE, 6, 500, starts=n) for n in (1, 4)
+    )
+    assert (single.starts, single.reached, several.starts) == (1, 1, 4) and 1 <= several.reached < 4
+    objective = case.objective(SCALE)
+    values = [objective.value(flattened(fit.covariance), 1e-3) for fit in (single, several)]
+    assert objective.n * (values[0] / values[1] - 1) > 2  # by so much chi² differs, of which 1 would be noise
+    assert several.trials[0][2] > single.trials[0][2]
+    assert np.linalg.eigvalsh(flattened(several.covariance))[0] > -1e-12
+    case = Case("CNOS", n=300, noise=0.05)
+    single, several = (fit_groups(as_data(case), case.groups, case.prior, (1e-3,), SCALE, 6, starts=n) for n in (1, 4))
+    assert (several.starts, several.reached) == (4, 4)
+    np.testing.assert_allclose(several.covariance, single.covariance, atol=0.01 * single.covariance.max())
+
+
+def test_other_starts_are_covariances_around_the_prior():
+    prior = 0.1 * np.exp(-cdist(np.arange(5.0)[:, None], np.arange(5.0)[:, None]))
+    found = np.array(other_starts(prior, 2000, 0))
+    assert np.linalg.eigvalsh(found)[:, 0].min() > 0
+    np.testing.assert_allclose(found.mean(axis=0), prior + 0.005 * np.eye(5), atol=0.005)
+    assert np.all(found.std(axis=0) > 0.02)
+    single = other_starts(np.full((3, 3), 0.1), 1, 0)[0]  # of rank 1: other ranks are reached from here
+    assert np.linalg.eigvalsh(single)[0] > 1e-4
+
+
 def test_all_pairs_beside_a_kernel(case):
     """As one of several models: better than the kernel that it starts from, with the model that it stands for."""
     structure, grid, index, groups, _, truth = case
@@ -86,6 +126,7 @@ def test_all_pairs_beside_a_kernel(case):
     (kernel,) = fit_models(data, [start], options)
     pairs = fit_all_pairs(data, kernel, structure, options, (0.1, 0.001))
     assert pairs.statistics["free"]["cc_anisotropic"] > kernel.statistics["free"]["cc_anisotropic"] + 0.01
+    assert pairs.starts == options.starts == 2
     assert pairs.statistics["free"]["chi2"] < kernel.statistics["free"]["chi2"]
     # of 21 covariances those that the prior leaves to the data count as parameters, besides scale and background
     assert pairs.criteria["n_parameters"] == round(pairs.pairs.freedom.n_effective) + 11
@@ -112,9 +153,11 @@ def test_tensors_beside_a_kernel(case):
         (kernel,) = fit_models(data, [start], options)
         found[model.V is None] = fit_all_pairs(data, kernel, structure, options, (0.01, 0.001), max_iterations=100)
     numbers, tensors = found[True], found[False]
-    assert tensors.pairs.covariance.shape == (6, 6, 3, 3) and tensors.pairs.freedom is None
+    freedom = tensors.pairs.freedom
+    assert tensors.pairs.covariance.shape == freedom.esd.shape == freedom.share.shape == (6, 6, 3, 3)
+    assert 21 < freedom.n_effective < 6 * 21 == len(freedom.errors)
     assert tensors.statistics["free"]["cc_anisotropic"] > numbers.statistics["free"]["cc_anisotropic"] + 0.01
-    assert tensors.criteria["n_parameters"] == 6 * 21 + 11
+    assert tensors.criteria["n_parameters"] == round(freedom.n_effective) + 11
     flat = tensors.model.matrix
     assert flat.shape == (18, 18) and np.linalg.eigvalsh(flat)[0] > -1e-9
     volume = tensors.model.intensity(structure, data.grid).reshape(-1)[data.grid.key(data.index)]
@@ -131,3 +174,10 @@ def test_sampled_rows():
     rows = sampled_rows(free, 50)
     assert len(rows) == 10_000 and not free[rows].any() and np.all(np.diff(rows) > 0)
     assert len(sampled_rows(free, 100)) == 2 * 5050
+    assert len(sampled_rows(free, 30, tensor=True)) == 10_000
+    assert sampled_rows(free, 50, tensor=True) is None  # 7650 elements, too many
+
+
+def test_number_of_starts():
+    """Those asked for of up to 1000 covariances, 44 groups or 14 with tensors."""
+    assert [number_of_starts(size, 5) for size in (44, 45)] == [5, 1]

@@ -147,6 +147,37 @@ def test_curvature_where_the_model_is_exact(scale):
     np.testing.assert_allclose(part, 2 * case.objective(scale, rest).curvature(case.truth), rtol=1e-6)
 
 
+@pytest.mark.parametrize("symbol", ["P 1", "P 21 21 21"])
+def test_curvature_of_tensors(symbol):
+    """The same for the symmetric parts of tensors; the antisymmetric ones have no slope."""
+    case = Case("CNO", n=120, tensor=True, symbol=symbol)
+    case.values = SCALE * case.groups.intensity(case.truth)
+    objective = case.objective()
+    flat = flattened(case.truth)
+    first, second = np.tril_indices(3)
+
+    def moved(elements):
+        """V with other symmetric parts of its blocks."""
+        v = flat.copy()
+        for a, b, six in zip(first, second, elements.reshape(-1, 6)):
+            block = np.array([[six[0], six[3], six[4]], [six[3], six[1], six[5]], [six[4], six[5], six[2]]])
+            v[3 * a : 3 * a + 3, 3 * b : 3 * b + 3] += block
+            if a != b:
+                v[3 * b : 3 * b + 3, 3 * a : 3 * a + 3] += block
+        return v
+
+    matrix = 2 * objective.curvature(flat) / objective.unit
+    rng = np.random.default_rng(0)
+    for _ in range(4):  # along some directions, by second differences
+        step = 1e-3 * rng.normal(size=36)
+        up, middle, down = (objective.value(moved(f * step), 0.0) for f in (1, 0, -1))
+        assert step @ matrix @ step == pytest.approx(up + down - 2 * middle, rel=1e-2)
+    units = objective.relative_unit
+    elements = rng.normal(size=36) * units
+    deviation = (moved(elements) - flat) / objective.size
+    assert np.sum(deviation**2) == pytest.approx(np.sum((elements / units) ** 2))  # what the unit is for
+
+
 def test_three_ways_to_one_minimum():
     """Plain descent along the gradient, as in the theory, ends where the others do."""
     objective = Case("CNOS", n=300, noise=0.05).objective(SCALE)
@@ -232,6 +263,35 @@ def test_what_the_data_determine(strength, monkeypatch):
     np.testing.assert_allclose(fits.std(axis=0) / freedom.esd, 1.0, atol=0.35)  # 3 standard errors of a scatter of 40
     assert np.all(np.diff(freedom.errors) >= 0)
     assert freedom.n_determined == np.count_nonzero(freedom.errors < 0.1)
+
+
+def test_what_the_data_determine_of_tensors():
+    """Shares of all elements of the tensors by differences of fits."""
+    case = Case("CN", n=200, noise=0.02, tensor=True)
+    case.prior = case.truth
+    clean = SCALE * case.groups.intensity(case.truth)
+    symmetric = 0.5 * (case.truth + case.truth.transpose(0, 1, 3, 2))
+
+    def fitted(values):
+        case.values = values
+        objective = case.objective(SCALE)
+        objective.unit = 1e6
+        return objective, minimise_pairs(objective, flattened(case.truth), 0.01, "lbfgs", 3000, ftol=1e-16)
+
+    objective, found = fitted(clean)
+    freedom = pair_freedom(objective, flattened(case.truth), 0.01, 0.0, factor=1.0)
+    shares = []
+    for a, b in zip(*np.tril_indices(2)):
+        for i, j in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2)):
+            moved, step = symmetric.copy(), 1e-3
+            for one in {(a, b, i, j), (b, a, i, j), (a, b, j, i), (b, a, j, i)}:
+                moved[one] += step
+            shift = clean + SCALE * (case.groups.intensity(moved) - case.groups.intensity(symmetric))
+            block = objective.unfolded(fitted(shift)[1].covariance - found.covariance)[a, b]
+            shares.append(freedom.share[a, b, i, j])
+            assert 0.5 * (block[i, j] + block[j, i]) / step == pytest.approx(shares[-1], abs=0.02)
+    assert len(freedom.errors) == 18 and freedom.n_effective == pytest.approx(sum(shares))
+    assert 0.05 < min(shares) < 0.9 < max(shares)
 
 
 @pytest.mark.parametrize(("symbol", "known"), [("P 1", 0.0), ("P 21 21 21", 0.7)])

@@ -2,34 +2,64 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.polynomial.legendre import leggauss
 from structures import random_structure
 
-from dials_diffuse.fitting.linear import Background, background_terms
+from dials_diffuse.fitting.linear import Background, Projection, background_terms
+from dials_diffuse.fitting.minimise import minimise
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import laue_operators
-from dials_diffuse.models import LiquidLikeMotions, RigidBody
+from dials_diffuse.models import Covariance, Ensemble, LiquidLikeMotions, RigidBody, Uncorrelated
+from dials_diffuse.models import ensemble as ensemble_module
+from dials_diffuse.models import group_covariance as group_module
 from dials_diffuse.models.prepared import prepare
+from dials_diffuse.models.voxel_means import gauss_points
+from dials_diffuse.structure.atoms import make_structure
 
 CELL = (14.0, 14.0, 17.0, 90.0, 90.0, 90.0)
 V = (0.08, 0.08, 0.12, 0.0, 0.0, 0.0)
 G = (4.0, 4.0, 6.0, 0.0, 0.0, 0.0)
-#: model, and how much of the difference between mean and centre may be left: at γ w = 0.6 two points along an edge are
-#: not exact, and qᵀVq is that of the centre
+HALVES = {"groups": "selection", "selections": ("element C", "not element C")}
+
+
+def drawn(structure, n=4):
+    rng = np.random.default_rng(0)
+    return tuple(
+        replace(structure, site_frac=structure.site_frac + 0.02 * rng.normal(size=structure.site_frac.shape))
+        for _ in range(n)
+    )
+
+
+#: model, and how much of the difference between mean and centre may be left: of liquids at γ w = 0.6 two points along
+#: an edge are not exact, and qᵀVq is that of the centre; of covariances what varies slowly follows a mean atom
 MODELS = {
     "llm": (LiquidLikeMotions(sigma=0.3, gamma=4.0), 0.2),
     "overall": (LiquidLikeMotions(sigma=0.3, gamma=4.0, adp="overall"), 0.2),
     "gaussian": (LiquidLikeMotions(sigma=0.3, gamma=4.0, kernel="gaussian"), 0.25),
     "tensors": (LiquidLikeMotions(V=V, G=G), 0.2),
     "rigid_body": (RigidBody(sigma=0.3), 0.02),
+    "covariance": (Covariance(sigma=0.3, gamma=4.0), 0.1),
+    "covariance_alone": (Covariance(sigma=0.3, gamma=4.0, soft=False), 0.1),
+    "covariance_V": (Covariance(V=V, gamma=4.0), 0.1),
+    "covariance_V_alone": (Covariance(V=V, gamma=4.0, soft=False), 0.1),
+    "groups": (Covariance(sigma=0.3, gamma=4.0, **HALVES), 0.15),
+    "network": (Covariance(kernel="elastic_network"), 0.1),
+    "block": (Covariance(sigma=0.3, gamma=4.0, supercell=(2, 1, 1)), 0.1),
 }
 
 
 @pytest.fixture(scope="module")
 def atoms():
     return random_structure("P 41", CELL, elements="CNOCSC", u=(0.15, 0.3), radius=3.5)
+
+
+@pytest.fixture(scope="module")
+def ensemble(atoms):
+    return Ensemble(drawn(atoms))
 
 
 def voxels(structure, n=10):
@@ -49,6 +79,16 @@ def summed_means(model, structure, grid, index):
     return values.reshape(len(index), -1) @ weight
 
 
+def truth_of(model, structure, grid, index, mates):
+    """The mean over mates of a voxel; of covariances without that of what single atoms add, which is of the centre."""
+    truth = np.mean([summed_means(model, structure, grid, index @ r) for r in mates], axis=0)
+    if not isinstance(model, Covariance) or not model.soft:
+        return truth
+    alone = np.mean([summed_means(Uncorrelated(), structure, grid, index @ r) for r in mates], axis=0)
+    s = index / np.array(grid.subdivide) @ grid.reciprocal_matrix.T
+    return truth - alone + Uncorrelated().intensity_at(structure, s)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_means_are_those_of_many_points(atoms, name):
     model, share = MODELS[name]
@@ -57,12 +97,15 @@ def test_means_are_those_of_many_points(atoms, name):
     mean = prepared.intensity([p.value for p in prepared.parameters])
     at_centre = prepare(model, atoms, grid, index)
     centre = at_centre.intensity([p.value for p in at_centre.parameters])
-    truth = summed_means(model, atoms, grid, index)
-    assert np.std(centre - truth) > 0.005 * np.std(truth)  # there is something to correct
+    truth = truth_of(model, atoms, grid, index, [np.eye(3, dtype=int)])
+    assert prepared.means and not at_centre.means
+    assert np.std(centre - truth) > 0.001 * np.std(truth)  # there is something to correct
     assert np.std(mean - truth) < share * np.std(centre - truth)
 
 
-@pytest.mark.parametrize(("name", "share"), [("llm", 0.17), ("rigid_body", 0.02)])
+@pytest.mark.parametrize(
+    ("name", "share"), [("llm", 0.17), ("rigid_body", 0.02), ("covariance", 0.1), ("covariance_V_alone", 0.1)]
+)
 @pytest.mark.parametrize("symbol", ["P 31", "P 6"])
 def test_means_on_hexagonal_axes(symbol, name, share):
     """There the mates of a voxel are parallelepipeds of three shapes, and a merged map holds the mean over all."""
@@ -74,7 +117,7 @@ def test_means_on_hexagonal_axes(symbol, name, share):
         for prepared in (prepare(model, structure, grid, index, means) for means in (True, False))
     )
     mates = laue_operators(structure.space_group, friedel=False)
-    truth = np.mean([summed_means(model, structure, grid, index @ r) for r in mates], axis=0)
+    truth = truth_of(model, structure, grid, index, mates)
     assert np.std(mean - truth) < share * np.std(centre - truth)
 
 
@@ -92,6 +135,80 @@ def test_derivatives_of_means(atoms, name):
         np.testing.assert_allclose(jacobian[:, i], slope, atol=2e-3 * np.abs(slope).max())
         curvature = weights @ (up[1] - down[1]) / 2e-3
         np.testing.assert_allclose(second[i], curvature, atol=2e-3 * np.abs(second).max())
+
+
+@pytest.mark.parametrize("body", ["asu", "cell"])
+def test_means_of_an_ensemble(ensemble, atoms, body):
+    """What a single point has is the same sum for all members; the derivatives by the weights are means, too."""
+    model = replace(ensemble, body=body, weights=(1, 2, 3, 2))
+    grid, index = voxels(atoms, 40)
+    prepared = prepare(model, atoms, grid, index, means=True)
+    values = [p.value for p in prepared.parameters]
+    centre = prepare(model, atoms, grid, index).intensity(values)
+    mates = laue_operators(atoms.space_group, friedel=False)  # a cell of copies has the symmetry only on the average
+    truth = truth_of(model, atoms, grid, index, mates)
+    assert prepared.means
+    assert np.std(centre - truth) > 0.005 * np.std(truth)
+    intensity, jacobian = prepared.jacobian(values)
+    assert np.std(intensity - truth) < 0.02 * np.std(centre - truth)
+    up, down = (prepared.intensity(np.add(values, [step, 0, 0])) for step in (1e-4, -1e-4))
+    np.testing.assert_allclose(jacobian[:, 0], (up - down) / 2e-4, atol=1e-5 * np.abs(jacobian).max())
+
+
+def test_a_fit_of_averaged_data(atoms):
+    """Data that are sums over many points of each voxel: a fit of means finds the truth, that of centres does not."""
+    model = Covariance(sigma=0.3, gamma=4.0, soft=False, groups="selection", selections=HALVES["selections"])
+    grid, index = voxels(atoms, 200)
+    truth = truth_of(model, atoms, grid, index, [np.eye(3, dtype=int)])
+    weights = np.full(len(index), (0.002 * truth.std()) ** -2.0)
+    background = Background(grid.s_magnitude(index), 5)
+    off = {}
+    for means in (True, False):
+        prepared = prepare(model, atoms, grid, index, means)
+        found = minimise(prepared, Projection(truth, weights, background), [0.33, 4.5])
+        off[means] = np.abs(found.values / [0.3, 4.0] - 1), found.objective
+    assert np.all(off[True][0] < 0.2 * off[False][0]) and off[True][1] < 0.05 * off[False][1]
+    assert off[True][0].max() < 0.01
+
+
+def test_what_cannot_be_averaged_says_so(ensemble, atoms, monkeypatch, caplog):
+    """Blocks of cells, ensembles that need too much memory, tensors of too many pairs: the values of the centres."""
+    grid, index = voxels(atoms)
+    tensors = MODELS["covariance_V"][0]
+    centres = [
+        prepare(m, atoms, grid, index).intensity([p.value for p in m.parameters(atoms)]) for m in (ensemble, tensors)
+    ]
+    monkeypatch.setattr(ensemble_module, "_MEMORY", 0)
+    monkeypatch.setattr(group_module, "_MOST_PAIRS", 0)
+    caplog.set_level("INFO")
+    for number, (model, expected) in enumerate(zip((ensemble, tensors), centres), start=1):
+        prepared = prepare(model, atoms, grid, index, means=True)
+        assert not prepared.means
+        np.testing.assert_array_equal(prepared.intensity([p.value for p in prepared.parameters]), expected)
+        assert caplog.text.count("not averaged over them") + caplog.text.count("too large to be") == number
+    assert prepare(MODELS["covariance"][0], atoms, grid, index, means=True).means  # products are kept: no such limit
+    monkeypatch.undo()
+    block = make_structure(tuple(np.array(CELL) * [2, 2, 2, 1, 1, 1]), "P 1", list("CNO"), np.eye(3) / 4)
+    cells = Ensemble(drawn(block), supercell=(2, 2, 2))
+    assert not prepare(cells, atoms, MapGrid(CELL, "P 1", (2, 2, 2), 2.2), index // 2, means=True).means
+
+
+def test_points_around_a_voxel():
+    """They have the second moments of the voxel, on trigonal axes of the voxel's three shapes together."""
+    rng = np.random.default_rng(0)
+    for symbol, cell in (
+        ("P 1", (14.0, 15.0, 17.0, 80.0, 95.0, 107.0)),
+        ("P 31", (14.0, 14.0, 17.0, 90.0, 90.0, 120.0)),
+    ):
+        structure = random_structure(symbol, cell)
+        grid = MapGrid(cell, structure.hall_symbol, (3, 3, 3), 2.2)
+        points = gauss_points(grid)
+        inside = (rng.uniform(-0.5, 0.5, (200_000, 3)) @ laue_operators(structure.space_group, True)).reshape(-1, 3) / 3
+        inside = inside @ grid.reciprocal_matrix.T
+        np.testing.assert_allclose(points.T @ points / 8, inside.T @ inside / len(inside), atol=2e-6)
+        np.testing.assert_allclose(points.sum(axis=0), 0, atol=1e-15)
+    orthogonal = gauss_points(MapGrid((10.0, 20.0, 40.0, 90, 90, 90), "P 1", (1, 1, 1), 2.2))
+    np.testing.assert_allclose(np.abs(orthogonal) * 2 * 3**0.5, np.tile([0.1, 0.05, 0.025], (8, 1)))
 
 
 def test_the_background_follows_rings_of_water():

@@ -5,28 +5,39 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from libtbx.phil import parse
 
 from dials_diffuse import __version__
-from dials_diffuse.cli.fit_models import candidate, model_from_text
+from dials_diffuse.cli.fit_models import candidate, model_from_text, prepare_parts
 from dials_diffuse.cli.model import sort_files
-from dials_diffuse.cli.model_scope import MODEL_PHIL
+from dials_diffuse.cli.model_scope import MODEL_PHIL, automatic_orders
 from dials_diffuse.cli.program import run_program, track
 from dials_diffuse.errors import CommandLineError, DiffuseError
+from dials_diffuse.fitting.choice import choose
 from dials_diffuse.fitting.data import Selection, select
 from dials_diffuse.fitting.displacements import compare_displacements
-from dials_diffuse.fitting.fit import FitOptions, best_fit, fit_models
+from dials_diffuse.fitting.fit import FitOptions, fit_models
 from dials_diffuse.fitting.indexing import UNDECIDED, compare_settings
 from dials_diffuse.fitting.linear import AUTO_TERMS, background_terms
+from dials_diffuse.fitting.orders import fit_with_enough_orders, orders_of, with_orders_at
 from dials_diffuse.fitting.pairs import fit_all_pairs
 from dials_diffuse.maps.files import write_json
 from dials_diffuse.maps.nexus import DiffuseMap, read_map
 from dials_diffuse.models import MODELS
-from dials_diffuse.models.compute import UNITS
-from dials_diffuse.report.fit import fit_record, format_estimate, format_models, format_pairs, format_shells
+from dials_diffuse.models.compute import ELECTRON_UNITS, UNITS
+from dials_diffuse.report.fit import (
+    fit_record,
+    format_choice,
+    format_estimate,
+    format_models,
+    format_pairs,
+    format_shells,
+)
 from dials_diffuse.report.fit_files import write_covariance, write_fit
+from dials_diffuse.report.fit_page import write_fit_page
 from dials_diffuse.structure.atoms import load_structure
 
 logger = logging.getLogger("dials.diffuse.fit")
@@ -78,6 +89,10 @@ min_multiplicity = 1
 bragg = False
   .type = bool
   .help = "Also use the voxels on the lattice points, where Bragg peaks are."
+bragg_distance = 0
+  .type = float(value_min=0)
+  .help = "Leave out voxels whose centres are so near to a lattice point, or nearer, in 1/Angstrom: for maps with what"
+          "is left of strong Bragg peaks beside their masks."
 indexing = *auto given
   .type = choice
   .help = "Where the lattice has more symmetry than the crystal: find the setting in which the first model fits the"
@@ -121,6 +136,12 @@ profile = True
 """
     + MODEL_PHIL[MODEL_PHIL.index("rigid_body {") :]
     + """
+scattering_table = *wk1995 it1992 electron
+  .type = choice
+  .help = "Form factors: of X-rays, by Waasmaier & Kirfel 1995 or the International Tables 1992, or of electrons."
+wavelength = None
+  .type = float(value_min=0.1)
+  .help = "Of X-rays, in Angstrom: add the f', f'' of Sasaki's tables to the form factors. Default: leave them out."
 statistics.n_shells = 10
   .type = int(value_min=1)
   .help = "Resolution shells, of equal volume."
@@ -134,6 +155,9 @@ output {
   json = diffuse_fit.json
     .type = path
     .help = "Parameters, errors and statistics of all models; None for no such file."
+  html = diffuse_fit.html
+    .type = path
+    .help = "A report with tables and pictures that needs no other file; None for no such file."
   png = diffuse_fit.png
     .type = path
     .help = "Pictures of planes, data on the left and the best model on the right; None for no such file."
@@ -173,10 +197,18 @@ def main(params, files, provenance) -> None:
         raise CommandLineError(f"model={','.join(names)}: one model of all pairs can be fitted, and not in a sum")
     if pairs and not params.pairs.strength:
         raise CommandLineError("pairs.strength=None: at least one number is needed, 0 for no prior")
+    if pairs and params.wavelength is not None:
+        raise CommandLineError(f"wavelength={params.wavelength:g}: pairs are fitted without f', f''; leave it out")
     if pairs and len(params.pairs.strength) > 1 and params.free_fraction == 0:
         raise CommandLineError("pairs.strength: free voxels choose one of several; give one, or raise free_fraction")
     selection = Selection(
-        params.d_max, params.d_min, params.free_fraction, params.seed, params.min_multiplicity, params.bragg
+        d_max=params.d_max,
+        d_min=params.d_min,
+        free_fraction=params.free_fraction,
+        seed=params.seed,
+        min_multiplicity=params.min_multiplicity,
+        bragg=params.bragg,
+        bragg_distance=params.bragg_distance,
     )
     options = FitOptions(
         scale=1.0 if params.scale == "absolute" else None,
@@ -189,10 +221,12 @@ def main(params, files, provenance) -> None:
         profile=params.profile,
     )
     given = read_map(map_path)
-    if options.scale and given.units != UNITS:
+    units = ELECTRON_UNITS if params.scattering_table == "electron" else UNITS
+    if options.scale and given.units != units:
         raise DiffuseError(
-            f"scale=absolute: the intensities of {map_path} are in {given.units}, not in {UNITS}; use scale=refine, or "
-            "scale the data with dials.diffuse_scale absolute_scale.model="
+            f"scale=absolute: the intensities of {map_path} are in {given.units}, not in {units}, as those of models "
+            f"with scattering_table={params.scattering_table} are; use scale=refine, or scale the data with "
+            "dials.diffuse_scale absolute_scale.model="
         )
     structure = load_structure(coordinates)
     structure = structure if params.selection is None else structure.take(structure.select(params.selection))
@@ -219,8 +253,12 @@ def main(params, files, provenance) -> None:
     # all pairs start from a kernel, which is a model of its own in the table
     parts = {name.replace("/pairs", ""): models for name, models in parts.items()}
     for name, models in track(parts.items(), len(parts), "preparing"):
-        candidates.append(candidate(name, models, structure, data, params.voxels == "mean"))
-    fits = fit_models(data, candidates, options, track)
+        candidates.append(candidate(name, models, params, structure, data))
+    if automatic_orders(params):
+        prepare = partial(prepare_parts, params=params, structure=structure, data=data)
+        fits = fit_with_enough_orders(data, candidates, options, prepare, track)
+    else:
+        fits = fit_models(data, candidates, options, track)
     for name in pairs:
         (kernel,) = (fit for fit in fits if fit.name == name.replace("/pairs", ""))
         how = params.pairs
@@ -233,40 +271,46 @@ def main(params, files, provenance) -> None:
             if comparison.warning:
                 fit.warnings.append(f"{fit.name}: {comparison.warning}")
         _log(fit)
-    best = best_fit(fits)
+    choice = choose(fits, data)
+    best = choice.best
     logger.info("All models:\n\n%s\n", format_models(fits))
     logger.info(
         "Errors are those of the least-squares fit times the root of the reduced chi², as if the data's errors were "
         "all too small by one factor%s",
         "" if options.loss == "squares" else f"; those of the loss {options.loss} from the spread of its residuals",
     )
-    logger.info("The best model by %s: %s", "free voxels" if data.free.any() else "BIC", best.name)
+    logger.info("The best model by %s: %s", "free voxels" if choice.criterion == "free" else "BIC", best.name)
+    if len(fits) > 1 and choice.criterion == "free":
+        logger.info("Free CC(aniso) below the highest:\n%s", format_choice(fits, choice))
     inputs = (str(coordinates), str(map_path))
     outputs = write_fit(params.output, replace(provenance, inputs=inputs), data_map, data, best)
     outputs += [output for fit in fits if fit.pairs is not None for output in write_covariance(params.output, fit)]
+    content = {
+        "schema": "dials.diffuse_fit/1",
+        "version": __version__,
+        "dials_version": provenance.dials_version,
+        "inputs": inputs,
+        "parameters": provenance.phil,
+        "space_group": data.grid.space_group_symbol,
+        "unit_cell": data.grid.unit_cell,
+        "subdivide": data.grid.subdivide,
+        "d_max": 1 / data.s.min(),
+        "d_min": 1 / data.s.max(),
+        "units": data_map.units,
+        "indexing": settings,
+        "models": [{**fit_record(fit), "displacements": [c.record() for c in displacements[fit.name]]} for fit in fits],
+        "best": best.name,
+        "choice": choice.record(fits),
+    }
+    if params.output.html:
+        logger.info("Saving the report to %s", params.output.html)
+        pictures = params.output.png, params.output.covariance_png if pairs else None
+        write_fit_page(params.output.html, content, fits, choice, pictures)
+        outputs.append({"path": params.output.html, "kind": "report", "importance": "main"})
     if params.output.json:
         logger.info("Saving the summary to %s", params.output.json)
         outputs.append({"path": params.output.json, "kind": "statistics", "importance": "main"})
-        content = {
-            "schema": "dials.diffuse_fit/1",
-            "version": __version__,
-            "dials_version": provenance.dials_version,
-            "inputs": inputs,
-            "parameters": provenance.phil,
-            "space_group": data.grid.space_group_symbol,
-            "unit_cell": data.grid.unit_cell,
-            "subdivide": data.grid.subdivide,
-            "d_max": 1 / data.s.min(),
-            "d_min": 1 / data.s.max(),
-            "units": data_map.units,
-            "indexing": settings,
-            "models": [
-                {**fit_record(fit), "displacements": [c.record() for c in displacements[fit.name]]} for fit in fits
-            ],
-            "best": best.name,
-            "outputs": outputs,
-        }
-        write_json(params.output.json, content)
+        write_json(params.output.json, {**content, "outputs": outputs})
 
 
 def _indexed(data: DiffuseMap, model, structure, params) -> tuple:
@@ -274,6 +318,8 @@ def _indexed(data: DiffuseMap, model, structure, params) -> tuple:
     if params.indexing == "given":
         return data, []
     d_min = max(params.d_min or data.grid.d_min, data.grid.d_min)
+    if automatic_orders(params):
+        model = with_orders_at(model, structure, {}, d_min)
     found = compare_settings(data, model, structure, params.d_max or math.inf, d_min)
     record = [{"operator": setting.operator, "cc_anisotropic": cc} for setting, _, cc in found]
     if len(found) > 1:
@@ -294,6 +340,7 @@ def _indexed(data: DiffuseMap, model, structure, params) -> tuple:
 
 def _log(fit) -> None:
     lines = [format_estimate(e) for e in (*fit.estimates, fit.scale)]
+    lines += [f"llm.orders = {number}" for number in orders_of(fit.model)]
     if fit.pairs is not None:
         lines += format_pairs(fit.pairs)
     logger.info("%s:\n  %s\n\n%s\n", fit.name, "\n  ".join(lines), format_shells(fit))

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 from libtbx.phil import parse
 
-from dials_diffuse.cli.model_scope import MODEL_PHIL, model_from_phil
+from dials_diffuse.cli.model_scope import MODEL_PHIL, automatic_orders, model_from_phil
 from dials_diffuse.errors import CommandLineError
 from dials_diffuse.fitting.data import FitData
 from dials_diffuse.fitting.fit import Candidate
+from dials_diffuse.fitting.orders import with_orders_at
 from dials_diffuse.fitting.sums import PreparedSum
 from dials_diffuse.models import MODELS, Ensemble
-from dials_diffuse.models.prepared import prepare
+from dials_diffuse.models.dispersive import prepare_dispersive
+from dials_diffuse.models.prepared import Prepared
 
 _SCOPES = parse(MODEL_PHIL)
 
@@ -46,7 +49,7 @@ def model_from_text(text: str, params, coordinates) -> tuple:
             _choose(scope, text, name, word)
     if scope is not None:
         setattr(own, name, scope)
-    model = model_from_phil(own, coordinates)
+    model = replace(model_from_phil(own, coordinates), table=params.scattering_table)
     if isinstance(model, Ensemble) and params.selection is not None:
         model = model.select(params.selection)
     return model, given, each
@@ -79,17 +82,33 @@ def _choose(scope, text: str, name: str, word: str) -> None:
     raise CommandLineError(f"model={text}: {word!r} is no choice of {name}; there is {', '.join(known) or 'none'}")
 
 
-def candidate(name: str, models, structure, data: FitData, means: bool) -> Candidate:
-    """A model, or the sum of several, at the voxels of the data; means : averaged over them, if the model can be."""
-    prepared, starts = [], []
-    for model, given, each in models:
+def candidate(name: str, parts, params, structure, data: FitData) -> Candidate:
+    """A model, or the sum of several, at the voxels of the data.
+
+    parts : what :func:`model_from_text` says of each
+    """
+    models, starts = [], []
+    for model, given, each in parts:
         model = model.for_each_body(structure) if each else model
-        prepared.append(prepare(model, structure, data.grid, data.index, means))
-        starts += [p.value if _root(p.name) in given else p.start for p in prepared[-1].parameters]
-    if len(prepared) > 1:
-        labels = [text.split("/")[0] for text in name.split("+")]
-        return Candidate(name, PreparedSum(prepared, labels, structure), np.array(starts))
-    return Candidate(name, prepared[0], np.array(starts))
+        start = {p.name: p.value if _root(p.name) in given else p.start for p in model.parameters(structure)}
+        if automatic_orders(params):
+            model = with_orders_at(model, structure, start, 1 / float(data.s.max()))
+        models.append(model)
+        starts += start.values()
+    models = tuple(models) if len(models) > 1 else models[0]
+    return Candidate(name, prepare_parts(name, models, params, structure, data), np.array(starts))
+
+
+def prepare_parts(name: str, models, params, structure, data: FitData) -> Prepared:
+    """A model, or a tuple of models for a sum, prepared as the phil parameters ask for."""
+    whole = models if isinstance(models, tuple) else (models,)
+    prepared = [
+        prepare_dispersive(model, structure, data.grid, data.index, params.voxels == "mean", params.wavelength)
+        for model in whole
+    ]
+    if len(prepared) == 1:
+        return prepared[0]
+    return PreparedSum(prepared, [text.split("/")[0] for text in name.split("+")], structure)
 
 
 def _root(name: str) -> str:

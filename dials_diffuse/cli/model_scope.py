@@ -14,6 +14,7 @@ from dials_diffuse.models.covariance import CORRELATIONS, Covariance
 from dials_diffuse.models.elastic_network import ElasticNetwork
 from dials_diffuse.models.ensemble import Ensemble
 from dials_diffuse.models.lattice_dynamics import LatticeDynamics
+from dials_diffuse.models.llm import LiquidLikeMotions
 from dials_diffuse.models.rigid_body import RigidBody
 from dials_diffuse.structure.atoms import load_models, load_structure
 from dials_diffuse.structure.tls import TlsGroup, load_tls
@@ -84,9 +85,10 @@ llm {
   core = 1.5
     .type = float(value_min=0)
     .help = "Distance in Angstrom within which the Lorentzian kernel stops rising."
-  orders = 3
-    .type = int(value_min=1, value_max=20)
-    .help = "Terms of the sum over multiple phonons."
+  orders = Auto
+    .type = int(value_min=1, value_max=50)
+    .help = "Terms of the sum over multiple phonons. Auto: as many as the displacement needs at the high resolution"
+            "limit; those left out are then at most 1 % of exp(qVq) - 1."
   incoherent = True
     .type = bool
     .help = "Add what makes each atom's own term exact."
@@ -232,6 +234,10 @@ def model_from_phil(params, coordinates=None):
     ----------
     coordinates : file that holds the models of an ensemble for which no other is given
 
+    Returns
+    -------
+    One of ``MODELS``; how many orders a liquid needs is for :func:`cli.model.with_orders` to say
+
     Raises
     ------
     CommandLineError
@@ -250,6 +256,8 @@ def model_from_phil(params, coordinates=None):
     cls = MODELS[params.model]
     scope = getattr(params, params.model, None)
     values = {key: getattr(scope, key) for key in cls.__dataclass_fields__ if hasattr(scope, key)}
+    if cls is LiquidLikeMotions and automatic_orders(params):
+        del values["orders"]
     if cls is RigidBody:
         values["selections"] = [text for text in scope.selection if text]
         values["tls"] = _tls_groups(scope, coordinates)
@@ -272,6 +280,11 @@ def model_from_phil(params, coordinates=None):
         if key in values and values[key] is None and values.get(other) is None:
             values[key] = default
     return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+
+
+def automatic_orders(params) -> bool:
+    """Is ``llm.orders`` Auto?"""
+    return not isinstance(params.llm.orders, int)
 
 
 def _given(scope, unchanged) -> list:

@@ -16,12 +16,13 @@ Examples::
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from iotbx.phil import parse
 
 from dials_diffuse import __version__
+from dials_diffuse.cli.model import with_orders
 from dials_diffuse.cli.model_scope import MODEL_PHIL, model_from_phil, model_record
 from dials_diffuse.cli.program import run_program, track
 from dials_diffuse.compat import available_cores
@@ -31,6 +32,7 @@ from dials_diffuse.maps.files import write_json
 from dials_diffuse.models.ensemble import Ensemble
 from dials_diffuse.simulation.parameters import Background, Defects, Scales, SimulationParameters, Source
 from dials_diffuse.simulation.plan import EXAMPLES, example_path, plan_sweeps, sweeps_from_geometry
+from dials_diffuse.simulation.prepare import resolution_limit
 from dials_diffuse.simulation.simulate import Outputs, simulate
 from dials_diffuse.simulation.spots import SpotShape
 from dials_diffuse.structure.atoms import load_structure
@@ -45,6 +47,13 @@ structure = None
 {MODEL_PHIL}
 """
     + """
+scattering_table = *wk1995 it1992
+  .type = choice
+  .help = "Form factors, by Waasmaier & Kirfel 1995 or the International Tables 1992."
+anomalous = False
+  .type = bool
+  .help = "Add the f', f'' of Sasaki's tables at the wavelength of the source to the form factors, of Bragg spots and"
+          "diffuse scattering. Friedel mates keep one intensity, their mean."
 crystal {
   number = None
     .type = int(value_min=1)
@@ -243,7 +252,7 @@ def run(args=None, phil=phil_scope) -> None:
 def _main(params, files, provenance) -> None:
     parameters = parameters_from_phil(params)
     coordinates, geometry = sort_files(files, params.structure)
-    model = model_from_phil(params, coordinates)
+    model = replace(model_from_phil(params, coordinates), table=params.scattering_table)
     if geometry is not None:
         _refuse_geometry(params, geometry)
     nproc = params.nproc if isinstance(params.nproc, int) else available_cores()
@@ -253,6 +262,8 @@ def _main(params, files, provenance) -> None:
         sweeps = plan_sweeps(structure, **geometry_from_phil(params))
     else:
         sweeps = sweeps_from_geometry(geometry, structure, parameters.source.exposure, parameters.seed)
+    if parameters.diffuse:
+        model = with_orders(model, params, resolution_limit([e for s in sweeps for e in s], parameters.d_min))
     out = params.output
     outputs = Outputs(out.prefix, out.background, out.experiments, out.reflections, out.truth, out.ideal)
     result = simulate(structure, model, sweeps, parameters, outputs, provenance, nproc, track)
@@ -293,6 +304,7 @@ def parameters_from_phil(params) -> SimulationParameters:
         tolerance=steps.tolerance,
         sub_steps=steps.oscillation if isinstance(steps.oscillation, int) else None,
         sub_pixels=steps.pixel if isinstance(steps.pixel, int) else None,
+        anomalous=params.anomalous,
         bragg=params.bragg,
         diffuse=params.diffuse,
         noise=params.noise,

@@ -35,6 +35,7 @@ class Selection:
     seed : of the choice of these blocks
     min_multiplicity : voxels with fewer observations are left out
     bragg : keep the voxels on the lattice points, which a map may have measured badly
+    bragg_distance : 1/Å; leave out all whose centres are not further than this from a lattice point
 
     Raises
     ------
@@ -48,8 +49,15 @@ class Selection:
     seed: int = 0
     min_multiplicity: int = 1
     bragg: bool = False
+    bragg_distance: float = 0.0
 
     def __post_init__(self):
+        if not 0 <= self.bragg_distance < math.inf:
+            raise DiffuseError(f"bragg_distance={self.bragg_distance:g}: must not be negative (1/Å)")
+        if self.bragg and self.bragg_distance > 0:
+            raise DiffuseError(
+                f"bragg=True keeps what bragg_distance={self.bragg_distance:g} leaves out; give one of them"
+            )
         if not 0 <= self.free_fraction <= 0.5:
             raise DiffuseError(f"free_fraction={self.free_fraction:g}: need a fraction from 0 to 0.5")
         if self.d_max is not None and self.d_min is not None and self.d_max <= self.d_min:
@@ -71,6 +79,7 @@ class FitData:
     intensity : (n,) float64
     sigma : (n,) float64, with the floor of :data:`SIGMA_FLOOR`
     free : (n,) bool, set aside
+    block : (n,) int64, number of the block in which a voxel is set aside, or not
     half_a, half_b : (n,) float64, NaN where a half has none; or None
     n_floored : voxels whose error was raised
     """
@@ -82,6 +91,7 @@ class FitData:
     intensity: np.ndarray
     sigma: np.ndarray
     free: np.ndarray
+    block: np.ndarray
     half_a: np.ndarray | None
     half_b: np.ndarray | None
     n_floored: int
@@ -118,11 +128,14 @@ def select(data: DiffuseMap, selection: Selection, space_group=None) -> FitData:
     use &= data.multiplicity >= selection.min_multiplicity
     if not selection.bragg:
         use &= np.any(data.index % np.array(data.grid.subdivide) != 0, axis=1) | (math.prod(data.grid.subdivide) == 1)
+    if selection.bragg_distance > 0:
+        _, distance = _nearest_points(data.index / np.array(data.grid.subdivide), data.grid.reciprocal_matrix)
+        use &= distance > selection.bragg_distance
     row = np.flatnonzero(use)
     if len(row) < _FEWEST:
         raise DiffuseError(
             f"{len(row)} voxels with errors from {d_max:g} to {d_min:g} Å: too few to fit; widen d_max, d_min, or "
-            "lower min_multiplicity (the map of a model has no errors: give merged data)"
+            "lower min_multiplicity, bragg_distance (the map of a model has no errors: give merged data)"
         )
     s, index = s[row], data.index[row].astype(np.int64)
     sigma = data.sigma[row]
@@ -130,7 +143,8 @@ def select(data: DiffuseMap, selection: Selection, space_group=None) -> FitData:
     symmetric = data.grid
     if space_group is not None and space_group.order_p() > data.grid.space_group.order_p():
         symmetric = replace(data.grid, hall_symbol=space_group.type().hall_symbol())
-    free = free_voxels(symmetric, index, True, selection.free_fraction, selection.seed)
+    block = unique_blocks(symmetric, index, True)
+    free = free_voxels(symmetric, index, block, selection.free_fraction, selection.seed)
     if np.count_nonzero(~free) < _FEWEST:
         raise DiffuseError(f"free_fraction={selection.free_fraction:g}: too few voxels are left to fit; lower it")
     return FitData(
@@ -141,18 +155,21 @@ def select(data: DiffuseMap, selection: Selection, space_group=None) -> FitData:
         intensity=data.intensity[row],
         sigma=floored,
         free=free,
+        block=block,
         half_a=None if data.half_a is None else data.half_a[row],
         half_b=None if data.half_b is None else data.half_b[row],
         n_floored=int(np.count_nonzero(floored > sigma)),
     )
 
 
-def free_voxels(grid: MapGrid, index: np.ndarray, friedel: bool, fraction: float, seed: int) -> np.ndarray:
-    """(n,) bool, voxels in about this fraction of the blocks of :func:`unique_blocks`, evenly over the resolution.
+def free_voxels(grid: MapGrid, index: np.ndarray, block: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """(n,) bool, voxels in about this fraction of the blocks, evenly over the resolution.
 
     Blocks are ordered by the lowest |s| of their voxels, and of each run of 1/fraction neighbours one is chosen.
+
+    block : (n,) int64, of :func:`unique_blocks`
     """
-    blocks, number = np.unique(unique_blocks(grid, index, friedel), return_inverse=True)
+    blocks, number = np.unique(block, return_inverse=True)
     number = number.reshape(-1)
     lowest = np.full(len(blocks), np.inf)
     np.minimum.at(lowest, number, grid.s_magnitude(index))
@@ -177,17 +194,26 @@ def unique_blocks(grid: MapGrid, index: np.ndarray, friedel: bool) -> np.ndarray
     index, _ = map_to_asu(index, grid.space_group, friedel)  # halfway between two points mates could part
     coarse = index / np.maximum(np.round(BLOCK / edge), 1)
     step = grid.reciprocal_matrix / grid.subdivide * np.maximum(np.round(BLOCK / edge), 1)
-    nearest = np.rint(coarse).astype(np.int64)
-    point = nearest.copy()
-    best = np.full(len(coarse), np.inf)
-    for offset in itertools.product((0, -1, 1), repeat=3):  # rounding finds the nearest only where axes are at 90°
-        candidate = nearest + np.array(offset)
-        distance = np.sum(((coarse - candidate) @ step.T) ** 2, axis=1)
-        nearer = distance < best * (1 - 1e-9)
-        point[nearer], best[nearer] = candidate[nearer], distance[nearer]
+    point, _ = _nearest_points(coarse, step)
     asu, _ = map_to_asu(point, grid.space_group, friedel)
     lowest = asu.min(axis=0)
     return np.ravel_multi_index((asu - lowest).T, np.ptp(asu, axis=0) + 1)
+
+
+def _nearest_points(position: np.ndarray, axes: np.ndarray) -> tuple:
+    """Integer coordinates, (n, 3), and distance, (n,), of the lattice point next to each position.
+
+    position : (n, 3) float64, in units of the axes; axes : (3, 3) float64, columns
+    """
+    nearest = np.rint(position).astype(np.int64)
+    point = nearest.copy()
+    best = np.full(len(position), np.inf)
+    for offset in itertools.product((0, -1, 1), repeat=3):  # rounding finds the nearest only where axes are at 90°
+        candidate = nearest + np.array(offset)
+        distance = np.sum(((position - candidate) @ axes.T) ** 2, axis=1)
+        nearer = distance < best * (1 - 1e-9)
+        point[nearer], best[nearer] = candidate[nearer], distance[nearer]
+    return point, np.sqrt(best)
 
 
 def _local_median(values: np.ndarray, s: np.ndarray) -> np.ndarray:

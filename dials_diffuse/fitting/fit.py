@@ -14,6 +14,7 @@ from dials_diffuse.fitting.agreement import shells_of, statistics
 from dials_diffuse.fitting.data import FitData
 from dials_diffuse.fitting.linear import Background, Projection
 from dials_diffuse.fitting.minimise import Minimum, minimise
+from dials_diffuse.fitting.region import Region
 from dials_diffuse.fitting.robust import LOSSES, robust
 from dials_diffuse.fitting.sums import PreparedSum
 from dials_diffuse.models.prepared import Prepared
@@ -122,6 +123,7 @@ class Fit:
     pairs : GroupFit if the covariance of all pairs of groups was fitted, else None
     warnings : list of str
     model : the model with the fitted values; a tuple of models for a sum
+    means : is the intensity averaged over voxels, or that of their centres?
     """
 
     name: str
@@ -142,6 +144,7 @@ class Fit:
     pairs: object = None
     warnings: list = field(default_factory=list)
     model: object = None
+    means: bool = False
 
 
 @dataclass(frozen=True)
@@ -183,27 +186,13 @@ def fit_models(data: FitData, candidates, options: FitOptions, track=None) -> li
     return [_finish(data, c, *minima[c.name], weights, adjustment, background, options) for c in candidates]
 
 
-def best_fit(fits) -> Fit:
-    """The model with the highest correlation of the anisotropic part on free voxels.
-
-    Of models within one standard error of the highest, or where no voxel is free, the one with the lowest BIC.
-    """
-    fits = list(fits)
-    free = np.array([f.statistics["free"]["cc_anisotropic"] for f in fits])
-    if np.all(np.isfinite(free)):
-        highest = free.max()
-        error = (1 - highest**2) / math.sqrt(fits[0].statistics["free"]["n"])
-        fits = [f for f, cc in zip(fits, free) if cc >= highest - error]
-    return min(fits, key=lambda f: f.criteria["bic"])
-
-
 class _Work:
     """A prepared model and the background at the voxels that are fitted; derivatives at the others are dropped."""
 
     def __init__(self, prepared: Prepared, use: np.ndarray):
         self._prepared, self._use = prepared, use
         self.parameters = prepared.parameters
-        self.largest_step = prepared.largest_step
+        self.tensors = prepared.tensors
 
     def intensity(self, values):
         return self._prepared.intensity(values)[self._use]
@@ -317,9 +306,10 @@ def _finish(data, candidate, minimum, reached, starts, weights, adjustment, back
     freedom = max(len(solved.residual) - n_parameters, 1)
     chi2 = adjustment * solved.objective / freedom
     hessian = projection.hessian(everywhere[work], jacobian[work], lambda w: inner.second(values, w))
-    bound = np.array([uncertainty.at_bound(p, v) for p, v in zip(prepared.parameters, values)], dtype=bool)
-    covariance, correlations, eigenvalues, loosest = uncertainty.errors(hessian, bound, chi2)
+    held = Region(prepared).reached(values)
+    covariance, correlations, eigenvalues, loosest = uncertainty.errors(hessian, held, chi2)
     esd = np.sqrt(np.diag(covariance))
+    bound = np.linalg.norm(held, axis=0) > 1 - 1e-9
     estimates = []
     for i, parameter in enumerate(prepared.parameters):
         profile = ()
@@ -349,6 +339,7 @@ def _finish(data, candidate, minimum, reached, starts, weights, adjustment, back
         weights=weights,
         warnings=warnings + uncertainty.warnings(candidate, minimum, estimates, scale, correlations, reached, starts),
         model=model,
+        means=prepared.means,
     )
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.fitting.agreement import correlation, shell_residual
 from dials_diffuse.fitting.data import FitData
-from dials_diffuse.fitting.linear import Background, Projection
+from dials_diffuse.fitting.linear import Background, Linear, Projection
 from dials_diffuse.fitting.pair_freedom import PairFreedom, pair_freedom
-from dials_diffuse.fitting.pair_minimisers import MOST_ELEMENTS, chosen, minimise_pairs
+from dials_diffuse.fitting.pair_minimisers import MOST_ELEMENTS, Descent, chosen, minimise_pairs
 from dials_diffuse.fitting.pair_objective import PairObjective, Sample
 from dials_diffuse.models.group_covariance import GroupCovariance
 from dials_diffuse.models.motion import flattened
@@ -19,8 +19,11 @@ from dials_diffuse.models.motion import flattened
 #: voxels from which second derivatives are estimated: so many, and so many times the number of elements of V
 _FEWEST_SAMPLED = 10000
 _SAMPLED_PER_ELEMENT = 2
-#: elements of V up to which it is asked what the data determine
+#: elements of V, of tensors six for each pair, up to which it is asked what the data determine
 _MOST_KNOWN = 6000
+#: degrees of freedom, for each row of V, of the random matrices that make other starts of the prior; to the prior this
+#: fraction of its mean variance is added, so that a singular one has others
+_FREEDOM, _MORE = 2, 0.05
 #: relative gain of a step at which L-BFGS ends; of many elements the last digits cost minutes, and are noise
 _FTOL, _FTOL_MANY = 1e-8, 1e-6
 
@@ -38,7 +41,9 @@ class GroupFit:
     strength : of the prior; trials : (strength, correlation on free voxels, on the others) of each that was tried
     iterations : of the minimisation that is kept
     converged : bool, did it end before max_iterations?
-    freedom : what the data determine; None for tensors and for many groups
+    starts : with the strength that is kept; ``reached``: how many of them ended as low as the best, within what changes
+        chi² by the reduced chi²
+    freedom : what the data determine; None for many groups
     """
 
     covariance: np.ndarray
@@ -49,18 +54,33 @@ class GroupFit:
     trials: tuple
     iterations: int
     converged: bool
+    starts: int
+    reached: int
     freedom: PairFreedom | None = None
 
 
-def sampled_rows(free: np.ndarray, n_groups: int) -> np.ndarray | None:
+def other_starts(prior: np.ndarray, number: int, seed: int) -> list:
+    """Random matrices L W Lᵀ, L Lᵀ the prior, W of Wishart's distribution with the mean 1: positive semidefinite.
+
+    prior : (m, m) float64
+    """
+    rng = np.random.default_rng(seed)
+    m = len(prior)
+    root = np.linalg.cholesky(prior + _MORE * np.trace(prior) / m * np.eye(m))
+    factors = (root @ rng.normal(size=(m, _FREEDOM * m)) / (_FREEDOM * m) ** 0.5 for _ in range(number))
+    return [factor @ factor.T for factor in factors]
+
+
+def sampled_rows(free: np.ndarray, n_groups: int, tensor: bool = False) -> np.ndarray | None:
     """Rows of the voxels that are enough for second derivatives; None: all that are fitted.
 
     Newton's steps, for few groups, need those of all: with a sample they would converge slowly.
     """
-    n_elements = n_groups * (n_groups + 1) // 2
+    n_elements = n_groups * (n_groups + 1) // 2 * (6 if tensor else 1)
     work = np.flatnonzero(~free)
     number = max(_FEWEST_SAMPLED, _SAMPLED_PER_ELEMENT * n_elements)
-    if number >= len(work) or not MOST_ELEMENTS < n_elements <= _MOST_KNOWN:
+    newton = not tensor and n_elements <= MOST_ELEMENTS
+    if number >= len(work) or newton or n_elements > _MOST_KNOWN:
         return None
     return np.sort(np.random.default_rng(0).choice(work, number, replace=False))
 
@@ -76,12 +96,15 @@ def fit_groups(
     minimiser: str = "auto",
     weights: np.ndarray | None = None,
     sample: Sample | None = None,
+    starts: int = 1,
+    seed: int = 0,
 ) -> GroupFit:
     """Minimise chi² / its value at the prior + strength times the mean square deviation from the prior.
 
     V is symmetric and positive semidefinite; scale and background are eliminated as for all models. The deviation of
     each element is relative to the geometric mean of the prior's variances. Of several strengths the one with the best
-    correlation on free voxels is kept; each starts from the result of the one before, the strongest first.
+    correlation on free voxels is kept; each starts from the result of the one before, the strongest first. V is no
+    convex problem: with the strength that is kept other starts follow, and the lowest minimum of all is the result.
 
     Parameters
     ----------
@@ -92,6 +115,8 @@ def fit_groups(
     minimiser : one of ``pair_minimisers.MINIMISERS``
     weights : (n,) float64; by default 1/sigma²
     sample : of the voxels that are fitted, from which second derivatives are estimated; by default all
+    starts : all but the first are random, see :func:`other_starts`
+    seed : of these
 
     Raises
     ------
@@ -111,32 +136,49 @@ def fit_groups(
     observed = shell_residual(data.intensity, data.s)
     objective = PairObjective(groups, projection, weights, work, prior, background, sample)
     minimiser = chosen(minimiser, objective)
-    v = objective.prior
-    few = objective.axes == 1 and len(objective.triangle[0]) <= MOST_ELEMENTS
-    trials, best = [], None
-    for strength in sorted(strengths, reverse=True):
-        found = minimise_pairs(objective, v, strength, minimiser, max_iterations, _FTOL if few else _FTOL_MANY)
-        v = found.covariance
-        intensity = groups.intensity(objective.unfolded(v))
+    ftol = _FTOL if objective.axes == 1 and len(objective.triangle[0]) <= MOST_ELEMENTS else _FTOL_MANY
+
+    def minimum(start, strength) -> _Minimum:
+        found = minimise_pairs(objective, start, strength, minimiser, max_iterations, ftol)
+        intensity = groups.intensity(objective.unfolded(found.covariance))
         solved = projection.solve(intensity[work])
         b = background.values(solved.background) if n_background else np.zeros(data.n)
         residual = shell_residual(solved.scale * intensity + b, data.s)
-        ccs = [correlation(observed[use], residual[use]) for use in (data.free, work)]
-        trials.append((strength, *ccs))
-        if best is None or ccs[0] > best[0]:
-            best = ccs[0], found, solved, b, intensity, strength
-    _, found, solved, b, intensity, strength = best
+        ccs = (correlation(observed[use], residual[use]) for use in (data.free, work))
+        return _Minimum(found, intensity, solved, b, (strength, *ccs))
+
+    minima, v = [], objective.prior
+    for strength in sorted(strengths, reverse=True):
+        minima.append(minimum(v, strength))
+        v = minima[-1].found.covariance
+    first = max(minima, key=lambda m: m.trial[1])
+    strength = first.trial[0]
+    same = [first, *(minimum(start, strength) for start in other_starts(objective.prior, starts - 1, seed))]
+    best = min(same, key=lambda m: m.found.value)
     freedom = None
-    if objective.axes == 1 and len(objective.triangle[0]) <= _MOST_KNOWN:
-        freedom = pair_freedom(objective, found.covariance, strength, solved.objective)
+    if len(objective.relative_unit) <= _MOST_KNOWN:
+        freedom = pair_freedom(objective, best.found.covariance, strength, best.solved.objective)
     return GroupFit(
-        objective.unfolded(found.covariance),
-        solved.scale,
-        b,
-        intensity,
-        strength,
-        tuple(trials),
-        found.iterations,
-        found.converged,
-        freedom,
+        covariance=objective.unfolded(best.found.covariance),
+        scale=best.solved.scale,
+        background=best.background,
+        intensity=best.intensity,
+        strength=strength,
+        trials=tuple((best if m is first else m).trial for m in minima),
+        iterations=best.found.iterations,
+        converged=best.found.converged,
+        starts=len(same),
+        reached=sum(m.found.value - best.found.value <= best.found.value / objective.n for m in same),
+        freedom=freedom,
     )
+
+
+@dataclass(frozen=True)
+class _Minimum:
+    """Where a minimisation ended: intensity, scale and background there, (strength, free and other correlation)."""
+
+    found: Descent
+    intensity: np.ndarray
+    solved: Linear
+    background: np.ndarray
+    trial: tuple

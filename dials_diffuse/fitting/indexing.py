@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
+from itertools import compress
 
 import numpy as np
 from cctbx import crystal, sgtbx
@@ -10,12 +12,14 @@ from cctbx import crystal, sgtbx
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.fitting.agreement import correlation, shell_residual
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.maps.indexing import Setting, alternative_settings
+from dials_diffuse.maps.indexing import Setting, alternative_settings, untested_in_words
 from dials_diffuse.maps.nexus import DiffuseMap
 from dials_diffuse.maps.symmetry import laue_operators, map_to_asu
 from dials_diffuse.models.prepared import prepare
 from dials_diffuse.structure.atoms import Structure
-from dials_diffuse.structure.transform import check_cells
+from dials_diffuse.structure.transform import cells_agree, check_cells
+
+logger = logging.getLogger("dials.diffuse.fit")
 
 #: voxels on which settings are compared
 _SAMPLE = 50000
@@ -32,22 +36,15 @@ def reindex(data: DiffuseMap, setting: Setting) -> DiffuseMap:
     DiffuseError
         If the subdivided lattice is not mapped onto itself, because it mixes axes of unequal subdivision.
     """
-    old = np.array(data.grid.subdivide)
-    subdivide = tuple(int(old[np.flatnonzero(column)[0]]) for column in setting.matrix.T)
-    matrix = setting.matrix / old[:, None] * np.array(subdivide)
-    if np.abs(matrix - np.rint(matrix)).max() > 1e-9:
+    moved = setting.on_lattice(data.grid.subdivide)
+    if moved is None:
         raise DiffuseError(
-            f"grid.subdivide={','.join(map(str, old))}: setting {setting.operator} mixes axes of unequal subdivision; "
-            "integrate with the same along all axes"
+            f"grid.subdivide={','.join(map(str, data.grid.subdivide))}: setting {setting.operator} mixes axes of "
+            "unequal subdivision; integrate with the same along all axes"
         )
-    basis = sgtbx.change_of_basis_op(_change_of_basis(setting.matrix))
-    cell = crystal.symmetry(unit_cell=data.grid.unit_cell, space_group=data.grid.space_group).unit_cell()
-    moved_cell = cell.change_basis(basis).parameters()
-    if np.allclose(moved_cell, data.grid.unit_cell, rtol=1e-9):  # no rounding where nothing changes
-        moved_cell = data.grid.unit_cell
-    grid = replace(data.grid, unit_cell=moved_cell, subdivide=subdivide)
-    moved = data.index.astype(np.int64) @ np.rint(matrix).astype(np.int64)
-    index, _ = map_to_asu(moved, grid.space_group, data.friedel)
+    matrix, subdivide = moved
+    grid = replace(data.grid, unit_cell=_moved_cell(data.grid, setting), subdivide=subdivide)
+    index, _ = map_to_asu(data.index.astype(np.int64) @ matrix, grid.space_group, data.friedel)
     return replace(data, grid=grid, index=index)
 
 
@@ -55,15 +52,26 @@ def compare_settings(data: DiffuseMap, model, structure: Structure, d_max: float
     """(Setting, reindexed map, correlation with the model) of all settings, the best one first.
 
     The given setting is first, too, if no other is better by UNDECIDED. Of settings that the structure's own symmetry,
-    higher than the map's, makes alike there is one.
+    higher than the map's, makes alike there is one. Settings that cannot be tested, see :func:`untested_settings`, are
+    left out with a warning.
 
     Parameters
     ----------
     model : a diffuse model with plausible parameters; its intensity decides
     d_max, d_min : Å, range of the correlation of the anisotropic parts, see :func:`agreement.shell_residual`
+
+    Raises
+    ------
+    DiffuseError
+        If the map has the cell of the structure in no setting that can be tested.
     """
-    settings = _distinct(alternative_settings(data.grid), data.grid, structure)
-    if len(settings) == 1:
+    settings, untested = _settings(data.grid, structure)
+    if untested:
+        text = untested_in_words(untested, data.grid.subdivide)
+        if not settings:
+            raise DiffuseError(f"the cell of the map, as it is indexed, is not that of the structure; {text}")
+        logger.warning("Warning: %s", text)
+    if len(settings) == 1 and _is_given(settings[0]):
         return [(settings[0], data, float("nan"))]
     rows = _sample(data, d_max, d_min)
     s = data.grid.s_magnitude(data.index[rows])  # of all settings: what is in which shell must not change by rounding
@@ -71,22 +79,32 @@ def compare_settings(data: DiffuseMap, model, structure: Structure, d_max: float
     for setting in settings:
         candidate = reindex(data, setting)
         grid = replace(candidate.grid, d_min=d_min, d_max=np.inf)
-        try:
-            check_cells(structure, grid)
-        except DiffuseError:  # a pseudo-symmetric lattice, whose cell is not that of the structure in this setting
-            continue
         prepared = prepare(model, structure, grid, candidate.index[rows])
         calculated = prepared.intensity([p.value for p in prepared.parameters])
         x, y = (shell_residual(v, s) for v in (candidate.intensity[rows], calculated))
         found.append((setting, candidate, correlation(x, y)))
-    if not found:
-        raise DiffuseError("no setting of the map has the cell of the structure; use a model of this crystal form")
+    return sorted(found, key=lambda f: np.nan_to_num(f[2], nan=-2.0) + UNDECIDED * _is_given(f[0]), reverse=True)
 
-    def rank(item):
-        given = np.array_equal(item[0].matrix, np.eye(3))
-        return np.nan_to_num(item[2], nan=-2.0) + UNDECIDED * given
 
-    return sorted(found, key=rank, reverse=True)
+def untested_settings(grid: MapGrid, structure: Structure) -> list:
+    """Settings that a map on this grid cannot be brought to, because they mix axes of unequal subdivision."""
+    return _settings(grid, structure)[1]
+
+
+def _settings(grid: MapGrid, structure: Structure) -> tuple:
+    """Distinct settings in which the map has the cell of the structure: those that can be tested, and the others.
+
+    Raises
+    ------
+    DiffuseError
+        If there is none: the structure is of another crystal.
+    """
+    fitting = [s for s in alternative_settings(grid) if cells_agree(structure, _moved_cell(grid, s))]
+    if not fitting:
+        check_cells(structure, grid)
+    settings = _distinct(fitting, grid, structure)
+    testable = [setting.on_lattice(grid.subdivide) is not None for setting in settings]
+    return list(compress(settings, testable)), list(compress(settings, np.logical_not(testable)))
 
 
 def _distinct(settings, grid: MapGrid, structure: Structure) -> list:
@@ -109,6 +127,18 @@ def _sample(data: DiffuseMap, d_max: float, d_min: float) -> np.ndarray:
     if len(rows) > _SAMPLE:
         rows = np.sort(np.random.default_rng(0).choice(rows, _SAMPLE, replace=False))
     return rows
+
+
+def _is_given(setting: Setting) -> bool:
+    return np.array_equal(setting.matrix, np.eye(3))
+
+
+def _moved_cell(grid: MapGrid, setting: Setting) -> tuple:
+    """The unit cell of a grid in another setting."""
+    basis = sgtbx.change_of_basis_op(_change_of_basis(setting.matrix))
+    cell = crystal.symmetry(unit_cell=grid.unit_cell, space_group=grid.space_group).unit_cell()
+    moved = cell.change_basis(basis).parameters()
+    return grid.unit_cell if np.allclose(moved, grid.unit_cell, rtol=1e-9) else moved  # no rounding without a change
 
 
 def _change_of_basis(matrix: np.ndarray) -> sgtbx.rt_mx:

@@ -5,19 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import lsq_linear
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.fitting.linear import Projection
+from dials_diffuse.fitting.region import Region
 from dials_diffuse.models.prepared import Prepared
 
 #: converged when a step would lower the objective by less than this fraction of its value per voxel: parameters are
 #: then within a small part of their errors
 _TOLERANCE = 1e-5
 _MAX_ITERATIONS = 60
+#: of the objective of no model at all: what sums of squares are exact to
+_ROUNDING = 1e-14
 _MAX_DAMPING = 1e12
-#: of the way to where a tensor is no longer positive definite, or to a bound
-_CAUTION = 0.9
+#: a step so damped promises what all can gain
+_UNDAMPED = 1e-4
+#: of that, the error of steps that bounds limit
+_EXACT = 0.1
 
 
 @dataclass(frozen=True)
@@ -39,68 +43,68 @@ class Minimum:
 
 
 def minimise(prepared: Prepared, projection: Projection, start, fixed=None) -> Minimum:
-    """Lower the objective from a start, within the bounds of the parameters and the cone of positive tensors.
+    """Lower the objective from a start, within the bounds of the parameters.
 
     Parameters
     ----------
-    start : (p,) float64
-    fixed : (p,) bool, parameters that stay; None: none does
+    prepared : or what has its ``intensity``, ``jacobian``, ``parameters`` and ``tensors``
+    start : (p,) float64; what lies outside the bounds is moved inside
+    fixed : (p,) bool, numbers that stay, elements of tensors not; None: none does
 
     Notes
     -----
-    Each step minimises the quadratic model, with Marquardt's damping in units of the diagonal, inside the bounds: a
-    bounded linear least-squares problem in the Cholesky factor of the matrix (scipy's lsq_linear).
+    Each step minimises the quadratic model, with Marquardt's damping in units of the diagonal, inside the bounds, see
+    :class:`Region`. At the end no step inside the bounds, damped or not, would lower the objective.
     """
-    lower = np.array([p.lower for p in prepared.parameters], dtype=float)
-    upper = np.array([p.upper for p in prepared.parameters], dtype=float)
-    values = np.clip(np.asarray(start, dtype=float), lower, upper)
-    moving = np.ones(len(values), dtype=bool) if fixed is None else ~np.asarray(fixed)
+    region = Region(prepared)
+    moving = np.ones(len(prepared.parameters), dtype=bool) if fixed is None else ~np.asarray(fixed)
+    values = np.where(moving, region.nearest(start), start)
     if not moving.any():
         return Minimum(values, projection.objective(prepared.intensity(values)), 0, True)
     damping, iterations = 1e-3, 0
-    n = max(len(projection.solve(prepared.intensity(values)).residual), 1)
+    intensity = prepared.intensity(values)
+    n, noise = max(len(intensity), 1), _ROUNDING * projection.objective(np.zeros_like(intensity))
     while iterations < _MAX_ITERATIONS:
         intensity, jacobian = prepared.jacobian(values)
         objective = projection.objective(intensity)
         if not np.isfinite(objective):
             raise DiffuseError("the model's intensity is not finite; start from smaller displacements")
         gradient, matrix = projection.normal(intensity, jacobian[:, moving])
-        accepted = False
+        little = 0.5 * max(_TOLERANCE * objective / n, noise)
+        here = matrix, gradient, region, values, moving, little
+        if _step(*here, min(damping, _UNDAMPED))[1] <= little:
+            return Minimum(values, objective, iterations, True)
         while damping < _MAX_DAMPING:
-            step = np.zeros(len(values))
-            step[moving] = _bounded_step(
-                matrix, gradient, damping, lower[moving] - values[moving], upper[moving] - values[moving]
-            )
-            promised = -(gradient @ step[moving]) - 0.5 * step[moving] @ matrix @ step[moving]
-            if 2 * promised <= _TOLERANCE * objective / n:
-                return Minimum(values, objective, iterations, True)
-            step *= min(1.0, _CAUTION * prepared.largest_step(values, step))
-            trial = np.clip(values + step, lower, upper)
+            step, promised = _step(*here, damping)
+            trial = values.copy()
+            trial[moving] += step
             found = projection.objective(prepared.intensity(trial))
             if found < objective:
                 gain = (objective - found) / (2 * promised)
                 damping = damping / 10 if gain > 0.5 else damping * (4 if gain < 0.1 else 1)
                 damping = max(damping, 1e-12)
-                values, accepted = trial, True
+                values = trial
                 iterations += 1
                 break
             damping *= 10
-        if not accepted:
-            return Minimum(values, objective, iterations, True)
+        else:
+            return Minimum(values, objective, iterations, False)
     return Minimum(values, objective, iterations, False)
 
 
-def _bounded_step(matrix, gradient, damping: float, lower, upper) -> np.ndarray:
-    """Minimum of g·d + d·(M + damping diag M)·d / 2 within lower <= d <= upper."""
-    scale = np.sqrt(np.maximum(np.diag(matrix), 1e-300))
-    scaled = matrix / np.outer(scale, scale) + damping * np.eye(len(scale))
-    values, vectors = np.linalg.eigh(scaled)
-    values = np.maximum(values, 1e-14)
-    root = (np.sqrt(values) * vectors).T  # rootᵀ root = scaled
-    target = -(vectors.T @ (gradient / scale)) / np.sqrt(values)
-    free = -(vectors @ ((vectors.T @ (gradient / scale)) / values))
-    if np.all(free >= lower * scale) and np.all(free <= upper * scale):
-        return free / scale
-    width = 1e-12 + 1e-9 * np.abs(upper - lower) * scale  # lsq_linear wants a proper interval
-    result = lsq_linear(root, target, (np.minimum(lower * scale, 0) - width, np.maximum(upper * scale, 0) + width))
-    return np.clip(result.x / scale, lower, upper)
+def _step(matrix, gradient, region: Region, values, moving, little: float, damping: float) -> tuple:
+    """The d inside the region that minimises g·d + d·(M + damping diag M)·d / 2, and how much g·d + d·M·d / 2 falls.
+
+    A step that bounds limit is exact to a part of ``little``.
+    """
+    diagonal = np.diag(matrix)
+    scale = np.sqrt(np.maximum(diagonal, max(1e-24 * diagonal.max(), 1e-280)))
+    sizes, vectors = np.linalg.eigh(matrix / np.outer(scale, scale) + damping * np.eye(len(scale)))
+    sizes = np.maximum(sizes, 1e-14)
+    step = -(vectors @ ((vectors.T @ (gradient / scale)) / sizes)) / scale
+    trial = values.copy()
+    trial[moving] += step
+    if not region.contains(trial):
+        damped = (vectors * sizes) @ vectors.T * np.outer(scale, scale)
+        step = region.minimum(damped, gradient, values, moving, _EXACT * little)
+    return step, -(gradient @ step) - 0.5 * step @ matrix @ step

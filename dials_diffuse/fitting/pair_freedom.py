@@ -8,6 +8,7 @@ import numpy as np
 
 from dials_diffuse.fitting.pair_minimisers import Curvature
 from dials_diffuse.fitting.pair_objective import PairObjective
+from dials_diffuse.structure.atoms import symmetric_tensor
 
 #: a combination of relative covariances is determined if its error is below this
 DETERMINED = 0.1
@@ -20,13 +21,15 @@ class PairFreedom:
     """What the data say about V, from the Gauss-Newton matrix at the minimum.
 
     Covariances are relative to the geometric mean of the prior's variances. The positive definiteness of V, which may
-    determine more, does not count.
+    determine more, does not count. Of tensors it is about the symmetric part of V_ab: the rest does not scatter.
 
     Attributes
     ----------
-    esd : (g, g) float64, Å², errors of V that come from those of the data; they do not contain what the prior does to V
-    share : (g, g) float64, how much of an element comes from the data: 1 all, 0 nothing, all from the prior
-    errors : (P,) float64, ascending, of the eigenvectors of the data's matrix, the best determined combinations first
+    esd : (g, g) or (g, g, 3, 3) float64, Å², errors of V that come from those of the data; they do not contain what the
+        prior does to V
+    share : of the same shape, how much of an element comes from the data: 1 all, 0 nothing, all from the prior
+    errors : (P,) float64, ascending, of the eigenvectors of the data's matrix, the best determined combinations first;
+        P = g (g + 1) / 2, of tensors six times as many
     n_determined : number of these below DETERMINED
     n_effective : sum of the shares: the number of parameters that the data fit
     """
@@ -43,7 +46,7 @@ def pair_freedom(objective: PairObjective, v: np.ndarray, strength: float, chi2:
 
     Parameters
     ----------
-    v : (g, g) float64, Å²
+    v : (g, g) or (3g, 3g) float64, Å²
     chi2 : there
     factor : square of what the data's errors are too small by; by default chi² over the degrees of freedom
 
@@ -72,6 +75,12 @@ def pair_freedom(objective: PairObjective, v: np.ndarray, strength: float, chi2:
 
 
 def _square(objective: PairObjective, elements: np.ndarray) -> np.ndarray:
-    result = np.zeros(objective.prior.shape)
-    result[objective.triangle] = elements
-    return np.maximum(result, result.T)
+    """Of elements a >= b, (P,), a symmetric matrix; of tensors all blocks."""
+    g = len(objective.prior) // objective.axes
+    first, second = np.tril_indices(g)
+    blocks = elements
+    if objective.axes == 3:
+        blocks = np.array([symmetric_tensor(six) for six in elements.reshape(-1, 6)])
+    result = np.zeros((g, g, *blocks.shape[1:]))
+    result[first, second] = result[second, first] = blocks
+    return result

@@ -18,7 +18,7 @@ class Sample:
     Attributes
     ----------
     rows : (m,) int64, of the data, none of them free
-    groups : at these voxels alone, isotropic
+    groups : at these voxels alone
     """
 
     rows: np.ndarray
@@ -113,10 +113,13 @@ class PairObjective:
     # ----------------------------------------------------------------------------------------------------- curvature
 
     def curvature(self, v: np.ndarray) -> np.ndarray:
-        """(P, P), half the Gauss-Newton matrix of chi² by v_ab, a >= b; scale and background best. Isotropic only.
+        """(P, P), half the Gauss-Newton matrix of chi² by v_ab, a >= b; scale and background best.
+
+        Of tensors by the six elements of each, of the symmetric part, which alone scatters.
 
         Of a sample of the voxels it is an estimate: that of the sample times the ratio of the numbers.
         """
+        v = self.unfolded(v)
         rows = np.flatnonzero(self._work) if self._sample is None else self._sample.rows
         groups = self.groups if self._sample is None else self._sample.groups
         scale = self.projection.solve(self.groups.intensity(v)[self._work]).scale
@@ -139,16 +142,19 @@ class PairObjective:
             columns += list(self._background.at(rows).matrix.toarray().T)
         if columns:
             design = np.array(columns)
-            cross = np.array([groups.gradient_of_pairs(v, spread(w * c)) for c in design])
+            cross = np.array([groups.gradient_of_pairs(v, spread(w * c)).reshape(-1) for c in design])
             # a column that touches no voxel, or an intensity that the background can follow, has nothing to take away
             matrix = matrix - cross.T @ np.linalg.pinv((design * w) @ design.T, rcond=1e-12, hermitian=True) @ cross
         return scale**2 * self.n / len(rows) * matrix
 
     @property
     def relative_unit(self) -> np.ndarray:
-        """(P,) float64, Å²: unit of V_ab, a >= b, in which the prior is a sum of squares."""
-        first, second = self.triangle
-        return self.size[self.triangle] / np.where(first == second, 1.0, 2**0.5)
+        """(P,) float64, Å²: unit of V_ab, a >= b, in which the prior is a sum of squares, as in :meth:`curvature`."""
+        first, second = np.tril_indices(len(self.prior) // self.axes)
+        unit = self.size[first * self.axes, second * self.axes] / np.where(first == second, 1.0, 2**0.5)
+        if self.axes == 1:
+            return unit
+        return (unit[:, None] / np.sqrt([1, 1, 1, 2, 2, 2])).reshape(-1)
 
     def stiff(self, strength: float) -> float:
         """Second derivative of the prior's part of O by each element of V divided by ``relative_unit``."""

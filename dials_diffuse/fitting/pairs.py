@@ -14,10 +14,12 @@ from dials_diffuse.fitting.data import FitData
 from dials_diffuse.fitting.fit import Estimate, Fit, FitOptions, criteria
 from dials_diffuse.fitting.groups import GroupFit, fit_groups, sampled_rows
 from dials_diffuse.fitting.minimise import Minimum
+from dials_diffuse.fitting.pair_minimisers import MOST_ELEMENTS
 from dials_diffuse.fitting.pair_objective import Sample
 from dials_diffuse.models.common import fitted as fitted_to_grid
 from dials_diffuse.models.group_covariance import GroupCovariance
 from dials_diffuse.models.motion import flattened
+from dials_diffuse.models.voxel_means import gauss_points
 from dials_diffuse.structure.groups import group_labels
 
 logger = logging.getLogger("dials.diffuse.fit")
@@ -32,26 +34,32 @@ def fit_all_pairs(
     minimiser: str = "auto",
     max_iterations: int = 200,
     name: str = "",
+    starts: int | None = None,
 ) -> Fit:
     """The covariance of every pair of groups, with that of a fitted kernel as prior, see :func:`groups.fit_groups`.
 
     Parameters
     ----------
-    kernel_fit : of a Covariance; its weights are used. If its displacements are tensors (V), those of all pairs are
+    kernel_fit : of a Covariance; its weights are used. If its displacements are tensors (V), those of all pairs are;
+        if it is averaged over voxels, they are, too, if that can be afforded
     strengths : of the prior; the best on free voxels is taken
     minimiser : one of ``pair_minimisers.MINIMISERS``
     name : for tables; by default that of the kernel with ``/pairs``
+    starts : of the minimisation with the strength that is taken; None: options.starts for up to
+        ``pair_minimisers.MOST_ELEMENTS`` covariances, else one, as each takes long
 
     Notes
     -----
-    AIC and BIC count as many parameters as the data determine beside the prior; of tensors all, an upper limit.
+    AIC and BIC count as many parameters as the data determine beside the prior; of many groups all, an upper limit.
     """
     model, name = kernel_fit.model, name or f"{kernel_fit.name}/pairs"
     laue = [g.build_derived_laue_group() for g in (structure.space_group, data.grid.space_group)]
     if laue[0] != laue[1]:
         raise DiffuseError(f"{name}: the structure and the map need the same Laue group")
     placed, grid = fitted_to_grid(structure, data.grid)
-    prior = model.motion(placed).covariance
+    motion = model.motion(placed)
+    prior = motion.covariance
+    points = gauss_points(data.grid) if kernel_fit.means else None
     labels = group_labels(placed, model.groups, model.selections)
 
     def groups_at(rows) -> GroupCovariance:
@@ -63,13 +71,19 @@ def fit_all_pairs(
             tensor=prior.ndim == 4,
             table=model.table,
             tolerance=model.tolerance,
+            points=points,
+            u=motion.mean_square,
         )
 
-    rows = sampled_rows(data.free, len(prior)) if prior.ndim == 2 else None
+    groups = groups_at(slice(None))
+    if kernel_fit.means and not groups.means:
+        logger.info("%s: too large to be averaged over voxels, taken at their centres", name)
+        points = None
+    rows = sampled_rows(data.free, len(prior), prior.ndim == 4)
     weights = kernel_fit.weights
     found = fit_groups(
         data,
-        groups_at(slice(None)),
+        groups,
         prior,
         strengths,
         options.scale,
@@ -78,6 +92,8 @@ def fit_all_pairs(
         minimiser,
         weights,
         None if rows is None else Sample(rows, groups_at(rows)),
+        number_of_starts(len(flattened(prior)), options.starts) if starts is None else starts,
+        options.seed,
     )
     logger.info(
         "Strengths of the prior, and correlation on free voxels and on the others:\n%s",
@@ -103,13 +119,19 @@ def fit_all_pairs(
         eigenvalues=np.zeros(0),
         loosest=np.zeros(0),
         minimum=Minimum(np.zeros(0), objective, found.iterations, found.converged),
-        reached=1,
-        starts=1,
+        reached=found.reached,
+        starts=found.starts,
         weights=weights,
         pairs=found,
         warnings=_warnings(name, found),
         model=_free(model, found.covariance),
+        means=groups.means,
     )
+
+
+def number_of_starts(size: int, wanted: int) -> int:
+    """size : of the matrix V, (size, size)"""
+    return wanted if size * (size + 1) // 2 <= MOST_ELEMENTS else 1
 
 
 def _free(model, covariance: np.ndarray):
@@ -121,6 +143,8 @@ def _warnings(name: str, found: GroupFit) -> list:
     warnings = []
     if not found.converged:
         warnings.append(f"{name}: no minimum after {found.iterations} steps; raise pairs.max_iterations")
+    if found.reached < found.starts:
+        warnings.append(f"{name}: {found.reached} of {found.starts} starts reached the best minimum, it has others")
     if len(found.trials) > 1 and found.strength in (found.trials[0][0], found.trials[-1][0]):
         side = "strongest" if found.strength == found.trials[0][0] else "weakest"
         warnings.append(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
@@ -23,6 +23,7 @@ class PreparedSum(Prepared):
     def __init__(self, parts, names, structure: Structure):
         self._parts, self.structure = tuple(parts), structure
         self.origin = tuple(part.origin for part in parts)
+        self.means = all(part.means for part in parts)
         names = [
             f"{name}_{list(names[:i]).count(name) + 1}" if list(names).count(name) > 1 else name
             for i, name in enumerate(names)
@@ -50,10 +51,14 @@ class PreparedSum(Prepared):
             result[a:b, a:b] = part.second(own, weights)
         return result
 
-    def largest_step(self, values, step) -> float:
-        step = np.asarray(step, dtype=float)
-        pairs = zip(self.split(values), self._ends, self._ends[1:])
-        return min((part.largest_step(own, step[a:b]) for (part, own), a, b in pairs), default=math.inf)
+    @cached_property
+    def tensors(self) -> list:
+        numbers = np.arange(len(self.parameters))
+        return [
+            (numbers[a:b][own], components)
+            for part, a, b in zip(self._parts, self._ends, self._ends[1:])
+            for own, components in part.tensors
+        ]
 
     def model(self, values) -> tuple:
         """The models of the parts."""

@@ -3,46 +3,49 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
+from scipy.linalg import null_space
 
 from dials_diffuse.fitting.minimise import Minimum, minimise
+from dials_diffuse.fitting.region import Region
 from dials_diffuse.models import LiquidLikeMotions
 
 #: correlations of parameters from here on are reported
 _STRONG = 0.95
-#: a minimum within this relative distance of a bound lies on it
-_AT_BOUND = 1e-4
-#: a liquid that lacks more than this of exp(qᵀVq) - 1 at the high resolution limit is not the model that it says
-_MISSING = 0.02
 #: where the profile likelihood is computed, in e.s.d.
 _PROFILE_AT = (-2.0, -1.0, 1.0, 2.0)
 
 
-def errors(hessian: np.ndarray, bound: np.ndarray, chi2: float) -> tuple:
+def errors(hessian: np.ndarray, held: np.ndarray, chi2: float) -> tuple:
     """Covariance of the estimates, their correlations, eigenvalues and the loosest combination.
 
     The inverse of half the Hessian of chi², times the reduced chi²: errors of the data that are all wrong by a factor
-    do not matter. Parameters at a bound are held there, with an error of NaN.
+    do not matter.
+
+    Parameters
+    ----------
+    hessian : (size, size) float64, of parameters and scale
+    held : (m, p) float64, independent directions through bounds that were reached: there is no change along them.
+        Parameters that are fixed by them have an error of NaN.
     """
     size = len(hessian)
     covariance, correlations = np.full((size, size), np.nan), np.full((size, size), np.nan)
-    free = np.ones(size, dtype=bool)
-    free[: len(bound)] = ~bound
-    diagonal = np.diag(hessian)[free]
-    loosest = np.zeros(size)
-    if not free.any() or not np.all(diagonal > 0):
-        return covariance, correlations, np.zeros(0), loosest
-    root = np.sqrt(diagonal)
-    values, vectors = np.linalg.eigh(hessian[np.ix_(free, free)] / np.outer(root, root))
-    loosest[free] = vectors[:, 0]
+    diagonal = np.diag(hessian)
+    root = np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
+    rows = np.zeros((len(held), size))
+    rows[:, : held.shape[1]] = held / root[: held.shape[1]]
+    free = null_space(rows) if len(rows) else np.eye(size)
+    if not free.size:
+        return covariance, correlations, np.zeros(0), np.zeros(size)
+    values, vectors = np.linalg.eigh(free.T @ (hessian / np.outer(root, root)) @ free)
     if values[0] > 1e-12:
-        inverse = np.linalg.inv(hessian[np.ix_(free, free)] / np.outer(root, root)) / np.outer(root, root)
-        covariance[np.ix_(free, free)] = chi2 * inverse
-        spread = np.sqrt(np.diag(inverse))
-        correlations[np.ix_(free, free)] = inverse / np.outer(spread, spread)
-    return covariance, correlations, values, loosest
+        inverse = (free @ (vectors / values) @ vectors.T @ free.T) / np.outer(root, root)
+        known = np.sum(free**2, axis=1) > 1e-12
+        spread = np.sqrt(np.diag(inverse)[known])
+        covariance[np.ix_(known, known)] = chi2 * inverse[np.ix_(known, known)]
+        correlations[np.ix_(known, known)] = inverse[np.ix_(known, known)] / np.outer(spread, spread)
+    return covariance, correlations, values, free @ vectors[:, 0]
 
 
 def profile(work, projection, minimum: Minimum, i: int, esd: float, chi2: float) -> tuple:
@@ -66,21 +69,11 @@ def kind(name: str) -> str:
     return name.rstrip("0123456789_")
 
 
-def at_bound(parameter, value: float) -> bool:
-    width = _AT_BOUND * (parameter.upper - parameter.lower)
-    return value - parameter.lower < width or parameter.upper - value < width
-
-
 def warnings(candidate, minimum, estimates, scale, correlations, reached, starts) -> list:
     found = []
     if not minimum.converged:
         found.append(f"{candidate.name}: no minimum after {minimum.iterations} steps; start from other values")
-    for parameter, estimate in zip(candidate.prepared.parameters, estimates):
-        if estimate.at_bound:
-            found.append(
-                f"{candidate.name}: {estimate.name} ended at a bound, {estimate.value:.4g} {estimate.unit} (allowed: "
-                f"{parameter.lower:.4g} to {parameter.upper:.4g}): the data do not determine it, or the model is wrong"
-            )
+    found += [f"{candidate.name}: {text}" for text in Region(candidate.prepared).warnings(minimum.values)]
     if scale.value <= 0:
         found.append(f"{candidate.name}: the scale is not positive: the data contradict the model")
     names = [e.name for e in estimates] + ["scale"]
@@ -102,12 +95,6 @@ def missing_orders(name: str, model, d_min: float) -> list:
     """Warnings of fitted liquids, whose sum over l ends too early for their displacements."""
     found = []
     for part in model if isinstance(model, tuple) else (model,):
-        if isinstance(part, LiquidLikeMotions) and (missing := part.missing_orders(d_min)) > _MISSING:
-            enough = part.orders
-            while replace(part, orders=enough).missing_orders(d_min) > _MISSING:
-                enough += 1
-            found.append(
-                f"{name}: llm.orders={part.orders} leaves out {100 * missing:.0f} % of exp(qVq) - 1 at {d_min:.2f} Å, "
-                f"which changes the parameters; use llm.orders={enough}"
-            )
+        if isinstance(part, LiquidLikeMotions) and (lack := part.lack_of_orders(d_min)):
+            found.append(f"{name}: {lack}")
     return found

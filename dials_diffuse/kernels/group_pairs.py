@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from dials_diffuse.kernels.jit import njit
 
 
@@ -101,6 +103,21 @@ def pair_gradient(features, weights, a, own, v, dv, free, directional, out):
                 slope = weights[k] * own[k, i] * math.exp(zi)
                 diagonal += slope * di if directional else slope
             _add(features[k], diagonal, out[row + i])
+
+
+@njit
+def pair_jacobian(features, a, own, v, free, out):
+    """Derivatives of I by V at each point.
+
+    Parameters
+    ----------
+    out : (n, g (g + 1) / 2, 6) float64, added to
+    others : as for :func:`pair_values`
+    """
+    one, still = np.ones(1), np.zeros_like(v)
+    for k in range(features.shape[0]):
+        here = slice(k, k + 1)
+        pair_gradient(features[here], one, a[here], own[here], v, still, free, False, out[k])
 
 
 @njit

@@ -28,6 +28,27 @@ class Setting:
     operator: str
     matrix: np.ndarray
 
+    def on_lattice(self, subdivide) -> tuple | None:
+        """The setting on a subdivided lattice; None if it mixes axes of unequal subdivision.
+
+        Parameters
+        ----------
+        subdivide : three int
+
+        Returns
+        -------
+        matrix : (3, 3) int64, as of :class:`Setting`, for indices of voxels
+        subdivide : three int, of the lattice in the new setting; another one where unequal axes change places
+        """
+        old = np.array(subdivide)
+        new = np.array([old[np.flatnonzero(column)[0]] for column in self.matrix.T])
+        exact = self.matrix * new / old[:, None]
+        matrix = np.rint(exact).astype(np.int64)
+        # A matrix of another determinant leaves voxels of the new lattice empty.
+        if np.abs(exact - matrix).max() > 1e-9 or round(abs(np.linalg.det(matrix))) != 1:
+            return None
+        return matrix, tuple(new.tolist())
+
 
 def alternative_settings(grid: MapGrid, max_delta: float = MAX_DELTA) -> list:
     """Settings that keep the Laue group but are no operators of it, one of each coset; the first is the given one.
@@ -53,3 +74,11 @@ def alternative_settings(grid: MapGrid, max_delta: float = MAX_DELTA) -> list:
         seen |= {(r @ matrix).tobytes() for r in laue}
         settings.append(Setting(basis.as_hkl(), matrix))
     return settings
+
+
+def untested_in_words(settings, subdivide) -> str:
+    """A sentence on settings that the subdivision keeps from being tested."""
+    return (
+        f"no test whether the setting is {' or '.join(setting.operator for setting in settings)}: that mixes axes of "
+        f"unequal subdivision (grid.subdivide={','.join(map(str, subdivide))}); integrate with the same along all axes"
+    )

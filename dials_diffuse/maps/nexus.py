@@ -35,6 +35,7 @@ class DiffuseMap:
     statistics : name -> (n_shells,) array; or empty
     overall : name -> number, the same for all shells together; or empty
     units : unit of the intensity
+    at_centres : is the intensity that of a model at the voxels' centres, not the mean over voxels?
     """
 
     grid: MapGrid
@@ -50,6 +51,7 @@ class DiffuseMap:
     statistics: dict = field(default_factory=dict)
     overall: dict = field(default_factory=dict)
     units: str = "a.u."
+    at_centres: bool = False
 
     def volume(self, values=None, fill=np.nan, dtype=np.float32) -> np.ndarray:
         """(``grid.shape``) array, axes h, k, l: a column, by default the intensity, copied to all symmetry mates."""
@@ -112,6 +114,7 @@ def read_map(path) -> DiffuseMap:
                 statistics={name: item[()] for name, item in entry["statistics"].items() if name != "overall"},
                 overall={name: item[()].item() for name, item in entry["statistics/overall"].items()},
                 units=_text(unique["intensity"].attrs["units"]),
+                at_centres=bool(entry["grid"]["at_centres"][()]) if "at_centres" in entry["grid"] else False,
             )
         except KeyError as error:
             raise DiffuseError(f"{path}: incomplete map file, {error.args[0]}; write it again") from None
@@ -198,6 +201,7 @@ def _write_grid(entry, data: DiffuseMap) -> None:
     _new_data(group, "d_min", float(data.grid.d_min), "angstrom")
     _new_data(group, "d_max", float(data.grid.d_max), "angstrom")
     group["friedel"] = bool(data.friedel)
+    group["at_centres"] = bool(data.at_centres)
 
 
 def _read_grid(entry) -> MapGrid:

@@ -78,10 +78,42 @@ def fitted(structure: Structure, grid: MapGrid) -> tuple:
     Raises
     ------
     DiffuseError
-        If the cells differ by more than 1 %, or the subdivision does not fit the structure's space group.
+        If the cells differ by more than 1 %, the space groups contradict each other, or the subdivision does not fit
+        the structure's.
     """
     check_cells(structure, grid)
+    check_symmetry(structure, grid)
     return structure.in_cell(grid.unit_cell), replace(grid, hall_symbol=structure.hall_symbol)
+
+
+def check_symmetry(structure: Structure, grid: MapGrid) -> None:
+    """Raise DiffuseError unless one of the Laue groups of structure and map contains the other."""
+    own, wanted = (_operators(group) for group in (structure.space_group, grid.space_group))
+    if not (own <= wanted or wanted <= own):
+        raise DiffuseError(
+            f"the space groups of the structure, {_symbol(structure)}, and of the map, {grid.space_group_symbol}, "
+            "contradict each other: either has symmetry that the other one lacks; merge the data in the group of the "
+            "structure (dials.diffuse_merge space_group=), reindex them (dials.reindex), or give a structure of this "
+            "crystal form"
+        )
+
+
+def lacking_symmetry(structure: Structure, grid: MapGrid) -> str:
+    """A sentence on symmetry of the map that the structure lacks, over which models are averaged, or ``""``."""
+    if _operators(grid.space_group) <= _operators(structure.space_group):
+        return ""
+    return (
+        f"the map has symmetry ({grid.space_group_symbol}) that the structure ({_symbol(structure)}) lacks; the model "
+        f"is averaged over it. If that is wrong, merge the data with space_group={_symbol(structure).replace(' ', '')}"
+    )
+
+
+def _operators(space_group) -> set:
+    return {operator.tobytes() for operator in laue_operators(space_group, friedel=True)}
+
+
+def _symbol(structure: Structure) -> str:
+    return structure.space_group.info().type().lookup_symbol()
 
 
 def diameter(structure: Structure) -> float:

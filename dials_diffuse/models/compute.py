@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,13 @@ import numpy as np
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.nexus import DiffuseMap
-from dials_diffuse.maps.symmetry import laue_operators, possible_voxels
-from dials_diffuse.models import DiffuseModel
-from dials_diffuse.models.common import laue_average
+from dials_diffuse.maps.symmetry import possible_voxels
+from dials_diffuse.models import DiffuseModel, Ensemble, LatticeDynamics, LiquidLikeMotions
+from dials_diffuse.models.common import check_symmetry, lacking_symmetry, laue_average
+from dials_diffuse.models.dispersive import dispersive_parts
+from dials_diffuse.models.prepared import Fixed, Prepared, prepare
+from dials_diffuse.models.voxel_means import prepare_means
 from dials_diffuse.structure.atoms import Structure
-from dials_diffuse.structure.factors import Dispersive, dispersion
 from dials_diffuse.structure.transform import check_cells
 
 logger = logging.getLogger("dials.diffuse.model")
@@ -29,7 +32,12 @@ ELECTRON_UNITS = "angstrom^2 per unit cell"
 
 
 def model_map(
-    model: DiffuseModel, structure: Structure, grid: MapGrid, friedel: bool = True, wavelength: float | None = None
+    model: DiffuseModel,
+    structure: Structure,
+    grid: MapGrid,
+    friedel: bool = True,
+    wavelength: float | None = None,
+    means: bool = False,
 ) -> DiffuseMap:
     """Compute a model on the voxels of a grid that are unique under the grid's own symmetry.
 
@@ -41,10 +49,13 @@ def model_map(
     grid : of the same cell within 1 %
     friedel : are Friedel mates one voxel? The intensity is their mean in either case
     wavelength : Å; form factors with f', f'' at it, see :func:`structure.factors.dispersion`
+    means : average over the voxels' volumes, as measured maps are: by Simpson's rule on the lattice of half voxels, for
+        8 times the time and memory; the halos of liquid-like motions in a crystal as the fit averages them. Not of
+        lattice dynamics, and of ensembles of blocks of cells, which have no intensity between the voxels.
 
     Returns
     -------
-    DiffuseMap, in electrons² per unit cell (``table=electron``: Å²), without errors
+    DiffuseMap, in electrons² per unit cell (``table=electron``: Å²), without errors; ``at_centres`` says what was done
 
     Raises
     ------
@@ -53,18 +64,22 @@ def model_map(
         large that the intensity is not finite.
     """
     check_cells(structure, grid)
-    _check_memory(model, structure, grid)
-    volume = _intensity(model, structure, grid, wavelength)
-    own, wanted = (_operators(group) for group in (structure.space_group, grid.space_group))
-    if not wanted <= own:
-        logger.warning(
-            "Warning: the map has symmetry (%s) that the structure (%s) lacks; the model is averaged over it",
-            grid.space_group_symbol,
-            structure.space_group.info().type().lookup_symbol(),
-        )
-        volume = laue_average(volume, grid)
+    check_symmetry(structure, grid)
+    if means and not _has_means(model):
+        logger.warning("Warning: this model has no means over voxels, it is computed at their centres")
+        means = False
+    _check_memory(model, structure, grid, means)
+    lacking = lacking_symmetry(structure, grid)
+    if lacking:
+        logger.warning("Warning: %s", lacking)
     index = np.concatenate(list(possible_voxels(grid, friedel)))
-    intensity = volume.reshape(-1)[grid.key(index)]
+    parts = dispersive_parts(model, structure, wavelength)
+    if means:
+        intensity = sum(_means(part, structure, grid, index) for part in parts)
+    else:
+        volume = sum(part.intensity(structure, grid) for part in parts)
+        volume = laue_average(volume, grid) if lacking else volume
+        intensity = volume.reshape(-1)[grid.key(index)]
     if not np.all(np.isfinite(intensity)):
         raise DiffuseError(
             f"the model's intensity is no finite number at {np.count_nonzero(~np.isfinite(intensity))} of {len(index)} "
@@ -78,33 +93,49 @@ def model_map(
         sigma=np.zeros(len(index)),
         multiplicity=np.zeros(len(index), dtype=np.int32),
         units=ELECTRON_UNITS if model.table == "electron" else UNITS,
+        at_centres=not means,
     )
 
 
-def _intensity(model: DiffuseModel, structure: Structure, grid: MapGrid, wavelength: float | None) -> np.ndarray:
-    if wavelength is None:
-        return model.intensity(structure, grid)
-    volume = replace(model, table=Dispersive(model.table, wavelength)).intensity(structure, grid)
-    if any(dispersion(label, wavelength).imag for label in structure.types):
-        imaginary = replace(model, table=Dispersive(model.table, wavelength, imaginary=True))
-        if getattr(model, "k_sol", 0.0):  # solvent scatters with the real parts
-            imaginary = replace(imaginary, k_sol=0.0)
-        volume += imaginary.intensity(structure, grid)
-    return volume
+@dataclass(frozen=True)
+class _OnGrids:
+    """A model as a function of nothing, from its intensity on whole grids."""
+
+    model: DiffuseModel
+
+    def prepare(self, structure: Structure, grid: MapGrid, index: np.ndarray) -> Prepared:
+        return Fixed(self.model, structure, grid, index)
+
+    def prepare_means(self, structure: Structure, grid: MapGrid, index: np.ndarray) -> Prepared:
+        return prepare_means(self, structure, grid, index)
 
 
-def _operators(space_group) -> set:
-    return {operator.tobytes() for operator in laue_operators(space_group, friedel=True)}
+def _means(model: DiffuseModel, structure: Structure, grid: MapGrid, index: np.ndarray) -> np.ndarray:
+    prepared = prepare(model if _has_halos(model) else _OnGrids(model), structure, grid, index, means=True)
+    return prepared.intensity([parameter.value for parameter in prepared.parameters])
 
 
-def _check_memory(model: DiffuseModel, structure: Structure, grid: MapGrid) -> None:
-    needed, total = model.memory_estimate(structure, grid), _memory()
+def _has_halos(model: DiffuseModel) -> bool:
+    return isinstance(model, LiquidLikeMotions) and model.confined_to == "crystal"
+
+
+def _has_means(model: DiffuseModel) -> bool:
+    blocks = isinstance(model, Ensemble) and math.prod(model.supercell) > 1
+    return not (blocks or isinstance(model, LatticeDynamics))
+
+
+def _check_memory(model: DiffuseModel, structure: Structure, grid: MapGrid, means: bool) -> None:
+    sampled = grid
+    if means and not _has_halos(model):
+        sampled = replace(grid, subdivide=tuple(2 * n for n in grid.subdivide))
+    needed, total = model.memory_estimate(structure, sampled), _memory()
     shape = "x".join(map(str, grid.shape))
     if needed > total:
         raise DiffuseError(
             f"grid.subdivide={','.join(map(str, grid.subdivide))}, d_min={grid.d_min:g}: {shape} voxels need about "
             f"{needed / 1e9:.1f} GB, there are {total / 1e9:.1f} GB; choose a smaller grid.subdivide or a larger d_min"
             + (", or a smaller supercell" if getattr(model, "supercell", None) else "")
+            + (", or voxels=centre" if means else "")
         )
     logger.info("Grid of %s voxels to d_min = %.2f Å, memory about %.2f GB", shape, grid.d_min, needed / 1e9)
 

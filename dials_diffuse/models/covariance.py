@@ -233,11 +233,18 @@ class Covariance:
 
     def prepare(self, structure: Structure, grid: MapGrid, index: np.ndarray) -> Prepared:
         """For groups; of single atoms the derivatives cost as much as the engine ``pair_sum``."""
+        return self._prepared(structure, grid, index, False)
+
+    def prepare_means(self, structure: Structure, grid: MapGrid, index: np.ndarray) -> Prepared:
+        """The same averaged over voxels; tensors of many groups are not, their ``means`` is False."""
+        return self._prepared(structure, grid, index, True)
+
+    def _prepared(self, structure: Structure, grid: MapGrid, index: np.ndarray, means: bool) -> Prepared:
         if self.supercell is None:
-            return PreparedCovariance(self, structure, grid, index)
+            return PreparedCovariance(self, structure, grid, index, means)
         operators = half_of(laue_operators(structure.space_group, friedel=True))  # a block has no symmetry
         mates = np.concatenate([index @ r for r in operators])
-        return Averaged(PreparedCovariance(self, structure, grid, mates), len(operators))
+        return Averaged(PreparedCovariance(self, structure, grid, mates, means), len(operators))
 
     def correlation(self, r: np.ndarray, gamma: float) -> tuple:
         """c(r) and its first and second derivatives by gamma; r : float64, Å"""

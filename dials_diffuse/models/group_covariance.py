@@ -9,11 +9,12 @@ import numpy as np
 
 from dials_diffuse.compat import available_cores
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.kernels.group_pairs import pair_gradient, pair_values
+from dials_diffuse.kernels.group_pairs import pair_gradient, pair_jacobian, pair_values
 from dials_diffuse.kernels.pair_sum import displaced_squares
 from dials_diffuse.models.motion import JointMotion, in_threads, lagrange_weights, shells
 from dials_diffuse.models.pair_kernel import PairKernel
 from dials_diffuse.models.parameters import ELEMENTS, TensorComponents
+from dials_diffuse.models.voxel_means import relative_scattering
 from dials_diffuse.structure.atoms import Structure
 from dials_diffuse.structure.factors import form_factors
 
@@ -21,6 +22,8 @@ ADPS = ("held", "free")
 
 #: products of amplitudes that are kept, bytes; beyond it they are made anew each time
 _MEMORY = 2.5e9
+#: pairs of groups at all points and copies, beyond which tensors are not averaged: seconds for each evaluation
+_MOST_PAIRS = 3e8
 #: numbers in the blocks in which they are made
 _BLOCK = 1 << 23
 #: shells of x are made for covariances this much larger than V, and made anew when V has shrunk below the second
@@ -50,6 +53,11 @@ class GroupCovariance:
     x = q² in shells, within ``tolerance`` x |v| exp(x |v|) for each pair, see :func:`motion.chebyshev_form`.
     Tensors: the pair sum as it stands.
 
+    Means over voxels: F has the phases of points around each s. Of isotropic V the products are averaged over these,
+    so that evaluations cost what they cost without; of tensors the sum goes over all points. What varies slowly, x K/x,
+    form and Debye-Waller factors, follows the mean square of an atom's scattering; what single atoms add is that of
+    the centre.
+
     Parameters
     ----------
     structure : asymmetric unit
@@ -60,6 +68,10 @@ class GroupCovariance:
     table : see :func:`factors.form_factors`
     tolerance : of the interpolation
     dtype : of the products kept; by default float64 if they take less than 1 GB, else float32
+    points : (k, 3) float64, 1/Å, average over these points around each s, see :func:`voxel_means.gauss_points`. None:
+        no means. Nor are there any (attribute ``means``) where memory or time would not allow them: for products that
+        are not kept, and for more than _MOST_PAIRS pairs of tensors
+    u : Å², mean square displacement of an atom along a line, for these means
 
     Source: THEORY.md §1 and §4
     """
@@ -74,6 +86,8 @@ class GroupCovariance:
         table: str = "wk1995",
         tolerance: float = 1e-6,
         dtype=None,
+        points: np.ndarray | None = None,
+        u: float = 0.0,
     ):
         if adp not in ADPS:
             raise DiffuseError(f"adp={adp}: choose from {', '.join(ADPS)}")
@@ -88,33 +102,61 @@ class GroupCovariance:
         s = s[self._order]
         self._x = (2 * math.pi) ** 2 * np.sum(s**2, axis=1)
         motion = JointMotion(structure.molecule(), np.asarray(labels), np.zeros((g, g)), soft=True)
-        turned = [s @ turn for turn in structure.rotations]
-        self._amplitudes = np.empty((len(turned), self.n, g), dtype=np.complex128)
-        self._constant = np.zeros(self.n)
-        self._own = np.zeros((len(turned), self.n, g))
-        single = None
-        for number, points in enumerate(turned):
-            step = max(1, _BLOCK // (8 * structure.n_atoms))
-            for first in range(0, self.n, step):
-                rows = slice(first, first + step)
-                self._amplitudes[number, rows] = motion.amplitudes(points[rows], table)
-            if single is None or not structure.isotropic.all():  # else the same for all copies
-                single = self._single(motion, points, structure.share, table)
-            self._constant += single[0]
-            self._own[number] = single[1] + np.abs(self._amplitudes[number]) ** 2
-        if not tensor:
-            self._own = self._own.sum(axis=0)
-        self._features = [TensorComponents(ELEMENTS, np.eye(6)).features(2 * math.pi * t) for t in turned]
-        self._kept = None
+        turns = structure.rotations
+        size = self.n * len(self._first)
+        self._dtype = dtype or (np.float64 if 8 * size < 1e9 else np.float32)
+        keep = not tensor and size * np.dtype(self._dtype).itemsize <= _MEMORY
+        self.means = points is not None and (keep or self._affordable(len(turns) * len(points)))
+        points = points if self.means else np.zeros((1, 3))
+        self._constant, single = self._of_single_atoms(structure, motion, s, table)
+        self._kept = self._amplitudes = None
         self._covered, self._shells = 0.0, []
-        if not tensor:
-            size = self.n * len(self._first)
-            self._dtype = dtype or (np.float64 if 8 * size < 1e9 else np.float32)
-            if size * np.dtype(self._dtype).itemsize <= _MEMORY:
-                self._kept = np.empty((self.n, len(self._first)), dtype=self._dtype)
-                for rows in self._blocks(0, self.n):
-                    self._kept[rows] = self._products(rows)
-                self._amplitudes = None
+        self._features = []
+        if tensor:
+            features = TensorComponents(ELEMENTS, np.eye(6)).features
+            self._features = [features(2 * math.pi * (s + o) @ turn) for turn in turns for o in points]
+        # of tensors K has x, and Debye-Waller factors if they are free
+        slow = relative_scattering(structure, s, points, 0.0 if tensor and self._free else u, not tensor, table)
+
+        def amplitudes(rows):
+            """(copies, rows, g) complex128, times the roots of the weights of points."""
+            if not self.means:
+                return np.array([motion.amplitudes(s[rows] @ turn, table) for turn in turns])
+            roots = np.sqrt(slow[:, rows, None] / len(points))
+            parts = (motion.amplitudes(s[rows] @ turn, table, points @ turn) for turn in turns)
+            return np.concatenate([roots * part for part in parts])
+
+        copies = len(turns) * len(points)
+        step = max(1, _BLOCK // max(g * g, 8 * structure.n_atoms, 2 * copies * g))
+        blocks = [slice(first, first + step) for first in range(0, self.n, step)]
+        if keep:
+            self._own = single.sum(axis=0) * slow.mean(axis=0)[:, None]
+            self._kept = np.empty((self.n, len(self._first)), dtype=self._dtype)
+            for rows in blocks:
+                self._kept[rows] = self._products(amplitudes(rows), self._own[rows])
+            return
+        self._amplitudes = np.empty((copies, self.n, g), dtype=np.complex128)
+        for rows in blocks:
+            self._amplitudes[:, rows] = amplitudes(rows)
+        if tensor:
+            weighted = (single[:, None] * slow[:, :, None] / len(points)).reshape(copies, self.n, g)
+            self._own = weighted + np.abs(self._amplitudes) ** 2
+        else:
+            self._own = single.sum(axis=0)
+
+    def _affordable(self, copies: int) -> bool:
+        """Tensors at so many copies of each point, in memory and in time."""
+        g = self.shape[0]
+        return self._tensor and 16 * copies * self.n * g <= _MEMORY and copies * self.n * g**2 / 2 <= _MOST_PAIRS
+
+    def _of_single_atoms(self, structure: Structure, motion: JointMotion, s: np.ndarray, table: str) -> tuple:
+        """:meth:`_single` for all copies: the sum of what does not depend on V, (n,), and the rest, (copies, n, g)."""
+        turned = [s @ turn for turn in structure.rotations]
+        if structure.isotropic.all():  # the same for all copies
+            constant, own = self._single(motion, s, structure.share, table)
+            return len(turned) * constant, np.broadcast_to(own, (len(turned), *own.shape))
+        constants, owns = zip(*(self._single(motion, t, structure.share, table) for t in turned))
+        return sum(constants), np.array(owns)
 
     def _single(self, motion: JointMotion, s, share, table: str) -> tuple:
         """Sums over single atoms: what does not depend on V, (n,), and what goes with K_aa besides |F_a|², (n, g)."""
@@ -190,29 +232,29 @@ class GroupCovariance:
         return self.vjp(v, w * self.jvp(v, dv))
 
     def jacobian(self, v, rows=slice(None)) -> np.ndarray:
-        """(n, g (g + 1) / 2) float64, derivatives of I by v_ab, a >= b; isotropic V only.
+        """(n, P) float64, derivatives of I by v_ab, a >= b, P = g (g + 1) / 2; of tensors by six elements of each.
 
         rows : of the points in ascending order of |s|
         """
-        self._isotropic_only("jacobian")
         v = self._checked(v)
-        x = self._x[rows][:, None]
-        products = self._kept[rows].astype(float) if self._kept is not None else self._products(rows)
-        return self._kernel.jacobian(x, v, products)
+        if self._tensor:
+            return self._tensor_jacobian(v, rows)
+        return self._kernel.jacobian(self._x[rows][:, None], v, self._block(rows).astype(float))
 
     def normal_matrix(self, v, w, r=None) -> np.ndarray:
-        """Sum over n of w J Jᵀ, J the derivatives by v_ab, a >= b, plus that of r times the second derivatives.
+        """Sum over n of w J Jᵀ, J as in :meth:`jacobian`, plus that of r times the second derivatives.
 
-        For few groups: (P, P) float64, P = g (g + 1) / 2; isotropic V only.
+        For few groups: (P, P) float64, or (6 P, 6 P) of tensors, which have no r.
         """
-        self._isotropic_only("normal_matrix")
-        number = len(self._first)
+        number = len(self._first) * (6 if self._tensor else 1)
         result = np.zeros((number, number))
         w = np.asarray(w)[self._order]
         for rows in self._blocks(0, self.n):
             part = self.jacobian(v, rows)
             result += (part.T * w[rows]) @ part
         if r is not None:
+            if self._tensor:
+                raise DiffuseError("normal_matrix: second derivatives of isotropic displacements only; use hvp")
             v = self._checked(v)
             result += self._kernel.hessian(*self._backward(v, r, lambda x, h: self._kernel.second(x, v, h)))
         return result
@@ -264,15 +306,21 @@ class GroupCovariance:
             yield slice(first, min(first + step, stop))
 
     def _block(self, rows: slice) -> np.ndarray:
-        return self._kept[rows] if self._kept is not None else self._products(rows).astype(self._dtype)
+        if self._kept is not None:
+            return self._kept[rows]
+        return self._products(self._amplitudes[:, rows], self._own[rows]).astype(self._dtype)
 
-    def _products(self, rows: slice) -> np.ndarray:
-        """(rows, P): 2 Re F_a conj(F_b), summed over the copies; on the diagonal what goes with K_aa."""
-        a = self._amplitudes[:, rows].transpose(1, 0, 2)
+    def _products(self, amplitudes: np.ndarray, own: np.ndarray) -> np.ndarray:
+        """(rows, P): 2 Re F_a conj(F_b), summed over the copies; on the diagonal what goes with K_aa.
+
+        amplitudes : (copies, rows, g) complex128; own : (rows, g) float64, of single atoms
+        """
+        a = amplitudes.transpose(1, 0, 2)
         parts = np.concatenate([a.real, a.imag], axis=1)
         products = (parts.transpose(0, 2, 1) @ parts)[:, self._first, self._second]
-        products *= 2
-        products[:, self._first == self._second] = self._own[rows]
+        off = self._first != self._second
+        products[:, off] *= 2
+        products[:, ~off] += own
         return products
 
     # ------------------------------------------------------------------------------------------------------- tensors
@@ -303,6 +351,19 @@ class GroupCovariance:
             return out
 
         return sum(self._in_threads(part))
+
+    def _tensor_jacobian(self, v, rows: slice) -> np.ndarray:
+        six = self._six(v)
+        out = np.zeros((len(self._x[rows]), *six.shape))
+
+        def part(mine):
+            for features, amplitudes, own in zip(self._features, self._amplitudes, self._own):
+                pair_jacobian(features[rows][mine], amplitudes[rows][mine], own[rows][mine], six, self._free, out[mine])
+
+        limits = np.linspace(0, len(out), available_cores() + 1).astype(int)
+        with ThreadPoolExecutor(available_cores()) as pool:
+            list(pool.map(part, [slice(a, b) for a, b in zip(limits, limits[1:])]))
+        return out.reshape(len(out), -1)
 
     def _in_threads(self, part) -> list:
         limits = np.linspace(0, self.n, available_cores() + 1).astype(int)
@@ -340,7 +401,3 @@ class GroupCovariance:
         if v.shape != self.shape:
             raise DiffuseError(f"covariance: shape {v.shape}, needed {self.shape}")
         return v
-
-    def _isotropic_only(self, name: str) -> None:
-        if self._tensor:
-            raise DiffuseError(f"{name}: for isotropic displacements only; use vjp and jvp")

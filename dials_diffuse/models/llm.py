@@ -13,6 +13,7 @@ import numpy as np
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import laue_operators
+from dials_diffuse.models import series
 from dials_diffuse.models.common import (
     ATOM_LENGTH,
     NEGLIGIBLE_CORRELATION,
@@ -88,7 +89,7 @@ class LiquidLikeMotions:
     kernel : ``exponential`` c = exp(-|G^-1 r|), ``gaussian`` c = exp(-|G^-1 r|²/2)
         or ``lorentzian`` c ~ exp(-|G^-1 r|)/|G^-1 r|, see :func:`lorentzian.lorentzian`
     core : Å, the Lorentzian kernel stops rising within this distance; below the geometric mean of G's eigenvalues
-    orders : number of terms of the sum over l, see :meth:`missing_orders`
+    orders : number of terms of the sum over l, see :meth:`missing_orders` and :meth:`enough_orders`
     incoherent : add what makes each atom's own term |f|² (1 - exp(-qᵀUq)) whatever V and the number of orders
     local_form_factor : divide the mean decay of |F|² with resolution out before the convolution, multiply it in after
     confined_to : ``crystal``; ``molecule``: nothing is correlated between symmetry copies
@@ -128,8 +129,8 @@ class LiquidLikeMotions:
         for name, choices in (("adp", ADPS), ("kernel", KERNELS), ("confined_to", CONFINEMENTS)):
             if getattr(self, name) not in choices:
                 raise DiffuseError(f"llm.{name}={getattr(self, name)}: choose from {', '.join(choices)}")
-        if self.orders is None or self.orders < 1 or self.orders != int(self.orders):
-            raise DiffuseError(f"llm.orders={self.orders}: a positive whole number is needed")
+        if self.orders is None or not 1 <= self.orders <= series.MOST_ORDERS or self.orders != int(self.orders):
+            raise DiffuseError(f"llm.orders={self.orders}: a whole number from 1 to {series.MOST_ORDERS} is needed")
         for name in ("k_sol", "b_sol"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise DiffuseError(f"llm.{name}={getattr(self, name)}: a number that is not negative is needed")
@@ -167,9 +168,21 @@ class LiquidLikeMotions:
         So much is missing from pairs of atoms that move together; less from more distant ones, and nothing from the
         term of a single atom when ``incoherent`` is set.
         """
-        x = (2 * math.pi / d_min) ** 2 * float(np.linalg.eigvalsh(self.tensor)[-1])
-        terms = (math.exp(n * math.log(x) - math.lgamma(n + 1) - x) for n in range(1, self.orders + 1))
-        return max(0.0, 1 - sum(terms) / -math.expm1(-x))
+        return float(series.missing(self._largest_square(d_min), self.orders))
+
+    def enough_orders(self, d_min: float) -> int:
+        """The fewest orders that leave out at most ``series.NEGLIGIBLE`` at d_min (Å), or ``series.MOST_ORDERS``."""
+        return series.enough(self._largest_square(d_min))
+
+    def with_enough_orders(self, d_min: float) -> LiquidLikeMotions:
+        return replace(self, orders=self.enough_orders(d_min))
+
+    def lack_of_orders(self, d_min: float) -> str:
+        """What to tell a user if too much is left out at d_min (Å), see :func:`series.lack`."""
+        return series.lack(self._largest_square(d_min), self.orders, d_min)
+
+    def _largest_square(self, d_min: float) -> float:
+        return (2 * math.pi / d_min) ** 2 * float(np.linalg.eigvalsh(self.tensor)[-1])
 
     def intensity(self, structure: Structure, grid: MapGrid) -> np.ndarray:
         structure, grid = fitted(structure, grid)
@@ -191,7 +204,7 @@ class LiquidLikeMotions:
                 own = squares(structure, s2, self.table) * np.exp(-x)
             else:
                 own = displaced(structure.expand(), grid, s2, self.table)
-            own *= _exponential(x, self.orders)
+            own *= series.exponential(x, self.orders)
             total -= own
         return laue_average(total, grid)
 
@@ -230,11 +243,11 @@ class LiquidLikeMotions:
             turned = s @ turn
             x = (2 * np.pi) ** 2 * np.einsum("ma,ab,mb->m", turned, self.tensor, turned)
             sums = lattice_sums(turned, strength, source, correlation, self.orders) + tails
-            part = sum(x**order / math.factorial(order) * value for order, value in enumerate(sums, start=1))
+            part = sum(term * value for term, value in zip(series.terms(x, self.orders), sums))
             if self.local_form_factor:
                 part *= self.decay(structure, np.sqrt(s2))
             if self.incoherent:
-                part -= own * _exponential(x, self.orders)
+                part -= own * series.exponential(x, self.orders)
             total += part * np.exp(-x) if overall else part
         return total / len(turns) + (everything if self.incoherent else 0.0)
 
@@ -373,8 +386,8 @@ class LiquidLikeMotions:
                 where, values = (slice(None),) * 3, (value[wanted] for value in values)
             part, q = x[where], 2 * np.pi * np.sqrt(s2[where])
             total[where] = sum(
-                part**order / math.factorial(order) * (value + np.interp(q, nodes, tail))
-                for order, (value, tail) in enumerate(zip(values, tails), start=1)
+                term * (value + np.interp(q, nodes, tail))
+                for term, value, tail in zip(series.terms(part, self.orders), values, tails)
             )
         if self.local_form_factor:
             total *= radial(lambda s: self.decay(structure, s), s2)
@@ -390,8 +403,3 @@ class LiquidLikeMotions:
                 identity = np.eye(3, dtype=np.int64)
                 return np.stack([identity, -identity])
         return operators
-
-
-def _exponential(x, orders: int):
-    """Sum over l = 0 ... orders of x^l / l!."""
-    return sum(x**order / math.factorial(order) for order in range(orders + 1))

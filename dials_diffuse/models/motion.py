@@ -108,6 +108,11 @@ class Motion(ABC):
         """(n, 3, 3) float64, Å², U in the Debye-Waller factor of each atom."""
         return self.structure.u_cart if self.soft else self.shared
 
+    @property
+    def mean_square(self) -> float:
+        """Å², of an atom's displacement along a line, the mean over atoms."""
+        return float(np.trace(self.own, axis1=1, axis2=2).mean() / 3)
+
     def with_shared(self, structure: Structure) -> Structure:
         """The structure whose atoms have the displacements of their bodies instead of their own."""
         return replace(structure, u_cart=self.shared)
@@ -190,8 +195,12 @@ class JointMotion(Motion):
                 result[where] = in_threads(pair_form, (q, a), (self.covariance,))
         return result
 
-    def amplitudes(self, s: np.ndarray, table: str) -> np.ndarray:
-        """(m, g) complex128, structure factors of the bodies, with Debye-Waller factors, in electrons."""
+    def amplitudes(self, s: np.ndarray, table: str, offsets: np.ndarray | None = None) -> np.ndarray:
+        """(m, g) complex128, structure factors of the bodies, with Debye-Waller factors, in electrons.
+
+        offsets : (k, 3) float64, 1/Å; then (k, m, g), those at s + offset, but with the form factors and Debye-Waller
+            factors of s
+        """
         structure = self.structure
         f = form_factors(structure, np.linalg.norm(s, axis=1), table)
         order = np.argsort(self.labels, kind="stable")
@@ -205,6 +214,12 @@ class JointMotion(Motion):
         )
         terms *= structure.occupancy[order]
         first = np.searchsorted(self.labels[order], np.arange(len(self.covariance)))
+        if offsets is not None:
+            phases = np.exp(2j * math.pi * sites @ offsets.T)
+            result = np.empty((len(offsets), len(s), len(first)), dtype=np.complex128)
+            for body, (start, stop) in enumerate(zip(first, [*first[1:], len(sites)])):
+                result[:, :, body] = (terms[:, start:stop] @ phases[start:stop]).T
+            return result
         return terms if len(first) == structure.n_atoms else np.add.reduceat(terms, first, axis=1)
 
     def remainder(self, s: np.ndarray, share: np.ndarray, table: str) -> np.ndarray:

@@ -25,8 +25,6 @@ _SOME_SIGMA = 0.3
 GAMMA_BOUNDS = (1.0, 100.0)
 _SOME_GAMMA = 10.0
 
-#: of the eigenvalues of a tensor, relative to the largest
-_ROUNDING = 1e-12
 #: a tensor has the symmetry of the point group if turned ones differ by less than this, relative to its largest element
 _SYMMETRIC = 1e-6
 
@@ -96,16 +94,9 @@ class TensorComponents:
         products = np.stack([x * x, y * y, z * z, 2 * x * y, 2 * x * z, 2 * y * z], axis=1)
         return products @ self.basis
 
-    def largest_step(self, values, step) -> float:
-        """Largest t for which the tensor of values + t step is positive semidefinite; inf if there is none."""
-        tensor = self.tensor(values)
-        least, *_, most = np.linalg.eigvalsh(tensor)
-        if least < _ROUNDING * most:  # on the border, or beyond it by rounding
-            tensor += (_ROUNDING * most - least) * np.eye(3)
-        root = np.linalg.cholesky(tensor)
-        inverse = np.linalg.inv(root)
-        lowest = np.linalg.eigvalsh(inverse @ self.tensor(step) @ inverse.T)[0]
-        return math.inf if lowest >= 0 else -1 / lowest
+    def elements(self, tensor: np.ndarray) -> np.ndarray:
+        """(k,) float64, the free elements of a (3, 3) tensor that has the symmetry."""
+        return np.array(_elements(tensor))[[ELEMENTS.index(name) for name in self.names]]
 
 
 def tensor_components(structure: Structure, symmetric: bool) -> TensorComponents:

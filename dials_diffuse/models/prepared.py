@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from functools import cached_property
 
@@ -19,15 +18,16 @@ class Prepared(ABC):
     """Intensity at n voxels as a function of p parameters.
 
     Subclasses have the attribute ``parameters``, a tuple of p Parameter in the order of all arrays of values here;
-    ``origin``, the model they were made of, and ``structure``.
+    ``origin``, the model they were made of, and ``structure``. ``means``: is the intensity averaged over voxels?
 
-    Intensities are in electrons² per unit cell. They are smooth functions for all values for which ``largest_step``
-    from inside is not used up, and mostly beyond.
+    Intensities are in electrons² per unit cell. They are smooth functions of all values between the bounds whose
+    tensors are positive definite, and mostly beyond.
     """
 
     origin: object
     structure: Structure
     parameters: tuple[Parameter, ...]
+    means: bool = False
 
     @property
     def names(self) -> tuple:
@@ -63,11 +63,6 @@ class Prepared(ABC):
         """(slice of the parameters, TensorComponents) of each tensor among them."""
         return []
 
-    def largest_step(self, values, step) -> float:
-        """Largest t for which values + t step still has positive semidefinite tensors; inf without tensors."""
-        values, step = np.asarray(values, dtype=float), np.asarray(step, dtype=float)
-        return min((c.largest_step(values[part], step[part]) for part, c in self.tensors), default=math.inf)
-
     def _checked(self, values) -> np.ndarray:
         values = np.asarray(values, dtype=float)
         if values.shape != (len(self.parameters),):
@@ -95,7 +90,7 @@ class Averaged(Prepared):
 
     def __init__(self, inner: Prepared, copies: int):
         self.origin, self.structure, self.parameters = inner.origin, inner.structure, inner.parameters
-        self._inner, self._copies = inner, copies
+        self._inner, self._copies, self.means = inner, copies, inner.means
 
     @cached_property
     def tensors(self) -> list:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import cached_property
 
 import numpy as np
@@ -11,8 +12,11 @@ from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.models.common import fitted
 from dials_diffuse.models.group_covariance import GroupCovariance
 from dials_diffuse.models.prepared import Prepared
+from dials_diffuse.models.voxel_means import gauss_points
 from dials_diffuse.structure.atoms import Structure
 from dials_diffuse.structure.groups import group_centres
+
+logger = logging.getLogger("dials.diffuse.models")
 
 
 class PreparedCovariance(Prepared):
@@ -25,14 +29,17 @@ class PreparedCovariance(Prepared):
     ----------
     model : Covariance
     index : (n, 3) int64, inside 1/d_min of the grid
+    means : average over voxels, where that can be afforded, see :class:`GroupCovariance`
     """
 
-    def __init__(self, model, structure: Structure, grid: MapGrid, index: np.ndarray):
+    def __init__(self, model, structure: Structure, grid: MapGrid, index: np.ndarray, means: bool = False):
         self.origin, self.structure = model, structure
+        points = gauss_points(grid) if means else None
         self.parameters = model.parameters(structure)
         structure, grid = fitted(structure, grid)
         self._components = model.components(structure)
-        self._fixed = model.motion(structure).covariance
+        motion = model.motion(structure)
+        self._fixed = motion.covariance
         structure, labels = model.placed(structure)
         centres = group_centres(structure, labels)
         self._distances = cdist(centres, centres)
@@ -46,7 +53,12 @@ class PreparedCovariance(Prepared):
             tensor=self._fixed.ndim == 4,
             table=model.table,
             tolerance=model.tolerance,
+            points=points,
+            u=motion.mean_square,
         )
+        self.means = self._groups.means
+        if means and not self.means:
+            logger.info("covariance: too large to be averaged over voxels, taken at their centres")
         self._placed = structure, labels
 
     @cached_property

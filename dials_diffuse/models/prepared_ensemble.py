@@ -30,12 +30,19 @@ class PreparedEnsemble(Prepared):
         keys = [grid.key(index @ r) for r in operators]
         scale = np.sqrt(model.copies / len(keys))
         # (members - 1, mates, n): the mean over mates and the number of copies are in the amplitudes
-        self._amplitudes = np.array(
-            [[scale * difference.reshape(-1)[k] for k in keys] for difference in model.differences(members, grid)]
-        )
-        self._squares = np.sum(self._amplitudes.real**2 + self._amplitudes.imag**2, axis=1)
+        self._amplitudes = np.empty((len(members) - 1, len(keys), len(index)), dtype=np.complex128)
+        for mine, difference in zip(self._amplitudes, model.differences(members, grid)):
+            for row, k in zip(mine, keys):
+                row[:] = scale * difference.reshape(-1)[k]
+        self._squares = np.array([np.sum(mine.real**2 + mine.imag**2, axis=0) for mine in self._amplitudes])
         own = [sum(v.reshape(-1)[k] for k in keys) / len(keys) for v in model.own_motions(members, grid)]
         self._own = np.array(own) if own else np.zeros((len(members), len(index)))
+
+    @staticmethod
+    def memory(model, n: int) -> int:
+        """Bytes of the amplitudes at n voxels."""
+        mates = len(half_of(laue_operators(model.members[0].space_group, friedel=True)))
+        return 16 * (len(model.members) - 1) * mates * n
 
     def jacobian(self, values) -> tuple:
         p, variance, slopes = self._variance(values)
@@ -46,17 +53,18 @@ class PreparedEnsemble(Prepared):
     def second(self, values, weights) -> np.ndarray:
         p, variance, slopes = self._variance(values)
         c, c1, c2 = self._factor(p)
-        flat = self._amplitudes.reshape(len(p), -1)
-        weighted = (self._amplitudes * weights).reshape(len(p), -1)
+        flat = self._amplitudes.reshape(len(p), -1)  # a copy of all would be too large
+        products = np.array([(flat @ (mine.conj() * weights).reshape(-1)).real for mine in self._amplitudes])
         cross = np.outer(c1, slopes @ weights)
-        return -2 * c * (flat.conj() @ weighted.T).real + cross + cross.T + c2 * (weights @ variance)
+        return -2 * c * products + cross + cross.T + c2 * (weights @ variance)
 
     def _variance(self, values) -> tuple:
         """p_2 ..., the variance of F, (n,), and its derivatives, (N - 1, n)."""
         p = self._checked(values)
         mean = np.tensordot(p, self._amplitudes, axes=1)
         variance = p @ self._squares - np.sum(mean.real**2 + mean.imag**2, axis=0)
-        slopes = self._squares - 2 * np.sum((self._amplitudes.conj() * mean).real, axis=1)
+        cross = [np.sum(mine.real * mean.real + mine.imag * mean.imag, axis=0) for mine in self._amplitudes]
+        slopes = self._squares - 2 * np.array(cross)
         return p, variance, slopes
 
     @staticmethod

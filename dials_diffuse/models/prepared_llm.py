@@ -41,7 +41,7 @@ class PreparedLiquidLikeMotions(Prepared):
     """
 
     def __init__(self, model, structure: Structure, grid: MapGrid, index: np.ndarray, means: bool = False):
-        self.origin, self.structure = model, structure
+        self.origin, self.structure, self.means = model, structure, means
         self.parameters = model.parameters(structure)
         components, self._correlation_components = model.components(structure)
         self._split = 1 if components is None else len(components.names)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from dials_diffuse.fitting.fit import Estimate, Fit
+from dials_diffuse.fitting.orders import orders_of
 from dials_diffuse.fitting.pair_freedom import DETERMINED
 
 #: columns of the shells: heading, width, format, where the number is
@@ -49,30 +50,64 @@ def format_estimate(estimate: Estimate) -> str:
     return f"{estimate.name} = {estimate.value:.{digits}f} ± {estimate.esd:.{digits}f}{unit}"
 
 
+def shell_table(fit: Fit) -> tuple:
+    """Agreement in shells of resolution: headings, and rows of cells as text."""
+    rows = [[_cell(get(row), how) for *_, how, get in _SHELLS] for row in fit.statistics["shells"]]
+    return [heading for heading, *_ in _SHELLS], rows
+
+
+def comparison_table(fits) -> tuple:
+    """One row for each model: headings, and rows of cells as text; AIC and BIC relative to the lowest."""
+    lowest = {key: min(f.criteria[key] for f in fits) for key in ("aic", "bic")}
+    rows = []
+    for fit in fits:
+        row = [fit.name]
+        for heading, _, how, get in _COMPARISON:
+            key = heading[1:].lower()
+            row.append(_cell(get(fit) if get else fit.criteria[key] - lowest[key], how))
+        rows.append(row)
+    return ["model", *(heading for heading, *_ in _COMPARISON)], rows
+
+
+def _cell(value, how: str) -> str:
+    return f"{value:{how}}" if math.isfinite(value) else "-"
+
+
+def _text(heads, rows, widths) -> list:
+    """Lines of a table, right-aligned but for columns of negative width."""
+
+    def line(row) -> str:
+        return "".join(f"{cell:{'<' if width < 0 else '>'}{abs(width)}}" for cell, width in zip(row, widths))
+
+    head = line(heads)
+    return [head, "-" * len(head), *map(line, rows)]
+
+
 def format_shells(fit: Fit) -> str:
     """Agreement in shells of resolution as text for logs."""
-    head = "".join(f"{heading:>{width}}" for heading, width, *_ in _SHELLS)
-    lines = [
-        "".join(f"{get(row):{width}{how}}" for _, width, how, get in _SHELLS).replace("nan", "  -")
-        for row in fit.statistics["shells"]
-    ]
-    return "\n".join([head, "-" * len(head), *lines])
+    return "\n".join(_text(*shell_table(fit), [width for _, width, *_ in _SHELLS]))
 
 
 def format_models(fits) -> str:
     """One line for each model; AIC and BIC relative to the lowest."""
-    width = max(len("model"), *(len(f.name) for f in fits))
-    head = f"{'model':<{width}}" + "".join(f"{heading:>{w}}" for heading, w, *_ in _COMPARISON)
-    lowest = {key: min(f.criteria[key] for f in fits) for key in ("aic", "bic")}
-    lines = []
-    for fit in fits:
-        cells = []
-        for heading, w, how, get in _COMPARISON:
-            key = heading[1:].lower()
-            value = get(fit) if get else fit.criteria[key] - lowest[key]
-            cells.append(f"{value:{w}{how}}".replace("nan", "  -"))
-        lines.append(f"{fit.name:<{width}}" + "".join(cells))
-    return "\n".join([head, "-" * len(head), *lines])
+    widths = [-max(len("model"), *(len(f.name) for f in fits)), *(width for _, width, *_ in _COMPARISON)]
+    lines = _text(*comparison_table(fits), widths)
+    centres = [fit.name for fit in fits if not fit.means]
+    if 0 < len(centres) < len(fits):
+        lines.append(f"Not averaged over voxels, but taken at their centres: {', '.join(centres)}")
+    return "\n".join(lines)
+
+
+def format_choice(fits, choice) -> str:
+    """How far the free correlation of each model is below the highest, with the error of the difference.
+
+    choice : choice.Choice
+    """
+    width = max(len(f.name) for f in fits)
+    return "\n".join(
+        f"  {fit.name:<{width}}{below:9.4f} ± {error:.4f}".replace("nan", "  -")
+        for fit, below, error in zip(fits, choice.below, choice.errors)
+    )
 
 
 def format_pairs(pairs) -> list:
@@ -110,9 +145,12 @@ def fit_record(fit: Fit) -> dict:
             "loosest": fit.loosest.tolist(),
         },
         "converged": fit.minimum.converged,
+        "voxels": "mean" if fit.means else "centre",
         "starts": {"number": fit.starts, "reached": fit.reached},
         "warnings": fit.warnings,
     }
+    if orders := orders_of(fit.model):
+        record["orders"] = list(orders)
     if fit.pairs is not None:
         record["pairs"] = _pairs(fit.pairs)
     return record

@@ -13,7 +13,8 @@ def write_correlations_png(path, covariance: np.ndarray, title: str = "", share:
     Parameters
     ----------
     covariance : (g, g) or (g, g, 3, 3) float64, Å²; of tensors a third of the trace is drawn
-    share : (g, g) float64, how much of each element the data determine, 0 to 1; None: not known, not drawn
+    share : of the same shape, how much of each element the data determine, 0 to 1; of tensors the mean is drawn. None:
+        not known, not drawn
 
     Raises
     ------
@@ -25,6 +26,7 @@ def write_correlations_png(path, covariance: np.ndarray, title: str = "", share:
 
     if covariance.ndim == 4:
         covariance = np.trace(covariance, axis1=2, axis2=3) / 3
+        share = None if share is None else share.mean(axis=(2, 3))
     panels = 2 if share is None else 3
     figure = Figure(figsize=(6.5 * panels, 6.5), layout="constrained")
     FigureCanvasAgg(figure)

@@ -72,7 +72,7 @@ def write_covariance(output, fit) -> list:
     outputs = []
     arrays = [(output.covariance, "covariances", "covariance", flattened(fit.pairs.covariance))]
     if fit.pairs.freedom is not None:
-        arrays.append((output.covariance_esd, "errors of the covariances", "esd", fit.pairs.freedom.esd))
+        arrays.append((output.covariance_esd, "errors of the covariances", "esd", flattened(fit.pairs.freedom.esd)))
     for path, text, kind, array in arrays:
         if path:
             logger.info("Saving the %s of %s to %s", text, fit.name, path)

@@ -63,6 +63,7 @@ class Expectation:
     uncertainty : relative, of the contents of the cell
     source : where the contents are from, a sentence
     hkl, f_squared : (r, 3) int32 and (r,) float64, squared structure factors of a model, or None
+    no_model : why there are none, for messages
     """
 
     s: np.ndarray
@@ -73,6 +74,7 @@ class Expectation:
     source: str
     hkl: np.ndarray | None = None
     f_squared: np.ndarray | None = None
+    no_model: str = "needs coordinates, give absolute_scale.model as well"
 
     def at(self, name: str, s) -> np.ndarray:
         """One of the curves at |s| of any shape."""
@@ -200,11 +202,13 @@ def absolute_scale(
         If there are too few reflections, or the method needs a model that is not there.
     """
     if method == "model" and expectation.f_squared is None:
-        raise DiffuseError("absolute_scale.method=model: needs coordinates, give absolute_scale.model as well")
+        raise DiffuseError(f"absolute_scale.method=model: {expectation.no_model}")
     unique = merge_bragg(grid, bragg)
     shells = mean_intensities(grid, unique, profile, s_range)
     estimates = [krogh_moe(shells, expectation), envelope(shells, expectation, subtracted)]
     warnings = []
+    if expectation.f_squared is None and expectation.no_model != Expectation.no_model:
+        warnings.append(expectation.no_model)
     if expectation.f_squared is not None:
         estimates.append(against_model(unique, expectation))
         cc = estimates[-1].details["cc"]

@@ -52,9 +52,12 @@ def find_mismatches(
     Returns
     -------
     list of Mismatch
+
+    Notes
+    -----
+    Settings in which the voxels are on another lattice are left out, see :func:`untested_settings`.
     """
-    alike = np.equal.outer(grid.subdivide, grid.subdivide)  # else an operator leaves the subdivided lattice
-    settings = [x for x in alternative_settings(grid)[1:] if np.all((x.matrix == 0) | alike)]
+    settings, _ = _settings(grid)
     if not settings or n_sweeps < 2:
         return []
     s = grid.s_magnitude(index)
@@ -80,6 +83,20 @@ def find_mismatches(
         if best and cc[best] - np.nan_to_num(cc[0]) > max(_BETTER, _N_SIGMA * esd[best]):
             result.append(Mismatch(e, reference, settings[best - 1].operator, cc[best], cc[0]))
     return result
+
+
+def untested_settings(grid: MapGrid) -> list:
+    """Settings that :func:`find_mismatches` leaves out, because they mix axes of unequal subdivision."""
+    return _settings(grid)[1]
+
+
+def _settings(grid: MapGrid) -> tuple:
+    """Alternative settings that leave the subdivided lattice as it is, and those that do not."""
+    kept, others = [], []
+    for setting in alternative_settings(grid)[1:]:
+        moved = setting.on_lattice(grid.subdivide)
+        (kept if moved is not None and moved[1] == tuple(grid.subdivide) else others).append(setting)
+    return kept, others
 
 
 def _reindexed(index: np.ndarray, grid: MapGrid, matrix: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.files import Provenance
 from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.maps.indexing import untested_in_words
 from dials_diffuse.maps.observations import ARBITRARY, OBSERVATION_DTYPE, ObservationFile, write_observations
 from dials_diffuse.maps.voxels import Voxels, blocks_of_rows, check_distinct, common_grid, find_voxels
 from dials_diffuse.scaling.absolute import ELECTRONS, AbsoluteParameters, AbsoluteScale, absolute_scale
@@ -19,7 +20,7 @@ from dials_diffuse.scaling.apply import Scaler, apply_levels, find_all_outliers,
 from dials_diffuse.scaling.bragg import BraggColumns, read_bragg, scaled_bragg, start_from_bragg
 from dials_diffuse.scaling.data import COLUMNS, Layout, Observations, S, make_layout, sample_observations
 from dials_diffuse.scaling.errors import find_outliers
-from dials_diffuse.scaling.indexing import Mismatch, find_mismatches
+from dials_diffuse.scaling.indexing import Mismatch, find_mismatches, untested_settings
 from dials_diffuse.scaling.levels import Levels, find_levels
 from dials_diffuse.scaling.model import start_model
 from dials_diffuse.scaling.parameters import ScalingParameters
@@ -150,20 +151,21 @@ def scale_observations(
         rejected |= predictions.unique < 0
         profile = refinement.model.profile(grid.s_magnitude(voxels.index))
         mismatches = find_mismatches(predictions, rejected, profile, grid, voxels.index, len(experiments))
+        untested = untested_settings(grid) if len(experiments) > 1 else []
         levels = None
         if len(experiments) > 1 and {"b", "c"} <= set(refinement.model.terms):
             levels = find_levels(predictions, rejected, profile, grid, voxels.index, len(experiments), parameters.seed)
             apply_levels(predictions, levels.factor, profile)
             refinement = replace(refinement, model=replace(refinement.model, levels=levels.factor))
-        scale, notes = None, []
+        scale, notes = None, [untested_in_words(untested, grid.subdivide)] if untested else []
         if expectation is not None:
             try:
                 scale = _absolute_scale(grid, data, layout, refinement, bragg, expectation, absolute.method)
-                notes = scale.warnings
+                notes += scale.warnings
             except DiffuseError as error:
                 if absolute.required:
                     raise
-                notes = [f"intensities stay on an arbitrary scale: {error}"]
+                notes += [f"intensities stay on an arbitrary scale: {error}"]
         logger.info("Saving the scaled observations to %s", path)
         provenance = replace(provenance, identifiers=tuple(e.identifier for e in experiments))
         units = ELECTRONS if scale else ARBITRARY

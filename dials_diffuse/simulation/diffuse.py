@@ -12,6 +12,7 @@ from scipy import ndimage
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.kernels.spline import spline_points
 from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.models.dispersive import dispersive_parts
 
 logger = logging.getLogger("dials.diffuse.simulation")
 
@@ -67,7 +68,7 @@ def fine_grid(structure, length: float, d_min: float) -> MapGrid:
         return grid((max(subdivide),) * 3)
 
 
-def diffuse_volume(model, structure, d_min: float) -> DiffuseVolume:
+def diffuse_volume(model, structure, d_min: float, wavelength: float | None = None) -> DiffuseVolume:
     """Compute a model's intensity to ``d_min`` and lay a spline through it.
 
     Parameters
@@ -75,6 +76,7 @@ def diffuse_volume(model, structure, d_min: float) -> DiffuseVolume:
     model : one of ``dials_diffuse.models``
     structure : structure.atoms.Structure
     d_min : Å
+    wavelength : Å; form factors with f', f'' at it
     """
     grid = fine_grid(structure, model.correlation_length(structure), d_min)
     logger.info(
@@ -84,7 +86,8 @@ def diffuse_volume(model, structure, d_min: float) -> DiffuseVolume:
         "x".join(map(str, grid.subdivide)),
         (model.memory_estimate(structure, grid) + 12 * grid.n_voxels) / 1e9,
     )
-    return spline_through(model.intensity(structure, grid), grid, 1 / d_min)
+    parts = dispersive_parts(model, structure, wavelength)
+    return spline_through(sum(part.intensity(structure, grid) for part in parts), grid, 1 / d_min)
 
 
 def spline_through(intensity: np.ndarray, grid: MapGrid, s_max: float) -> DiffuseVolume:

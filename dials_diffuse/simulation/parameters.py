@@ -105,6 +105,7 @@ class SimulationParameters:
     k_sol, b_sol : bulk solvent of the Bragg reflections, electrons/Å³ and Å²
     tolerance : sampling error allowed in a pixel, in units of its Poisson noise
     sub_steps, sub_pixels : rotation steps per image and pixels along the edge of a pixel; None: as the tolerance needs
+    anomalous : add f', f'' at the wavelength of the source to the form factors
     bragg, diffuse, noise : switches; without noise counts are the expected ones, rounded
     background_images : images without crystal for each sweep
     seed : of everything that is random
@@ -123,6 +124,7 @@ class SimulationParameters:
     tolerance: float = 0.02
     sub_steps: int | None = None
     sub_pixels: int | None = None
+    anomalous: bool = False
     bragg: bool = True
     diffuse: bool = True
     noise: bool = True

@@ -24,13 +24,16 @@ from dials_diffuse.simulation.prepare import prepare_sweep, resolution_limit
 from dials_diffuse.simulation.spots import spot_extent_model
 from dials_diffuse.simulation.sweep import Sweep, make_sample, overflow
 from dials_diffuse.simulation.truth import IdealSums, image_sums, record_of_scales, rim_of, true_map
-from dials_diffuse.structure.factors import compton
+from dials_diffuse.structure.factors import Dispersive, compton, dispersion
 from dials_diffuse.structure.transform import bulk_solvent_structure_factors
 
 logger = logging.getLogger("dials.diffuse.simulation")
 
 #: relative difference of cell lengths, and degrees of angles / 100, that a crystal may have from the model
 CELL_TOLERANCE = 0.03
+
+#: Å, difference of wavelengths that have the same f', f''
+WAVELENGTH_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,8 @@ def simulate(
     Parameters
     ----------
     structure : structure.atoms.Structure of the crystal
-    model : its diffuse scattering, one of ``dials_diffuse.models``
+    model : its diffuse scattering, one of ``dials_diffuse.models``; Bragg spots have the form factors of its ``table``,
+        or without a model (only with ``diffuse=False``) those of Waasmaier & Kirfel
     sweeps : list of lists of dxtbx experiments; those of one list are crystals on the same images
     nproc : worker processes
     progress : wraps an iterator as ``progress(items, total, label)``
@@ -155,6 +159,9 @@ def simulate(
         If structure and crystals do not fit together, or something cannot be written; no file is left behind then.
     """
     experiments = [e for sweep in sweeps for e in sweep]
+    table = "wk1995" if model is None else model.table
+    if table == "electron":
+        raise DiffuseError("scattering_table=electron: the images are those of X-rays; choose wk1995 or it1992")
     _check_crystals(structure, experiments)
     templates = [f"{outputs.prefix}_{i + 1}_#####.cbf" for i in range(len(sweeps))]
     empty = [background_experiment(s[0], parameters.background_images) for s in sweeps if parameters.background_images]
@@ -164,11 +171,18 @@ def simulate(
     d_min = resolution_limit(experiments, parameters.d_min)
     grid = choose_grid(experiments, ReductionParameters(d_min=parameters.d_min, subdivide=parameters.subdivide))
     # a voxel at the resolution limit is half beyond it, and must not hold pixels without diffuse scattering
-    volume = diffuse_volume(model, structure, 1 / (1 / d_min + rim_of(grid))) if parameters.diffuse else None
+    wavelength = None
+    if parameters.anomalous:
+        wavelength = _common_wavelength(experiments)
+        terms = (f"{label} {dispersion(label, wavelength):.2f}" for label in structure.types)
+        logger.info("f' + if'' at %.4f Å: %s", wavelength, ", ".join(terms))
+    volume = None
+    if parameters.diffuse:
+        volume = diffuse_volume(model, structure, 1 / (1 / d_min + rim_of(grid)), wavelength)
     f_squared = None
     if parameters.bragg:
-        hkl, f = bulk_solvent_structure_factors(structure, d_min, parameters.k_sol, parameters.b_sol)
-        f_squared = hkl, np.abs(f) ** 2, structure.space_group
+        solvent = parameters.k_sol, parameters.b_sol
+        f_squared = (*bragg_intensities(structure, d_min, solvent, table, wavelength), structure.space_group)
     sample = make_sample(structure, volume, parameters, lambda s: compton(structure, s))
     logger.info(
         "True map: %d x %d x %d voxels (%s per reciprocal-lattice step) to %.2f Å, about %.2f GB",
@@ -207,6 +221,42 @@ def simulate(
     listed = [{"path": t, "kind": "images", "importance": "main"} for t in templates]
     listed += [{"path": t, "kind": "background images", "importance": "main"} for t in empty_templates]
     return SimulationResult(d_min, reports, listed + written)
+
+
+def bragg_intensities(structure, d_min: float, solvent: tuple, table: str, wavelength: float | None = None) -> tuple:
+    """Squared structure factors with bulk solvent; with f', f'' the mean of Friedel mates.
+
+    The mean of |F(h)|² and |F(-h)|² is the sum of those of the real and of the imaginary parts of the form factors.
+
+    Parameters
+    ----------
+    solvent : k_sol (electrons/Å³) and b_sol (Å²)
+    table : of the form factors, for X-rays
+    wavelength : Å, add f', f'' at it
+
+    Returns
+    -------
+    hkl : (n, 3) int32, indices of cctbx's asymmetric unit inside d_min
+    f_squared : (n,) float64, electrons² per unit cell
+    """
+    if wavelength is None:
+        hkl, f = bulk_solvent_structure_factors(structure, d_min, *solvent, table)
+        return hkl, np.abs(f) ** 2
+    hkl, f = bulk_solvent_structure_factors(structure, d_min, *solvent, Dispersive(table, wavelength))
+    imaginary = Dispersive(table, wavelength, imaginary=True)
+    _, g = bulk_solvent_structure_factors(structure, d_min, 0.0, 0.0, imaginary)
+    return hkl, np.abs(f) ** 2 + np.abs(g) ** 2
+
+
+def _common_wavelength(experiments) -> float:
+    """Å, of all experiments, whose f', f'' must not differ."""
+    found = [e.beam.get_wavelength() for e in experiments]
+    if max(found) - min(found) > WAVELENGTH_TOLERANCE:
+        raise DiffuseError(
+            f"anomalous=True: the wavelengths are {min(found):g} to {max(found):g} Å, but f', f'' are those of one; "
+            "simulate the experiments one by one, or give anomalous=False"
+        )
+    return found[0]
 
 
 def _write_sweep(job: _ImageJob, template: str, ideal, nproc: int, progress) -> SweepReport:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import numpy as np
 
 from dials_diffuse.errors import DiffuseError
@@ -17,8 +15,6 @@ from dials_diffuse.structure.contents import (
     contents_of_structure,
 )
 from dials_diffuse.structure.transform import bulk_solvent_structure_factors, check_cells
-
-logger = logging.getLogger("dials.diffuse.structure")
 
 _POINTS = 1000
 
@@ -50,6 +46,7 @@ def make_expectation(
     if copies is not None and not sequence:
         raise DiffuseError(f"absolute_scale.copies={copies}: of what? Give absolute_scale.sequence as well")
     hkl = f_squared = None
+    no_model = Expectation.no_model
     if model:
         structure = load_structure(model)
         try:
@@ -62,21 +59,24 @@ def make_expectation(
             hkl, f = bulk_solvent_structure_factors(structure, grid.d_min, 0.35 if bulk_solvent else 0.0)
             f_squared = np.abs(f) ** 2
         else:
-            logger.warning(
-                "%s has space group %s, the data %s: its structure factors are not compared with the Bragg reflections",
-                model,
-                structure.space_group.info(),
-                grid.space_group_symbol,
+            own, theirs = structure.space_group.info().type().lookup_symbol(), grid.space_group_symbol
+            no_model = (
+                f"the space group of absolute_scale.model={model} is {own}, that of the data {theirs}, of "
+                "another Laue group: its structure factors are not compared with the Bragg reflections. Give "
+                f"space_group={own.replace(' ', '')} if that is the crystal's, or a model in the group of the data"
             )
     elif sequence:
         contents = contents_of_sequence(sequence, grid.unit_cell, grid.hall_symbol, copies)
     else:
         contents = average_contents(grid.unit_cell, grid.hall_symbol)
-    return expectation_of(contents, grid.d_min, hkl, f_squared)
+    return expectation_of(contents, grid.d_min, hkl, f_squared, no_model)
 
 
-def expectation_of(contents: CellContents, d_min: float, hkl=None, f_squared=None) -> Expectation:
-    """The curves of some contents to beyond ``d_min`` (Å); hkl, f_squared : structure factors of a model, or None."""
+def expectation_of(contents: CellContents, d_min: float, hkl=None, f_squared=None, no_model=Expectation.no_model):
+    """The curves of some contents to beyond ``d_min`` (Å).
+
+    hkl, f_squared : structure factors of a model, or None; no_model : why there are none
+    """
     s = np.linspace(0, 1.1 / d_min, _POINTS)
     return Expectation(
         s=s,
@@ -87,4 +87,5 @@ def expectation_of(contents: CellContents, d_min: float, hkl=None, f_squared=Non
         source=contents.source,
         hkl=hkl,
         f_squared=f_squared,
+        no_model=no_model,
     )

@@ -315,9 +315,14 @@ def inside(grid: MapGrid, s2: np.ndarray) -> np.ndarray:
     return s2 <= (1 / grid.d_min * (1 + 1e-12)) ** 2
 
 
+def cells_agree(structure: Structure, unit_cell) -> bool:
+    """Does the structure have this cell, six floats in Å and degrees, within 1 % and 1°?"""
+    return structure.cell.is_similar_to(uctbx.unit_cell(unit_cell), 0.01, 1.0)
+
+
 def check_cells(structure: Structure, grid: MapGrid) -> None:
     """Raise DiffuseError unless the cells of model and map agree within 1 %."""
-    if not structure.cell.is_similar_to(uctbx.unit_cell(grid.unit_cell), 0.01, 1.0):
+    if not cells_agree(structure, grid.unit_cell):
         cells = [", ".join(f"{x:g}" for x in cell) for cell in (structure.unit_cell, grid.unit_cell)]
         raise DiffuseError(
             f"unit cells of the model ({cells[0]}) and of the map ({cells[1]}) differ by more than 1 %; "

@@ -1,0 +1,140 @@
+"""The report of a fit as a page: models, their parameters and errors, agreement, pictures."""
+
+from __future__ import annotations
+
+import math
+
+from dials_diffuse.fitting.choice import Choice
+from dials_diffuse.report.fit import comparison_table, format_estimate, shell_table
+from dials_diffuse.report.page import embedded, write_page
+
+_CAPTIONS = (
+    "Anisotropic part in planes: the data on the left, the best model on the right, mirrored.",
+    "Correlations of the displacements of groups, and their size.",
+)
+
+
+def write_fit_page(path, content: dict, fits, choice: Choice, pictures) -> None:
+    """Write the report.
+
+    Parameters
+    ----------
+    content : what ``diffuse_fit.json`` says
+    fits : list of Fit
+    choice : of the best of them
+    pictures : PNG files of :mod:`report.fit_files`: of planes, and of covariances if there are any; None for none
+
+    Raises
+    ------
+    DiffuseError
+        If the file cannot be written.
+    """
+    best = choice.best
+    n = best.statistics["n"], best.statistics["free"]["n"]
+    heads, rows = comparison_table(fits)
+    if choice.criterion == "free" and len(fits) > 1:
+        heads = [*heads, "below the highest"]
+        for row, below, error in zip(rows, choice.below, choice.errors):
+            row.append(f"{_number(below, '.4f')} ± {_number(error, '.4f')}")
+    write_page(
+        path,
+        "fit.html",
+        title=f"dials.diffuse_fit: {best.name}",
+        version=content["version"],
+        dials_version=content["dials_version"],
+        parameters=content["parameters"].strip(),
+        summary=[
+            ("structure", content["inputs"][0]),
+            ("map", content["inputs"][1]),
+            ("space group", content["space_group"]),
+            ("unit cell", " ".join(f"{x:.6g}" for x in content["unit_cell"])),
+            ("voxels per reciprocal cell", "×".join(map(str, content["subdivide"]))),
+            ("resolution", f"{content['d_max']:.2f}–{content['d_min']:.2f} Å"),
+            ("voxels", f"{n[0]} fitted, {n[1]} free"),
+            ("unit of the map", content["units"]),
+        ],
+        verdict=f"The best model by {'free voxels' if choice.criterion == 'free' else 'BIC'}: {best.name}.",
+        comparison={"heads": heads, "rows": rows, "best": list(fits).index(best)},
+        note=_note(fits),
+        shells=embedded(_shells(fits)),
+        pictures=[(embedded(path), caption) for path, caption in zip(pictures, _CAPTIONS) if path],
+        models=[_model(fit, record) for fit, record in zip(fits, content["models"])],
+        settings=[(s["operator"], _number(s["cc_anisotropic"], ".3f")) for s in content["indexing"]],
+    )
+
+
+def _note(fits) -> str:
+    centres = [fit.name for fit in fits if not fit.means]
+    return f"Taken at the centres of voxels, not averaged over them: {', '.join(centres)}." if centres else ""
+
+
+def _model(fit, record: dict) -> dict:
+    """What the page says about one model; record: of the summary."""
+    identifiability = record["identifiability"]
+    names = identifiability["order"]
+    profiles = [
+        {
+            "heads": [f"{e.name} ({e.unit})", *(_number(value, ".4g") for value, _ in e.profile)],
+            "rows": [["rise", *(_number(rise, ".2f") for _, rise in e.profile)]],
+        }
+        for e in fit.estimates
+        if e.profile
+    ]
+    heads, rows = shell_table(fit)
+    displacements = [
+        [
+            d["model"],
+            _number(d["u_model"], ".3f"),
+            _number(d["u_structure"], ".3f"),
+            _number(d["correlation"], ".3f"),
+            f"{d['n_exceeded']} of {d['n_atoms']}",
+        ]
+        for d in record["displacements"]
+    ]
+    return {
+        "name": fit.name,
+        "warnings": [text.removeprefix(f"{fit.name}: ") for text in fit.warnings],
+        "estimates": [
+            *(format_estimate(e) for e in (*fit.estimates, fit.scale)),
+            *(f"llm.orders = {number}" for number in record.get("orders", ())),
+        ],
+        "correlations": {
+            "heads": ["", *names],
+            "rows": [
+                [name, *(_number(x, ".3f") for x in row)] for name, row in zip(names, identifiability["correlations"])
+            ],
+        },
+        "profiles": profiles,
+        "displacements": {
+            "heads": ["", "mean U of the model (Å²)", "of the atoms", "correlation", "atoms that it exceeds"],
+            "rows": displacements,
+        }
+        if displacements
+        else None,
+        "shells": {"heads": heads, "rows": rows},
+    }
+
+
+def _shells(fits):
+    """Figure of the correlations in shells of resolution."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for i, fit in enumerate(fits):
+        shells = fit.statistics["shells"]
+        s = [0.5 * (1 / row["d_max"] + 1 / row["d_min"]) for row in shells]
+        axes.plot(s, [row["cc_anisotropic"] for row in shells], color=f"C{i % 10}", label=fit.name)
+        axes.plot(s, [row["free"]["cc_anisotropic"] for row in shells], "o", ms=4, color=f"C{i % 10}")
+        if i == 0 and any(math.isfinite(row["cc_star"]) for row in shells):
+            axes.plot(s, [row["cc_star"] for row in shells], color="0.5", ls="--", label="CC*")
+    axes.set(xlabel="1/d (1/Å)", ylabel="correlation, anisotropic part", ylim=(None, 1.02))
+    axes.axhline(0, color="0.8", lw=0.8, zorder=0)
+    axes.legend()
+    return figure
+
+
+def _number(value: float, how: str) -> str:
+    return f"{value:{how}}" if math.isfinite(value) else "–"

@@ -1,0 +1,32 @@
+"""Programs that are run as a user runs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+def fails(run, args, capsys, code=1, words=()) -> str:
+    """Run a program that is expected to stop, and return what it printed on stderr.
+
+    The exit code is right, an error of the user is one line with all ``words`` in it, none is a traceback, and no file
+    of the current folder but logs was written or changed.
+    """
+    before = _contents()
+    with pytest.raises(SystemExit) as stopped:
+        run([str(a) for a in args])
+    assert stopped.value.code == code
+    stderr = capsys.readouterr().err.strip()
+    assert "Traceback" not in stderr
+    if code == 1:
+        assert len(stderr.splitlines()) == 1, stderr
+    for word in words:
+        assert word in stderr
+    assert _contents() == before, "something was written or changed"
+    return stderr
+
+
+def _contents() -> dict:
+    """Bytes of each file, None of each folder."""
+    return {p: p.read_bytes() if p.is_file() else None for p in Path().iterdir() if p.suffix != ".log"}
