@@ -203,13 +203,14 @@ def test_bodies_and_pairs(pdb):
     data_from(RigidBody(sigma=(0.2, 0.35), body="selection", selections=("element C", "not element C")), noise=0.1)
     models = "model=rigid_body/selection/each,covariance/atom/pairs"
     words = ["covariance.gamma=3", "profile=False", "pairs.strength=0.1,0.01", "background.n_terms=10"]
-    run([MAP, pdb, models, *halves, *words, "voxels=centre"])
+    run([MAP, pdb, models, *halves, *words, "voxels=centre", "pairs.starts=3"])
     bodies, kernel, pairs = json.loads(Path("diffuse_fit.json").read_text())["models"]
     for name, truth in (("sigma_1", 0.2), ("sigma_2", 0.35)):
         assert abs(bodies["parameters"][name]["value"] - truth) < 4 * bodies["parameters"][name]["esd"] < 0.1
     assert (kernel["model"], pairs["model"]) == ("covariance/atom", "covariance/atom/pairs")
     assert pairs["n_parameters"] == round(pairs["pairs"]["n_effective"]) + 11 <= 21 + 11 and pairs["parameters"] == {}
     assert [trial["strength"] for trial in pairs["pairs"]["trials"]] == [0.1, 0.01]
+    assert pairs["starts"]["number"] == 3 >= pairs["starts"]["reached"] >= 1 and kernel["starts"]["number"] == 2
     assert len(pairs["pairs"]["errors"]) == 21 >= pairs["pairs"]["n_determined"]
     errors = np.load("diffuse_fit_covariance_esd.npy", allow_pickle=False)
     assert errors.shape == (6, 6) and np.all(errors >= 0)

@@ -127,6 +127,10 @@ pairs.minimiser = *auto newton lbfgs descent
   .help = "Of covariance/.../pairs: Levenberg-Marquardt steps in the cone of positive semidefinite V, L-BFGS by the"
           "root of V, plain descent along the gradient, which is slow; auto takes the first for up to 30 groups with"
           "isotropic displacements, else the second."
+pairs.starts = Auto
+  .type = int(value_min=1)
+  .help = "Starting points with the strength that is taken, all but the first random. Auto: starts= for up to 1000"
+          "covariances, else one."
 pairs.max_iterations = 200
   .type = int(value_min=1)
   .help = "Steps of a minimisation with one strength."
@@ -263,7 +267,17 @@ def main(params, files, provenance) -> None:
         (kernel,) = (fit for fit in fits if fit.name == name.replace("/pairs", ""))
         how = params.pairs
         fits.append(
-            fit_all_pairs(data, kernel, structure, options, how.strength, how.minimiser, how.max_iterations, name)
+            fit_all_pairs(
+                data,
+                kernel,
+                structure,
+                options,
+                how.strength,
+                how.minimiser,
+                how.max_iterations,
+                name,
+                starts=how.starts if isinstance(how.starts, int) else None,
+            )
         )
     displacements = {fit.name: compare_displacements(fit.model, structure) for fit in fits}
     for fit in fits:

@@ -64,8 +64,8 @@ wavelength = None
 voxels = *auto mean centre
   .type = choice
   .help = "What is computed of each voxel: the mean over it, which measured maps hold, or the intensity at its centre."
-          "Means take longer (llm in a crystal: 2 to 3 times, other models: 8 times) and more memory. auto: what the map holds; the"
-          "centre if there is none."
+          "Means take longer (llm in a crystal: 2 to 3 times, other models: 8 times) and more memory. auto: what the"
+          "map holds; the centre if there is none."
 statistics.n_shells = 10
   .type = int(value_min=1)
   .help = "Resolution shells of the comparison with the map."

@@ -15,14 +15,14 @@ from dials_diffuse.models.common import diameter, displaced, fitted, laue_averag
 from dials_diffuse.models.parameters import Parameter, updated
 from dials_diffuse.models.prepared import Prepared
 from dials_diffuse.models.prepared_ensemble import PreparedEnsemble
-from dials_diffuse.models.voxel_means import prepare_means
+from dials_diffuse.models.voxel_means import voxel_points
 from dials_diffuse.structure.atoms import Structure
 from dials_diffuse.structure.transform import check_cells, lattice_transform, s_squared, transform_at
 from dials_diffuse.structure.transform import memory_estimate as transform_memory
 
 BODIES = ("asu", "cell")
 
-#: amplitudes of the members, bytes, beyond which they are not averaged over voxels
+#: amplitudes of the members and their products, bytes, beyond which they are not averaged over voxels
 _MEMORY = 2.5e9
 
 logger = logging.getLogger("dials.diffuse.models")
@@ -160,11 +160,12 @@ class Ensemble:
 
         Blocks of cells have no intensity between the points of their grid; many members take too much memory.
         """
-        size = 8 * PreparedEnsemble.memory(self, len(index))
+        size = PreparedEnsemble.memory(self, len(index), means=True)
         if math.prod(self.supercell) > 1 or size > _MEMORY:
             logger.info("ensemble: taken at the centres of voxels, not averaged over them")
             return self.prepare(structure, grid, index)
-        return prepare_means(self, structure, grid, index)
+        fine, points, weights = voxel_points(structure, grid, index)
+        return PreparedEnsemble(self, structure, fine, points, weights)
 
     def on_grid(self, grid: MapGrid) -> tuple:
         """The members in the cell of a grid, and the grid with their symmetry."""

@@ -97,12 +97,25 @@ def relative_scattering(
 
 
 def prepare_means(model, structure: Structure, grid: MapGrid, index) -> Prepared:
-    """A model averaged over the volumes of voxels, by Simpson's rule: 27 points of a voxel, shared with its neighbours.
+    """A model averaged over the volumes of voxels, see :func:`voxel_points`.
+
+    Parameters are those of ``model.prepare``; the intensity must have the symmetry of the structure.
+    """
+    fine, points, weights = voxel_points(structure, grid, index)
+    return VoxelMeans(model.prepare(structure, fine, points), weights)
+
+
+def voxel_points(structure: Structure, grid: MapGrid, index) -> tuple:
+    """Points on the lattice of half voxels, by Simpson's rule: 27 points of a voxel, shared with its neighbours.
 
     Where operators of the map turn voxels into others of another shape (trigonal and hexagonal axes), the mean over
     these shapes is taken, as a merged map has it.
 
-    Parameters are those of ``model.prepare``; the intensity must have the symmetry of the structure.
+    Returns
+    -------
+    grid : of half voxels
+    points : (m, 3) int64, its voxels; those that the structure's symmetry makes equal are one
+    weights : (n, m) sparse matrix, from values at the points to means over the voxels
 
     Notes
     -----
@@ -125,4 +138,4 @@ def prepare_means(model, structure: Structure, grid: MapGrid, index) -> Prepared
     unique, first, number = np.unique(keys, return_index=True, return_inverse=True)
     rows = np.repeat(np.arange(len(index)), len(offsets))
     matrix = csr_matrix((np.tile(weight, len(index)), (rows, number.reshape(-1))), (len(index), len(unique)))
-    return VoxelMeans(model.prepare(structure, fine, points[first]), matrix)
+    return fine, points[first], matrix
