@@ -318,3 +318,39 @@ def test_a_map_of_a_model_has_no_errors(pdb, capsys):
     data: DiffuseMap = model_map(RigidBody(sigma=0.3), structure, MapGrid(CELL, structure.hall_symbol, (2, 2, 2), 3.0))
     write_map(MAP, data, Provenance("test", "", ""))
     assert "the map of a model has no errors" in fails(run, [MAP, pdb], capsys)
+
+
+def test_a_setting_that_the_subdivision_forbids(tmp_path, monkeypatch):
+    """h, -k, -h-l of this lattice needs equal steps along a* and c*: the map is fitted as it is, and that is said."""
+    monkeypatch.chdir(tmp_path)
+    cell = (10.0, 12.0, 14.0, 90.0, 110.925, 90.0)
+    atoms = random_structure("P 1 21 1", cell, elements="CNOCSC", u=(0.15, 0.3))
+    atoms.hierarchy.write_pdb_file("model.pdb", crystal_symmetry=atoms.crystal_symmetry)
+    structure = load_structure("model.pdb")
+    data = model_map(RigidBody(sigma=0.3), structure, MapGrid(cell, structure.hall_symbol, (2, 2, 3), 2.5))
+    ones = np.ones(len(data.index))
+    noisy = data.intensity + np.random.default_rng(0).normal(size=len(ones))
+    data = replace(data, intensity=noisy, sigma=ones, multiplicity=ones.astype(int))
+    write_map(MAP, data, Provenance("test", "", ""))
+    run([MAP, "model.pdb", "model=rigid_body", "voxels=centre", "starts=1", "profile=False", "output.png=None"])
+    content = json.loads(Path("diffuse_fit.json").read_text())
+    assert len(content["indexing"]) == 2
+    assert [row["cc_anisotropic"] for row in content["indexing"]] == [None, None]
+    assert content["indexing"][0]["operator"] == "h,k,l"
+    assert content["models"][0]["parameters"]["sigma"]["value"] == pytest.approx(0.3, rel=0.02)
+    log = Path("dials.diffuse_fit.log").read_text()
+    assert f"no test whether the setting is {content['indexing'][1]['operator']}" in log
+
+
+def test_symmetry_that_the_structure_lacks_is_told(pdb):
+    structure = load_structure(pdb)
+    data = model_map(RigidBody(sigma=0.3), structure, MapGrid(CELL, " P 4 2", (2, 2, 2), 2.5))
+    ones = np.ones(len(data.index))
+    noisy = data.intensity + np.random.default_rng(0).normal(size=len(ones))
+    data = replace(data, intensity=noisy, sigma=ones, multiplicity=ones.astype(int))
+    write_map(MAP, data, Provenance("test", "", ""))
+    run([MAP, pdb, "model=rigid_body", "starts=1", "profile=False", "output.png=None"])
+    (model,) = json.loads(Path("diffuse_fit.json").read_text())["models"]
+    assert model["voxels"] == "centre"  # as the map has it
+    log = Path("dials.diffuse_fit.log").read_text()
+    assert "the map has symmetry (P 4 2 2) that the structure (P 41) lacks" in log

@@ -20,13 +20,14 @@ from dials_diffuse.fitting.choice import choose
 from dials_diffuse.fitting.data import Selection, select
 from dials_diffuse.fitting.displacements import compare_displacements
 from dials_diffuse.fitting.fit import FitOptions, fit_models
-from dials_diffuse.fitting.indexing import UNDECIDED, compare_settings
+from dials_diffuse.fitting.indexing import UNDECIDED, compare_settings, untested_settings
 from dials_diffuse.fitting.linear import AUTO_TERMS, background_terms
 from dials_diffuse.fitting.orders import fit_with_enough_orders, orders_of, with_orders_at
 from dials_diffuse.fitting.pairs import fit_all_pairs
 from dials_diffuse.maps.files import write_json
 from dials_diffuse.maps.nexus import DiffuseMap, read_map
 from dials_diffuse.models import MODELS
+from dials_diffuse.models.common import lacking_symmetry
 from dials_diffuse.models.compute import ELECTRON_UNITS, UNITS
 from dials_diffuse.report.fit import (
     fit_record,
@@ -103,10 +104,10 @@ scale = *refine absolute
 background.n_terms = Auto
   .type = int(value_min=0)
   .help = "Cubic splines of the isotropic background; 0 for none. Auto: one for each 0.02 1/Angstrom."
-voxels = *mean centre
+voxels = *auto mean centre
   .type = choice
-  .help = "Compare the data with the mean over a voxel (llm and rigid_body; other models: centre) or with the value at"
-          "the centre."
+  .help = "Compare the data with the mean over a voxel (models that cannot be averaged: centre, as the log says) or with"
+          "the value at the centre. auto: what the map holds, means if it was measured."
 weights = *sigma shell
   .type = choice
   .help = "1/sigma², or this divided by the reduced chi² that the best model reaches in a shell of resolution, so that"
@@ -225,6 +226,8 @@ def main(params, files, provenance) -> None:
         profile=params.profile,
     )
     given = read_map(map_path)
+    if params.voxels == "auto":
+        params.voxels = "centre" if given.at_centres else "mean"
     units = ELECTRON_UNITS if params.scattering_table == "electron" else UNITS
     if options.scale and given.units != units:
         raise DiffuseError(
@@ -237,6 +240,8 @@ def main(params, files, provenance) -> None:
     logger.info(
         "Structure: %s, %d atoms, %s", coordinates, structure.n_atoms, structure.crystal_symmetry.space_group_info()
     )
+    if lacking := lacking_symmetry(structure, given.grid):
+        logger.warning("Warning: %s", lacking)
     select(given, selection)  # complain of the range before anything takes long
     data_map, settings = _indexed(given, parts[names[0]][0][0], structure, params)
     data = select(data_map, selection, structure.space_group)
@@ -336,19 +341,20 @@ def _indexed(data: DiffuseMap, model, structure, params) -> tuple:
         model = with_orders_at(model, structure, {}, d_min)
     found = compare_settings(data, model, structure, params.d_max or math.inf, d_min)
     record = [{"operator": setting.operator, "cc_anisotropic": cc} for setting, _, cc in found]
+    record += [{"operator": s.operator, "cc_anisotropic": math.nan} for s in untested_settings(data.grid, structure)]
     if len(found) > 1:
         lines = [f"  {setting.operator:<14}{cc:8.3f}" for setting, _, cc in found]
         logger.info("Settings of the map, and correlation with the first model:\n%s", "\n".join(lines))
-        if not found[0][2] - found[1][2] >= UNDECIDED:
-            logger.warning(
-                "Warning: the first model fits the map as well in another setting; the map is taken as it is indexed. "
-                "Name a model first that can tell the settings apart, such as llm"
-            )
-        elif found[0][0].operator != "h,k,l":
-            logger.warning(
-                "The map is indexed otherwise than the structure: it is reindexed by %s (indexing=given does not)",
-                found[0][0].operator,
-            )
+    if found[0][0].operator != "h,k,l":
+        logger.warning(
+            "The map is indexed otherwise than the structure: it is reindexed by %s (indexing=given does not)",
+            found[0][0].operator,
+        )
+    elif len(found) > 1 and not found[0][2] - found[1][2] >= UNDECIDED:
+        logger.warning(
+            "Warning: the first model fits the map as well in another setting; the map is taken as it is indexed. "
+            "Name a model first that can tell the settings apart, such as llm"
+        )
     return found[0][1], record
 
 
