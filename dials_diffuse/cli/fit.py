@@ -13,7 +13,7 @@ from libtbx.phil import parse
 from dials_diffuse import __version__
 from dials_diffuse.cli.fit_models import candidate, model_from_text, prepare_parts
 from dials_diffuse.cli.model import sort_files
-from dials_diffuse.cli.model_scope import MODEL_PHIL, automatic_orders
+from dials_diffuse.cli.model_scope import FORM_FACTOR_PHIL, MODEL_PHIL, automatic_orders
 from dials_diffuse.cli.program import run_program, track
 from dials_diffuse.errors import CommandLineError, DiffuseError
 from dials_diffuse.fitting.choice import choose
@@ -106,8 +106,8 @@ background.n_terms = Auto
   .help = "Cubic splines of the isotropic background; 0 for none. Auto: one for each 0.02 1/Angstrom."
 voxels = *auto mean centre
   .type = choice
-  .help = "Compare the data with the mean over a voxel (models that cannot be averaged: centre, as the log says) or with"
-          "the value at the centre. auto: what the map holds, means if it was measured."
+  .help = "Compare the data with the mean over a voxel (models that cannot be averaged: centre, as the log says) or"
+          "with the value at the centre. auto: what the map holds, means if it was measured."
 weights = *sigma shell
   .type = choice
   .help = "1/sigma², or this divided by the reduced chi² that the best model reaches in a shell of resolution, so that"
@@ -140,13 +140,8 @@ profile = True
   .help = "Compute the profile likelihood of sigma and gamma."
 """
     + MODEL_PHIL[MODEL_PHIL.index("rigid_body {") :]
+    + FORM_FACTOR_PHIL
     + """
-scattering_table = *wk1995 it1992 electron
-  .type = choice
-  .help = "Form factors: of X-rays, by Waasmaier & Kirfel 1995 or the International Tables 1992, or of electrons."
-wavelength = None
-  .type = float(value_min=0.1)
-  .help = "Of X-rays, in Angstrom: add the f', f'' of Sasaki's tables to the form factors. Default: leave them out."
 statistics.n_shells = 10
   .type = int(value_min=1)
   .help = "Resolution shells, of equal volume."

@@ -10,7 +10,7 @@ import numpy as np
 from libtbx.phil import parse
 
 from dials_diffuse import __version__
-from dials_diffuse.cli.model_scope import MODEL_PHIL, automatic_orders, model_from_phil, model_record
+from dials_diffuse.cli.model_scope import FORM_FACTOR_PHIL, MODEL_PHIL, automatic_orders, model_from_phil, model_record
 from dials_diffuse.cli.program import run_program
 from dials_diffuse.errors import CommandLineError, DiffuseError
 from dials_diffuse.maps.files import write_json
@@ -53,14 +53,9 @@ selection = None
   .type = str
   .help = "Atoms to use, in the syntax of cctbx, e.g. 'not element H'. Default: all."
 {MODEL_PHIL}
+{FORM_FACTOR_PHIL}
 """
     + """
-scattering_table = *wk1995 it1992 electron
-  .type = choice
-  .help = "Form factors: of X-rays, by Waasmaier & Kirfel 1995 or the International Tables 1992, or of electrons."
-wavelength = None
-  .type = float(value_min=0.1)
-  .help = "Of X-rays, in Angstrom: add the f', f'' of Sasaki's tables to the form factors. Default: leave them out."
 voxels = *auto mean centre
   .type = choice
   .help = "What is computed of each voxel: the mean over it, which measured maps hold, or the intensity at its centre."

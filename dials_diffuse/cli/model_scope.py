@@ -220,6 +220,15 @@ lattice_dynamics {
 }
 """
 
+FORM_FACTOR_PHIL = """
+scattering_table = *wk1995 it1992 electron
+  .type = choice
+  .help = "Form factors: of X-rays, by Waasmaier & Kirfel 1995 or the International Tables 1992, or of electrons."
+wavelength = None
+  .type = float(value_min=0.1)
+  .help = "Of X-rays, in Angstrom: add the f', f'' of Sasaki's tables to the form factors. Default: leave them out."
+"""
+
 #: parameter -> the one that may be given instead, and its default if neither is
 _DEFAULTS = {"sigma": ("V", 0.3), "gamma": ("G", 10.0)}
 
