@@ -80,7 +80,7 @@ def test_model_without_a_map(pdb):
     assert content["subdivide"] == [3, 3, 3] and "comparison" not in content
     log = Path("dials.diffuse_model.log").read_text()
     assert log.index("memory about") < log.index("Saving the map to diffuse_model.nxs")
-    assert "orders=4 leaves out at most" in log and "Warning" not in log
+    assert "orders=4 leaves out at most" in log and "Warning: llm" not in log
     assert content["model"]["orders"] == 4
 
 
