@@ -263,6 +263,7 @@ def main(params, files, provenance) -> None:
         fits = fit_with_enough_orders(data, candidates, options, prepare, track)
     else:
         fits = fit_models(data, candidates, options, track)
+    prepared = {c.name: c.prepared for c in candidates}
     for name in pairs:
         (kernel,) = (fit for fit in fits if fit.name == name.replace("/pairs", ""))
         how = params.pairs
@@ -277,6 +278,7 @@ def main(params, files, provenance) -> None:
                 how.max_iterations,
                 name,
                 starts=how.starts if isinstance(how.starts, int) else None,
+                groups=getattr(prepared[kernel.name], "groups", None),
             )
         )
     displacements = {fit.name: compare_displacements(fit.model, structure) for fit in fits}

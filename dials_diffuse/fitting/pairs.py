@@ -35,6 +35,7 @@ def fit_all_pairs(
     max_iterations: int = 200,
     name: str = "",
     starts: int | None = None,
+    groups: GroupCovariance | None = None,
 ) -> Fit:
     """The covariance of every pair of groups, with that of a fitted kernel as prior, see :func:`groups.fit_groups`.
 
@@ -47,6 +48,7 @@ def fit_all_pairs(
     name : for tables; by default that of the kernel with ``/pairs``
     starts : of the minimisation with the strength that is taken; None: options.starts for up to
         ``pair_minimisers.MOST_ELEMENTS`` covariances, else one, as each takes long
+    groups : at all voxels of the data, as the kernel was prepared; None: made anew
 
     Notes
     -----
@@ -75,7 +77,7 @@ def fit_all_pairs(
             u=motion.mean_square,
         )
 
-    groups = groups_at(slice(None))
+    groups = groups or groups_at(slice(None))
     if kernel_fit.means and not groups.means:
         logger.info("%s: too large to be averaged over voxels, taken at their centres", name)
         points = None

@@ -20,7 +20,7 @@ logger = logging.getLogger("dials.diffuse.models")
 
 
 class PreparedCovariance(Prepared):
-    """I(V(values)), by the chain rule from the derivatives by all elements of V, see :class:`GroupCovariance`.
+    """I(V(values)), by the chain rule from the derivatives by all elements of V, those of its GroupCovariance ``groups``.
 
     V is linear in sigma², or in the free elements of the tensor, times a matrix that depends on gamma. Without
     parameters V is that of the model.
@@ -45,7 +45,7 @@ class PreparedCovariance(Prepared):
         self._distances = cdist(centres, centres)
         self._network = model.kernel == "elastic_network"
         self._cells = model.cells
-        self._groups = GroupCovariance(
+        self.groups = GroupCovariance(
             structure if model.soft else structure.without_displacements(),
             labels,
             (index / np.array(grid.subdivide)) @ grid.reciprocal_matrix.T,
@@ -56,7 +56,7 @@ class PreparedCovariance(Prepared):
             points=points,
             u=motion.mean_square,
         )
-        self.means = self._groups.means
+        self.means = self.groups.means
         if means and not self.means:
             logger.info("covariance: too large to be averaged over voxels, taken at their centres")
         self._placed = structure, labels
@@ -72,14 +72,14 @@ class PreparedCovariance(Prepared):
         return self._derivatives(values)[0]
 
     def intensity(self, values) -> np.ndarray:
-        return self._groups.intensity(self.covariance(values)) / self._cells
+        return self.groups.intensity(self.covariance(values)) / self._cells
 
     def jacobian(self, values) -> tuple:
         v, first, _ = self._derivatives(values)
-        jacobian = np.empty((self._groups.n, len(first)))
+        jacobian = np.empty((self.groups.n, len(first)))
         for column, dv in zip(jacobian.T, first):
-            column[:] = self._groups.jvp(v, dv) / self._cells
-        return self._groups.intensity(v) / self._cells, jacobian
+            column[:] = self.groups.jvp(v, dv) / self._cells
+        return self.groups.intensity(v) / self._cells, jacobian
 
     def second(self, values, weights) -> np.ndarray:
         v, first, second = self._derivatives(values)
@@ -87,9 +87,9 @@ class PreparedCovariance(Prepared):
         if not first:
             return result
         weights = weights / self._cells
-        gradient = self._groups.vjp(v, weights)
+        gradient = self.groups.vjp(v, weights)
         for i, dv in enumerate(first):
-            curvature = self._groups.hvp(v, weights, dv)
+            curvature = self.groups.hvp(v, weights, dv)
             for j in range(i + 1):
                 result[i, j] = result[j, i] = np.vdot(curvature, first[j]) + np.vdot(gradient, second[i, j])
         return result
