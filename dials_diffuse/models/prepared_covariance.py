@@ -20,7 +20,9 @@ logger = logging.getLogger("dials.diffuse.models")
 
 
 class PreparedCovariance(Prepared):
-    """I(V(values)), by the chain rule from the derivatives by all elements of V, those of its GroupCovariance ``groups``.
+    """I(V(values)), by the chain rule from the derivatives by all elements of V, those of :class:`GroupCovariance`.
+
+    Attribute ``groups``: this GroupCovariance.
 
     V is linear in sigma², or in the free elements of the tensor, times a matrix that depends on gamma. Without
     parameters V is that of the model.
