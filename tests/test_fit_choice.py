@@ -100,6 +100,22 @@ def test_the_simplest_of_equals(data):
     assert choice.below[0] > 5 * choice.errors[0] > 0
 
 
+def test_one_standard_error_makes_the_difference(data):
+    """The higher correlation counts from one error of the difference on, no earlier and no later."""
+    rng = np.random.default_rng(8)
+    noise, more = rng.normal(size=(2, data.n))
+    rich = fit("rich", data.intensity + 0.5 * noise, 50.0)
+    ratios = []
+    for size in np.geomspace(0.01, 0.5, 40):
+        plain = fit("plain", data.intensity + 0.5 * noise + size * more, 10.0)
+        choice = choose([rich, plain], data)
+        if choice.below[1] > 0:
+            ratios.append(choice.below[1] / choice.errors[1])
+            assert choice.best is (rich if ratios[-1] > 1 else plain)
+    ratios = np.array(ratios)
+    assert np.any((ratios > 0.5) & (ratios < 1)) and np.any((ratios > 1) & (ratios < 2))
+
+
 def test_a_lead_in_one_block_is_none(data):
     """Where the gain comes from a single block, its voxels are no independent evidence."""
     blocks, sizes = np.unique(data.block[data.free], return_counts=True)

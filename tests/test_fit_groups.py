@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ from test_fit import noisy_map
 from test_fit_pairs import SCALE, Case
 
 from dials_diffuse.errors import DiffuseError
+from dials_diffuse.fitting import groups as groups_module
 from dials_diffuse.fitting.data import Selection, select
 from dials_diffuse.fitting.fit import Candidate, FitOptions, fit_models
 from dials_diffuse.fitting.groups import fit_groups, other_starts, sampled_rows
@@ -72,6 +74,12 @@ def test_the_strength_is_chosen_by_free_voxels(case):
     lower = np.tril_indices(6)
     assert np.corrcoef(fit.covariance[lower], truth[lower])[0, 1] > 0.95
     assert np.corrcoef(prior[lower], truth[lower])[0, 1] < 0.8
+    # free voxels that know the prior alone: it wins, though the others are fitted better without it
+    known = noisy_map(grid, index, groups.intensity(prior), noise).intensity[data.row]
+    other = fit_groups(
+        replace(data, intensity=np.where(data.free, known, data.intensity)), groups, prior, (1e-4, 100.0), scale=0.02
+    )
+    assert other.strength == 100.0 and other.trials[1][2] > other.trials[0][2]
     with pytest.raises(DiffuseError, match="free voxels choose one"):
         fit_groups(select(whole, Selection(free_fraction=0.0, bragg=True)), groups, prior, (1.0, 2.0))
     with pytest.raises(DiffuseError, match="not positive semidefinite"):
@@ -114,7 +122,7 @@ def test_other_starts_are_covariances_around_the_prior():
     assert np.linalg.eigvalsh(single)[0] > 1e-4
 
 
-def test_all_pairs_beside_a_kernel(case):
+def test_all_pairs_beside_a_kernel(case, monkeypatch):
     """As one of several models: better than the kernel that it starts from, with the model that it stands for."""
     structure, grid, index, groups, _, truth = case
     noise = 0.1 * 0.02 * groups.intensity(truth).std()
@@ -127,6 +135,20 @@ def test_all_pairs_beside_a_kernel(case):
     pairs = fit_all_pairs(data, kernel, structure, options, (0.1, 0.001))
     assert pairs.statistics["free"]["cc_anisotropic"] > kernel.statistics["free"]["cc_anisotropic"] + 0.01
     assert pairs.starts == options.starts == 2
+    asked = {}
+    with monkeypatch.context() as patch:
+        patch.setattr(groups_module, "other_starts", lambda prior, n, seed: asked.update(n=n, seed=seed) or [])
+        fit_all_pairs(data, kernel, structure, replace(options, seed=5), (0.1,), starts=3, max_iterations=1)
+    assert asked == {"n": 2, "seed": 5}
+    esd = [
+        fit_all_pairs(data, replace(kernel, adjustment=a), structure, options, (0.1,), starts=1).pairs.freedom.esd
+        for a in (1.0, 4.0)  # a robust loss has errors that are twice as large
+    ]
+    np.testing.assert_allclose(esd[1], 2 * esd[0])
+    means = Candidate("covariance", prepare(model, structure, data.grid, data.index, True), start.start)
+    (averaged,) = fit_models(data, [means], options)
+    again = fit_all_pairs(data, averaged, structure, options, (0.1,), starts=1, max_iterations=1)
+    assert averaged.means and again.means and not (kernel.means or pairs.means)
     assert pairs.statistics["free"]["chi2"] < kernel.statistics["free"]["chi2"]
     # of 21 covariances those that the prior leaves to the data count as parameters, besides scale and background
     assert pairs.criteria["n_parameters"] == round(pairs.pairs.freedom.n_effective) + 11

@@ -250,6 +250,9 @@ def test_what_the_data_determine(strength, monkeypatch):
     objective, found = fitted(clean)
     freedom = pair_freedom(objective, found.covariance, strength, 0.0, factor=1.0)
     np.testing.assert_allclose(freedom.n_effective, freedom.share[np.tril_indices(3)].sum())
+    reduced = 50.0 / (200 - freedom.n_effective - objective.projection.n_linear)
+    scaled = pair_freedom(objective, found.covariance, strength, 50.0)
+    np.testing.assert_allclose(scaled.esd, freedom.esd * reduced**0.5)
     first, second = np.tril_indices(3)
     for a, b in zip(first, second):
         moved = case.truth.copy()

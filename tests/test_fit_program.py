@@ -119,6 +119,8 @@ def test_fit_and_compare(pdb):
     assert content["indexing"][0]["operator"] != "h,k,l"
     assert set(content["models"][2]["parameters"]) == {"llm.sigma", "llm.gamma", "rigid_body.sigma"}
     best = content["models"][0]
+    # a sum has two more starts, where each of its parts fits alone
+    assert [model["starts"]["number"] for model in content["models"]] == [1, 1, 3]
     for name, truth in (("sigma", 0.3), ("gamma", 6.0)):
         found = best["parameters"][name]
         assert found["unit"] == "Å" and 0 < found["esd"] < 0.1 * truth
@@ -162,6 +164,7 @@ def test_orders(pdb):
     single, both, rigid = json.loads(Path("diffuse_fit.json").read_text())["models"]
     assert single["orders"] == both["orders"] == [6] and "orders" not in rigid
     assert not [text for m in (single, both) for text in m["warnings"] if "orders" in text]
+    assert any("exceeds that of 6 of 6 atoms" in text for text in single["warnings"])
     for name, truth in (("sigma", 0.6), ("gamma", 6.0)):
         found = single["parameters"][name]
         assert abs(found["value"] - truth) < 4 * found["esd"] < 0.05 * truth
@@ -253,15 +256,76 @@ def test_weights_of_an_ensemble(pdb, atoms):
             atom.xyz = tuple(np.array(atom.xyz) + 0.25 * rng.normal(size=3))
     root.write_pdb_file("ensemble.pdb", crystal_symmetry=atoms.crystal_symmetry)
     data_from(Ensemble(load_models("ensemble.pdb"), weights=(0.5, 0.3, 0.2)), noise=0.1)
-    run([MAP, "ensemble.pdb", "model=ensemble,uncorrelated", "output.volume=False", "output.png=None"])
+    words = ["voxels=mean", "output.volume=False", "output.png=None"]
+    run([MAP, "ensemble.pdb", "model=ensemble,uncorrelated", *words])
     content = json.loads(Path("diffuse_fit.json").read_text())
     assert content["best"] == "ensemble"
     ensemble, nothing = content["models"]
     assert (ensemble["voxels"], nothing["voxels"]) == ("mean", "centre")
     assert "taken at their centres: uncorrelated" in Path("dials.diffuse_fit.log").read_text()
+    assert "the centres of voxels, not averaged over them: uncorrelated." in Path("diffuse_fit.html").read_text()
     for name, truth in (("weight_2", 0.3), ("weight_3", 0.2)):
         assert abs(ensemble["parameters"][name]["value"] - truth) < 4 * ensemble["parameters"][name]["esd"] < 0.1
     assert nothing["parameters"] == {} and nothing["statistics"]["cc_anisotropic"] < 0.5
+    # a selection is one of all members
+    data_from(Ensemble(load_models("ensemble.pdb"), weights=(0.5, 0.3, 0.2)).select("not element S"), noise=0.1)
+    for selection, right in (("not element S", True), ("not element N", False)):
+        run([MAP, "ensemble.pdb", "model=ensemble", f"selection={selection}", "voxels=centre", *words[1:]])
+        (model,) = json.loads(Path("diffuse_fit.json").read_text())["models"]
+        assert (model["statistics"]["chi2"] < 1.1) == right
+
+
+def test_voxels_and_atoms_that_are_asked_for(pdb):
+    """Each parameter that chooses voxels or atoms does, and the seed another set of free blocks."""
+    data_from(RigidBody(sigma=0.3))
+    data = read_map(MAP)
+    multiplicity = np.random.default_rng(0).integers(1, 6, len(data.index))
+    write_map(MAP, replace(data, multiplicity=multiplicity), Provenance("test", "", ""))
+    s = data.grid.s_magnitude(data.index)
+    hkl = data.index / 3
+    distance = data.grid.s_magnitude(data.index - 3 * np.rint(hkl).astype(int))  # the axes are at right angles
+    between = distance > 1e-6
+    words = ["starts=1", "profile=False", "output.png=None", "output.volume=False", "indexing=given"]
+    free, atoms = {}, {}
+    for word, use in (
+        ("seed=0", between),
+        ("seed=1", between),
+        ("bragg=True", s > 0),
+        ("bragg_distance=0.03", distance > 0.03),
+        ("min_multiplicity=3", between & (multiplicity >= 3)),
+        ("d_max=8", between & (s >= 1 / 8)),
+        ("selection=not element S", between),
+    ):
+        run([MAP, pdb, "model=rigid_body", word, *words])
+        (model,) = json.loads(Path("diffuse_fit.json").read_text())["models"]
+        assert model["statistics"]["n"] + model["statistics"]["free"]["n"] == np.count_nonzero(use), word
+        assert 10 < np.count_nonzero(use) < len(s)
+        np.testing.assert_array_equal(read_map("diffuse_fit.nxs").index, data.index[use])
+        assert "profile" not in model["parameters"]["sigma"]
+        atoms[word] = model["displacements"][0]["n_atoms"]
+        with h5py.File("diffuse_fit.nxs") as handle:
+            free[word] = handle["entry/fit/free"][()]
+    assert not np.array_equal(free["seed=0"], free["seed=1"])
+    assert atoms["seed=0"] == 6 and atoms["selection=not element S"] == 5
+
+
+def test_names_in_the_report(pdb):
+    """Names of files that look like markup are shown as they are; warnings and profiles stand beside their model."""
+    data_from(RigidBody(sigma=0.3), halves=False)
+    odd = Path(MAP).rename("a<b>&c.nxs").name
+    run([odd, pdb, "model=uncorrelated,rigid_body", "free_fraction=0", "output.volume=False", "indexing=given"])
+    text = Path("diffuse_fit.html").read_text()
+    assert "a&lt;b&gt;&amp;c.nxs" in text and "<b>" not in text
+    models = json.loads(Path("diffuse_fit.json").read_text())["models"]
+    said = [warning.partition(": ")[2] for model in models for warning in model["warnings"]]
+    assert said and all(warning in text for warning in said)
+    tables = Page(text).tables
+    assert "The best model by BIC: rigid_body." in text
+    assert [row[0] for row in tables[0]] == ["model", "uncorrelated", "rigid_body"] and "-" in tables[0][1]
+    assert text.index('class="best"') > text.index("<td>uncorrelated</td>")
+    (profile,) = (table for table in tables if table[0][0] == "sigma (Å)")
+    rises = models[1]["parameters"]["sigma"]["profile"]["rise"]
+    assert profile[1] == ["rise", *(f"{rise:.2f}" for rise in rises)]
 
 
 def test_pairs_beside_given_modes(pdb):
@@ -269,9 +333,14 @@ def test_pairs_beside_given_modes(pdb):
     data_from(RigidBody(sigma=0.3), noise=0.1)
     np.save("modes.npy", np.full((1, 6), 0.25))
     words = ["model=covariance/free/pairs", "covariance.modes=modes.npy", "covariance.groups=atom", "output.png=None"]
-    run([MAP, pdb, *words, "pairs.strength=0.01"])
+    run([MAP, pdb, *words, "pairs.strength=0.01", "voxels=mean"])
     kernel, pairs = json.loads(Path("diffuse_fit.json").read_text())["models"]
+    assert kernel["voxels"] == pairs["voxels"] == "mean"
     assert kernel["parameters"] == {} and pairs["statistics"]["chi2"] <= kernel["statistics"]["chi2"] * 1.01
+    assert pairs["converged"]
+    run([MAP, pdb, *words, "pairs.strength=0.01", "pairs.max_iterations=1", "pairs.minimiser=descent"])
+    _, short = json.loads(Path("diffuse_fit.json").read_text())["models"]
+    assert not short["converged"] and "no minimum after 1 steps; raise pairs.max_iterations" in short["warnings"][0]
 
 
 def test_absolute_scale(pdb, capsys):

@@ -137,6 +137,10 @@ def test_outliers_are_those_of_the_best_model(case):
     (plain,) = fit_models(data, both[:1], FitOptions(starts=1, profile=False))
     np.testing.assert_array_equal(plain.weights, 1 / data.sigma**2)
     assert plain.estimates[0].esd == pytest.approx(llm.estimates[0].esd, rel=0.1)
+    work = ~data.free
+    factors = robust("cauchy", (data.intensity - llm.fitted) / data.sigma, work)
+    assert plain.adjustment == 1 < 1.1 < llm.adjustment
+    assert llm.adjustment == pytest.approx(factors.adjustment, rel=0.01)
 
 
 def test_an_exact_fit_has_no_outliers():

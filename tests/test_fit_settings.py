@@ -79,6 +79,16 @@ def test_the_given_setting_is_kept_if_the_model_cannot_tell():
         assert found[0][2] == pytest.approx(found[1][2], abs=1e-6)
 
 
+def test_a_model_that_contradicts_the_map_chooses_no_setting():
+    """Negative correlations: the less negative one is no reason to reindex."""
+    atoms = random_structure("P 41", CELL, elements="CNOCSC", u=(0.15, 0.3), radius=3.5)
+    model = LiquidLikeMotions(sigma=0.3, gamma=6.0)
+    truth = model_map(model, atoms, MapGrid(CELL, atoms.hall_symbol, (2, 2, 2), 3.0))
+    found = compare_settings(replace(truth, intensity=-truth.intensity), model, atoms, np.inf, 3.0)
+    assert [setting.operator == "h,k,l" for setting, *_ in found] == [True, False]
+    assert found[0][2] < found[1][2] < 0
+
+
 def test_symmetry_that_a_map_lacks_makes_no_settings():
     """A map that was merged in P 1: of the 8 settings of its lattice the structure tells 2 apart."""
     atoms = random_structure("P 41", CELL, elements="CNOCSC", u=(0.15, 0.3), radius=3.5)

@@ -18,6 +18,7 @@ from test_models import at, close, per_copy, some_voxels, vectors
 from dials_diffuse.cli.model_scope import MODEL_PHIL
 from dials_diffuse.cli.simulate import run
 from dials_diffuse.errors import DiffuseError
+from dials_diffuse.fitting import orders as orders_module
 from dials_diffuse.fitting.data import Selection, select
 from dials_diffuse.fitting.fit import Candidate, FitOptions, fit_models
 from dials_diffuse.fitting.orders import fit_with_enough_orders, orders_of, with_orders_at
@@ -188,6 +189,21 @@ def test_orders_follow_the_fitted_displacement(structure, data):
     assert len(again) <= 3 and again[-1] == replace(TRUTH, orders=7)
     assert all(replace(model, orders=7) == again[-1] for model in again)
     assert other.name == "rigid_body" and orders_of(other.model) == ()
+
+
+def test_more_orders_start_where_fewer_ended(structure, data, monkeypatch):
+    preparation, rounds = Preparation(structure, data), []
+
+    def recorded(data, candidates, *rest):
+        fits = fit_models(data, candidates, *rest)
+        rounds.append((list(candidates), list(fits)))
+        return fits
+
+    monkeypatch.setattr(orders_module, "fit_models", recorded)
+    fit_with_enough_orders(data, [preparation.candidate("llm", low(), [0.2, 5.0])], OPTIONS, preparation)
+    assert len(rounds) > 1
+    for (_, (before,)), ((after,), _) in zip(rounds, rounds[1:]):
+        np.testing.assert_array_equal(after.start, before.minimum.values)
 
 
 def test_weights_of_all_models_are_those_of_the_last_round(structure, data):

@@ -135,6 +135,31 @@ def test_directions_through_bounds(count):
         assert text.startswith("an eigenvalue of V ended at a bound, 0.01 Å² along (")
 
 
+def test_directions_through_bounds_on_both_sides():
+    """One eigenvalue at each bound: the axes of these may turn about the third, and about each other."""
+    found, components, part = region()
+    rng = np.random.default_rng(5)
+    axes = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    values = np.concatenate([[1.0], components.elements((axes * [LOWER, 0.4, UPPER]) @ axes.T), [1.0]])
+    rows = found.reached(values)
+    assert len(rows) == 2
+    turned = components.elements(np.outer(axes[:, 0], axes[:, 2]) + np.outer(axes[:, 2], axes[:, 0]))
+    np.testing.assert_allclose(rows[:, part] @ turned, 0, atol=1e-12)
+    for axis in axes.T[[0, 2]]:
+        longer = components.elements(np.outer(axis, axis))
+        assert np.linalg.norm(rows[:, part] @ longer) > 0.5 * np.linalg.norm(longer)
+
+
+@pytest.mark.parametrize("name", ["V11_2", "rigid_body_1.V11", "llm.G11", "rigid_body.V11_12"])
+def test_warnings_tell_of_which_tensor(name):
+    found, components, part = region()
+    found._parameters = tuple(SimpleNamespace(name=name, unit="Å²") for _ in range(part.stop + 1))
+    values = np.concatenate([[1.0], components.elements(np.diag([LOWER, 0.4, 0.3])), [1.0]])
+    (text,) = found.warnings(values)
+    assert text.startswith(f"an eigenvalue of {name.replace('11', '', 1)} ended at a bound, 0.01 Å² along (")
+    assert "(allowed: 0.01 to 1)" in text
+
+
 def test_errors_with_directions_that_are_held():
     """As those of the parameters that are left when the constraint is used to take one out."""
     rng = np.random.default_rng(0)

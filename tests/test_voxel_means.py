@@ -11,6 +11,7 @@ from structures import random_structure
 
 from dials_diffuse.fitting.linear import Background, Projection, background_terms
 from dials_diffuse.fitting.minimise import minimise
+from dials_diffuse.fitting.sums import PreparedSum
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import laue_operators
 from dials_diffuse.models import Covariance, Ensemble, LiquidLikeMotions, RigidBody, Uncorrelated
@@ -173,6 +174,15 @@ def test_a_fit_of_averaged_data(atoms):
         off[means] = np.abs(found.values / [0.3, 4.0] - 1), found.objective
     assert np.all(off[True][0] < 0.2 * off[False][0]) and off[True][1] < 0.05 * off[False][1]
     assert off[True][0].max() < 0.01
+
+
+def test_a_sum_is_averaged_if_all_its_parts_are(atoms):
+    grid = MapGrid(atoms.unit_cell, atoms.hall_symbol, (2, 2, 2), 3.5)
+    index = np.array([[1, 2, 3], [2, 1, 4]])
+    body, alone = (prepare(model, atoms, grid, index, True) for model in (RigidBody(sigma=0.3), Uncorrelated()))
+    assert body.means and not alone.means
+    assert PreparedSum([body, body], ["a", "b"], atoms).means
+    assert not PreparedSum([body, alone], ["a", "b"], atoms).means
 
 
 def test_what_cannot_be_averaged_says_so(ensemble, atoms, monkeypatch, caplog):

@@ -92,8 +92,8 @@ bragg = False
   .help = "Also use the voxels on the lattice points, where Bragg peaks are."
 bragg_distance = 0
   .type = float(value_min=0)
-  .help = "Leave out voxels whose centres are so near to a lattice point, or nearer, in 1/Angstrom: for maps with what"
-          "is left of strong Bragg peaks beside their masks."
+  .help = "Leave out voxels whose centres are within this distance of a lattice point, in 1/Angstrom: for maps with"
+          "remains of strong Bragg peaks beside their masks."
 indexing = *auto given
   .type = choice
   .help = "Where the lattice has more symmetry than the crystal: find the setting in which the first model fits the"

@@ -124,6 +124,7 @@ class Fit:
     warnings : list of str
     model : the model with the fitted values; a tuple of models for a sum
     means : is the intensity averaged over voxels, or that of their centres?
+    adjustment : of the reduced chi² for errors with a robust loss, see :class:`robust.Robust`; else 1
     """
 
     name: str
@@ -145,6 +146,7 @@ class Fit:
     warnings: list = field(default_factory=list)
     model: object = None
     means: bool = False
+    adjustment: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -340,6 +342,7 @@ def _finish(data, candidate, minimum, reached, starts, weights, adjustment, back
         warnings=warnings + uncertainty.warnings(candidate, minimum, estimates, scale, correlations, reached, starts),
         model=model,
         means=prepared.means,
+        adjustment=adjustment,
     )
 
 

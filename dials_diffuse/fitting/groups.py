@@ -98,6 +98,7 @@ def fit_groups(
     sample: Sample | None = None,
     starts: int = 1,
     seed: int = 0,
+    adjustment: float = 1.0,
 ) -> GroupFit:
     """Minimise chi² / its value at the prior + strength times the mean square deviation from the prior.
 
@@ -117,6 +118,7 @@ def fit_groups(
     sample : of the voxels that are fitted, from which second derivatives are estimated; by default all
     starts : all but the first are random, see :func:`other_starts`
     seed : of these
+    adjustment : of chi² for the errors, where the weights are those of a robust loss, see :class:`robust.Robust`
 
     Raises
     ------
@@ -157,7 +159,7 @@ def fit_groups(
     best = min(same, key=lambda m: m.found.value)
     freedom = None
     if len(objective.relative_unit) <= _MOST_KNOWN:
-        freedom = pair_freedom(objective, best.found.covariance, strength, best.solved.objective)
+        freedom = pair_freedom(objective, best.found.covariance, strength, adjustment * best.solved.objective)
     return GroupFit(
         covariance=objective.unfolded(best.found.covariance),
         scale=best.solved.scale,

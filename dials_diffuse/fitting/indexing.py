@@ -51,9 +51,9 @@ def reindex(data: DiffuseMap, setting: Setting) -> DiffuseMap:
 def compare_settings(data: DiffuseMap, model, structure: Structure, d_max: float, d_min: float) -> list:
     """(Setting, reindexed map, correlation with the model) of all settings, the best one first.
 
-    The given setting is first, too, if no other is better by UNDECIDED. Of settings that the structure's own symmetry,
-    higher than the map's, makes alike there is one. Settings that cannot be tested, see :func:`untested_settings`, are
-    left out with a warning.
+    The given setting is first, too, if no other is better by UNDECIDED, or if none correlates positively. Of settings
+    that the structure's own symmetry, higher than the map's, makes alike there is one. Settings that cannot be tested,
+    see :func:`untested_settings`, are left out with a warning.
 
     Parameters
     ----------
@@ -83,7 +83,13 @@ def compare_settings(data: DiffuseMap, model, structure: Structure, d_max: float
         calculated = prepared.intensity([p.value for p in prepared.parameters])
         x, y = (shell_residual(v, s) for v in (candidate.intensity[rows], calculated))
         found.append((setting, candidate, correlation(x, y)))
-    return sorted(found, key=lambda f: np.nan_to_num(f[2], nan=-2.0) + UNDECIDED * _is_given(f[0]), reverse=True)
+
+    def rank(one) -> tuple:
+        """Of correlations below 0 none is a reason to reindex."""
+        cc = np.nan_to_num(one[2], nan=-2.0)
+        return max(cc, 0.0) + UNDECIDED * _is_given(one[0]), cc
+
+    return sorted(found, key=rank, reverse=True)
 
 
 def untested_settings(grid: MapGrid, structure: Structure) -> list:

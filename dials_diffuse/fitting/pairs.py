@@ -96,6 +96,7 @@ def fit_all_pairs(
         None if rows is None else Sample(rows, groups_at(rows)),
         number_of_starts(len(flattened(prior)), options.starts) if starts is None else starts,
         options.seed,
+        kernel_fit.adjustment,
     )
     logger.info(
         "Strengths of the prior, and correlation on free voxels and on the others:\n%s",
@@ -128,6 +129,7 @@ def fit_all_pairs(
         warnings=_warnings(name, found),
         model=_free(model, found.covariance),
         means=groups.means,
+        adjustment=kernel_fit.adjustment,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 
 import numpy as np
 from scipy.linalg import orth
@@ -119,12 +120,12 @@ class Region:
         for i in self._numbers:
             if min(values[i] - self.lower[i], self.upper[i] - values[i]) < width[i]:
                 p = self._parameters[i]
-                ends.append((p.name, f"{values[i]:.4g} {p.unit}", p.lower, p.upper))
+                ends.append((p.name, f"{values[i]:.4g} {p.unit}".rstrip(), p.lower, p.upper))
         for tensor in self._tensors:
             p = self._parameters[tensor.part[0]]
             for value, direction in tensor.at_bounds(values[tensor.part]):
                 along = ", ".join(f"{x:.2f}" for x in direction)
-                name = f"an eigenvalue of {p.name.rstrip('0123456789_')}"
+                name = "an eigenvalue of " + re.sub(r"\d\d(_\d+)?$", r"\1", p.name)
                 ends.append((name, f"{value:.4g} {p.unit} along ({along})", tensor.lower, tensor.upper))
         return [
             f"{name} ended at a bound, {value} (allowed: {lower:.4g} to {upper:.4g}): the data do not determine it, or "
@@ -189,7 +190,13 @@ class _Tensor:
         return list(zip(sizes[near], directions.T[near]))
 
     def normals(self, values: np.ndarray) -> np.ndarray:
-        """(m, k) float64, orthonormal: changes of what the eigenvectors at bounds have among each other."""
-        vectors = np.array([vector for _, vector in self.at_bounds(values)]).reshape(-1, 3)
-        products = [self._units @ b @ a for a, b in itertools.combinations_with_replacement(vectors, 2)]
+        """(m, k) float64, orthonormal: changes of what the eigenvectors at one bound have among each other.
+
+        What those at the lower bound have with those at the upper one turns them, along both borders.
+        """
+        sides = ([], [])
+        for size, vector in self.at_bounds(values):
+            sides[int(size - self.lower > self.upper - size)].append(vector)
+        pairs = itertools.chain(*(itertools.combinations_with_replacement(side, 2) for side in sides))
+        products = [self._units @ b @ a for a, b in pairs]
         return orth(np.transpose(products)).T if products else np.zeros((0, len(self.part)))

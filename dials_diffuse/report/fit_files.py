@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -59,8 +60,8 @@ def write_fit(output, provenance, data_map: DiffuseMap, data: FitData, best) -> 
         free = best.statistics["free"]["cc_anisotropic"]
         title = (
             f"Anisotropic diffuse scattering, {data.grid.space_group_symbol}; left half of each plane: data, "
-            f"right half: {best.name}, mirrored; correlation {best.statistics['cc_anisotropic']:.3f}, free {free:.3f}; "
-            "grey: left out"
+            f"right half: {best.name}, mirrored; correlation {best.statistics['cc_anisotropic']:.3f}"
+            f"{f', free {free:.3f}' if math.isfinite(free) else ''}; grey: left out"
         )
         write_planes_png(output.png, part(data.intensity), title, part(columns["model"]))
         outputs.append({"path": output.png, "kind": "picture", "importance": "aid"})
