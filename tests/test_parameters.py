@@ -175,3 +175,17 @@ def test_number_of_bodies_must_fit():
     grid = MapGrid(structure.unit_cell, "P 1", (1, 1, 1), 3.0)
     with pytest.raises(DiffuseError, match="displacements of 3 bodies are given, there are 1"):
         RigidBody(sigma=(0.1, 0.2, 0.3)).intensity(structure, grid)
+
+
+def test_bounds_hold_what_is_given():
+    """Long and short correlation lengths are not changed by the bounds that others have."""
+    structure = random_structure("P 1 21 1", GROUPS[1][1])
+    far, near = (LiquidLikeMotions(sigma=0.3, G=(g, g, 2 * g, 0, 0.1 * g, 0)) for g in (150.0, 0.6))
+    for model, limits in ((far, (1.0, 604.0)), (near, (0.59, 100.0))):
+        _, *elements = model.parameters(structure)
+        g11, g22, g33, g13 = elements
+        for p in (g11, g22, g33):
+            assert (p.lower, p.upper) == pytest.approx(limits, rel=0.02) and p.lower <= p.value <= p.upper
+        assert -g13.upper == g13.lower < g13.value < g13.upper
+    _, gamma = LiquidLikeMotions(sigma=0.3, gamma=150.0).parameters(structure)
+    assert gamma.lower <= gamma.value < gamma.upper

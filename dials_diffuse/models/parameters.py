@@ -163,7 +163,8 @@ def gamma_parameter(value: float, lower: float = GAMMA_BOUNDS[0]) -> Parameter:
 
 def correlation_parameters(components: TensorComponents, six) -> list:
     """The free elements of a correlation matrix G."""
-    lower, upper = GAMMA_BOUNDS
+    sizes = np.linalg.eigvalsh(symmetric_tensor(six))
+    lower, upper = min(GAMMA_BOUNDS[0], float(sizes[0])), max(GAMMA_BOUNDS[1], 2 * float(sizes[-1]))
     start = _SOME_GAMMA * components_of_identity(components)
     return [
         Parameter(f"G{e}", float(v), "Å", lower if e in ELEMENTS[:3] else -upper, upper, float(first))

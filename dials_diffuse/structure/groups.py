@@ -33,7 +33,10 @@ def group_labels(structure: Structure, groups: str, selections=()) -> np.ndarray
         raise DiffuseError(f"groups={groups}: choose from {', '.join(GROUPS)}")
     if groups != "selection":
         if len(selections):
-            raise DiffuseError(f"groups={groups}: selections are given too; use groups=selection, or leave them out")
+            raise DiffuseError(
+                f"groups={groups}: selections are given too; use groups=selection (of rigid_body: body=selection), or "
+                "leave them out"
+            )
         return _by_labels(structure, groups)
     if not len(selections):
         raise DiffuseError("groups=selection: give one selection for each group")
