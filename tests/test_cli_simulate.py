@@ -582,6 +582,7 @@ def test_bad_command_lines(work, capsys, args, words):
         ("crystal.thickness=0.1,nan", ["crystal.thickness=nan", "positive"]),
         ("crystal.k_sol=None", ["crystal.k_sol=None"]),
         ("output.prefix=a#b", ["output.prefix=a#b", "without #"]),
+        ("output.prefix=auto", ["output.prefix=Auto", "without #"]),
         ("output.background=simulated", ["output.background=simulated", "same as output.prefix"]),
         ("absent.pdb", ["absent.pdb", "no such file"]),
         ("output.prefix=absent/a", ["output.prefix", "absent", "does not exist"]),

@@ -58,7 +58,7 @@ class Outputs:
     def __post_init__(self):
         for name in ("prefix", "background"):
             value = getattr(self, name)
-            if not value or "#" in value:
+            if not isinstance(value, str) or not value or "#" in value:
                 raise DiffuseError(f"output.{name}={value}: give the start of a file name, without #")
         files = [self.experiments, self.reflections, self.truth, self.ideal]
         names = [Path(name).resolve() for name in files if name]
