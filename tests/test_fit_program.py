@@ -262,8 +262,9 @@ def test_weights_of_an_ensemble(pdb, atoms):
     assert content["best"] == "ensemble"
     ensemble, nothing = content["models"]
     assert (ensemble["voxels"], nothing["voxels"]) == ("mean", "centre")
-    assert "taken at their centres: uncorrelated" in Path("dials.diffuse_fit.log").read_text()
-    assert "the centres of voxels, not averaged over them: uncorrelated." in Path("diffuse_fit.html").read_text()
+    note = "Not averaged over voxels, but taken at their centres: uncorrelated"
+    assert f"{note}\n" in Path("dials.diffuse_fit.log").read_text()
+    assert f"{note}</p>" in Path("diffuse_fit.html").read_text()
     for name, truth in (("weight_2", 0.3), ("weight_3", 0.2)):
         assert abs(ensemble["parameters"][name]["value"] - truth) < 4 * ensemble["parameters"][name]["esd"] < 0.1
     assert nothing["parameters"] == {} and nothing["statistics"]["cc_anisotropic"] < 0.5

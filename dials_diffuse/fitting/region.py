@@ -103,10 +103,7 @@ class Region:
 
     def reached(self, values: np.ndarray) -> np.ndarray:
         """(m, p) float64, the directions that lead through the bounds at which the values lie."""
-        rows = [np.zeros((0, len(values)))]
-        width = _AT_BOUND * (self.upper - self.lower)
-        at_bound = np.minimum(values - self.lower, self.upper - values) < width
-        rows.append(np.eye(len(values))[[i for i in self._numbers if at_bound[i]]])
+        rows = [np.eye(len(values))[self._at_bounds(values)]]
         for tensor in self._tensors:
             normals = tensor.normals(values[tensor.part])
             rows.append(np.zeros((len(normals), len(values))))
@@ -115,12 +112,10 @@ class Region:
 
     def warnings(self, values: np.ndarray) -> list:
         """A sentence for each number and each eigenvalue that ended at a bound."""
-        width = _AT_BOUND * (self.upper - self.lower)
         ends = []
-        for i in self._numbers:
-            if min(values[i] - self.lower[i], self.upper[i] - values[i]) < width[i]:
-                p = self._parameters[i]
-                ends.append((p.name, f"{values[i]:.4g} {p.unit}".rstrip(), p.lower, p.upper))
+        for i in self._at_bounds(values):
+            p = self._parameters[i]
+            ends.append((p.name, f"{values[i]:.4g} {p.unit}".rstrip(), p.lower, p.upper))
         for tensor in self._tensors:
             p = self._parameters[tensor.part[0]]
             for value, direction in tensor.at_bounds(values[tensor.part]):
@@ -132,6 +127,12 @@ class Region:
             "the model is wrong"
             for name, value, lower, upper in ends
         ]
+
+    def _at_bounds(self, values: np.ndarray) -> np.ndarray:
+        """Which of the numbers, not tensors, lie at a bound."""
+        width = _AT_BOUND * (self.upper - self.lower)
+        near = np.minimum(values - self.lower, self.upper - values) < width
+        return self._numbers[near[self._numbers]]
 
     def _barrier(self, values: np.ndarray) -> tuple:
         """First, (p,), and second derivatives, (p, p), of minus the logarithms of the distances from the bounds."""

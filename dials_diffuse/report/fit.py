@@ -92,10 +92,14 @@ def format_models(fits) -> str:
     """One line for each model; AIC and BIC relative to the lowest."""
     widths = [-max(len("model"), *(len(f.name) for f in fits)), *(width for _, width, *_ in _COMPARISON)]
     lines = _text(*comparison_table(fits), widths)
+    note = centres_note(fits)
+    return "\n".join([*lines, note] if note else lines)
+
+
+def centres_note(fits) -> str:
+    """Which models were not averaged over voxels; empty if all were."""
     centres = [fit.name for fit in fits if not fit.means]
-    if 0 < len(centres) < len(fits):
-        lines.append(f"Not averaged over voxels, but taken at their centres: {', '.join(centres)}")
-    return "\n".join(lines)
+    return f"Not averaged over voxels, but taken at their centres: {', '.join(centres)}" if centres else ""
 
 
 def format_choice(fits, choice) -> str:

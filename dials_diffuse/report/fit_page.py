@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from dials_diffuse.fitting.choice import Choice
-from dials_diffuse.report.fit import comparison_table, format_estimate, shell_table
+from dials_diffuse.report.fit import centres_note, comparison_table, format_estimate, shell_table
 from dials_diffuse.report.page import embedded, write_page
 
 _CAPTIONS = (
@@ -55,17 +55,12 @@ def write_fit_page(path, content: dict, fits, choice: Choice, pictures) -> None:
         ],
         verdict=f"The best model by {'free voxels' if choice.criterion == 'free' else 'BIC'}: {best.name}.",
         comparison={"heads": heads, "rows": rows, "best": list(fits).index(best)},
-        note=_note(fits),
+        note=centres_note(fits),
         shells=embedded(_shells(fits)),
         pictures=[(embedded(path), caption) for path, caption in zip(pictures, _CAPTIONS) if path],
         models=[_model(fit, record) for fit, record in zip(fits, content["models"])],
         settings=[(s["operator"], _number(s["cc_anisotropic"], ".3f")) for s in content["indexing"]],
     )
-
-
-def _note(fits) -> str:
-    centres = [fit.name for fit in fits if not fit.means]
-    return f"Taken at the centres of voxels, not averaged over them: {', '.join(centres)}." if centres else ""
 
 
 def _model(fit, record: dict) -> dict:
