@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from dials.array_family import flex
 
-from dials_diffuse.maps.nexus import read_map
+from dials_diffuse.files.nexus import read_map
 from dials_diffuse.merging.compare import compare_maps
 
 SCALES = ("scale.drift=0.15", "scale.absorption=0.05", "scale.module=0.01")

@@ -20,17 +20,18 @@ from scipy.spatial.distance import cdist
 
 from dials_diffuse.fitting.data import Selection, select
 from dials_diffuse.fitting.fit import Candidate, FitOptions, fit_models
-from dials_diffuse.fitting.groups import fit_groups, sampled_rows
 from dials_diffuse.fitting.linear import Background, Projection
-from dials_diffuse.fitting.pair_freedom import pair_freedom
-from dials_diffuse.fitting.pair_minimisers import minimise_pairs
-from dials_diffuse.fitting.pair_objective import PairObjective, Sample
+from dials_diffuse.fitting.pairs.group_fit import fit_groups, sampled_rows
+from dials_diffuse.fitting.pairs.pair_freedom import pair_freedom
+from dials_diffuse.fitting.pairs.pair_minimisers import minimise_pairs
+from dials_diffuse.fitting.pairs.pair_objective import PairObjective, Sample
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.maps.nexus import DiffuseMap
+from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.maps.symmetry import laue_operators, possible_voxels
-from dials_diffuse.models import LiquidLikeMotions, RigidBody
-from dials_diffuse.models.group_covariance import GroupCovariance
+from dials_diffuse.models.covariance.group_covariance import GroupCovariance
+from dials_diffuse.models.llm.llm import LiquidLikeMotions
 from dials_diffuse.models.prepared import prepare
+from dials_diffuse.models.rigid_body.rigid_body import RigidBody
 from dials_diffuse.models.voxel_means import gauss_points
 from dials_diffuse.simulation.plan import example_path
 from dials_diffuse.structure.atoms import load_structure, make_structure

@@ -24,10 +24,11 @@ from scipy.spatial.transform import Rotation
 from scitbx.array_family import flex
 from timing import alternate
 
+from dials_diffuse.experiment.detector import detector_setup
 from dials_diffuse.experiment.images import read_image
 from dials_diffuse.reduction.integrate import choose_grid
-from dials_diffuse.reduction.job import detector_setup, prepare_job
-from dials_diffuse.reduction.parameters import ReductionParameters
+from dials_diffuse.reduction.job import prepare_job
+from dials_diffuse.reduction.reduction_parameters import ReductionParameters
 from dials_diffuse.reduction.voxel_sums import reduce_block, voxel_transform
 
 SIZE = (2463, 2527)

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from timing import alternate
 
-from dials_diffuse.maps.files import Provenance
+from dials_diffuse.files.observations import OBSERVATION_DTYPE, ObservationFile, write_observations
+from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.maps.observations import OBSERVATION_DTYPE, ObservationFile, write_observations
 from dials_diffuse.merging.laue import MergeParameters, merge_observations
 
 N_ROWS = 2_000_000

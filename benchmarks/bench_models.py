@@ -10,9 +10,9 @@ import time
 import numpy as np
 
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.models.covariance import Covariance
-from dials_diffuse.models.llm import LiquidLikeMotions
-from dials_diffuse.models.motion import JointMotion
+from dials_diffuse.models.covariance.covariance import Covariance
+from dials_diffuse.models.covariance.motion import JointMotion
+from dials_diffuse.models.llm.llm import LiquidLikeMotions
 from dials_diffuse.simulation.plan import example_path
 from dials_diffuse.structure.atoms import load_structure
 from dials_diffuse.structure.transform import direct_transform, lattice_transform, off_lattice_transform

@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from dials_diffuse.compat import available_cores
-from dials_diffuse.maps.files import Provenance
+from dials_diffuse.files.observations import OBSERVATION_DTYPE, ExperimentSummary, ObservationFile, write_observations
+from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.maps.observations import OBSERVATION_DTYPE, ExperimentSummary, ObservationFile, write_observations
-from dials_diffuse.scaling.parameters import ScalingParameters
 from dials_diffuse.scaling.scale import scale_observations
+from dials_diffuse.scaling.scaling_parameters import ScalingParameters
 
 SIZES = (2_000_000, 6_000_000, 20_000_000)
 BLOCK = 250_000

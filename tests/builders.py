@@ -5,9 +5,9 @@ from __future__ import annotations
 import h5py
 import numpy as np
 
-from dials_diffuse.maps.files import Provenance
+from dials_diffuse.files.observations import OBSERVATION_DTYPE, ExperimentSummary, write_observations
+from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.maps.observations import OBSERVATION_DTYPE, ExperimentSummary, write_observations
 from dials_diffuse.maps.symmetry import laue_operators
 from dials_diffuse.merging.laue import MergeParameters, merge_observations
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from cctbx import crystal, sgtbx, uctbx
 
-from dials_diffuse.structure.atoms import Structure, make_structure
+from dials_diffuse.structure.atoms import make_structure
+from dials_diffuse.structure.crystal import Structure
 
 #: symbol, cell: one of each crystal system, and settings that are not the reference ones
 GROUPS = [

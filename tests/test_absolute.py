@@ -20,29 +20,30 @@ from synthetic import make_experiment
 
 from dials_diffuse.cli import scale as cli
 from dials_diffuse.errors import DiffuseError
+from dials_diffuse.experiment.bragg_photons import bragg_photons
 from dials_diffuse.experiment.build import BeamParameters, DetectorParameters, ScanParameters
-from dials_diffuse.experiment.geometry import scan_geometry
-from dials_diffuse.experiment.intensities import bragg_photons
+from dials_diffuse.experiment.detector import detector_setup
 from dials_diffuse.experiment.load import load_input
-from dials_diffuse.maps.nexus import read_map
-from dials_diffuse.maps.observations import BRAGG_DTYPE, ExperimentSummary, ObservationFile, write_observations
+from dials_diffuse.experiment.scan import scan_geometry
+from dials_diffuse.files.nexus import read_map
+from dials_diffuse.files.observations import BRAGG_DTYPE, ExperimentSummary, ObservationFile, write_observations
 from dials_diffuse.merging.compare import common_voxels
 from dials_diffuse.merging.laue import MergeParameters, merge_observations
 from dials_diffuse.models.uncorrelated import Uncorrelated
-from dials_diffuse.reduction.bragg import bragg_rows
+from dials_diffuse.reduction.bragg_rows import bragg_rows
 from dials_diffuse.reduction.integrate import choose_grid, integrate
-from dials_diffuse.reduction.job import detector_setup, prepare_job
-from dials_diffuse.reduction.parameters import Corrections, Masking, ReductionParameters, Sampling
+from dials_diffuse.reduction.job import prepare_job
+from dials_diffuse.reduction.reduction_parameters import Corrections, Masking, ReductionParameters, Sampling
 from dials_diffuse.scaling.absolute import AbsoluteParameters, absolute_scale
-from dials_diffuse.scaling.bragg import bragg_scale_curve, start_from_bragg
-from dials_diffuse.scaling.parameters import ScalingParameters
+from dials_diffuse.scaling.bragg_scales import bragg_scale_curve, start_from_bragg
 from dials_diffuse.scaling.record import curve_of_b, dials_scale_curve
 from dials_diffuse.scaling.refine import refine
 from dials_diffuse.scaling.scale import scale_observations
+from dials_diffuse.scaling.scaling_parameters import ScalingParameters
 from dials_diffuse.scaling.totals import Bragg
-from dials_diffuse.simulation.parameters import Background, Defects, Scales, SimulationParameters, Source
 from dials_diffuse.simulation.plan import plan_sweeps
 from dials_diffuse.simulation.simulate import Outputs, simulate
+from dials_diffuse.simulation.simulation_parameters import Background, Defects, Scales, SimulationParameters, Source
 from dials_diffuse.simulation.spots import SpotShape
 from dials_diffuse.structure import contents as cell_contents
 from dials_diffuse.structure.atoms import make_structure
@@ -472,10 +473,10 @@ def test_interference_is_the_pair_sum():
 
 def test_contents_of_lysozyme():
     """Coordinates, sequence, and nothing but the cell: the same scattering within a few per cent."""
-    from dials_diffuse.cli.simulate import __file__ as program
     from dials_diffuse.maps.grid import MapGrid
+    from dials_diffuse.simulation.plan import example_path
 
-    path = program.replace("cli/simulate.py", "simulation/data/193l.pdb")
+    path = str(example_path("lysozyme"))
     grid = MapGrid((78.54, 78.54, 37.77, 90, 90, 90), " P 4nw 2abw", (1, 1, 1), 1.8)
     model = make_expectation(grid, model=path)
     assert model.f_squared is not None and len(model.hkl) == len(model.f_squared)

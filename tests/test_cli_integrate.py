@@ -23,7 +23,7 @@ from synthetic import GaussianProfile, make_crystal, make_detector
 from dials_diffuse.cli import integrate as program
 from dials_diffuse.errors import CommandLineError, DiffuseError
 from dials_diffuse.experiment.load import load_input
-from dials_diffuse.maps.observations import ObservationFile
+from dials_diffuse.files.observations import ObservationFile
 
 N_IMAGES = 8
 

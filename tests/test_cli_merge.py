@@ -17,7 +17,8 @@ from programs import fails
 
 import dials_diffuse
 from dials_diffuse.cli.merge import parameters_from_phil, phil_scope, run
-from dials_diffuse.maps.nexus import DiffuseMap, read_map, read_provenance, write_map
+from dials_diffuse.files.nexus import read_map, read_provenance, write_map
+from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.maps.symmetry import unique_voxels
 from dials_diffuse.merging.compare import compare_maps
 from dials_diffuse.merging.laue import MergeParameters

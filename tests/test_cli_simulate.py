@@ -31,12 +31,12 @@ from dials_diffuse.errors import CommandLineError, DiffuseError
 from dials_diffuse.experiment.build import BeamParameters, DetectorParameters, ScanParameters
 from dials_diffuse.experiment.images import read_image
 from dials_diffuse.experiment.load import load_input
-from dials_diffuse.maps.nexus import read_map, read_provenance
-from dials_diffuse.models.llm import LiquidLikeMotions
-from dials_diffuse.models.rigid_body import RigidBody
+from dials_diffuse.files.nexus import read_map, read_provenance
+from dials_diffuse.models.llm.llm import LiquidLikeMotions
+from dials_diffuse.models.rigid_body.rigid_body import RigidBody
 from dials_diffuse.models.uncorrelated import Uncorrelated
 from dials_diffuse.simulation import simulate as simulation
-from dials_diffuse.simulation.parameters import Background, Defects, Scales, SimulationParameters, Source
+from dials_diffuse.simulation.simulation_parameters import Background, Defects, Scales, SimulationParameters, Source
 from dials_diffuse.simulation.spots import SpotShape
 
 CELL = (20.0, 22.0, 24.0, 90.0, 90.0, 90.0)

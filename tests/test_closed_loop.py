@@ -24,17 +24,17 @@ from dials_diffuse.experiment.build import (
     random_orientation,
 )
 from dials_diffuse.experiment.load import load_input
-from dials_diffuse.maps.files import Provenance
-from dials_diffuse.maps.nexus import read_map
+from dials_diffuse.files.nexus import read_map
+from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.merging.compare import Comparison, common_voxels, compare_maps
 from dials_diffuse.merging.laue import MergeParameters, merge_observations
-from dials_diffuse.models.llm import LiquidLikeMotions
-from dials_diffuse.models.rigid_body import RigidBody
+from dials_diffuse.models.llm.llm import LiquidLikeMotions
+from dials_diffuse.models.rigid_body.rigid_body import RigidBody
 from dials_diffuse.reduction.integrate import integrate
-from dials_diffuse.reduction.parameters import BackgroundSmoothing, Corrections, Masking, ReductionParameters
-from dials_diffuse.simulation.parameters import Background, Defects, SimulationParameters, Source
+from dials_diffuse.reduction.reduction_parameters import BackgroundSmoothing, Corrections, Masking, ReductionParameters
 from dials_diffuse.simulation.plan import plan_sweeps
 from dials_diffuse.simulation.simulate import Outputs, simulate
+from dials_diffuse.simulation.simulation_parameters import Background, Defects, SimulationParameters, Source
 from dials_diffuse.simulation.spots import SpotShape
 
 PROVENANCE = Provenance("tests", "DIALS", "")

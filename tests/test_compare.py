@@ -10,9 +10,10 @@ import pytest
 from builders import small_grid
 
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.maps.nexus import DiffuseMap
+from dials_diffuse.maps.map import DiffuseMap
+from dials_diffuse.maps.shells import N_BINS, equal_count_residual
 from dials_diffuse.maps.symmetry import possible_voxels
-from dials_diffuse.merging.compare import N_BINS, common_voxels, compare_maps, equal_count_residual
+from dials_diffuse.merging.compare import common_voxels, compare_maps
 
 CELL = (30.0, 30.0, 36.0, 90.0, 90.0, 90.0)
 GRID = small_grid("P 41", CELL, (3, 3, 3), d_min=2.0)

@@ -12,15 +12,20 @@ from test_models import V, at, close, per_copy, some_voxels, vectors
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import laue_operators, possible_voxels
-from dials_diffuse.models import Covariance, Ensemble, LiquidLikeMotions, RigidBody, Uncorrelated, group_covariance
 from dials_diffuse.models.compute import model_map
-from dials_diffuse.models.convolution import Correlation, convolutions
-from dials_diffuse.models.elastic_network import ElasticNetwork
-from dials_diffuse.models.group_covariance import GroupCovariance
-from dials_diffuse.models.kernel_table import KernelTable
+from dials_diffuse.models.covariance import group_covariance
+from dials_diffuse.models.covariance.covariance import Covariance
+from dials_diffuse.models.covariance.elastic_network import ElasticNetwork
+from dials_diffuse.models.covariance.group_covariance import GroupCovariance
+from dials_diffuse.models.ensemble.ensemble import Ensemble
+from dials_diffuse.models.llm.convolution import Correlation, convolutions
+from dials_diffuse.models.llm.kernel_table import KernelTable
+from dials_diffuse.models.llm.llm import LiquidLikeMotions
+from dials_diffuse.models.llm.voxel_convolution import VoxelConvolution
 from dials_diffuse.models.lorentzian import lorentzian, lorentzian_derivatives
 from dials_diffuse.models.prepared import prepare
-from dials_diffuse.models.voxel_convolution import VoxelConvolution
+from dials_diffuse.models.rigid_body.rigid_body import RigidBody
+from dials_diffuse.models.uncorrelated import Uncorrelated
 from dials_diffuse.structure.factors import form_factors
 from dials_diffuse.structure.tls import TlsGroup
 from dials_diffuse.structure.transform import s_squared

@@ -11,7 +11,7 @@ from scipy.spatial import cKDTree
 from structures import random_structure
 
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.fitting.agreement import correlation, shell_residual, statistics
+from dials_diffuse.fitting.agreement import statistics
 from dials_diffuse.fitting.choice import choose
 from dials_diffuse.fitting.data import SIGMA_FLOOR, Selection, free_voxels, select, unique_blocks
 from dials_diffuse.fitting.displacements import compare_displacements
@@ -21,12 +21,16 @@ from dials_diffuse.fitting.minimise import minimise
 from dials_diffuse.fitting.region import Region
 from dials_diffuse.fitting.sums import PreparedSum
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.maps.nexus import DiffuseMap
+from dials_diffuse.maps.map import DiffuseMap
+from dials_diffuse.maps.shells import correlation, shell_residual
 from dials_diffuse.maps.symmetry import laue_operators, map_to_asu, possible_voxels
-from dials_diffuse.models import Covariance, LiquidLikeMotions, RigidBody, Uncorrelated
-from dials_diffuse.models.compute import UNITS
-from dials_diffuse.models.parameters import Parameter
+from dials_diffuse.maps.units import ELECTRONS
+from dials_diffuse.models.covariance.covariance import Covariance
+from dials_diffuse.models.llm.llm import LiquidLikeMotions
 from dials_diffuse.models.prepared import Prepared, prepare
+from dials_diffuse.models.refinable import Parameter
+from dials_diffuse.models.rigid_body.rigid_body import RigidBody
+from dials_diffuse.models.uncorrelated import Uncorrelated
 
 CELL = (14.0, 14.0, 17.0, 90.0, 90.0, 90.0)
 
@@ -328,7 +332,7 @@ def test_absolute_scale_determines_sigma(structure, voxels):
     """Of a liquid with the atoms' own displacements the scale and sigma² are nearly one number, unless one is known."""
     grid, index, s = voxels
     model = LiquidLikeMotions(sigma=0.3, gamma=6.0)
-    whole = noisy_map(grid, index, independent(model, structure, s), 20.0, scale=1.0, claimed=1 / 3, units=UNITS)
+    whole = noisy_map(grid, index, independent(model, structure, s), 20.0, scale=1.0, claimed=1 / 3, units=ELECTRONS)
     data = select(whole, Selection(bragg=True))
     start = candidate("llm", model, structure, data)
     found = {}

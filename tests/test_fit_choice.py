@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from builders import small_grid
 
-from dials_diffuse.fitting.agreement import correlation, shell_residual
 from dials_diffuse.fitting.choice import choose
 from dials_diffuse.fitting.data import Selection, select
-from dials_diffuse.maps.nexus import DiffuseMap
+from dials_diffuse.maps.map import DiffuseMap
+from dials_diffuse.maps.shells import correlation, shell_residual
 from dials_diffuse.maps.symmetry import possible_voxels
 
 

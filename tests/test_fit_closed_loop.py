@@ -9,8 +9,8 @@ from structures import random_structure
 from test_absolute import FLUX, R_E, THICKNESS, simulated
 
 from dials_diffuse.cli import fit, integrate, merge, scale
-from dials_diffuse.models.llm import LiquidLikeMotions
-from dials_diffuse.simulation.parameters import Background, Scales
+from dials_diffuse.models.llm.llm import LiquidLikeMotions
+from dials_diffuse.simulation.simulation_parameters import Background, Scales
 
 D_MAX, D_MIN = 8.0, 2.2
 #: halos of 1/gamma = 0.33 1/Å in q, in voxels of 0.2 1/Å: the cell is small

@@ -15,13 +15,18 @@ from test_model_form_factors import WAVELENGTH
 from test_models import close
 
 from dials_diffuse.cli.fit import run
-from dials_diffuse.maps.files import Provenance
+from dials_diffuse.files.nexus import write_map
+from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.maps.nexus import write_map
 from dials_diffuse.maps.symmetry import possible_voxels
-from dials_diffuse.models import Covariance, Ensemble, LiquidLikeMotions, RigidBody, Uncorrelated
-from dials_diffuse.models.compute import ELECTRON_UNITS, UNITS, model_map
+from dials_diffuse.maps.units import ELECTRON_DIFFRACTION, ELECTRONS
+from dials_diffuse.models.compute import model_map
+from dials_diffuse.models.covariance.covariance import Covariance
 from dials_diffuse.models.dispersive import prepare_dispersive
+from dials_diffuse.models.ensemble.ensemble import Ensemble
+from dials_diffuse.models.llm.llm import LiquidLikeMotions
+from dials_diffuse.models.rigid_body.rigid_body import RigidBody
+from dials_diffuse.models.uncorrelated import Uncorrelated
 from dials_diffuse.structure.atoms import load_structure
 
 CELL = (14.0, 14.0, 17.0, 90.0, 90.0, 90.0)
@@ -128,7 +133,7 @@ def test_fit_with_another_table(pdb, capsys):
         Path(name).unlink()
     common = [MAP, pdb, "scale=absolute", "model=rigid_body"]
     text = fails(run, common, capsys)
-    assert f"are in {ELECTRON_UNITS}, not in {UNITS}" in text and "scattering_table=wk1995" in text
+    assert f"are in {ELECTRON_DIFFRACTION}, not in {ELECTRONS}" in text and "scattering_table=wk1995" in text
     electrons = [MAP, pdb, "scattering_table=electron"]
     assert "there is no f', f''" in fails(run, [*electrons, "wavelength=1"], capsys)
     assert "llm.k_sol=0.35" in fails(run, [*electrons, "llm.k_sol=0.35"], capsys)

@@ -13,16 +13,16 @@ from test_fit import noisy_map
 from test_fit_pairs import SCALE, Case
 
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.fitting import groups as groups_module
 from dials_diffuse.fitting.data import Selection, select
 from dials_diffuse.fitting.fit import Candidate, FitOptions, fit_models
-from dials_diffuse.fitting.groups import fit_groups, other_starts, sampled_rows
-from dials_diffuse.fitting.pairs import fit_all_pairs, number_of_starts
+from dials_diffuse.fitting.pairs import group_fit as groups_module
+from dials_diffuse.fitting.pairs.fit_pairs import fit_all_pairs, number_of_starts
+from dials_diffuse.fitting.pairs.group_fit import fit_groups, other_starts, sampled_rows
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import possible_voxels
-from dials_diffuse.models import Covariance
-from dials_diffuse.models.group_covariance import GroupCovariance
-from dials_diffuse.models.motion import flattened
+from dials_diffuse.models.covariance.covariance import Covariance
+from dials_diffuse.models.covariance.group_covariance import GroupCovariance
+from dials_diffuse.models.covariance.motion import flattened
 from dials_diffuse.models.prepared import prepare
 
 CELL = (15.0, 16.0, 17.0, 90.0, 90.0, 90.0)

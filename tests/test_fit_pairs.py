@@ -11,13 +11,13 @@ from scipy.spatial.distance import cdist
 from structures import random_structure
 
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.fitting import pair_minimisers
 from dials_diffuse.fitting.linear import Background, Projection
-from dials_diffuse.fitting.pair_freedom import pair_freedom
-from dials_diffuse.fitting.pair_minimisers import chosen, minimise_pairs
-from dials_diffuse.fitting.pair_objective import PairObjective, Sample
-from dials_diffuse.models.group_covariance import GroupCovariance
-from dials_diffuse.models.motion import flattened
+from dials_diffuse.fitting.pairs import pair_minimisers
+from dials_diffuse.fitting.pairs.pair_freedom import pair_freedom
+from dials_diffuse.fitting.pairs.pair_minimisers import chosen, minimise_pairs
+from dials_diffuse.fitting.pairs.pair_objective import PairObjective, Sample
+from dials_diffuse.models.covariance.group_covariance import GroupCovariance
+from dials_diffuse.models.covariance.motion import flattened
 from dials_diffuse.structure.factors import form_factors
 
 CELL = (14.0, 15.0, 16.0, 80.0, 95.0, 107.0)

@@ -17,13 +17,17 @@ from structures import random_structure
 
 import dials_diffuse
 from dials_diffuse.cli.fit import run
-from dials_diffuse.fitting.indexing import reindex
-from dials_diffuse.maps.files import Provenance
+from dials_diffuse.files.nexus import read_map, read_provenance, write_map
+from dials_diffuse.files.provenance import Provenance
+from dials_diffuse.fitting.setting_search import reindex
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.maps.indexing import alternative_settings
-from dials_diffuse.maps.nexus import DiffuseMap, read_map, read_provenance, write_map
-from dials_diffuse.models import Ensemble, LiquidLikeMotions, RigidBody
-from dials_diffuse.models.compute import UNITS, model_map
+from dials_diffuse.maps.map import DiffuseMap
+from dials_diffuse.maps.settings import alternative_settings
+from dials_diffuse.maps.units import ELECTRONS
+from dials_diffuse.models.compute import model_map
+from dials_diffuse.models.ensemble.ensemble import Ensemble
+from dials_diffuse.models.llm.llm import LiquidLikeMotions
+from dials_diffuse.models.rigid_body.rigid_body import RigidBody
 from dials_diffuse.structure.atoms import load_models, load_structure
 
 CELL = (14.0, 14.0, 17.0, 90.0, 90.0, 90.0)
@@ -345,7 +349,7 @@ def test_pairs_beside_given_modes(pdb):
 
 
 def test_absolute_scale(pdb, capsys):
-    data_from(RigidBody(sigma=0.3), scale=1.0, noise=10.0, units=UNITS, halves=False)
+    data_from(RigidBody(sigma=0.3), scale=1.0, noise=10.0, units=ELECTRONS, halves=False)
     run([MAP, pdb, "model=rigid_body", "scale=absolute", "output.volume=False", "indexing=given"])
     content = json.loads(Path("diffuse_fit.json").read_text())
     assert content["models"][0]["scale"] == {"value": 1.0, "esd": 0.0, "unit": ""}

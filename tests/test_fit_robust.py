@@ -17,7 +17,8 @@ from dials_diffuse.fitting.fit import FitOptions, fit_models
 from dials_diffuse.fitting.robust import _FUNCTIONS, THRESHOLDS, robust
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import possible_voxels
-from dials_diffuse.models import LiquidLikeMotions, RigidBody
+from dials_diffuse.models.llm.llm import LiquidLikeMotions
+from dials_diffuse.models.rigid_body.rigid_body import RigidBody
 
 
 @pytest.mark.parametrize("loss", THRESHOLDS)

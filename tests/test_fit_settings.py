@@ -10,13 +10,14 @@ from builders import small_grid
 from structures import random_structure
 
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.fitting.indexing import compare_settings, reindex, untested_settings
+from dials_diffuse.fitting.setting_search import compare_settings, reindex, untested_settings
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.maps.indexing import alternative_settings
-from dials_diffuse.maps.nexus import DiffuseMap
+from dials_diffuse.maps.map import DiffuseMap
+from dials_diffuse.maps.settings import alternative_settings
 from dials_diffuse.maps.symmetry import map_to_asu, possible_voxels
-from dials_diffuse.models import LiquidLikeMotions, Uncorrelated
 from dials_diffuse.models.compute import model_map
+from dials_diffuse.models.llm.llm import LiquidLikeMotions
+from dials_diffuse.models.uncorrelated import Uncorrelated
 
 CELL = (14.0, 14.0, 17.0, 90.0, 90.0, 90.0)
 

@@ -8,7 +8,8 @@ import pytest
 from cctbx.eltbx import attenuation_coefficient
 from synthetic import experiment_list, make_crystal, make_detector, make_experiment
 
-from dials_diffuse.experiment.geometry import exposure_times, panel_geometry, scan_geometry
+from dials_diffuse.experiment.detector import detector_setup, panel_geometry
+from dials_diffuse.experiment.scan import exposure_times, scan_geometry
 from dials_diffuse.reduction.corrections import (
     air_attenuation_coefficient,
     polarization,
@@ -16,8 +17,8 @@ from dials_diffuse.reduction.corrections import (
     solid_angle,
 )
 from dials_diffuse.reduction.integrate import choose_grid
-from dials_diffuse.reduction.job import detector_setup, prepare_job
-from dials_diffuse.reduction.parameters import Corrections, Masking, ReductionParameters
+from dials_diffuse.reduction.job import prepare_job
+from dials_diffuse.reduction.reduction_parameters import Corrections, Masking, ReductionParameters
 from dials_diffuse.reduction.voxel_sums import voxel_transform
 
 GEOMETRIES = {

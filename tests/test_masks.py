@@ -14,19 +14,20 @@ from synthetic import experiment_list, make_crystal, make_detector, make_experim
 from test_voxel_sums import poisson_images, rows_of
 
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.experiment.bragg import predict_spots, spot_size
-from dials_diffuse.experiment.geometry import panel_geometry
+from dials_diffuse.experiment.detector import detector_setup, panel_geometry
 from dials_diffuse.experiment.images import static_mask
+from dials_diffuse.experiment.scan import sub_steps
+from dials_diffuse.experiment.spot_prediction import predict_spots, spot_size
+from dials_diffuse.files.observations import ObservationFile
+from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.kernels.image import excess_variance, shell_statistics
-from dials_diffuse.maps.files import Provenance
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.maps.observations import ObservationFile
 from dials_diffuse.reduction import voxel_sums
 from dials_diffuse.reduction.background import measure_background
 from dials_diffuse.reduction.integrate import choose_grid, integrate
-from dials_diffuse.reduction.job import detector_setup, prepare_job, sub_steps
+from dials_diffuse.reduction.job import prepare_job
 from dials_diffuse.reduction.outliers import relative_flux
-from dials_diffuse.reduction.parameters import (
+from dials_diffuse.reduction.reduction_parameters import (
     BackgroundSmoothing,
     Corrections,
     Masking,
@@ -426,7 +427,7 @@ def test_crystals_that_are_not_isomorphous():
 
 
 def test_sub_steps_follow_step_and_voxel_size():
-    from dials_diffuse.experiment.geometry import scan_geometry
+    from dials_diffuse.experiment.scan import scan_geometry
 
     grid = MapGrid((50, 50, 50, 90, 90, 90), " P 1", (3, 3, 3), 2.0)
     for width, expected in ((0.1, 1), (0.7, 1), (0.8, 2), (2.0, 3)):

@@ -13,9 +13,11 @@ from test_models import at, close, oracle, some_voxels, turns, vectors
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import laue_operators
-from dials_diffuse.models import Covariance, Ensemble, Uncorrelated
-from dials_diffuse.models.elastic_network import ElasticNetwork
-from dials_diffuse.models.motion import flattened
+from dials_diffuse.models.covariance.covariance import Covariance
+from dials_diffuse.models.covariance.elastic_network import ElasticNetwork
+from dials_diffuse.models.covariance.motion import flattened
+from dials_diffuse.models.ensemble.ensemble import Ensemble
+from dials_diffuse.models.uncorrelated import Uncorrelated
 from dials_diffuse.structure.block import crystal_block
 
 #: group, cell, engines' tolerance as in the tests of single molecules

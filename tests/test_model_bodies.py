@@ -19,11 +19,13 @@ from test_models import V, at, close, per_copy, some_voxels, vectors
 from dials_diffuse.cli.model import phil_scope, run
 from dials_diffuse.cli.model_scope import model_from_phil
 from dials_diffuse.errors import CommandLineError, DiffuseError
+from dials_diffuse.files.nexus import read_map
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.maps.nexus import read_map
-from dials_diffuse.models import RigidBody, Uncorrelated
 from dials_diffuse.models.compute import model_map
-from dials_diffuse.structure.atoms import load_structure, symmetric_tensor
+from dials_diffuse.models.rigid_body.rigid_body import RigidBody
+from dials_diffuse.models.uncorrelated import Uncorrelated
+from dials_diffuse.structure.atoms import load_structure
+from dials_diffuse.structure.tensors import symmetric_tensor
 from dials_diffuse.structure.tls import TlsGroup, load_tls
 from dials_diffuse.structure.transform import direct_transform
 

@@ -16,14 +16,17 @@ from dials_diffuse.kernels.pair_sum import exponential_matrix
 from dials_diffuse.kernels.peaks import add_peaks
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import laue_operators
-from dials_diffuse.models import Covariance, RigidBody, Uncorrelated
-from dials_diffuse.models import motion as motion_module
-from dials_diffuse.models.elastic_network import ElasticNetwork
+from dials_diffuse.models.covariance import motion as motion_module
+from dials_diffuse.models.covariance.covariance import Covariance
+from dials_diffuse.models.covariance.elastic_network import ElasticNetwork
+from dials_diffuse.models.covariance.low_rank import low_rank_form, modes_of, number_of_sums, orders_needed
+from dials_diffuse.models.covariance.motion import JointMotion, chebyshev_form, checked_covariance, flattened
 from dials_diffuse.models.lorentzian import lorentzian
-from dials_diffuse.models.low_rank import low_rank_form, modes_of, number_of_sums, orders_needed
-from dials_diffuse.models.motion import JointMotion, chebyshev_form, checked_covariance, flattened
-from dials_diffuse.structure.atoms import load_structure, symmetric_tensor
+from dials_diffuse.models.rigid_body.rigid_body import RigidBody
+from dials_diffuse.models.uncorrelated import Uncorrelated
+from dials_diffuse.structure.atoms import load_structure
 from dials_diffuse.structure.groups import group_centres, group_labels
+from dials_diffuse.structure.tensors import symmetric_tensor
 from dials_diffuse.structure.transform import direct_transform
 
 

@@ -16,10 +16,11 @@ from test_models import at, close, oracle, some_voxels, vectors
 
 from dials_diffuse.cli.model import run
 from dials_diffuse.errors import DiffuseError
+from dials_diffuse.files.nexus import read_map
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.maps.nexus import read_map
 from dials_diffuse.maps.symmetry import laue_operators
-from dials_diffuse.models import Ensemble, Uncorrelated
+from dials_diffuse.models.ensemble.ensemble import Ensemble
+from dials_diffuse.models.uncorrelated import Uncorrelated
 from dials_diffuse.structure.atoms import load_models, load_structure
 from dials_diffuse.structure.transform import direct_transform
 

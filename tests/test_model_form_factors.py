@@ -11,13 +11,19 @@ from test_models import V, close, turns, vectors
 
 from dials_diffuse.cli.model import phil_scope, run
 from dials_diffuse.errors import DiffuseError
+from dials_diffuse.files.nexus import read_map
 from dials_diffuse.kernels.pair_sum import pair_sum
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.maps.nexus import read_map
-from dials_diffuse.models import Covariance, Ensemble, LiquidLikeMotions, RigidBody, Uncorrelated
-from dials_diffuse.models.compute import UNITS, model_map
-from dials_diffuse.structure.atoms import load_structure, symmetric_tensor
+from dials_diffuse.maps.units import ELECTRONS
+from dials_diffuse.models.compute import model_map
+from dials_diffuse.models.covariance.covariance import Covariance
+from dials_diffuse.models.ensemble.ensemble import Ensemble
+from dials_diffuse.models.llm.llm import LiquidLikeMotions
+from dials_diffuse.models.rigid_body.rigid_body import RigidBody
+from dials_diffuse.models.uncorrelated import Uncorrelated
+from dials_diffuse.structure.atoms import load_structure
 from dials_diffuse.structure.factors import Dispersive, form_factors
+from dials_diffuse.structure.tensors import symmetric_tensor
 from dials_diffuse.structure.transform import direct_transform
 
 #: near the K edge of iron, where f' = -7 and f'' = 4
@@ -108,7 +114,7 @@ def test_form_factors_from_the_command_line(tmp_path, monkeypatch):
     result = read_map("diffuse_model.nxs")
     expected = model_map(Uncorrelated(), structure, result.grid, wavelength=WAVELENGTH)
     np.testing.assert_allclose(result.intensity, expected.intensity)
-    assert result.units == UNITS
+    assert result.units == ELECTRONS
     run([*fixed, "scattering_table=electron"])
     result = read_map("diffuse_model.nxs")
     np.testing.assert_allclose(result.intensity, model_map(Uncorrelated("electron"), structure, result.grid).intensity)

@@ -10,9 +10,10 @@ from structures import random_structure
 from dials_diffuse.cli.model import phil_scope
 from dials_diffuse.cli.model_scope import model_from_phil
 from dials_diffuse.errors import CommandLineError, DiffuseError
-from dials_diffuse.models import Covariance, RigidBody
-from dials_diffuse.models.elastic_network import ElasticNetwork
-from dials_diffuse.models.low_rank import checked_modes, main_modes, modes_of
+from dials_diffuse.models.covariance.covariance import Covariance
+from dials_diffuse.models.covariance.elastic_network import ElasticNetwork
+from dials_diffuse.models.covariance.low_rank import checked_modes, main_modes, modes_of
+from dials_diffuse.models.rigid_body.rigid_body import RigidBody
 
 SIX = (0.05, 0.03, 0.04, 0.01, -0.008, 0.012)
 

@@ -16,9 +16,9 @@ from dials_diffuse.cli.model_scope import model_from_phil
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import laue_operators
-from dials_diffuse.models import LatticeDynamics, Uncorrelated
-from dials_diffuse.models.lattice_dynamics import mesh_of_waves, symmetric_waves
+from dials_diffuse.models.lattice_dynamics.lattice_dynamics import LatticeDynamics, mesh_of_waves, symmetric_waves
 from dials_diffuse.models.prepared import prepare
+from dials_diffuse.models.uncorrelated import Uncorrelated
 from dials_diffuse.structure.factors import form_factors
 from dials_diffuse.structure.tls import rigid_motions
 

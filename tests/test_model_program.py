@@ -18,15 +18,21 @@ import dials_diffuse
 from dials_diffuse.cli import fit
 from dials_diffuse.cli.model import phil_scope, run
 from dials_diffuse.cli.model_scope import model_from_phil
-from dials_diffuse.maps.files import Provenance
+from dials_diffuse.files.nexus import read_map, read_provenance, write_map
+from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.maps.nexus import DiffuseMap, read_map, read_provenance, write_map
+from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.maps.symmetry import laue_operators, possible_voxels
-from dials_diffuse.models import MODELS, Covariance, LiquidLikeMotions, RigidBody, Uncorrelated, compute
+from dials_diffuse.models import compute
 from dials_diffuse.models.compute import model_map
+from dials_diffuse.models.covariance.covariance import Covariance
+from dials_diffuse.models.covariance.elastic_network import ElasticNetwork
 from dials_diffuse.models.dispersive import prepare_dispersive
-from dials_diffuse.models.elastic_network import ElasticNetwork
+from dials_diffuse.models.llm.llm import LiquidLikeMotions
 from dials_diffuse.models.prepared import prepare
+from dials_diffuse.models.rigid_body.rigid_body import RigidBody
+from dials_diffuse.models.table import MODELS
+from dials_diffuse.models.uncorrelated import Uncorrelated
 from dials_diffuse.structure.atoms import load_structure
 
 CELL = (14.0, 14.0, 17.0, 90.0, 90.0, 90.0)

@@ -13,7 +13,8 @@ from test_models import at, close, some_voxels, vectors
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import laue_operators
-from dials_diffuse.models import LiquidLikeMotions, prepared
+from dials_diffuse.models import prepared
+from dials_diffuse.models.llm.llm import LiquidLikeMotions
 from dials_diffuse.structure.solvent import solvent_structure_factors
 from dials_diffuse.structure.transform import bulk_solvent_structure_factors, structure_factors
 

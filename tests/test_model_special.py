@@ -9,18 +9,17 @@ from test_models import V, at, close, some_voxels, vectors
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.models import (
-    Covariance,
-    LatticeDynamics,
-    LiquidLikeMotions,
-    RigidBody,
-    Uncorrelated,
-    prepared,
-)
-from dials_diffuse.models.common import radial
+from dials_diffuse.models import prepared
 from dials_diffuse.models.compute import model_map
-from dials_diffuse.structure.atoms import make_structure, symmetric_tensor
+from dials_diffuse.models.covariance.covariance import Covariance
+from dials_diffuse.models.lattice_dynamics.lattice_dynamics import LatticeDynamics
+from dials_diffuse.models.llm.llm import LiquidLikeMotions
+from dials_diffuse.models.rigid_body.rigid_body import RigidBody
+from dials_diffuse.models.single_atoms import radial
+from dials_diffuse.models.uncorrelated import Uncorrelated
+from dials_diffuse.structure.atoms import make_structure
 from dials_diffuse.structure.factors import form_factors, sum_of_squares
+from dials_diffuse.structure.tensors import symmetric_tensor
 from dials_diffuse.structure.tls import TlsGroup
 
 

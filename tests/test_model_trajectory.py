@@ -12,7 +12,7 @@ from structures import random_structure
 from dials_diffuse.cli.model import phil_scope
 from dials_diffuse.cli.model_scope import model_from_phil
 from dials_diffuse.errors import CommandLineError, DiffuseError
-from dials_diffuse.models import Ensemble
+from dials_diffuse.models.ensemble.ensemble import Ensemble
 from dials_diffuse.structure.atoms import load_structure
 from dials_diffuse.structure.trajectory import load_trajectory
 

@@ -15,14 +15,20 @@ from dials_diffuse.errors import DiffuseError
 from dials_diffuse.kernels.pair_sum import amplitudes, pair_sum, pair_sum_isotropic
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import laue_operators
-from dials_diffuse.models import MODELS, LiquidLikeMotions, RigidBody, Uncorrelated, common
-from dials_diffuse.models import llm as llm_module
 from dials_diffuse.models import lorentzian as lorentzian_module
-from dials_diffuse.models.common import diameter, displaced, laue_average
-from dials_diffuse.models.convolution import Correlation, box_size, convolutions, distinct_shifts
+from dials_diffuse.models import single_atoms as common
+from dials_diffuse.models.laue import laue_average
+from dials_diffuse.models.llm import llm as llm_module
+from dials_diffuse.models.llm.convolution import Correlation, box_size, convolutions, distinct_shifts
+from dials_diffuse.models.llm.llm import LiquidLikeMotions
 from dials_diffuse.models.lorentzian import lorentzian, lorentzian_flux, lorentzian_transform
-from dials_diffuse.structure.atoms import load_structure, symmetric_tensor
+from dials_diffuse.models.rigid_body.rigid_body import RigidBody
+from dials_diffuse.models.single_atoms import diameter, displaced
+from dials_diffuse.models.table import MODELS
+from dials_diffuse.models.uncorrelated import Uncorrelated
+from dials_diffuse.structure.atoms import load_structure
 from dials_diffuse.structure.factors import form_factors, sum_of_squares
+from dials_diffuse.structure.tensors import symmetric_tensor
 from dials_diffuse.structure.transform import direct_transform, s_squared
 
 V = (0.05, 0.03, 0.04, 0.01, -0.008, 0.012)

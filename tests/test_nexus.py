@@ -15,7 +15,8 @@ from builders import PROVENANCE, all_voxels, small_grid, true_intensity
 
 import dials_diffuse
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.maps.nexus import DiffuseMap, read_map, read_provenance, read_volume, write_map
+from dials_diffuse.files.nexus import read_map, read_provenance, read_volume, write_map
+from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.maps.symmetry import unique_voxels
 
 GRID = small_grid("P 31 2 1", (9, 9, 14, 90, 90, 120), (2, 2, 3))

@@ -11,8 +11,8 @@ import pytest
 from builders import PROVENANCE, all_voxels, damage_chunk, observation_rows, small_grid, write_rows
 
 from dials_diffuse.errors import DiffuseError
+from dials_diffuse.files.observations import ExperimentSummary, ObservationFile, write_observations
 from dials_diffuse.maps.grid import MAX_VOXELS, MapGrid
-from dials_diffuse.maps.observations import ExperimentSummary, ObservationFile, write_observations
 
 GRID = small_grid("P 1", (12, 12, 18, 90, 90, 90))
 EXPERIMENT = ExperimentSummary("id-1", (1, 10), (0.0, 0.1), 10, 1.0, 1, (100, 100))

@@ -25,8 +25,10 @@ from dials_diffuse.fitting.orders import fit_with_enough_orders, orders_of, with
 from dials_diffuse.fitting.sums import PreparedSum
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import possible_voxels
-from dials_diffuse.models import LiquidLikeMotions, RigidBody, series
+from dials_diffuse.models.llm import series
+from dials_diffuse.models.llm.llm import LiquidLikeMotions
 from dials_diffuse.models.prepared import prepare
+from dials_diffuse.models.rigid_body.rigid_body import RigidBody
 
 # ------------------------------------------------------------------------------------------------- how many are needed
 

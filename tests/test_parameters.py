@@ -11,9 +11,13 @@ from structures import GROUP_NAMES, GROUPS, random_structure
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.models import Covariance, Ensemble, LiquidLikeMotions, RigidBody, Uncorrelated
-from dials_diffuse.models.elastic_network import ElasticNetwork
-from dials_diffuse.models.parameters import ELEMENTS, tensor_components
+from dials_diffuse.models.covariance.covariance import Covariance
+from dials_diffuse.models.covariance.elastic_network import ElasticNetwork
+from dials_diffuse.models.ensemble.ensemble import Ensemble
+from dials_diffuse.models.llm.llm import LiquidLikeMotions
+from dials_diffuse.models.refinable import ELEMENTS, tensor_components
+from dials_diffuse.models.rigid_body.rigid_body import RigidBody
+from dials_diffuse.models.uncorrelated import Uncorrelated
 
 V = (0.05, 0.03, 0.04, 0.01, -0.008, 0.012)
 ROUND = (0.05, 0.05, 0.05, 0.0, 0.0, 0.0)

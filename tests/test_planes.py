@@ -9,7 +9,7 @@ import pytest
 from builders import all_voxels, small_grid, true_intensity
 
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.maps.nexus import DiffuseMap
+from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.maps.symmetry import unique_voxels
 from dials_diffuse.report.planes import cut_plane, half_layers, planes_figure, standard_planes, write_planes_png
 

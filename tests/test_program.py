@@ -16,7 +16,7 @@ import dials_diffuse
 from dials_diffuse.cli import integrate, merge
 from dials_diffuse.cli.program import check_outputs, run_program
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.maps import files
+from dials_diffuse.files import atomic as files
 
 PHIL = parse(
     """
@@ -138,9 +138,11 @@ def test_folder_as_input(capsys):
 SLEEPER = """
 import os, sys, time
 from libtbx.phil import parse
-from dials_diffuse.cli.program import check_outputs, run_program
+from dials_diffuse.cli.program import check_outputs
+from dials_diffuse.cli.program import run_program
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.maps.files import atomic_path, create_hdf5
+from dials_diffuse.files.atomic import atomic_path
+from dials_diffuse.files.atomic import create_hdf5
 
 def main(params, files, provenance):
     with atomic_path("result.txt") as temporary, create_hdf5("result.h5", "test") as handle:

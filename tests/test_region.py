@@ -11,7 +11,7 @@ from structures import random_structure
 
 from dials_diffuse.fitting import uncertainty
 from dials_diffuse.fitting.region import Region
-from dials_diffuse.models.parameters import Parameter, tensor_components
+from dials_diffuse.models.refinable import Parameter, tensor_components
 
 LOWER, UPPER = 0.01, 1.0
 CELLS = {

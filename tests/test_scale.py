@@ -16,34 +16,27 @@ from synthetic import make_experiment
 
 from dials_diffuse.cli import scale as cli
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.experiment.geometry import scan_geometry
+from dials_diffuse.experiment.scan import scan_geometry
+from dials_diffuse.files.observations import OBSERVATION_DTYPE, ExperimentSummary, ObservationFile, write_observations
 from dials_diffuse.kernels.scaling import add_normal, deviance
-from dials_diffuse.maps.indexing import alternative_settings
-from dials_diffuse.maps.observations import OBSERVATION_DTYPE, ExperimentSummary, ObservationFile, write_observations
+from dials_diffuse.maps.settings import alternative_settings
 from dials_diffuse.maps.symmetry import laue_operators
-from dials_diffuse.maps.voxels import blocks_of_rows, find_voxels
+from dials_diffuse.maps.voxels import BLOCK, blocks_of_rows, find_voxels
 from dials_diffuse.merging.laue import MergeParameters, merge_observations
 from dials_diffuse.scaling.apply import Predictions, Scaler, apply_levels, predict_all, scaled_rows
-from dials_diffuse.scaling.data import (
-    BLOCK,
-    COLUMNS,
-    N_COORDINATES,
-    coordinates,
-    directions_in_head,
-    make_layout,
-    sample_observations,
-)
-from dials_diffuse.scaling.errors import first_error_model, reject, weigh
+from dials_diffuse.scaling.batches import Batch, suggest_cuts
+from dials_diffuse.scaling.error_model import first_error_model, reject, weigh
+from dials_diffuse.scaling.layout import N_COORDINATES, coordinates, directions_in_head, make_layout
 from dials_diffuse.scaling.levels import find_levels, minus_log_likelihood, without_offsets
 from dials_diffuse.scaling.model import MAX_PARAMETERS, MAX_PARAMETERS_B, MAX_PARAMETERS_C, start_model
 from dials_diffuse.scaling.normal import chi2, normal_equations
-from dials_diffuse.scaling.parameters import ScalingParameters
 from dials_diffuse.scaling.patterns import absorption, absorption_functions, harmonics, symmetric_patterns
 from dials_diffuse.scaling.record import suggested_cuts
 from dials_diffuse.scaling.refine import fold_of_blocks, refine
+from dials_diffuse.scaling.sample import COLUMNS, sample_observations
 from dials_diffuse.scaling.scale import scale_observations
+from dials_diffuse.scaling.scaling_parameters import ScalingParameters
 from dials_diffuse.scaling.solve import gauge
-from dials_diffuse.scaling.statistics import Batch, suggest_cuts
 
 GRID = small_grid("P 41", (20, 20, 24, 90, 90, 90), d_min=3.0)
 SIZE = (487, 407)  # two Pilatus modules, one above the other

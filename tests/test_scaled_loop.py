@@ -14,17 +14,17 @@ from test_closed_loop import LLM, PROVENANCE, REDUCTION, SIMULATION, compare_wit
 
 from dials_diffuse.experiment.build import BeamParameters, DetectorParameters, ScanParameters
 from dials_diffuse.experiment.load import load_input
-from dials_diffuse.maps.nexus import read_map
-from dials_diffuse.maps.observations import OBSERVATION_DTYPE, ObservationFile, write_observations
+from dials_diffuse.files.nexus import read_map
+from dials_diffuse.files.observations import OBSERVATION_DTYPE, ObservationFile, write_observations
 from dials_diffuse.merging.laue import MergeParameters, merge_observations
 from dials_diffuse.reduction.integrate import integrate
-from dials_diffuse.reduction.parameters import BackgroundSmoothing
-from dials_diffuse.scaling.data import coordinates, make_layout
-from dials_diffuse.scaling.parameters import ScalingParameters
+from dials_diffuse.reduction.reduction_parameters import BackgroundSmoothing
+from dials_diffuse.scaling.layout import coordinates, make_layout
 from dials_diffuse.scaling.scale import scale_observations
-from dials_diffuse.simulation.parameters import Background, Scales
+from dials_diffuse.scaling.scaling_parameters import ScalingParameters
 from dials_diffuse.simulation.plan import plan_sweeps
 from dials_diffuse.simulation.simulate import Outputs, simulate
+from dials_diffuse.simulation.simulation_parameters import Background, Scales
 
 THICKNESS = (0.2, 0.12)
 STRUCTURE = random_structure("P 41", (16, 16, 14, 90, 90, 90), "CNOCS" * 2, u=(0.3, 0.45))

@@ -14,7 +14,7 @@ from dials.array_family import flex
 from dxtbx.model.experiment_list import ExperimentList
 
 from dials_diffuse.cli import integrate, merge, simulate
-from dials_diffuse.maps.nexus import read_map
+from dials_diffuse.files.nexus import read_map
 from dials_diffuse.merging.compare import compare_maps
 
 N_IMAGES = 40

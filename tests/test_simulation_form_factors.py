@@ -12,13 +12,14 @@ from synthetic import experiment_list, make_crystal, make_experiment
 
 from dials_diffuse.cli.simulate import run
 from dials_diffuse.errors import DiffuseError
+from dials_diffuse.files.nexus import read_map
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.maps.nexus import read_map
-from dials_diffuse.models import LiquidLikeMotions, Uncorrelated
 from dials_diffuse.models.compute import model_map
+from dials_diffuse.models.llm.llm import LiquidLikeMotions
+from dials_diffuse.models.uncorrelated import Uncorrelated
 from dials_diffuse.simulation.diffuse import diffuse_volume
-from dials_diffuse.simulation.parameters import SimulationParameters
 from dials_diffuse.simulation.simulate import Outputs, bragg_intensities, simulate
+from dials_diffuse.simulation.simulation_parameters import SimulationParameters
 from dials_diffuse.simulation.truth import rim_of, true_map
 from dials_diffuse.structure.atoms import load_structure
 from dials_diffuse.structure.transform import bulk_solvent_structure_factors, direct_transform

@@ -17,13 +17,13 @@ from dials_diffuse.experiment.build import BeamParameters, DetectorParameters, S
 from dials_diffuse.kernels.spline import spline_points
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.reduction.corrections import MICROSTERADIAN, air_attenuation_coefficient
-from dials_diffuse.simulation import background
+from dials_diffuse.simulation import background_scattering as background
 from dials_diffuse.simulation.diffuse import DiffuseVolume, spline_through
-from dials_diffuse.simulation.parameters import Background, Defects, Scales, SimulationParameters, Source
 from dials_diffuse.simulation.plan import plan_sweeps
-from dials_diffuse.simulation.prepare import beam_stop_mask, module_numbers, prepare_sweep, random_pixels
+from dials_diffuse.simulation.prepare_sweep import beam_stop_mask, module_numbers, prepare_sweep, random_pixels
 from dials_diffuse.simulation.sampling import choose_sampling
 from dials_diffuse.simulation.scales import module_responses, sweep_scales
+from dials_diffuse.simulation.simulation_parameters import Background, Defects, Scales, SimulationParameters, Source
 from dials_diffuse.simulation.spots import SpotShape
 from dials_diffuse.simulation.streams import STREAMS, random_stream
 from dials_diffuse.simulation.sweep import Sample, make_sample
@@ -135,21 +135,23 @@ def check_random_pixels(experiment):
 @pytest.mark.parametrize("mistake", ["half pixel", "half step", "axis", "setting"])
 def test_the_oracle_sees_small_mistakes(mistake, monkeypatch):
     experiment = experiment_for("all")
-    from dials_diffuse.experiment import geometry
-    from dials_diffuse.reduction import job
+    from dials_diffuse.experiment import detector
+    from dials_diffuse.experiment.scan import ScanGeometry
+
+    right_geometry = detector.panel_geometry
 
     if mistake == "half pixel":
         monkeypatch.setattr(
-            job, "panel_geometry", lambda panel, offset=(0.0, 0.0): geometry.panel_geometry(panel, (0.0, 0.0))
+            detector, "panel_geometry", lambda panel, offset=(0.0, 0.0): right_geometry(panel, (0.0, 0.0))
         )
     else:
-        right = geometry.ScanGeometry.matrix_at
+        right = ScanGeometry.matrix_at
         wrong = {
             "half step": lambda self, position: right(self, position + 0.25),
             "axis": lambda self, position: right(replace(self, axis=-self.axis), position),
             "setting": lambda self, position: right(replace(self, setting=self.setting.transpose(0, 2, 1)), position),
         }[mistake]
-        monkeypatch.setattr(geometry.ScanGeometry, "matrix_at", wrong)
+        monkeypatch.setattr(ScanGeometry, "matrix_at", wrong)
     with pytest.raises(AssertionError):
         check_random_pixels(experiment)
 

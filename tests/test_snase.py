@@ -13,8 +13,8 @@ import pytest
 from conftest import ROOT
 
 from dials_diffuse.cli import integrate, merge, scale
-from dials_diffuse.maps.nexus import read_map
-from dials_diffuse.merging.statistics import anisotropic_correlation
+from dials_diffuse.files.nexus import read_map
+from dials_diffuse.maps.shells import anisotropic_correlation
 
 BETWEEN_4_AND_2 = [
     "half_sets=frame",

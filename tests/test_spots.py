@@ -16,8 +16,8 @@ from scipy.stats import multivariate_normal
 from synthetic import experiment_list, make_crystal, make_detector, make_experiment
 
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.experiment.bragg import MIN_ZETA, predict_spots, spot_size
 from dials_diffuse.experiment.reflections import write_reflections
+from dials_diffuse.experiment.spot_prediction import MIN_ZETA, predict_spots, spot_size
 from dials_diffuse.kernels.spots import add_spots
 from dials_diffuse.maps.symmetry import map_to_asu
 from dials_diffuse.simulation import spots as module

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from builders import all_voxels, merge, observation_rows, small_grid, true_intensity
 
-from dials_diffuse.merging.statistics import COLUMNS, anisotropic_correlation, isotropic_residual, shell_limits
+from dials_diffuse.maps.shells import anisotropic_correlation, isotropic_residual, shell_limits
+from dials_diffuse.merging.statistics import COLUMNS
 
 
 def noisy(tmp_path, break_symmetry=0.0, friedel=True):

@@ -14,10 +14,14 @@ from dials_diffuse.fitting.minimise import minimise
 from dials_diffuse.fitting.sums import PreparedSum
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import laue_operators
-from dials_diffuse.models import Covariance, Ensemble, LiquidLikeMotions, RigidBody, Uncorrelated
-from dials_diffuse.models import ensemble as ensemble_module
-from dials_diffuse.models import group_covariance as group_module
+from dials_diffuse.models.covariance import group_covariance as group_module
+from dials_diffuse.models.covariance.covariance import Covariance
+from dials_diffuse.models.ensemble import ensemble as ensemble_module
+from dials_diffuse.models.ensemble.ensemble import Ensemble
+from dials_diffuse.models.llm.llm import LiquidLikeMotions
 from dials_diffuse.models.prepared import prepare
+from dials_diffuse.models.rigid_body.rigid_body import RigidBody
+from dials_diffuse.models.uncorrelated import Uncorrelated
 from dials_diffuse.models.voxel_means import gauss_points
 from dials_diffuse.structure.atoms import make_structure
 

@@ -11,13 +11,13 @@ import pytest
 from synthetic import experiment_list, make_crystal, make_detector, make_experiment
 from test_geometry import job_for
 
+from dials_diffuse.files.observations import ObservationFile
+from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.kernels import accumulate as kernel
 from dials_diffuse.kernels.accumulate import is_outlier
-from dials_diffuse.maps.files import Provenance
-from dials_diffuse.maps.observations import ObservationFile
 from dials_diffuse.reduction import voxel_sums
 from dials_diffuse.reduction.integrate import integrate
-from dials_diffuse.reduction.parameters import Corrections, Masking, ReductionParameters, Sampling
+from dials_diffuse.reduction.reduction_parameters import Corrections, Masking, ReductionParameters, Sampling
 
 PLAIN = Masking(bragg=False, persistent=False, outlier_n_sigma=0)
 COLUMNS = ("pixels", "counts", "norm", "rate", "rate_variance", "counts_odd", "norm_odd", "rate_odd", "pixels_odd")

@@ -16,19 +16,20 @@ from dials_diffuse.cli.model import sort_files
 from dials_diffuse.cli.model_scope import FORM_FACTOR_PHIL, MODEL_PHIL, automatic_orders
 from dials_diffuse.cli.program import run_program, track
 from dials_diffuse.errors import CommandLineError, DiffuseError
+from dials_diffuse.files.nexus import read_map
+from dials_diffuse.files.record import write_json
 from dials_diffuse.fitting.choice import choose
 from dials_diffuse.fitting.data import Selection, select
 from dials_diffuse.fitting.displacements import compare_displacements
 from dials_diffuse.fitting.fit import FitOptions, fit_models
-from dials_diffuse.fitting.indexing import UNDECIDED, compare_settings, untested_settings
 from dials_diffuse.fitting.linear import AUTO_TERMS, background_terms
 from dials_diffuse.fitting.orders import fit_with_enough_orders, orders_of, with_orders_at
-from dials_diffuse.fitting.pairs import fit_all_pairs
-from dials_diffuse.maps.files import write_json
-from dials_diffuse.maps.nexus import DiffuseMap, read_map
-from dials_diffuse.models import MODELS
-from dials_diffuse.models.common import lacking_symmetry
-from dials_diffuse.models.compute import ELECTRON_UNITS, UNITS
+from dials_diffuse.fitting.pairs.fit_pairs import fit_all_pairs
+from dials_diffuse.fitting.setting_search import UNDECIDED, compare_settings, untested_settings
+from dials_diffuse.maps.map import DiffuseMap
+from dials_diffuse.maps.units import ELECTRON_DIFFRACTION, ELECTRONS
+from dials_diffuse.models.checks import lacking_symmetry
+from dials_diffuse.models.table import MODELS
 from dials_diffuse.report.fit import (
     fit_record,
     format_choice,
@@ -223,7 +224,7 @@ def main(params, files, provenance) -> None:
     given = read_map(map_path)
     if params.voxels == "auto":
         params.voxels = "centre" if given.at_centres else "mean"
-    units = ELECTRON_UNITS if params.scattering_table == "electron" else UNITS
+    units = ELECTRON_DIFFRACTION if params.scattering_table == "electron" else ELECTRONS
     if options.scale and given.units != units:
         raise DiffuseError(
             f"scale=absolute: the intensities of {map_path} are in {given.units}, not in {units}, as those of models "

@@ -14,9 +14,10 @@ from dials_diffuse.fitting.data import FitData
 from dials_diffuse.fitting.fit import Candidate
 from dials_diffuse.fitting.orders import with_orders_at
 from dials_diffuse.fitting.sums import PreparedSum
-from dials_diffuse.models import MODELS, Ensemble
 from dials_diffuse.models.dispersive import prepare_dispersive
+from dials_diffuse.models.ensemble.ensemble import Ensemble
 from dials_diffuse.models.prepared import Prepared
+from dials_diffuse.models.table import MODELS
 
 _SCOPES = parse(MODEL_PHIL)
 

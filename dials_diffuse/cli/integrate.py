@@ -23,9 +23,9 @@ from dials_diffuse.cli.program import run_program, track
 from dials_diffuse.compat import available_cores
 from dials_diffuse.errors import CommandLineError
 from dials_diffuse.experiment.load import load_experiments, load_input
-from dials_diffuse.maps.files import write_json
+from dials_diffuse.files.record import write_json
 from dials_diffuse.reduction.integrate import integrate
-from dials_diffuse.reduction.parameters import (
+from dials_diffuse.reduction.reduction_parameters import (
     BackgroundSmoothing,
     Corrections,
     Masking,

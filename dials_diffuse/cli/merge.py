@@ -9,8 +9,9 @@ from libtbx.phil import parse
 
 from dials_diffuse import __version__
 from dials_diffuse.cli.program import run_program, track
-from dials_diffuse.maps.files import Provenance, write_json
-from dials_diffuse.maps.nexus import read_map, write_map
+from dials_diffuse.files.nexus import read_map, write_map
+from dials_diffuse.files.provenance import Provenance
+from dials_diffuse.files.record import write_json
 from dials_diffuse.merging.laue import MergeParameters, merge_observations
 from dials_diffuse.merging.statistics import format_table
 from dials_diffuse.report.agreement import (

@@ -13,12 +13,13 @@ from dials_diffuse import __version__
 from dials_diffuse.cli.model_scope import FORM_FACTOR_PHIL, MODEL_PHIL, automatic_orders, model_from_phil, model_record
 from dials_diffuse.cli.program import run_program
 from dials_diffuse.errors import CommandLineError, DiffuseError
-from dials_diffuse.maps.files import write_json
+from dials_diffuse.files.nexus import read_map, write_map
+from dials_diffuse.files.record import write_json
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.maps.nexus import read_map, write_map
 from dials_diffuse.merging.compare import compare_maps
-from dials_diffuse.models import Ensemble, LiquidLikeMotions
 from dials_diffuse.models.compute import model_map
+from dials_diffuse.models.ensemble.ensemble import Ensemble
+from dials_diffuse.models.llm.llm import LiquidLikeMotions
 from dials_diffuse.report.agreement import comparison_record, format_comparison, write_comparison_png
 from dials_diffuse.report.planes import write_planes_png
 from dials_diffuse.structure.atoms import load_structure

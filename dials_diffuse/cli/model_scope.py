@@ -9,13 +9,13 @@ import numpy as np
 from libtbx.phil import parse
 
 from dials_diffuse.errors import CommandLineError, DiffuseError
-from dials_diffuse.models import MODELS
-from dials_diffuse.models.covariance import CORRELATIONS, Covariance
-from dials_diffuse.models.elastic_network import ElasticNetwork
-from dials_diffuse.models.ensemble import Ensemble
-from dials_diffuse.models.lattice_dynamics import LatticeDynamics
-from dials_diffuse.models.llm import LiquidLikeMotions
-from dials_diffuse.models.rigid_body import RigidBody
+from dials_diffuse.models.covariance.covariance import CORRELATIONS, Covariance
+from dials_diffuse.models.covariance.elastic_network import ElasticNetwork
+from dials_diffuse.models.ensemble.ensemble import Ensemble
+from dials_diffuse.models.lattice_dynamics.lattice_dynamics import LatticeDynamics
+from dials_diffuse.models.llm.llm import LiquidLikeMotions
+from dials_diffuse.models.rigid_body.rigid_body import RigidBody
+from dials_diffuse.models.table import MODELS
 from dials_diffuse.structure.atoms import load_models, load_structure
 from dials_diffuse.structure.tls import TlsGroup, load_tls
 from dials_diffuse.structure.trajectory import load_trajectory

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from dials_diffuse.compat import dials_version
 from dials_diffuse.errors import CommandLineError, DiffuseError
-from dials_diffuse.maps.files import Provenance, check_writable, interrupt
+from dials_diffuse.files.atomic import check_writable
+from dials_diffuse.files.hdf5 import interrupt
+from dials_diffuse.files.provenance import Provenance
 
 logger = logging.getLogger("dials.diffuse.cli")
 

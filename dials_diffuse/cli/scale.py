@@ -10,12 +10,12 @@ from dials_diffuse import __version__
 from dials_diffuse.cli.program import run_program, track
 from dials_diffuse.compat import available_cores
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.maps.files import write_json
+from dials_diffuse.files.record import write_json
 from dials_diffuse.report.scaling import write_scaling_png
 from dials_diffuse.scaling.absolute import AbsoluteParameters, AbsoluteScale
-from dials_diffuse.scaling.parameters import ScalingParameters
 from dials_diffuse.scaling.record import curve_of_b, dials_scale_curve, scaling_record, suggested_cuts
 from dials_diffuse.scaling.scale import ScalingResult, scale_observations
+from dials_diffuse.scaling.scaling_parameters import ScalingParameters
 from dials_diffuse.structure.expectation import make_expectation
 
 logger = logging.getLogger("dials.diffuse.scale")

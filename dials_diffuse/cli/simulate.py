@@ -28,12 +28,12 @@ from dials_diffuse.cli.program import run_program, track
 from dials_diffuse.compat import available_cores
 from dials_diffuse.errors import CommandLineError
 from dials_diffuse.experiment.build import BeamParameters, DetectorParameters, ScanParameters
-from dials_diffuse.maps.files import write_json
-from dials_diffuse.models.ensemble import Ensemble
-from dials_diffuse.simulation.parameters import Background, Defects, Scales, SimulationParameters, Source
+from dials_diffuse.files.record import write_json
+from dials_diffuse.models.ensemble.ensemble import Ensemble
 from dials_diffuse.simulation.plan import EXAMPLES, example_path, plan_sweeps, sweeps_from_geometry
-from dials_diffuse.simulation.prepare import resolution_limit
+from dials_diffuse.simulation.prepare_sweep import resolution_limit
 from dials_diffuse.simulation.simulate import Outputs, simulate
+from dials_diffuse.simulation.simulation_parameters import Background, Defects, Scales, SimulationParameters, Source
 from dials_diffuse.simulation.spots import SpotShape
 from dials_diffuse.structure.atoms import load_structure
 

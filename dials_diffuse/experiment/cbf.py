@@ -30,7 +30,7 @@ from dials_diffuse.compat import photon_counter_range, scan_times
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.experiment.build import PILATUS_SIZES, flat_detector, is_module_array
 from dials_diffuse.experiment.format_cbf import MARK, SCHEMA, panel_slices
-from dials_diffuse.maps.files import atomic_path
+from dials_diffuse.files.atomic import atomic_path
 
 _LINE = 1900  # characters of JSON in a line: CIF allows lines of 2048
 _PADDING = 4095

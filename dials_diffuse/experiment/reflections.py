@@ -8,7 +8,7 @@ import numpy as np
 from dials.array_family import flex
 from dxtbx import flumpy
 
-from dials_diffuse.maps.files import atomic_path
+from dials_diffuse.files.atomic import atomic_path
 
 N_SIGMA_BOX = 3.0  # half width of bounding boxes
 

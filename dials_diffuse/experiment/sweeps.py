@@ -6,7 +6,7 @@ from dxtbx.model import Experiment, Scan
 from dxtbx.model.experiment_list import ExperimentList
 
 from dials_diffuse.compat import scan_times
-from dials_diffuse.experiment.geometry import exposure_times
+from dials_diffuse.experiment.scan import exposure_times
 
 #: seconds per image where a scan does not say
 DEFAULT_EXPOSURE = 0.1

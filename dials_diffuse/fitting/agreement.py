@@ -6,26 +6,7 @@ import math
 
 import numpy as np
 
-from dials_diffuse.merging.compare import equal_count_residual
-from dials_diffuse.merging.statistics import BIN_WIDTH, shell_limits
-
-#: small maps have wider bins, so that one holds at least this many voxels on the average
-_PER_BIN = 20
-
-
-def shell_residual(values: np.ndarray, s: np.ndarray) -> np.ndarray:
-    """Subtract from each value the straight line through those of its thin shell of |s|: what is isotropic.
-
-    Shells hold equal numbers and are BIN_WIDTH wide on the average, wider where voxels are few.
-    """
-    n_bins = min(round(float(np.ptp(s)) / BIN_WIDTH), len(s) // _PER_BIN)
-    return equal_count_residual(values, s, max(n_bins, 1))
-
-
-def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Of centred values, NaN where one of them does not vary."""
-    square = float(a @ a) * float(b @ b)
-    return float(a @ b) / math.sqrt(square) if square > 0 else math.nan
+from dials_diffuse.maps.shells import correlation, shell_residual, shells_of
 
 
 def statistics(data, fitted: np.ndarray, weights: np.ndarray, n_parameters: int, n_shells: int) -> dict:
@@ -84,12 +65,6 @@ def statistics(data, fitted: np.ndarray, weights: np.ndarray, n_parameters: int,
             }
         )
     return {**row(~data.free, n_parameters), "free": row(data.free, 0), "shells": shells}
-
-
-def shells_of(s: np.ndarray, n_shells: int) -> tuple:
-    """Shell of equal volume of each voxel, and the limits in Å."""
-    limits = shell_limits(1 / s.min(), 1 / s.max(), n_shells)
-    return np.clip(np.searchsorted(1 / limits, s, side="right") - 1, 0, n_shells - 1), limits
 
 
 def _centred(values: np.ndarray) -> np.ndarray:

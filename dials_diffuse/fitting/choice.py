@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dials_diffuse.fitting.agreement import shell_residual
 from dials_diffuse.fitting.data import FitData
 from dials_diffuse.fitting.fit import Fit
+from dials_diffuse.maps.shells import shell_residual
 
 logger = logging.getLogger("dials.diffuse.fit")
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.maps.nexus import DiffuseMap
+from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.maps.symmetry import map_to_asu
-from dials_diffuse.scaling.data import BLOCK
+from dials_diffuse.maps.voxels import BLOCK
 
 #: errors below this fraction of the median in their surroundings of |s| are raised to it: they are accidents of few
 #: counts, and would outweigh everything else

@@ -7,8 +7,11 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from dials_diffuse.models import MODELS, Covariance, LiquidLikeMotions, RigidBody
-from dials_diffuse.structure.atoms import Structure
+from dials_diffuse.models.covariance.covariance import Covariance
+from dials_diffuse.models.llm.llm import LiquidLikeMotions
+from dials_diffuse.models.rigid_body.rigid_body import RigidBody
+from dials_diffuse.models.table import MODELS
+from dials_diffuse.structure.crystal import Structure
 from dials_diffuse.structure.groups import group_labels
 
 #: Å², rounding of coordinate files

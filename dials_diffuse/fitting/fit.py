@@ -10,13 +10,14 @@ import numpy as np
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.fitting import uncertainty
-from dials_diffuse.fitting.agreement import shells_of, statistics
+from dials_diffuse.fitting.agreement import statistics
 from dials_diffuse.fitting.data import FitData
 from dials_diffuse.fitting.linear import Background, Projection
 from dials_diffuse.fitting.minimise import Minimum, minimise
 from dials_diffuse.fitting.region import Region
 from dials_diffuse.fitting.robust import LOSSES, robust
 from dials_diffuse.fitting.sums import PreparedSum
+from dials_diffuse.maps.shells import shells_of
 from dials_diffuse.models.prepared import Prepared
 
 logger = logging.getLogger("dials.diffuse.fit")

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from dials_diffuse.fitting.data import FitData
 from dials_diffuse.fitting.fit import Candidate, FitOptions, fit_models
-from dials_diffuse.models import LiquidLikeMotions
-from dials_diffuse.structure.atoms import Structure
+from dials_diffuse.models.llm.llm import LiquidLikeMotions
+from dials_diffuse.structure.crystal import Structure
 
 logger = logging.getLogger("dials.diffuse.fit")
 

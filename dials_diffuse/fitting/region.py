@@ -9,8 +9,8 @@ import re
 import numpy as np
 from scipy.linalg import orth
 
-from dials_diffuse.models.parameters import ELEMENTS, TensorComponents
 from dials_diffuse.models.prepared import Prepared
+from dials_diffuse.models.refinable import ELEMENTS, TensorComponents
 
 #: fractions of the interval between bounds: a start is at least so far away from them, the search for a step begins so
 #: far away, and what ended nearer than the last one reached them

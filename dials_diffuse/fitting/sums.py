@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from dials_diffuse.models.prepared import Prepared
-from dials_diffuse.structure.atoms import Structure
+from dials_diffuse.structure.crystal import Structure
 
 
 class PreparedSum(Prepared):

@@ -9,7 +9,7 @@ from scipy.linalg import null_space
 
 from dials_diffuse.fitting.minimise import Minimum, minimise
 from dials_diffuse.fitting.region import Region
-from dials_diffuse.models import LiquidLikeMotions
+from dials_diffuse.models.llm.llm import LiquidLikeMotions
 
 #: correlations of parameters from here on are reported
 _STRONG = 0.95

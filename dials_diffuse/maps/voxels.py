@@ -137,3 +137,20 @@ def _measured(blocks, grid: MapGrid, threads: int) -> tuple:
 
     n_refused = sum(in_threads(work, blocks, threads))
     return np.flatnonzero(seen), n_refused
+
+
+#: edge of the blocks of voxels that are held out together in cross-validation, 1/Å
+BLOCK = 0.06
+
+
+def blocks_of_voxels(grid: MapGrid, index: np.ndarray, least: int = 1) -> np.ndarray:
+    """(m,) int64, number of the block of about BLOCK 1/Å, or ``least`` voxels, along each axis that a voxel lies in.
+
+    Blocks hold whole neighbourhoods of lattice points: what varies within a halo or between neighbouring halos of
+    diffuse scattering is the same in a block.
+
+    index : (m, 3) integers on the subdivided lattice
+    """
+    edge = np.linalg.norm(grid.reciprocal_matrix, axis=0) / grid.subdivide  # 1/Å from voxel to voxel along each axis
+    block = np.floor(index / np.maximum(np.round(BLOCK / edge), least)).astype(np.int64)
+    return np.ravel_multi_index((block - block.min(axis=0)).T, np.ptp(block, axis=0) + 1)

@@ -8,11 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.maps.nexus import DiffuseMap
-from dials_diffuse.merging.statistics import shell_limits
-
-#: equal-count bins of |s| whose mean is the isotropic part: finer than any feature of a solvent ring
-N_BINS = 400
+from dials_diffuse.maps.map import DiffuseMap
+from dials_diffuse.maps.shells import N_BINS, equal_count_residual, shell_limits
 
 #: small maps have fewer bins, so that a bin holds at least this many voxels: a line through few would follow them
 MIN_PER_BIN = 20
@@ -64,24 +61,6 @@ def common_voxels(a: DiffuseMap, b: DiffuseMap) -> tuple:
     _, in_a, in_b = np.intersect1d(keys[0], keys[1], return_indices=True)
     found = keys[0][in_a] >= 0
     return in_a[found], in_b[found]
-
-
-def equal_count_residual(values: np.ndarray, s: np.ndarray, n_bins: int = N_BINS) -> np.ndarray:
-    """Subtract from each value the straight line through those of its bin in |s|; the bins hold equal numbers.
-
-    A line and not only a mean: at low resolution a bin is wide, and the background falls steeply within it.
-    """
-    order = np.argsort(s, kind="stable")
-    bins = np.empty(len(s), dtype=np.int64)
-    bins[order] = np.arange(len(s)) * n_bins // max(len(s), 1)
-
-    def mean(x):
-        return (np.bincount(bins, x, minlength=n_bins) / np.maximum(np.bincount(bins, minlength=n_bins), 1))[bins]
-
-    x, y = s - mean(s), values - mean(values)
-    variance = mean(x * x)
-    slope = np.divide(mean(x * y), variance, out=np.zeros(len(s)), where=variance > 0)
-    return y - slope * x
 
 
 def compare_maps(a: DiffuseMap, b: DiffuseMap, d_max=math.inf, d_min=0.0, n_shells: int = 10, n_bins: int = N_BINS):

@@ -11,14 +11,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dials_diffuse.errors import DiffuseError
+from dials_diffuse.files.observations import ObservationFile
 from dials_diffuse.kernels.merging import add_rows, count_rows
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.maps.nexus import DiffuseMap
-from dials_diffuse.maps.observations import ObservationFile
+from dials_diffuse.maps.map import DiffuseMap
+from dials_diffuse.maps.shells import resolution_range
 from dials_diffuse.maps.symmetry import laue_operators
 from dials_diffuse.maps.voxels import Voxels, blocks_of_rows, check_distinct, common_grid, find_voxels, keys_in_box
 from dials_diffuse.merging.half_sets import KINDS, SUMS, columns_needed, split
-from dials_diffuse.merging.statistics import Mates, ShellTable, resolution_range, shell_statistics
+from dials_diffuse.merging.statistics import Mates, ShellTable, shell_statistics
 
 logger = logging.getLogger("dials.diffuse.merging")
 

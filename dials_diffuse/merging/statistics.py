@@ -7,16 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dials_diffuse.errors import DiffuseError
-from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.maps.nexus import DiffuseMap
+from dials_diffuse.maps.map import DiffuseMap
+from dials_diffuse.maps.shells import (
+    TOLERANCE,
+    anisotropic_correlation,
+    isotropic_residual,
+    resolution_range,
+    shell_limits,
+)
 from dials_diffuse.maps.symmetry import possible_voxels, unique_voxels
-
-#: width in |s| of the bins whose mean is the isotropic part of a map, 1/Å
-BIN_WIDTH = 0.004
-
-#: relative; voxels whose centres lie on a limit belong to the map (MapGrid.inside allows half of this)
-_TOLERANCE = 2e-12
 
 COLUMNS = (
     "d_max",
@@ -78,69 +77,6 @@ class ShellTable:
         return [dict(zip(self.shells, values)) for values in zip(*self.shells.values())]
 
 
-def isotropic_residual(values: np.ndarray, s: np.ndarray, bin_width: float = BIN_WIDTH) -> np.ndarray:
-    """Subtract from each value the mean of its bin in |s|.
-
-    values : (n,) float64, finite; s : (n,) float64, 1/Å
-    """
-    if not len(values):
-        return np.zeros(0)
-    bins = np.floor(s / bin_width).astype(np.int64)
-    total = np.bincount(bins, values)
-    number = np.bincount(bins)
-    return values - (total / np.maximum(number, 1))[bins]
-
-
-def anisotropic_correlation(a, b, s, d_max=math.inf, d_min=0.0, bin_width: float = BIN_WIDTH) -> float:
-    """Pearson correlation of two maps after subtracting from both their means in fine bins of |s|.
-
-    Parameters
-    ----------
-    a, b : (n,) float64, intensities of the same voxels; NaN where not measured, such voxels are left out
-    s : (n,) float64, |s| in 1/Å
-    d_max, d_min : range of resolution in Å
-    bin_width : 1/Å
-
-    Returns
-    -------
-    float, NaN if there are fewer than three common voxels or one map is flat
-    """
-    a, b, s = (np.asarray(x, dtype=float) for x in (a, b, s))
-    use = np.isfinite(a) & np.isfinite(b) & (s * d_min < 1 + _TOLERANCE) & (s >= (1 - _TOLERANCE) / d_max)
-    if np.count_nonzero(use) < 3:
-        return math.nan
-    x = isotropic_residual(a[use], s[use], bin_width)
-    y = isotropic_residual(b[use], s[use], bin_width)
-    power = float(x @ x) * float(y @ y)
-    return float(x @ y) / math.sqrt(power) if power > 0 else math.nan
-
-
-def resolution_range(grid: MapGrid, d_max=None, d_min=None) -> tuple:
-    """``(d_max, d_min)`` in Å, where None or more than the grid has stands for the limit of the grid.
-
-    Raises
-    ------
-    DiffuseError
-        If nothing of the range lies inside the grid.
-    """
-    high = grid.d_max if d_max is None else min(d_max, grid.d_max)
-    low = grid.d_min if d_min is None else max(d_min, grid.d_min)
-    if not low < high:
-        raise DiffuseError(
-            f"statistics.d_max={d_max}, statistics.d_min={d_min}: no such part of the map, which reaches from "
-            f"{grid.d_max:g} to {grid.d_min:g} Å; choose limits inside"
-        )
-    return high, low
-
-
-def shell_limits(d_max: float, d_min: float, n_shells: int) -> np.ndarray:
-    """(n_shells + 1,) resolution in Å, descending, that bounds shells of equal volume."""
-    with np.errstate(divide="ignore"):
-        limits = np.linspace(d_max**-3, d_min**-3, n_shells + 1) ** (-1 / 3)
-    limits[0], limits[-1] = d_max, d_min
-    return limits
-
-
 def shell_statistics(data: DiffuseMap, mates: Mates, n_shells: int = 20, d_max=None, d_min=None) -> ShellTable:
     """Statistics of a merged map in shells of equal volume, and overall.
 
@@ -156,8 +92,8 @@ def shell_statistics(data: DiffuseMap, mates: Mates, n_shells: int = 20, d_max=N
     d_max, d_min = resolution_range(data.grid, d_max, d_min)
     limits = shell_limits(d_max, d_min, n_shells)
     edges = 1 / limits
-    edges[0] *= 1 - _TOLERANCE
-    edges[-1] *= 1 + _TOLERANCE
+    edges[0] *= 1 - TOLERANCE
+    edges[-1] *= 1 + TOLERANCE
     possible = np.zeros(n_shells, dtype=np.int64)
     for voxels in possible_voxels(data.grid, data.friedel):
         possible += np.histogram(data.grid.s_magnitude(voxels), edges)[0]

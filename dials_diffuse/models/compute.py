@@ -12,23 +12,25 @@ import numpy as np
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.maps.nexus import DiffuseMap
+from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.maps.symmetry import possible_voxels
-from dials_diffuse.models import DiffuseModel, Ensemble, LatticeDynamics, LiquidLikeMotions
-from dials_diffuse.models.common import check_symmetry, lacking_symmetry, laue_average
+from dials_diffuse.maps.units import ELECTRON_DIFFRACTION, ELECTRONS
+from dials_diffuse.models.base import DiffuseModel
+from dials_diffuse.models.checks import check_symmetry, lacking_symmetry
 from dials_diffuse.models.dispersive import dispersive_parts
+from dials_diffuse.models.ensemble.ensemble import Ensemble
+from dials_diffuse.models.lattice_dynamics.lattice_dynamics import LatticeDynamics
+from dials_diffuse.models.laue import laue_average
+from dials_diffuse.models.llm.llm import LiquidLikeMotions
 from dials_diffuse.models.prepared import Fixed, Prepared, prepare
 from dials_diffuse.models.voxel_means import prepare_means
-from dials_diffuse.structure.atoms import Structure
+from dials_diffuse.structure.crystal import Structure
 from dials_diffuse.structure.transform import check_cells
 
 logger = logging.getLogger("dials.diffuse.model")
 
-UNITS = "electron^2 per unit cell"
 #: bytes, or ``max``
 _MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
-#: of the table of form factors for electrons
-ELECTRON_UNITS = "angstrom^2 per unit cell"
 
 
 def model_map(
@@ -92,7 +94,7 @@ def model_map(
         intensity=intensity,
         sigma=np.zeros(len(index)),
         multiplicity=np.zeros(len(index), dtype=np.int32),
-        units=ELECTRON_UNITS if model.table == "electron" else UNITS,
+        units=ELECTRON_DIFFRACTION if model.table == "electron" else ELECTRONS,
         at_centres=not means,
     )
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.models.prepared import Prepared, prepare
-from dials_diffuse.structure.atoms import Structure
+from dials_diffuse.structure.crystal import Structure
 from dials_diffuse.structure.factors import Dispersive, dispersion
 
 

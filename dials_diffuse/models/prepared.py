@@ -10,8 +10,8 @@ import numpy as np
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import laue_operators
-from dials_diffuse.models.parameters import Parameter, TensorComponents
-from dials_diffuse.structure.atoms import Structure
+from dials_diffuse.models.refinable import Parameter, TensorComponents
+from dials_diffuse.structure.crystal import Structure
 
 
 class Prepared(ABC):

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.models.common import ATOM_LENGTH, displaced, fitted, laue_average, single_atoms, squares
-from dials_diffuse.models.parameters import updated
+from dials_diffuse.models.checks import fitted
+from dials_diffuse.models.laue import laue_average
 from dials_diffuse.models.prepared import Fixed, Prepared
-from dials_diffuse.structure.atoms import Structure
+from dials_diffuse.models.refinable import updated
+from dials_diffuse.models.single_atoms import ATOM_LENGTH, displaced, single_atoms, squares
+from dials_diffuse.structure.crystal import Structure
 from dials_diffuse.structure.transform import s_squared
 
 

@@ -12,7 +12,7 @@ from scipy.sparse import csr_matrix
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import laue_operators, map_to_asu
 from dials_diffuse.models.prepared import Prepared
-from dials_diffuse.structure.atoms import Structure
+from dials_diffuse.structure.crystal import Structure
 from dials_diffuse.structure.factors import form_factors
 
 #: Simpson's rule on an interval: weights at its ends and its middle

@@ -9,10 +9,10 @@ import numpy as np
 
 from dials_diffuse.compat import trusted_bounds
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.experiment.geometry import exposure_times
 from dials_diffuse.experiment.images import image_mask, read_image, static_mask
+from dials_diffuse.experiment.scan import exposure_times
 from dials_diffuse.kernels.image import block_sums
-from dials_diffuse.reduction.parameters import BackgroundSmoothing
+from dials_diffuse.reduction.reduction_parameters import BackgroundSmoothing
 
 MAX_ANGLE_BETWEEN_AXES = 2.0  # degrees; background images need not be refined
 MAX_SHIFT = 0.05  # of the distance

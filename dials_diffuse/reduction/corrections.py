@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 from cctbx.eltbx import attenuation_coefficient
 
-from dials_diffuse.experiment.geometry import PanelGeometry
-from dials_diffuse.reduction.parameters import Corrections
+from dials_diffuse.experiment.detector import PanelGeometry
+from dials_diffuse.reduction.reduction_parameters import Corrections
 
 #: dry air at 20 °C and 1013 hPa: mass fractions and density in g/cm³
 AIR_COMPOSITION = {"N": 0.7553, "O": 0.2318, "Ar": 0.0129}

@@ -9,14 +9,15 @@ import numpy as np
 from cctbx import uctbx
 
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.experiment.geometry import scan_geometry
+from dials_diffuse.experiment.detector import DetectorSetup, detector_setup
+from dials_diffuse.experiment.scan import scan_geometry
+from dials_diffuse.files.observations import ExperimentSummary, write_observations
+from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.kernels import accumulate as kernel
-from dials_diffuse.maps.files import Provenance
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.maps.observations import ExperimentSummary, write_observations
-from dials_diffuse.reduction.bragg import bragg_rows
-from dials_diffuse.reduction.job import DetectorSetup, Job, detector_setup, prepare_job
-from dials_diffuse.reduction.parameters import ReductionParameters
+from dials_diffuse.reduction.bragg_rows import bragg_rows
+from dials_diffuse.reduction.job import Job, prepare_job
+from dials_diffuse.reduction.reduction_parameters import ReductionParameters
 from dials_diffuse.reduction.voxel_sums import MIN_FLUX, blocks_of_images, memory_estimate, observations, reduce_blocks
 
 logger = logging.getLogger("dials.diffuse.reduction")

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dials_diffuse.experiment.bragg import PredictedSpots, SpotSize, predict_spots, spot_size
-from dials_diffuse.experiment.geometry import PanelGeometry, ScanGeometry, panel_geometry, s_magnitude, scan_geometry
+from dials_diffuse.experiment.detector import DetectorSetup, PanelGeometry, s_magnitude
 from dials_diffuse.experiment.images import image_mask, image_shift, read_image, static_mask
+from dials_diffuse.experiment.scan import ScanGeometry, scan_geometry, sub_steps
+from dials_diffuse.experiment.spot_prediction import PredictedSpots, SpotSize, predict_spots, spot_size
 from dials_diffuse.kernels.image import paint_discs, track_outliers, track_range
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.reduction.background import Background, measure_background, no_background
@@ -27,38 +28,11 @@ from dials_diffuse.reduction.outliers import (
     stuck_pixels,
     widen_regions,
 )
-from dials_diffuse.reduction.parameters import ReductionParameters
+from dials_diffuse.reduction.reduction_parameters import ReductionParameters
 
 logger = logging.getLogger("dials.diffuse.reduction")
 
 SAMPLE_IMAGES = 16
-MAX_SUB_STEPS = 20
-
-
-@dataclass(frozen=True)
-class DetectorSetup:
-    """Pixel geometry of a detector; shared between experiments on the same one.
-
-    Attributes
-    ----------
-    panels : PanelGeometry of the pixel centres
-    sub_pixels : ``(offset, directions of every panel)`` for each sub-pixel; the centres themselves when not sub-sampled
-    """
-
-    panels: list
-    sub_pixels: list
-
-
-def detector_setup(detector, sub_pixel: int = 1) -> DetectorSetup:
-    """Directions to all pixels (and sub-pixels) of a dxtbx detector."""
-    panels = [panel_geometry(p) for p in detector]
-    if sub_pixel == 1:
-        sub_pixels = [((0.5, 0.5), [p.directions for p in panels])]
-    else:
-        steps = (np.arange(sub_pixel) + 0.5) / sub_pixel
-        offsets = [(dx, dy) for dy in steps for dx in steps]
-        sub_pixels = [(o, [panel_geometry(p, o).directions for p in detector]) for o in offsets]
-    return DetectorSetup(panels, sub_pixels)
 
 
 @dataclass(frozen=True)
@@ -251,13 +225,6 @@ def prepare_job(
     if parameters.corrections.flux:
         job = _measure_flux(job)
     return job
-
-
-def sub_steps(grid: MapGrid, scan: ScanGeometry) -> int:
-    """Sub-steps that keep the arc of one sub-step at d_min within one voxel."""
-    arc = abs(math.radians(scan.oscillation[1])) / grid.d_min
-    edge = min(np.linalg.norm(grid.reciprocal_matrix, axis=0) / np.array(grid.subdivide))
-    return int(min(max(math.ceil(arc / edge), 1), MAX_SUB_STEPS))
 
 
 def _voxel_diagonal(grid: MapGrid) -> float:

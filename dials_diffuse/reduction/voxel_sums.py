@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import map_coordinates
 
+from dials_diffuse.files.observations import OBSERVATION_DTYPE
 from dials_diffuse.kernels import accumulate as kernel
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.maps.observations import OBSERVATION_DTYPE
 from dials_diffuse.parallel import forked
 from dials_diffuse.reduction.job import Job
 

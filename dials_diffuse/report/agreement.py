@@ -7,9 +7,10 @@ import math
 from cctbx import uctbx
 
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.maps.nexus import DiffuseMap
+from dials_diffuse.maps.map import DiffuseMap
+from dials_diffuse.maps.shells import N_BINS
 from dials_diffuse.maps.voxels import CELL_TOLERANCE
-from dials_diffuse.merging.compare import N_BINS, Comparison, compare_maps
+from dials_diffuse.merging.compare import Comparison, compare_maps
 from dials_diffuse.report.planes import write_planes_png
 
 #: columns of the table in logs: name, width, format

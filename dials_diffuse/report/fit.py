@@ -8,7 +8,7 @@ import numpy as np
 
 from dials_diffuse.fitting.fit import Estimate, Fit
 from dials_diffuse.fitting.orders import orders_of
-from dials_diffuse.fitting.pair_freedom import DETERMINED
+from dials_diffuse.fitting.pairs.pair_freedom import DETERMINED
 
 #: columns of the shells: heading, width, format, where the number is
 _SHELLS = (

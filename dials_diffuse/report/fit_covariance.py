@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dials_diffuse.maps.files import atomic_path
+from dials_diffuse.files.atomic import atomic_path
 
 
 def write_correlations_png(path, covariance: np.ndarray, title: str = "", share: np.ndarray | None = None) -> None:

@@ -8,10 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from dials_diffuse.files.atomic import atomic_path
+from dials_diffuse.files.nexus import write_map
 from dials_diffuse.fitting.data import FitData
-from dials_diffuse.maps.files import atomic_path
-from dials_diffuse.maps.nexus import DiffuseMap, write_map
-from dials_diffuse.models.motion import flattened
+from dials_diffuse.maps.map import DiffuseMap
+from dials_diffuse.models.covariance.motion import flattened
 from dials_diffuse.report.fit_covariance import write_correlations_png
 from dials_diffuse.report.planes import write_planes_png
 

@@ -6,7 +6,7 @@ import base64
 import io
 from pathlib import Path
 
-from dials_diffuse.maps.files import atomic_path
+from dials_diffuse.files.atomic import atomic_path
 
 
 def write_page(path, template: str, **values) -> None:

@@ -7,10 +7,10 @@ from math import gcd
 
 import numpy as np
 
-from dials_diffuse.maps.files import atomic_path
-from dials_diffuse.maps.nexus import DiffuseMap
+from dials_diffuse.files.atomic import atomic_path
+from dials_diffuse.maps.map import DiffuseMap
+from dials_diffuse.maps.shells import isotropic_residual
 from dials_diffuse.maps.symmetry import map_to_asu
-from dials_diffuse.merging.statistics import isotropic_residual
 
 #: share of the pixels of a picture whose colour is not cut off
 _RANGE_PERCENTILE = 99.0

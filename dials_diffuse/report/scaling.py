@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dials_diffuse.maps.files import atomic_path
+from dials_diffuse.files.atomic import atomic_path
 from dials_diffuse.scaling.record import curve_of_b, dials_scale_curve
 from dials_diffuse.scaling.scale import ScalingResult
 

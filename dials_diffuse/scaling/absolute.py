@@ -22,11 +22,10 @@ from scipy.optimize import lsq_linear
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.scaling.totals import Bragg, Shells, UniqueBragg, mean_intensities, merge_bragg
+from dials_diffuse.structure.expectation import Expectation
 
 logger = logging.getLogger("dials.diffuse.scaling")
 
-#: what the output of scaling is in
-ELECTRONS = "electron^2 per unit cell"
 
 METHODS = ("auto", "krogh_moe", "envelope", "model", "none")
 
@@ -49,36 +48,6 @@ _LEAST_CC = 0.85
 
 #: 1/Å: reflections beyond are compared with the model's, because bulk solvent does not matter much there
 _MODEL_FROM = 0.28
-
-
-@dataclass(frozen=True)
-class Expectation:
-    """What the cell should scatter, averaged over directions; electrons² per unit cell.
-
-    Attributes
-    ----------
-    s : (m,) float64 ascending, 1/Å
-    elastic, compton, interference : (m,) Σ f², incoherent scattering, and interference of neighbouring atoms less that
-        of the hole around each, whose q²-weighted integral is -2π² (Σ Z)² / V
-    uncertainty : relative, of the contents of the cell
-    source : where the contents are from, a sentence
-    hkl, f_squared : (r, 3) int32 and (r,) float64, squared structure factors of a model, or None
-    no_model : why there are none, for messages
-    """
-
-    s: np.ndarray
-    elastic: np.ndarray
-    compton: np.ndarray
-    interference: np.ndarray
-    uncertainty: float
-    source: str
-    hkl: np.ndarray | None = None
-    f_squared: np.ndarray | None = None
-    no_model: str = "needs coordinates, give absolute_scale.model as well"
-
-    def at(self, name: str, s) -> np.ndarray:
-        """One of the curves at |s| of any shape."""
-        return np.interp(s, self.s, getattr(self, name))
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dials_diffuse.files.observations import OBSERVATION_DTYPE
 from dials_diffuse.kernels.scaling import orbit_sums
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.maps.observations import OBSERVATION_DTYPE
 from dials_diffuse.maps.voxels import Voxels
 from dials_diffuse.parallel import in_threads
-from dials_diffuse.scaling.data import Layout, S, coordinates, unique_of
-from dials_diffuse.scaling.errors import ErrorModel, reject
+from dials_diffuse.scaling.error_model import ErrorModel, reject
+from dials_diffuse.scaling.layout import Layout, S, coordinates
 from dials_diffuse.scaling.model import ScaleModel
+from dials_diffuse.scaling.sample import unique_of
 
 _ROWS = 1 << 20
 
@@ -133,7 +134,7 @@ def voxel_priors(scaler: Scaler) -> np.ndarray:
 
 
 def find_all_outliers(predictions: Predictions, prior: np.ndarray, n_sigma: float) -> np.ndarray:
-    """(n,) bool, see :func:`dials_diffuse.scaling.errors.find_outliers`."""
+    """(n,) bool, see :func:`dials_diffuse.scaling.error_model.find_outliers`."""
     p = predictions
     if n_sigma == 0:
         return np.zeros(len(p.unique), dtype=bool)

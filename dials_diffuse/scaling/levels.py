@@ -16,8 +16,8 @@ import numpy as np
 from scipy.optimize import minimize
 
 from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.maps.voxels import blocks_of_voxels
 from dials_diffuse.scaling.apply import Predictions, sums_by_sweep
-from dials_diffuse.scaling.data import blocks_of_voxels
 
 #: voxels x sweeps that are used: more do not matter
 _MAX_ENTRIES = 2_000_000

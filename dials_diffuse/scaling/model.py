@@ -18,9 +18,10 @@ import numpy as np
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.kernels.scaling import evaluate_block, evaluate_patterns
-from dials_diffuse.scaling.data import DIFFRACTED, MODULE, Layout, Observations, S, T, X, Y
-from dials_diffuse.scaling.parameters import ScalingParameters
+from dials_diffuse.scaling.layout import DIFFRACTED, MODULE, Layout, S, T, X, Y
 from dials_diffuse.scaling.patterns import absorption, degrees_of
+from dials_diffuse.scaling.sample import Observations
+from dials_diffuse.scaling.scaling_parameters import ScalingParameters
 
 #: distance of nodes of the isotropic profile in |s|, 1/Å, and how many there may be
 PROFILE_STEP = 0.004
@@ -218,7 +219,7 @@ class ScaleModel:
         return result
 
     def predict(self, coordinates, experiment, norm, s_voxel, harmonics=None) -> Prediction:
-        """What to expect; arguments as in :class:`dials_diffuse.scaling.data.Observations`."""
+        """What to expect; arguments as in :class:`dials_diffuse.scaling.sample.Observations`."""
 
         def value(name):
             return self.value(name, coordinates, experiment, harmonics)

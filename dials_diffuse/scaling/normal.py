@@ -17,9 +17,10 @@ import numpy as np
 from scipy.linalg.blas import dsyrk as syrk
 
 from dials_diffuse.kernels.scaling import add_normal, add_orbits, fill_basis, fill_dense, fill_patterns, orbit_sums
-from dials_diffuse.scaling.data import Observations, S
-from dials_diffuse.scaling.errors import Weights
+from dials_diffuse.scaling.error_model import Weights
+from dials_diffuse.scaling.layout import S
 from dials_diffuse.scaling.model import Prediction, ScaleModel
+from dials_diffuse.scaling.sample import Observations
 
 #: unique voxels whose couplings are in memory together
 _ORBITS = 2048

@@ -7,8 +7,8 @@ from dataclasses import asdict
 import numpy as np
 
 from dials_diffuse.scaling.absolute import AbsoluteScale
-from dials_diffuse.scaling.bragg import bragg_scale_curve
-from dials_diffuse.scaling.data import MODULE, N_COORDINATES, S, T, X, Y
+from dials_diffuse.scaling.bragg_scales import bragg_scale_curve
+from dials_diffuse.scaling.layout import MODULE, N_COORDINATES, S, T, X, Y
 from dials_diffuse.scaling.model import ScaleModel
 from dials_diffuse.scaling.scale import ScalingResult
 

@@ -8,11 +8,19 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dials_diffuse.scaling.data import Layout, Observations
-from dials_diffuse.scaling.errors import ErrorModel, Weights, find_outliers, first_error_model, update_errors, weigh
+from dials_diffuse.scaling.error_model import (
+    ErrorModel,
+    Weights,
+    find_outliers,
+    first_error_model,
+    update_errors,
+    weigh,
+)
+from dials_diffuse.scaling.layout import Layout
 from dials_diffuse.scaling.model import Prediction, ScaleModel, start_model
 from dials_diffuse.scaling.normal import add, chi2, normal_equations
-from dials_diffuse.scaling.parameters import ScalingParameters
+from dials_diffuse.scaling.sample import Observations
+from dials_diffuse.scaling.scaling_parameters import ScalingParameters
 from dials_diffuse.scaling.solve import (
     System,
     TermTest,

@@ -10,22 +10,24 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.maps.files import Provenance
+from dials_diffuse.files.observations import OBSERVATION_DTYPE, ObservationFile, write_observations
+from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.maps.indexing import untested_in_words
-from dials_diffuse.maps.observations import ARBITRARY, OBSERVATION_DTYPE, ObservationFile, write_observations
+from dials_diffuse.maps.settings import untested_in_words
+from dials_diffuse.maps.units import ARBITRARY, ELECTRONS
 from dials_diffuse.maps.voxels import Voxels, blocks_of_rows, check_distinct, common_grid, find_voxels
-from dials_diffuse.scaling.absolute import ELECTRONS, AbsoluteParameters, AbsoluteScale, absolute_scale
+from dials_diffuse.scaling.absolute import AbsoluteParameters, AbsoluteScale, absolute_scale
 from dials_diffuse.scaling.apply import Scaler, apply_levels, find_all_outliers, predict_all, voxel_priors, write_scaled
-from dials_diffuse.scaling.bragg import BraggColumns, read_bragg, scaled_bragg, start_from_bragg
-from dials_diffuse.scaling.data import COLUMNS, Layout, Observations, S, make_layout, sample_observations
-from dials_diffuse.scaling.errors import find_outliers
-from dials_diffuse.scaling.indexing import Mismatch, find_mismatches, untested_settings
+from dials_diffuse.scaling.batches import Batch, crystal_correlations, residuals_by_batch, suggest_cuts
+from dials_diffuse.scaling.bragg_scales import BraggColumns, read_bragg, scaled_bragg, start_from_bragg
+from dials_diffuse.scaling.error_model import find_outliers
+from dials_diffuse.scaling.layout import Layout, S, make_layout
 from dials_diffuse.scaling.levels import Levels, find_levels
+from dials_diffuse.scaling.mismatches import Mismatch, find_mismatches, untested_settings
 from dials_diffuse.scaling.model import start_model
-from dials_diffuse.scaling.parameters import ScalingParameters
 from dials_diffuse.scaling.refine import Refinement, refine
-from dials_diffuse.scaling.statistics import Batch, crystal_correlations, residuals_by_batch, suggest_cuts
+from dials_diffuse.scaling.sample import COLUMNS, Observations, sample_observations
+from dials_diffuse.scaling.scaling_parameters import ScalingParameters
 
 logger = logging.getLogger("dials.diffuse.scaling")
 

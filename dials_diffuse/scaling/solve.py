@@ -9,9 +9,10 @@ import numpy as np
 from scipy import linalg, sparse
 
 from dials_diffuse.kernels.scaling import fill_basis
-from dials_diffuse.scaling.data import Observations, S
+from dials_diffuse.scaling.layout import S
 from dials_diffuse.scaling.model import ScaleModel
 from dials_diffuse.scaling.normal import Normal, add
+from dials_diffuse.scaling.sample import Observations
 
 #: strengths of smoothing that are tried first, per squared second difference of neighbouring coefficients
 STRENGTHS = 100.0 ** np.arange(0, 6)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.experiment.geometry import pixel_directions
+from dials_diffuse.experiment.detector import pixel_directions
 from dials_diffuse.simulation.sweep import Sweep
 
 logger = logging.getLogger("dials.diffuse.simulation")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dials_diffuse.simulation.parameters import Background, Scales
+from dials_diffuse.simulation.simulation_parameters import Background, Scales
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,15 @@ from dials_diffuse.errors import DiffuseError
 from dials_diffuse.experiment.cbf import attach_images, image_path, write_cbf, write_experiments
 from dials_diffuse.experiment.reflections import write_reflections
 from dials_diffuse.experiment.sweeps import background_experiment
-from dials_diffuse.maps.files import Provenance, Staging, check_writable
-from dials_diffuse.maps.nexus import write_map
+from dials_diffuse.files.atomic import Staging, check_writable
+from dials_diffuse.files.nexus import write_map
+from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.parallel import forked
 from dials_diffuse.reduction.integrate import choose_grid
-from dials_diffuse.reduction.parameters import ReductionParameters
+from dials_diffuse.reduction.reduction_parameters import ReductionParameters
 from dials_diffuse.simulation.diffuse import diffuse_volume
-from dials_diffuse.simulation.parameters import SimulationParameters
-from dials_diffuse.simulation.prepare import prepare_sweep, resolution_limit
+from dials_diffuse.simulation.prepare_sweep import prepare_sweep, resolution_limit
+from dials_diffuse.simulation.simulation_parameters import SimulationParameters
 from dials_diffuse.simulation.spots import spot_extent_model
 from dials_diffuse.simulation.sweep import Sweep, make_sample, overflow
 from dials_diffuse.simulation.truth import IdealSums, image_sums, record_of_scales, rim_of, true_map

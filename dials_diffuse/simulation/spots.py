@@ -16,8 +16,8 @@ from cctbx import miller
 from cctbx.crystal import symmetry
 
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.experiment.bragg import MIN_ZETA, gaussian_profile, ray_intersections, to_pixels
-from dials_diffuse.experiment.geometry import ScanGeometry, scan_geometry
+from dials_diffuse.experiment.scan import ScanGeometry, scan_geometry
+from dials_diffuse.experiment.spot_prediction import MIN_ZETA, gaussian_profile, ray_intersections, to_pixels
 from dials_diffuse.kernels.spots import add_spots
 from dials_diffuse.maps.symmetry import laue_operators
 

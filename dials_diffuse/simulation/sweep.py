@@ -7,15 +7,15 @@ from functools import cached_property
 
 import numpy as np
 
-from dials_diffuse.experiment.geometry import ScanGeometry, s_magnitude
+from dials_diffuse.experiment.detector import DetectorSetup, s_magnitude
+from dials_diffuse.experiment.scan import ScanGeometry
 from dials_diffuse.kernels.spline import add_spline
 from dials_diffuse.reduction.corrections import pixel_corrections, solid_angle
-from dials_diffuse.reduction.job import DetectorSetup
-from dials_diffuse.reduction.parameters import Corrections
-from dials_diffuse.simulation import background
+from dials_diffuse.reduction.reduction_parameters import Corrections
+from dials_diffuse.simulation import background_scattering as background
 from dials_diffuse.simulation.diffuse import DiffuseVolume
-from dials_diffuse.simulation.parameters import SimulationParameters
 from dials_diffuse.simulation.scales import SweepScales
+from dials_diffuse.simulation.simulation_parameters import SimulationParameters
 from dials_diffuse.simulation.spots import Spots
 from dials_diffuse.simulation.streams import random_stream
 

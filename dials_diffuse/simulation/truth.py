@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from dials_diffuse.experiment.scan import sub_steps
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.maps.nexus import DiffuseMap
+from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.maps.symmetry import possible_voxels, unique_voxels
-from dials_diffuse.reduction.job import sub_steps
+from dials_diffuse.maps.units import ELECTRONS
 from dials_diffuse.simulation.diffuse import DiffuseVolume
 from dials_diffuse.simulation.sweep import Expected, Sweep
-
-UNITS = "electron^2 per unit cell"
 
 #: pixels with more Bragg scattering than this share of all else are left out of the ideal map
 MAX_BRAGG = 0.1
@@ -44,7 +43,7 @@ def true_map(volume: DiffuseVolume, grid: MapGrid, friedel: bool = True) -> Diff
         intensity=intensity,
         sigma=np.zeros(len(index)),
         multiplicity=np.zeros(len(index), dtype=np.int32),
-        units=UNITS,
+        units=ELECTRONS,
     )
 
 
@@ -114,7 +113,7 @@ class IdealSums:
             intensity=net / norm,
             sigma=np.sqrt(np.maximum(counts, 1.0)) / norm,
             multiplicity=np.bincount(voxels.inverse, minlength=len(voxels.index)).astype(np.int32),
-            units=UNITS,
+            units=ELECTRONS,
         )
 
 

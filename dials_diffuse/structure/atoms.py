@@ -16,6 +16,7 @@ from libtbx.utils import Sorry
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.structure.crystal import SPECIAL_POSITION_DISTANCE, Structure
+from dials_diffuse.structure.tensors import symmetric_tensor
 
 logger = logging.getLogger("dials.diffuse.structure")
 
@@ -284,12 +285,6 @@ def _scale(source, cell, path) -> tuple:
 def _nearest_rotation(matrix) -> np.ndarray:
     u, _, vt = np.linalg.svd(matrix)
     return u @ vt
-
-
-def symmetric_tensor(six) -> np.ndarray:
-    """(3, 3) float64 from its elements 11, 22, 33, 12, 13, 23."""
-    a, b, c, d, e, f = (float(x) for x in six)
-    return np.array([[a, d, e], [d, b, f], [e, f, c]])
 
 
 def _element(atom, path) -> str:

@@ -25,7 +25,7 @@ from mmtbx.scaling.matthews import matthews_rupp
 from scipy.spatial import cKDTree
 
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.structure.atoms import Structure
+from dials_diffuse.structure.crystal import Structure
 from dials_diffuse.structure.factors import atom_form_factor, incoherent
 
 logger = logging.getLogger("dials.diffuse.structure")

@@ -9,7 +9,7 @@ from cctbx.eltbx import sasaki, tiny_pse, xray_scattering
 from cctbx.eltbx.e_scattering import ito_vol_c_2011_table_4_3_2_2_entry_as_gaussian
 
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.structure.atoms import Structure
+from dials_diffuse.structure.crystal import Structure
 
 #: wk1995: X-rays, Waasmaier & Kirfel 1995; it1992: X-rays, International Tables C 1992; electron: Peng et al. 1996
 TABLES = ("wk1995", "it1992", "electron")

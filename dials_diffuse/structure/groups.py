@@ -6,7 +6,7 @@ import numpy as np
 from iotbx.pdb import resseq_decode
 
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.structure.atoms import Structure
+from dials_diffuse.structure.crystal import Structure
 
 #: segment: a stretch of a chain without a gap in the residue numbers; molecule: all atoms together
 GROUPS = ("atom", "residue", "segment", "chain", "molecule", "selection")

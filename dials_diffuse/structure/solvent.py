@@ -8,7 +8,7 @@ from cctbx.array_family import flex
 from mmtbx import masks
 
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.structure.atoms import Structure
+from dials_diffuse.structure.crystal import Structure
 
 #: Å, beyond which the surface of the solvent is too smooth to scatter
 _SOLVENT_D_MIN = 3.0

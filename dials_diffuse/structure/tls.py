@@ -10,7 +10,9 @@ import iotbx.pdb
 import numpy as np
 
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.structure.atoms import Structure, file_frame, symmetric_tensor
+from dials_diffuse.structure.atoms import file_frame
+from dials_diffuse.structure.crystal import Structure
+from dials_diffuse.structure.tensors import symmetric_tensor
 
 logger = logging.getLogger("dials.diffuse.structure")
 

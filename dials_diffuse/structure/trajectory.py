@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.structure.atoms import Structure, fractional_frame, load_structure
+from dials_diffuse.structure.atoms import fractional_frame, load_structure
+from dials_diffuse.structure.crystal import Structure
 
 #: Å in the units of length that mdtraj's files have
 _UNITS = {"angstroms": 1.0, "nanometers": 10.0}

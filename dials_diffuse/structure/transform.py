@@ -17,7 +17,7 @@ from dials_diffuse.errors import DiffuseError
 from dials_diffuse.kernels.pair_sum import amplitudes
 from dials_diffuse.kernels.peaks import add_peaks
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.structure.atoms import Structure
+from dials_diffuse.structure.crystal import Structure
 from dials_diffuse.structure.factors import form_factors, gaussian
 
 #: real-space grid step in units of d_min; below 1/2 what is not resolved is damped by widening the atoms

@@ -1,0 +1,119 @@
+"""HDF5 files that are written whole or not at all, and read only if their schema is known."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+
+from dials_diffuse import __version__
+from dials_diffuse.errors import DiffuseError
+from dials_diffuse.files.atomic import atomic_path
+
+
+class _Sink(io.FileIO):
+    """What HDF5 writes into: remembers the first failed write, and swallows what follows.
+
+    HDF5 never gives up on a file that it could not flush, and crashes the interpreter at exit; so it is not told.
+    """
+
+    error: BaseException | None = None
+
+    def write(self, data) -> int:
+        block = memoryview(data).cast("B")
+        done = 0
+        try:
+            while done < len(block) and self.error is None:
+                done += super().write(block[done:])
+        except OSError as error:
+            self.error = error
+        return len(block)
+
+    def truncate(self, size=None) -> int:
+        try:
+            if self.error is None:
+                super().truncate(size)
+        except OSError as error:
+            self.error = error
+        return size or 0
+
+
+def interrupt(error: BaseException, frame) -> None:
+    """Raise ``error`` from a signal handler; HDF5 crashes when that happens inside a write of its own.
+
+    Such a write remembers the error, and :meth:`NewFile.check` raises it.
+
+    frame : what the handler was given, the Python frame that was interrupted
+    """
+    while frame is not None:
+        if frame.f_code in (_Sink.write.__code__, _Sink.truncate.__code__):
+            frame.f_locals["self"].error = error
+            return
+        frame = frame.f_back
+    raise error
+
+
+class NewFile(h5py.File):
+    """An HDF5 file that is being written; get one from :func:`create_hdf5`."""
+
+    def __init__(self, sink: _Sink):
+        super().__init__(sink, "w")
+        self._sink = sink
+
+    def check(self) -> None:
+        """Raise what kept data from being written so far, OSError or :func:`interrupt`; worth a call now and then."""
+        if self._sink.error is not None:
+            raise self._sink.error
+
+
+@contextlib.contextmanager
+def create_hdf5(path, schema: str) -> Iterator[NewFile]:
+    """Yield a new HDF5 file that appears under ``path`` only when the block ends well.
+
+    Raises
+    ------
+    DiffuseError
+        If the file cannot be written, for instance because the disk is full.
+    """
+    with atomic_path(path) as temporary, _Sink(temporary, "w+") as sink:
+        handle = NewFile(sink)
+        try:
+            with handle:
+                write_root(handle, schema)
+                yield handle
+        finally:  # a failed write explains whatever else went wrong
+            handle.check()
+
+
+def write_root(handle: h5py.File, schema: str) -> None:
+    """Root attributes that every file of the project carries."""
+    handle.attrs["creator"] = "dials_diffuse"
+    handle.attrs["creator_version"] = __version__
+    handle.attrs["schema"] = schema
+
+
+def open_schema(path, schema: str) -> h5py.File:
+    """Open an HDF5 file for reading and refuse one that is not of the given schema.
+
+    Raises
+    ------
+    DiffuseError
+        If the file is missing, unreadable or of another schema.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DiffuseError(f"{path}: no such file")
+    try:
+        handle = h5py.File(path, "r")
+    except OSError:
+        raise DiffuseError(f"{path}: not a readable HDF5 file; write it again") from None
+    found = handle.attrs.get("schema", "none")
+    if found != schema:
+        handle.close()
+        raise DiffuseError(
+            f"{path}: schema is {found}, this program reads {schema}; use the matching program or version"
+        )
+    return handle

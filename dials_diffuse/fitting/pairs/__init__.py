@@ -1,0 +1,1 @@
+"""The covariance of every pair of groups, fitted to a map."""

@@ -1,0 +1,1 @@
+"""Any covariance of atoms or groups."""

@@ -1,0 +1,391 @@
+"""Any joint normal distribution of the displacements of atoms or groups of atoms."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+from scipy.spatial.distance import cdist
+
+from dials_diffuse.errors import DiffuseError
+from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.maps.symmetry import laue_operators
+from dials_diffuse.models.checks import (
+    check_exponent,
+    displacement_tensor,
+    fitted,
+    positive,
+    warn_of_small_displacements,
+)
+from dials_diffuse.models.covariance.elastic_network import ElasticNetwork
+from dials_diffuse.models.covariance.low_rank import (
+    checked_modes,
+    low_rank_sum,
+    main_modes,
+    modes_of,
+    number_of_sums,
+    orders_needed,
+)
+from dials_diffuse.models.covariance.motion import JointMotion, checked_covariance, cost_of_chebyshev, cost_of_pair_form
+from dials_diffuse.models.covariance.patterson import memory_estimate as patterson_memory
+from dials_diffuse.models.covariance.patterson import patterson_sum, real_grid
+from dials_diffuse.models.covariance.prepared_covariance import PreparedCovariance
+from dials_diffuse.models.laue import laue_average
+from dials_diffuse.models.lorentzian import lorentzian, lorentzian_derivatives
+from dials_diffuse.models.prepared import Averaged, Prepared, half_of
+from dials_diffuse.models.refinable import (
+    Parameter,
+    TensorComponents,
+    displacement_parameters,
+    gamma_parameter,
+    sigma_parameter,
+    tensor_components,
+    updated,
+)
+from dials_diffuse.models.single_atoms import ATOM_LENGTH, NEGLIGIBLE_CORRELATION, displaced, squares
+from dials_diffuse.structure.block import crystal_block
+from dials_diffuse.structure.crystal import Structure
+from dials_diffuse.structure.groups import GROUPS, group_centres, group_labels
+from dials_diffuse.structure.transform import inside, s_squared
+
+logger = logging.getLogger("dials.diffuse.models")
+
+#: how the displacements of two groups at a distance r are correlated
+CORRELATIONS = {
+    "exponential": lambda r, gamma, core: np.exp(-r / gamma),
+    "gaussian": lambda r, gamma, core: np.exp(-0.5 * (r / gamma) ** 2),
+    "lorentzian": lorentzian,
+}
+KERNELS = (*CORRELATIONS, "elastic_network", "free")
+
+#: pair_sum: compiled loops over all pairs; chebyshev: matrix products in shells of q², isotropic V only; low_rank: sums
+#: over the atoms for each product of modes of V; fft: the Patterson function of all pairs of atoms, on a grid only
+ENGINES = ("auto", "pair_sum", "chebyshev", "low_rank", "fft")
+
+#: cost of a pair's two peaks and of a point of the density, in units of a product of numbers in a matrix product
+_PRODUCTS_PER_PEAKS = 60_000
+_PRODUCTS_PER_POINT = 600
+#: cost of an atom in the sum for a product of modes, in the same units; V is looked at for modes up to this size
+_PRODUCTS_PER_MODE = 60
+_MOST_FOR_MODES = 1000
+#: products of modes that engine ``low_rank`` goes through at most
+_MOST_SUMS = 20_000
+
+
+@dataclass(frozen=True, eq=False)
+class Covariance:
+    """Displacements of atoms or groups with the covariance V_ij = <d_i d_jᵀ> inside a molecule, or a block of cells.
+
+    I = sum over molecules of sum_ij a_i conj(a_j) (exp(qᵀV_ijq) - 1). The molecule is what the structure holds; every
+    symmetry copy moves by itself, with V rotated by its operator.
+
+    With ``supercell`` i and j go over a block of cells instead: I is that of the block for each of its cells, averaged
+    over the Laue group. V is then between all groups of the block, and in the same Cartesian frame for all copies.
+    Correlations end at the surface of the block, which should be large compared to their length.
+
+    Attributes
+    ----------
+    kernel : ``exponential``, ``gaussian``, ``lorentzian``: V_ij = V c(r), r the distance of the groups' centres;
+        ``elastic_network``: see :class:`ElasticNetwork`; ``free``: ``matrix``
+    sigma : Å, rms displacement along one direction; or
+    V : six numbers 11, 22, 33, 12, 13, 23 in Å², Cartesian frame of the coordinate file, for the three kernels c(r)
+    gamma : Å, correlation length of c(r)
+    core : Å, the Lorentzian kernel's correlation stops rising within this distance; see :func:`lorentzian`
+    network : of ``elastic_network``
+    matrix : for ``free``: V of the groups in Å², (g, g) for isotropic displacements, (3g, 3g) or (g, g, 3, 3); or
+    modes : V = sum over modes of v vᵀ: (k, g) for isotropic displacements, (k, 3g) or (k, g, 3), Å
+    groups : what moves as one: one of ``structure.groups.GROUPS``
+    selections : for ``groups=selection``, one text for each group
+    supercell : cells along a, b, c of a block in which symmetry copies are correlated, too; of a ``matrix`` or
+        ``modes`` the order is that of :func:`structure.block.crystal_block`. None: each copy by itself
+    soft : atoms keep their own displacements U, of which V is the part that groups share; otherwise U is V_ii
+    engine : one of ENGINES; ``auto`` takes the one that should be fastest
+    tolerance : of what the engines leave out of exp(x) - 1, x = qᵀV_ijq. ``chebyshev``: at most this times
+        |x| exp(max(x, 0)) in each pair's term; ``low_rank``: about this times exp(x) - 1 of the body that moves most
+    table : form factors, one of ``structure.factors.TABLES``
+
+    Raises
+    ------
+    DiffuseError
+        If parameters are missing, superfluous or out of range.
+
+    Source: THEORY.md §1 and §4
+    """
+
+    kernel: str = "exponential"
+    sigma: float | None = None
+    V: tuple | None = None
+    gamma: float | None = None
+    core: float = 1.5
+    network: ElasticNetwork = field(default_factory=ElasticNetwork)
+    matrix: np.ndarray | None = None
+    modes: np.ndarray | None = None
+    groups: str = "atom"
+    selections: tuple = ()
+    supercell: tuple | None = None
+    soft: bool = True
+    engine: str = "auto"
+    tolerance: float = 1e-6
+    table: str = "wk1995"
+
+    def __post_init__(self):
+        for name, choices in (("kernel", KERNELS), ("groups", GROUPS), ("engine", ENGINES)):
+            if getattr(self, name) not in choices:
+                raise DiffuseError(f"covariance.{name}={getattr(self, name)}: choose from {', '.join(choices)}")
+        positive("covariance.tolerance", self.tolerance)
+        if self.supercell is not None and (
+            len(self.supercell) != 3 or any(k < 1 or k != int(k) for k in self.supercell)
+        ):
+            raise DiffuseError(f"covariance.supercell={self.supercell}: three positive whole numbers are needed")
+        if (self.matrix is not None) + (self.modes is not None) != (self.kernel == "free"):
+            raise DiffuseError("covariance: kernel=free and a matrix of covariances, or modes, need each other")
+        if self.kernel in CORRELATIONS:
+            positive("covariance.gamma", self.gamma)
+            _ = self.tensor
+            if self.kernel == "lorentzian" and not 0 < self.core < self.gamma:
+                raise DiffuseError(f"covariance.core={self.core}: must be positive and below gamma={self.gamma:g} Å")
+        elif self.gamma is not None or self.V is not None:
+            raise DiffuseError(f"covariance.kernel={self.kernel} takes neither covariance.gamma nor covariance.V")
+
+    @cached_property
+    def tensor(self) -> np.ndarray:
+        """(3, 3) float64, Å², covariance of a group's displacement for the kernels c(r)."""
+        return displacement_tensor("covariance", self.sigma, self.V)
+
+    @property
+    def cells(self) -> int:
+        """How many unit cells move together, 1 also if a molecule does by itself."""
+        return 1 if self.supercell is None else math.prod(self.supercell)
+
+    def placed(self, structure: Structure) -> tuple:
+        """The atoms that move together, as a molecule or a block in P 1, and the group of each."""
+        labels = group_labels(structure, self.groups, self.selections)
+        return (structure, labels) if self.supercell is None else crystal_block(structure, labels, self.supercell)
+
+    def motion(self, structure: Structure) -> JointMotion:
+        """The joint motion of the atoms of one molecule, or of a block.
+
+        Raises
+        ------
+        DiffuseError
+            If the groups do not fit the structure, or V is no covariance of them.
+        """
+        structure, labels = self.placed(structure)
+        n = labels.max() + 1
+        if self.kernel == "free":
+            values = self._given(n)
+        elif self.kernel == "elastic_network":
+            values = self.network.covariance(structure, labels, self.sigma, self.supercell or (1, 1, 1))
+        else:
+            centres = group_centres(structure, labels)
+            values = CORRELATIONS[self.kernel](cdist(centres, centres), self.gamma, self.core)
+            if self.V is None:
+                values = self.sigma**2 * values
+            else:
+                values = values[:, :, None, None] * self.tensor
+        return JointMotion(structure.molecule(), labels, np.ascontiguousarray(values), self.soft)
+
+    def _given(self, n: int) -> np.ndarray:
+        """V of n groups from the matrix or the modes."""
+        if self.modes is None:
+            return checked_covariance("covariance.matrix", self.matrix, n)
+        modes = checked_modes("covariance.modes", self.modes, n)
+        values = np.tensordot(modes, modes, axes=(0, 0))
+        return values if values.ndim == 2 else values.transpose(0, 2, 1, 3)
+
+    def parameters(self, structure: Structure) -> tuple:
+        if self.kernel == "free":
+            return ()
+        share = 0.5 if self.soft else 1.0
+        if self.kernel == "elastic_network":
+            sigma = self.network.mean_square(structure) ** 0.5 if self.sigma is None else self.sigma
+            found = (sigma_parameter(structure, sigma, share=share),)
+            if not self.network.crystal_contacts:
+                return found
+            return (*found, Parameter("crystal_stiffness", self.network.crystal_stiffness, "", 0.01, 100.0, 1.0))
+        components = self.components(structure)
+        if components is None:
+            found = [sigma_parameter(structure, self.sigma, share=share)]
+        else:
+            found = displacement_parameters(structure, components, self.V, share=share)
+        return (*found, gamma_parameter(self.gamma, 1.1 * self.core if self.kernel == "lorentzian" else 0.0))
+
+    def components(self, structure: Structure) -> TensorComponents | None:
+        """Free elements of V, None if there is sigma; that of a molecule turns with it, that of a block does not."""
+        return None if self.V is None else tensor_components(structure, symmetric=self.supercell is not None)
+
+    def with_values(self, structure: Structure, values: Mapping) -> Covariance:
+        merged = updated("covariance", self.parameters(structure), values)
+        components = self.components(structure)
+        changed: dict = {name: merged[name] for name in ("sigma", "gamma") if name in merged}
+        if "crystal_stiffness" in merged:
+            changed["network"] = replace(self.network, crystal_stiffness=merged["crystal_stiffness"])
+        if components is not None:
+            changed["V"] = components.six([merged["V" + e] for e in components.names])
+        return replace(self, **changed)
+
+    def prepare(self, structure: Structure, grid: MapGrid, index: np.ndarray) -> Prepared:
+        """For groups; of single atoms the derivatives cost as much as the engine ``pair_sum``."""
+        return self._prepared(structure, grid, index, False)
+
+    def prepare_means(self, structure: Structure, grid: MapGrid, index: np.ndarray) -> Prepared:
+        """The same averaged over voxels; tensors of many groups are not, their ``means`` is False."""
+        return self._prepared(structure, grid, index, True)
+
+    def _prepared(self, structure: Structure, grid: MapGrid, index: np.ndarray, means: bool) -> Prepared:
+        if self.supercell is None:
+            return PreparedCovariance(self, structure, grid, index, means)
+        operators = half_of(laue_operators(structure.space_group, friedel=True))  # a block has no symmetry
+        mates = np.concatenate([index @ r for r in operators])
+        return Averaged(PreparedCovariance(self, structure, grid, mates, means), len(operators))
+
+    def correlation(self, r: np.ndarray, gamma: float) -> tuple:
+        """c(r) and its first and second derivatives by gamma; r : float64, Å"""
+        if self.kernel == "lorentzian":
+            return lorentzian_derivatives(r, gamma, self.core)
+        x = r / gamma
+        if self.kernel == "exponential":
+            c = np.exp(-x)
+            return c, c * x / gamma, c * x * (x - 2) / gamma**2
+        c = np.exp(-0.5 * x**2)
+        return c, c * x**2 / gamma, c * x**2 * (x**2 - 3) / gamma**2
+
+    def intensity(self, structure: Structure, grid: MapGrid) -> np.ndarray:
+        structure, grid = fitted(structure, grid)
+        motion = self._checked_motion(structure, 1 / grid.d_min)
+        bodies = structure.space_group.order_z() if self.supercell is None else 1 / self.cells
+        engine = self._engine(motion, grid)
+        if engine == "fft":
+            volume = bodies * patterson_sum(motion, grid, self.table)
+            s2 = s_squared(grid)
+            atoms = structure if self.soft else motion.with_shared(self.placed(structure)[0])
+            own = displaced(atoms, grid, s2, self.table) / (1 if self.soft else self.cells)
+            volume += squares(structure, s2, self.table) - own
+            return laue_average(volume, grid)
+        index = np.argwhere(inside(grid, s_squared(grid))) - np.array(grid.extent)
+        index = index[: len(index) // 2 + 1]  # of Friedel mates one, and the origin
+        s = (index / np.array(grid.subdivide)) @ grid.reciprocal_matrix.T
+        values = bodies * self._molecule(self.placed(structure)[0].share, motion, s, engine)
+        volume = np.full(grid.n_voxels, np.nan)
+        volume[grid.key(index)] = volume[grid.key(-index)] = values
+        return laue_average(volume.reshape(grid.shape), grid)
+
+    def intensity_at(self, structure: Structure, s: np.ndarray) -> np.ndarray:
+        """Diffuse intensity at any points.
+
+        Parameters
+        ----------
+        structure : asymmetric unit
+        s : (m, 3) float64, 1/Å, Cartesian frame of the coordinate file
+
+        Returns
+        -------
+        (m,) float64, electrons² per unit cell
+        """
+        s = np.asarray(s, dtype=float).reshape(-1, 3)
+        motion = self._checked_motion(structure, max(np.linalg.norm(s, axis=1).max(initial=0.0), 1e-6))
+        engine = self._engine(motion, None, s)
+        if engine == "fft":
+            raise DiffuseError("covariance.engine=fft works on grids only; use chebyshev, pair_sum or auto")
+        turned = np.concatenate([s @ turn for turn in structure.rotations])
+        share = self.placed(structure)[0].share
+        total = self._molecule(share, motion, turned, engine).reshape(-1, len(s)).sum(axis=0)
+        return total if self.supercell is None else total / (len(structure.rotations) * self.cells)
+
+    def memory_estimate(self, structure: Structure, grid: MapGrid) -> int:
+        _, labels = self.placed(structure)
+        matrices = 40 * (labels.max() + 1) ** 2 * (1 if self.V is None else 9)
+        return matrices + max(patterson_memory(grid), 100 * grid.n_voxels)
+
+    def correlation_length(self, structure: Structure) -> float:
+        motion = self.motion(structure)
+        spread = _mean_square(motion.covariance)
+        variance = np.sqrt(np.diag(spread))
+        correlated = np.abs(spread) > NEGLIGIBLE_CORRELATION * np.outer(variance, variance)
+        sites = motion.structure.site_cart
+        if self.supercell is None:
+            return max([ATOM_LENGTH, *_longest_distances(sites, motion.labels, correlated)])
+        centres = group_centres(motion.structure, motion.labels)
+        radius = np.zeros(len(centres))
+        np.maximum.at(radius, motion.labels, np.linalg.norm(sites - centres[motion.labels], axis=1))
+        return max(ATOM_LENGTH, float((cdist(centres, centres) + np.add.outer(radius, radius))[correlated].max()))
+
+    def _checked_motion(self, structure: Structure, s_max: float) -> JointMotion:
+        motion = self.motion(structure)
+        check_exponent("covariance", motion.shared, s_max)
+        if self.soft:
+            warn_of_small_displacements(motion.structure, motion.shared, "covariance")
+        return motion
+
+    def _molecule(self, share: np.ndarray, motion: JointMotion, s, engine: str) -> np.ndarray:
+        if engine == "low_rank":
+            modes, orders = self._modes(motion, (2 * np.pi) ** 2 * np.square(s).sum(axis=1).max(initial=0.0))
+            logger.info("covariance: %d modes, %d orders", len(modes), orders)
+            if number_of_sums(len(modes), orders) > _MOST_SUMS:
+                raise DiffuseError(
+                    f"covariance.engine=low_rank: {len(modes)} modes to order {orders} have too many products; take "
+                    "another engine, or a larger covariance.tolerance"
+                )
+            total = low_rank_sum(motion, s, self.table, modes, orders)
+        else:
+            total = motion.coherent(s, self.table, engine, self.tolerance)
+        if self.soft or np.any(share != 1):
+            total += motion.remainder(s, share, self.table)
+        return total
+
+    def _modes(self, motion: JointMotion, square: float) -> tuple:
+        """Modes of V, and the orders of their products, that tolerance and the largest q² ask for."""
+        neglect = self.tolerance / max(square, 1e-9)
+        if self.modes is None:
+            modes = modes_of(motion.covariance, neglect)
+        else:
+            modes = main_modes(checked_modes("covariance.modes", self.modes, len(motion.covariance)), neglect)
+        largest = np.linalg.norm(motion.shared, ord=2, axis=(1, 2)).max()
+        return modes, orders_needed(square * largest, self.tolerance)
+
+    def _engine(self, motion: JointMotion, grid: MapGrid | None, s=None) -> str:
+        """The engine asked for, or the cheapest."""
+        if self.engine == "chebyshev" and not motion.isotropic:
+            raise DiffuseError("covariance.engine=chebyshev needs isotropic displacements; use fft, pair_sum or auto")
+        if self.engine != "auto":
+            return self.engine
+        n, atoms = len(motion.covariance), motion.structure.n_atoms
+        m = max(1, grid.n_voxels // 4 if s is None else len(s))
+        span = (2 * np.pi / grid.d_min) ** 2 if s is None else (2 * np.pi) ** 2 * np.square(s).sum(axis=1).max()
+        costs = {"pair_sum": cost_of_pair_form(m, n)}
+        if self.modes is not None or n * (1 if motion.isotropic else 3) <= _MOST_FOR_MODES:
+            modes, orders = self._modes(motion, span)
+            sums = number_of_sums(len(modes), orders)
+            if sums <= _MOST_SUMS:
+                costs["low_rank"] = m * n * sums * _PRODUCTS_PER_MODE
+        if motion.isotropic:
+            largest = max(np.abs(motion.covariance).max(), 1e-300)
+            costs["chebyshev"] = cost_of_chebyshev(m, n, span, largest, self.tolerance)
+        if grid is not None:
+            kinds = len(motion.structure.types)
+            points = 0.5 * kinds * (kinds + 1) * np.prod(real_grid(grid), dtype=float)
+            costs["fft"] = 0.5 * atoms**2 * _PRODUCTS_PER_PEAKS + points * _PRODUCTS_PER_POINT
+        engine = min(costs, key=costs.get)
+        logger.info(
+            "covariance: engine=%s for %d groups of %d atoms (expected cost: %s)",
+            engine,
+            n,
+            atoms,
+            ", ".join(f"{name} {cost / costs[engine]:.1f}" for name, cost in costs.items()),
+        )
+        return engine
+
+
+def _mean_square(covariance: np.ndarray) -> np.ndarray:
+    """(g, g), the size of each V_ij: of tensors the Frobenius norm / sqrt(3)."""
+    return covariance if covariance.ndim == 2 else np.linalg.norm(covariance, axis=(2, 3)) / np.sqrt(3)
+
+
+def _longest_distances(sites: np.ndarray, labels: np.ndarray, correlated: np.ndarray):
+    """The largest distance of each atom from those its group is correlated with, Å."""
+    for i, site in enumerate(sites):
+        yield float(np.linalg.norm(sites[correlated[labels[i], labels]] - site, axis=1).max(initial=0.0))

@@ -1,0 +1,129 @@
+"""Covariances of few parameters at fixed voxels: kernels of the distance, elastic networks."""
+
+from __future__ import annotations
+
+import logging
+from functools import cached_property
+
+import numpy as np
+from scipy.spatial.distance import cdist
+
+from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.models.checks import fitted
+from dials_diffuse.models.covariance.group_covariance import GroupCovariance
+from dials_diffuse.models.prepared import Prepared
+from dials_diffuse.models.voxel_means import gauss_points
+from dials_diffuse.structure.crystal import Structure
+from dials_diffuse.structure.groups import group_centres
+
+logger = logging.getLogger("dials.diffuse.models")
+
+
+class PreparedCovariance(Prepared):
+    """I(V(values)), by the chain rule from the derivatives by all elements of V, those of :class:`GroupCovariance`.
+
+    Attribute ``groups``: this GroupCovariance.
+
+    V is linear in sigma², or in the free elements of the tensor, times a matrix that depends on gamma. Without
+    parameters V is that of the model.
+
+    Parameters
+    ----------
+    model : Covariance
+    index : (n, 3) int64, inside 1/d_min of the grid
+    means : average over voxels, where that can be afforded, see :class:`GroupCovariance`
+    """
+
+    def __init__(self, model, structure: Structure, grid: MapGrid, index: np.ndarray, means: bool = False):
+        self.origin, self.structure = model, structure
+        points = gauss_points(grid) if means else None
+        self.parameters = model.parameters(structure)
+        structure, grid = fitted(structure, grid)
+        self._components = model.components(structure)
+        motion = model.motion(structure)
+        self._fixed = motion.covariance
+        structure, labels = model.placed(structure)
+        centres = group_centres(structure, labels)
+        self._distances = cdist(centres, centres)
+        self._network = model.kernel == "elastic_network"
+        self._cells = model.cells
+        self.groups = GroupCovariance(
+            structure if model.soft else structure.without_displacements(),
+            labels,
+            (index / np.array(grid.subdivide)) @ grid.reciprocal_matrix.T,
+            adp="held" if model.soft else "free",
+            tensor=self._fixed.ndim == 4,
+            table=model.table,
+            tolerance=model.tolerance,
+            points=points,
+            u=motion.mean_square,
+        )
+        self.means = self.groups.means
+        if means and not self.means:
+            logger.info("covariance: too large to be averaged over voxels, taken at their centres")
+        self._placed = structure, labels
+
+    @cached_property
+    def tensors(self) -> list:
+        if self._components is None:
+            return []
+        return [(slice(0, len(self._components.names)), self._components)]
+
+    def covariance(self, values) -> np.ndarray:
+        """V of the groups, Å²"""
+        return self._derivatives(values)[0]
+
+    def intensity(self, values) -> np.ndarray:
+        return self.groups.intensity(self.covariance(values)) / self._cells
+
+    def jacobian(self, values) -> tuple:
+        v, first, _ = self._derivatives(values)
+        jacobian = np.empty((self.groups.n, len(first)))
+        for column, dv in zip(jacobian.T, first):
+            column[:] = self.groups.jvp(v, dv) / self._cells
+        return self.groups.intensity(v) / self._cells, jacobian
+
+    def second(self, values, weights) -> np.ndarray:
+        v, first, second = self._derivatives(values)
+        result = np.zeros((len(first),) * 2)
+        if not first:
+            return result
+        weights = weights / self._cells
+        gradient = self.groups.vjp(v, weights)
+        for i, dv in enumerate(first):
+            curvature = self.groups.hvp(v, weights, dv)
+            for j in range(i + 1):
+                result[i, j] = result[j, i] = np.vdot(curvature, first[j]) + np.vdot(gradient, second[i, j])
+        return result
+
+    def _derivatives(self, values) -> tuple:
+        """V, its first derivatives, and a dict of the second, [i, j] with i >= j."""
+        values = self._checked(values)
+        if len(values) == 0:
+            return self._fixed, [], {}
+        if self._network:
+            network = self.model(values).network
+            v, first, second = network.derivatives(*self._placed, float(values[0]), self.origin.supercell or (1, 1, 1))
+            return v, first[: len(values)], second
+        scales, scale_slopes, curvature = self._scales(values)
+        c, dc, ddc = self.origin.correlation(self._distances, float(values[-1]))
+
+        def product(matrix, scale):
+            return matrix * scale if np.ndim(scale) == 0 else matrix[:, :, None, None] * scale
+
+        k = len(values) - 1
+        first = [product(c, slope) for slope in scale_slopes] + [product(dc, scales)]
+        second = {(i, j): np.zeros_like(first[0]) for i in range(k) for j in range(i + 1)}
+        if self._components is None:
+            second[0, 0] = product(c, curvature)
+        second.update({(k, j): product(dc, scale_slopes[j]) for j in range(k)})
+        second[k, k] = product(ddc, scales)
+        return product(c, scales), first, second
+
+    def _scales(self, values) -> tuple:
+        """sigma² or the tensor V, its derivatives, and the second derivative by sigma."""
+        if self._components is None:
+            sigma = float(values[0])
+            return sigma**2, [2 * sigma], 2.0
+        k = len(self._components.names)
+        return self._components.tensor(values[:k]), [self._components.tensor(e) for e in np.eye(k)], None

@@ -1,0 +1,1 @@
+"""Phonons of rigid molecules."""

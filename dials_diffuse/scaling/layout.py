@@ -1,0 +1,118 @@
+"""Where sweeps, detectors and modules are, and the coordinates of observations in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from dials_diffuse.maps.grid import MapGrid
+
+#: columns of ``coordinates``: fraction of the sweep, position on the detector in its own size, |s|, module number, and
+#: from DIFFRACTED and INCIDENT on unit vectors in the frame of the goniometer head, along the diffracted beam and
+#: against the incident one: both paths through the crystal
+T, X, Y, S, MODULE, DIFFRACTED, INCIDENT = *range(6), 8
+
+
+N_COORDINATES = 11
+
+
+#: module size and gap in pixels, fast and slow, of detectors whose image size tells: Pilatus, Eiger, Eiger 2
+_MODULES = ((487, 195, 7, 17), (1030, 514, 10, 37), (1028, 512, 12, 38))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What is common to all sweeps: where modules and sweeps are.
+
+    Attributes
+    ----------
+    start, width : (e,) float64, first angle and total width of each sweep in degrees
+    size : (e, 2) float64, pixels along fast and slow
+    module : (e, 4) int64, module size and gap; n_modules : in all panels of one detector
+    n_panels : int, largest number of panels
+    orientation, axis, beam : (e, 3, 3), (e, 3), (e, 3) float64 in the frame of the goniometer head, see
+        ExperimentSummary; None where a file does not say
+    lattice : (3,) int64, subdivision of the reciprocal lattice
+    """
+
+    start: np.ndarray
+    width: np.ndarray
+    size: np.ndarray
+    module: np.ndarray
+    n_modules: int
+    n_panels: int
+    orientation: np.ndarray | None
+    axis: np.ndarray | None
+    beam: np.ndarray | None
+    lattice: np.ndarray
+
+
+def make_layout(experiments, grid: MapGrid) -> Layout:
+    """Layout of a list of ExperimentSummary."""
+    start, width, size, module, n_modules = [], [], [], [], 1
+    known = all(e.orientation is not None for e in experiments)
+    for e in experiments:
+        first, last = e.image_range
+        start.append(e.oscillation[0])
+        width.append(e.oscillation[1] * (last - first + 1))
+        size.append(e.image_size)
+        found = (*e.image_size, 0, 0)
+        for fast, slow, gap_fast, gap_slow in _MODULES:
+            if (e.image_size[0] - fast) % (fast + gap_fast) == 0 and (e.image_size[1] - slow) % (slow + gap_slow) == 0:
+                found = (fast, slow, gap_fast, gap_slow)
+        module.append(found)
+        columns = (e.image_size[0] + found[2]) // (found[0] + found[2])
+        rows = (e.image_size[1] + found[3]) // (found[1] + found[3])
+        n_modules = max(n_modules, e.n_panels * max(columns * rows, 1))
+    return Layout(
+        np.array(start, dtype=float),
+        np.array(width, dtype=float),
+        np.array(size, dtype=float),
+        np.array(module),
+        int(n_modules),
+        max(e.n_panels for e in experiments),
+        *(
+            np.array([getattr(e, name) for e in experiments]).reshape(-1, *shape) if known else None
+            for name, shape in (("orientation", (3, 3)), ("axis", (3,)), ("beam", (3,)))
+        ),
+        lattice=np.array(grid.subdivide),
+    )
+
+
+def coordinates(layout: Layout, experiment: np.ndarray, block: dict) -> np.ndarray:
+    """(n, N_COORDINATES) float64, the columns T, X, Y, S, MODULE, and six from DIFFRACTED on (0 where unknown).
+
+    experiment : (n,) int, row of the layout; block : columns of rows, at least panel, xyz, s, index
+    """
+    panel, xyz, s = block["panel"], block["xyz"], block["s"]
+    result = np.zeros((len(s), N_COORDINATES))
+    result[:, T] = (xyz[:, 2] - layout.start[experiment]) / layout.width[experiment]
+    result[:, X:S] = xyz[:, :2] / layout.size[experiment]
+    result[:, S] = s
+    fast, slow, gap_fast, gap_slow = layout.module[experiment].T
+    columns = (layout.size[experiment, 0] + gap_fast) // (fast + gap_fast)
+    rows = (layout.size[experiment, 1] + gap_slow) // (slow + gap_slow)
+    column = np.clip(xyz[:, 0] // (fast + gap_fast), 0, columns - 1)
+    row = np.clip(xyz[:, 1] // (slow + gap_slow), 0, rows - 1)
+    result[:, MODULE] = (panel * rows + row) * columns + column
+    if layout.orientation is not None:
+        result[:, DIFFRACTED:] = directions_in_head(layout, experiment, block["index"], xyz[:, 2])
+    return result
+
+
+def directions_in_head(layout: Layout, experiment: np.ndarray, index: np.ndarray, angle: np.ndarray) -> np.ndarray:
+    """(n, 6) float64, unit vectors along the diffracted beam and against the incident one, goniometer-head frame.
+
+    index : (n, 3) int on the subdivided lattice; angle : (n,) degrees
+    """
+    result = np.empty((len(angle), 6))
+    for number in np.unique(experiment):
+        mine = experiment == number
+        turn = Rotation.from_rotvec(-np.deg2rad(angle[mine])[:, None] * layout.axis[number])
+        incident = turn.apply(layout.beam[number])
+        diffracted = incident + (index[mine] / layout.lattice) @ layout.orientation[number].T
+        result[mine, :3] = diffracted / np.linalg.norm(diffracted, axis=1, keepdims=True)
+        result[mine, 3:] = -incident / np.linalg.norm(incident, axis=1, keepdims=True)
+    return result

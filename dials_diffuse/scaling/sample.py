@@ -1,0 +1,123 @@
+"""Observations as plain arrays for the scale model: all rows of some unique voxels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.maps.voxels import Voxels, blocks_of_voxels, keys_in_box
+from dials_diffuse.parallel import in_threads
+from dials_diffuse.scaling.layout import DIFFRACTED, Layout, coordinates
+from dials_diffuse.scaling.patterns import absorption_functions, symmetric_patterns
+
+COLUMNS = ("index", "experiment", "panel", "counts", "norm", "background", "background_variance", "xyz", "s")
+
+
+@dataclass(frozen=True)
+class Observations:
+    """n rows of m unique voxels, those of one voxel together.
+
+    Attributes
+    ----------
+    orbit : (n,) int64, ascending, 0 … m - 1
+    unique : (m,) int64, row of ``Voxels.index``
+    experiment : (n,) int64
+    coordinates : (n, N_COORDINATES) float64
+    counts, norm, background, background_variance : (n,) float64
+    s_voxel : (n,) float64, |s| of the voxel's centre
+    patterns : (m, k) float64, see :mod:`dials_diffuse.scaling.patterns`
+    block : (m,) int64, neighbouring voxels have the same number
+    harmonics : (n, k) float64, functions of the absorption as harmonics; k is 0 where the layout lacks the orientation
+    """
+
+    orbit: np.ndarray
+    unique: np.ndarray
+    experiment: np.ndarray
+    coordinates: np.ndarray
+    counts: np.ndarray
+    norm: np.ndarray
+    background: np.ndarray
+    background_variance: np.ndarray
+    s_voxel: np.ndarray
+    patterns: np.ndarray
+    block: np.ndarray
+    harmonics: np.ndarray
+
+    @property
+    def n(self) -> int:
+        return len(self.orbit)
+
+    @property
+    def net(self) -> np.ndarray:
+        return self.counts - self.background
+
+    def orbits(self, wanted: np.ndarray) -> Observations:
+        """The rows of some voxels; wanted : (k,) int, rows of ``unique`` in the order that is wanted."""
+        rank = np.full(len(self.unique), -1)
+        rank[wanted] = np.arange(len(wanted))
+        rows = np.argsort(rank[self.orbit], kind="stable")
+        rows = rows[np.count_nonzero(rank[self.orbit] < 0) :]
+        return self._taken(rows, wanted, rank[self.orbit[rows]])
+
+    def part(self, first: int, last: int) -> Observations:
+        """The rows of voxels ``first`` up to, not with, ``last``, without copying them."""
+        rows = slice(*np.searchsorted(self.orbit, [first, last]))
+        return self._taken(rows, slice(first, last), self.orbit[rows] - first)
+
+    def _taken(self, rows, voxels, orbit) -> Observations:
+        by_voxel = ("unique", "patterns", "block")
+        names = [f.name for f in fields(self) if f.name != "orbit"]
+        return Observations(orbit, **{n: getattr(self, n)[voxels if n in by_voxel else rows] for n in names})
+
+
+def unique_of(block: dict, grid: MapGrid, voxels: Voxels) -> np.ndarray:
+    """(n,) int64, unique voxel of each row, -1 outside the grid or where the norm is not positive."""
+    fits, keys = keys_in_box(grid, block["index"])
+    unique = np.full(len(fits), -1, dtype=np.int64)
+    slot = voxels.slot[keys]
+    unique[fits] = np.where(slot >= 0, voxels.unique[slot], -1)
+    unique[~(block["norm"] > 0)] = -1
+    return unique
+
+
+def sample_observations(
+    blocks, grid: MapGrid, voxels: Voxels, layout: Layout, wanted: np.ndarray, degree: int, threads: int = 1
+) -> Observations:
+    """All rows of the wanted unique voxels.
+
+    Parameters
+    ----------
+    blocks : (first experiment of the file, {column: array}) pairs with ``COLUMNS``
+    wanted : (u,) bool, by row of ``voxels.index``
+    degree : of the harmonics of the absorption
+    """
+
+    def work(item) -> dict:
+        first, block = item
+        unique = unique_of(block, grid, voxels)
+        use = np.flatnonzero((unique >= 0) & wanted[unique])
+        part = {name: block[name][use] for name in COLUMNS}
+        part["experiment"] = part["experiment"] + first
+        return {**part, "unique": unique[use]}
+
+    parts = list(in_threads(work, blocks, threads))
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    order = np.argsort(columns["unique"], kind="stable")
+    columns = {name: column[order] for name, column in columns.items()}
+    unique, orbit = np.unique(columns["unique"], return_inverse=True)
+    experiment = columns["experiment"].astype(np.int64)
+    position = coordinates(layout, experiment, columns)
+    known = layout.orientation is not None
+    return Observations(
+        orbit=orbit.reshape(-1).astype(np.int64),
+        unique=unique,
+        experiment=experiment,
+        coordinates=position,
+        **{name: columns[name].astype(float) for name in ("counts", "norm", "background", "background_variance")},
+        s_voxel=grid.s_magnitude(columns["index"]),
+        patterns=symmetric_patterns(grid, voxels.index[unique]),
+        block=blocks_of_voxels(grid, voxels.index[unique]),
+        harmonics=absorption_functions(position[:, DIFFRACTED:], degree) if known else np.zeros((len(orbit), 0)),
+    )
