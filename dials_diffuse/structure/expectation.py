@@ -15,10 +15,39 @@ from dials_diffuse.structure.contents import (
     contents_of_sequence,
     contents_of_structure,
 )
-from dials_diffuse.structure.expectation import Expectation
 from dials_diffuse.structure.transform import bulk_solvent_structure_factors, check_cells
 
 _POINTS = 1000
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What the cell should scatter, averaged over directions; electrons² per unit cell.
+
+    Attributes
+    ----------
+    s : (m,) float64 ascending, 1/Å
+    elastic, compton, interference : (m,) Σ f², incoherent scattering, and interference of neighbouring atoms less that
+        of the hole around each, whose q²-weighted integral is -2π² (Σ Z)² / V
+    uncertainty : relative, of the contents of the cell
+    source : where the contents are from, a sentence
+    hkl, f_squared : (r, 3) int32 and (r,) float64, squared structure factors of a model, or None
+    no_model : why there are none, for messages
+    """
+
+    s: np.ndarray
+    elastic: np.ndarray
+    compton: np.ndarray
+    interference: np.ndarray
+    uncertainty: float
+    source: str
+    hkl: np.ndarray | None = None
+    f_squared: np.ndarray | None = None
+    no_model: str = "needs coordinates, give absolute_scale.model as well"
+
+    def at(self, name: str, s) -> np.ndarray:
+        """One of the curves at |s| of any shape."""
+        return np.interp(s, self.s, getattr(self, name))
 
 
 def make_expectation(
@@ -91,33 +120,3 @@ def expectation_of(contents: CellContents, d_min: float, hkl=None, f_squared=Non
         f_squared=f_squared,
         no_model=no_model,
     )
-
-
-@dataclass(frozen=True)
-class Expectation:
-    """What the cell should scatter, averaged over directions; electrons² per unit cell.
-
-    Attributes
-    ----------
-    s : (m,) float64 ascending, 1/Å
-    elastic, compton, interference : (m,) Σ f², incoherent scattering, and interference of neighbouring atoms less that
-        of the hole around each, whose q²-weighted integral is -2π² (Σ Z)² / V
-    uncertainty : relative, of the contents of the cell
-    source : where the contents are from, a sentence
-    hkl, f_squared : (r, 3) int32 and (r,) float64, squared structure factors of a model, or None
-    no_model : why there are none, for messages
-    """
-
-    s: np.ndarray
-    elastic: np.ndarray
-    compton: np.ndarray
-    interference: np.ndarray
-    uncertainty: float
-    source: str
-    hkl: np.ndarray | None = None
-    f_squared: np.ndarray | None = None
-    no_model: str = "needs coordinates, give absolute_scale.model as well"
-
-    def at(self, name: str, s) -> np.ndarray:
-        """One of the curves at |s| of any shape."""
-        return np.interp(s, self.s, getattr(self, name))
