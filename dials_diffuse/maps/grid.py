@@ -96,12 +96,29 @@ class MapGrid:
     def n_voxels(self) -> int:
         return math.prod(self.shape)
 
+    @cached_property
+    def edges(self) -> np.ndarray:
+        """(3,) float64, 1/Å, distance from voxel to voxel along a*, b*, c*."""
+        return np.linalg.norm(self.reciprocal_matrix, axis=0) / np.array(self.subdivide)
+
+    @property
+    def diagonal(self) -> float:
+        """Upper bound of the distance of two points in a voxel, 1/Å: the sum of its edges."""
+        return float(np.linalg.norm(self.reciprocal_matrix, axis=0) @ (1 / np.array(self.subdivide)))
+
+    def s(self, index) -> np.ndarray:
+        """(..., 3) float64, voxel centres in the Cartesian frame of the reciprocal matrix, 1/Å.
+
+        index : (..., 3) integers on the subdivided lattice
+        """
+        return (np.asarray(index) / np.asarray(self.subdivide)) @ self.reciprocal_matrix.T
+
     def s_magnitude(self, index) -> np.ndarray:
         """|s| in 1/Å of voxel centres.
 
         index : (..., 3) integers on the subdivided lattice
         """
-        return np.linalg.norm((np.asarray(index) / np.asarray(self.subdivide)) @ self.reciprocal_matrix.T, axis=-1)
+        return np.linalg.norm(self.s(index), axis=-1)
 
     def inside(self, index) -> np.ndarray:
         """Boolean array: does the voxel's centre lie inside the resolution limits?"""

@@ -22,12 +22,19 @@ def isotropic_residual(values: np.ndarray, s: np.ndarray, bin_width: float = BIN
 
     values : (n,) float64, finite; s : (n,) float64, 1/Å
     """
+    return less_group_means(values, np.floor(s / bin_width).astype(np.int64))
+
+
+def less_group_means(values: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Subtract from each value the mean of its group; group : (n,) integers from 0."""
+    return values - group_means(values, group)
+
+
+def group_means(values: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """(n,) float64, the mean of the group that each value is in."""
     if not len(values):
         return np.zeros(0)
-    bins = np.floor(s / bin_width).astype(np.int64)
-    total = np.bincount(bins, values)
-    number = np.bincount(bins)
-    return values - (total / np.maximum(number, 1))[bins]
+    return (np.bincount(group, values) / np.maximum(np.bincount(group), 1))[group]
 
 
 def anisotropic_correlation(a, b, s, d_max=math.inf, d_min=0.0, bin_width: float = BIN_WIDTH) -> float:
@@ -50,8 +57,7 @@ def anisotropic_correlation(a, b, s, d_max=math.inf, d_min=0.0, bin_width: float
         return math.nan
     x = isotropic_residual(a[use], s[use], bin_width)
     y = isotropic_residual(b[use], s[use], bin_width)
-    power = float(x @ x) * float(y @ y)
-    return float(x @ y) / math.sqrt(power) if power > 0 else math.nan
+    return correlation(x, y)
 
 
 def resolution_range(grid: MapGrid, d_max=None, d_min=None) -> tuple:
@@ -93,12 +99,9 @@ def equal_count_residual(values: np.ndarray, s: np.ndarray, n_bins: int = N_BINS
     bins = np.empty(len(s), dtype=np.int64)
     bins[order] = np.arange(len(s)) * n_bins // max(len(s), 1)
 
-    def mean(x):
-        return (np.bincount(bins, x, minlength=n_bins) / np.maximum(np.bincount(bins, minlength=n_bins), 1))[bins]
-
-    x, y = s - mean(s), values - mean(values)
-    variance = mean(x * x)
-    slope = np.divide(mean(x * y), variance, out=np.zeros(len(s)), where=variance > 0)
+    x, y = less_group_means(s, bins), less_group_means(values, bins)
+    variance = group_means(x * x, bins)
+    slope = np.divide(group_means(x * y, bins), variance, out=np.zeros(len(s)), where=variance > 0)
     return y - slope * x
 
 

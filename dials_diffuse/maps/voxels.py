@@ -108,6 +108,19 @@ def blocks_of_rows(files, columns, rows):
             yield block
 
 
+def rows_of(wanted: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """(n,) int64, the row of ``index`` that holds each of the ``wanted``; -1 where none does.
+
+    wanted : (n, 3) integers; index : (m, 3) integers, all different, m > 0
+    """
+    low = np.minimum(wanted.min(axis=0, initial=0), index.min(axis=0))
+    shape = np.maximum(wanted.max(axis=0, initial=0), index.max(axis=0)) - low + 1
+    keys, sought = (np.ravel_multi_index((x - low).T, shape) for x in (index, wanted))
+    order = np.argsort(keys)
+    place = order[np.minimum(np.searchsorted(keys, sought, sorter=order), len(keys) - 1)]
+    return np.where(keys[place] == sought, place, -1)
+
+
 def keys_in_box(grid: MapGrid, index: np.ndarray) -> tuple:
     """Which rows lie in the grid's box, and the keys of those."""
     fits = np.all(np.abs(index) <= np.array(grid.extent), axis=1)
@@ -151,6 +164,5 @@ def blocks_of_voxels(grid: MapGrid, index: np.ndarray, least: int = 1) -> np.nda
 
     index : (m, 3) integers on the subdivided lattice
     """
-    edge = np.linalg.norm(grid.reciprocal_matrix, axis=0) / grid.subdivide  # 1/Å from voxel to voxel along each axis
-    block = np.floor(index / np.maximum(np.round(BLOCK / edge), least)).astype(np.int64)
+    block = np.floor(index / np.maximum(np.round(BLOCK / grid.edges), least)).astype(np.int64)
     return np.ravel_multi_index((block - block.min(axis=0)).T, np.ptp(block, axis=0) + 1)

@@ -9,7 +9,7 @@ import numpy as np
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.map import DiffuseMap
-from dials_diffuse.maps.shells import N_BINS, equal_count_residual, shell_limits
+from dials_diffuse.maps.shells import N_BINS, correlation, equal_count_residual, shells_of
 
 #: small maps have fewer bins, so that a bin holds at least this many voxels: a line through few would follow them
 MIN_PER_BIN = 20
@@ -90,8 +90,7 @@ def compare_maps(a: DiffuseMap, b: DiffuseMap, d_max=math.inf, d_min=0.0, n_shel
     n_bins = max(1, min(n_bins, len(s) // MIN_PER_BIN))
     x = equal_count_residual(a.intensity[in_a[use]], s, n_bins)
     y = equal_count_residual(b.intensity[in_b[use]], s, n_bins)
-    limits = shell_limits(1 / s.min(), 1 / s.max(), n_shells)
-    shell = np.clip(np.searchsorted(1 / limits, s, side="right") - 1, 0, n_shells - 1)
+    shell, limits = shells_of(s, n_shells)
     shells = []
     for i in range(n_shells):
         mine = shell == i
@@ -102,8 +101,5 @@ def compare_maps(a: DiffuseMap, b: DiffuseMap, d_max=math.inf, d_min=0.0, n_shel
 
 
 def _agreement(x: np.ndarray, y: np.ndarray) -> dict:
-    xy, xx, yy = float(x @ y), float(x @ x), float(y @ y)
-    return {
-        "cc": xy / math.sqrt(xx * yy) if xx > 0 and yy > 0 else math.nan,
-        "slope": xy / yy if yy > 0 else math.nan,
-    }
+    square = float(y @ y)
+    return {"cc": correlation(x, y), "slope": float(x @ y) / square if square > 0 else math.nan}
