@@ -14,7 +14,7 @@ from dials_diffuse.simulation.simulation_parameters import Background, Scales
 
 D_MAX, D_MIN = 8.0, 2.2
 #: halos of 1/gamma = 0.33 1/Å in q, in voxels of 0.2 1/Å: the cell is small
-MOTION = LiquidLikeMotions(sigma=0.4, gamma=3.0).with_enough_orders(D_MIN)
+MOTION = LiquidLikeMotions(sigma=0.4, gamma=3.0, orders=5)
 CELL = (16.0, 16.0, 14.0, 90.0, 90.0, 90.0)
 
 

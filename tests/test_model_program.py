@@ -31,7 +31,7 @@ from dials_diffuse.models.dispersive import prepare_dispersive
 from dials_diffuse.models.llm.llm import LiquidLikeMotions
 from dials_diffuse.models.prepared import prepare
 from dials_diffuse.models.rigid_body.rigid_body import RigidBody
-from dials_diffuse.models.table import MODELS
+from dials_diffuse.models.table import all_models
 from dials_diffuse.models.uncorrelated import Uncorrelated
 from dials_diffuse.structure.atoms import load_structure
 
@@ -304,7 +304,7 @@ def test_covariance_from_phil(tmp_path):
     assert (model.sigma, model.gamma) == (None, None)
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "ensemble"])  # that needs several structures
+@pytest.mark.parametrize("name", [name for name in all_models() if name != "ensemble"])  # that needs several structures
 def test_every_model_runs(pdb, name):
     run([pdb, f"model={name}", "d_min=4", "grid.subdivide=2,2,2", "output.png=None"])
     assert np.all(np.isfinite(read_map("diffuse_model.nxs").intensity))
@@ -378,7 +378,7 @@ def test_memory_of_a_control_group(pdb, capsys, monkeypatch):
     run([pdb, "d_min=8", "model=uncorrelated", "output.png=None"])
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "ensemble"])
+@pytest.mark.parametrize("name", [name for name in all_models() if name != "ensemble"])
 def test_a_map_of_the_origin_alone(pdb, name):
     run([pdb, f"model={name}", "d_min=100", "grid.subdivide=1,1,1", "output.png=None"])
     assert len(read_map("diffuse_model.nxs").index) == 1

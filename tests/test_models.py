@@ -24,7 +24,7 @@ from dials_diffuse.models.llm.llm import LiquidLikeMotions
 from dials_diffuse.models.lorentzian import lorentzian, lorentzian_flux, lorentzian_transform
 from dials_diffuse.models.rigid_body.rigid_body import RigidBody
 from dials_diffuse.models.single_atoms import diameter, displaced
-from dials_diffuse.models.table import MODELS
+from dials_diffuse.models.table import all_models
 from dials_diffuse.models.uncorrelated import Uncorrelated
 from dials_diffuse.structure.atoms import load_structure
 from dials_diffuse.structure.factors import form_factors, sum_of_squares
@@ -613,7 +613,7 @@ def test_motion_beyond_the_displacements_is_reported(caplog):
 
 
 def test_table_of_models():
-    assert [MODELS[name] for name in ("uncorrelated", "rigid_body", "llm")] == [
+    assert [all_models()[name] for name in ("uncorrelated", "rigid_body", "llm")] == [
         Uncorrelated,
         RigidBody,
         LiquidLikeMotions,

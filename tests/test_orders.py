@@ -54,7 +54,7 @@ def test_a_liquid_says_what_it_lacks():
     round_one = LiquidLikeMotions(sigma=0.6, gamma=5.0)
     long_one = LiquidLikeMotions(V=(0.1, 0.1, 0.36, 0, 0, 0), gamma=5.0)
     assert round_one.enough_orders(2.0) == long_one.enough_orders(2.0) == 9
-    assert long_one.with_enough_orders(2.0) == replace(long_one, orders=9)
+    assert long_one.with_orders_for(random_structure(), {}, 2.0) == replace(long_one, orders=9)
     assert replace(long_one, orders=9).lack_of_orders(2.0) == ""
     text = replace(long_one, orders=8).lack_of_orders(2.0)
     assert text == "llm.orders=8 leaves out 1.1 % of exp(qVq) - 1 at 2.00 Å; llm.orders=9 is enough"
@@ -80,7 +80,7 @@ def test_maps_with_many_orders():
         local_form_factor=True,
         confined_to="molecule",
         incoherent=False,
-    ).with_enough_orders(grid.d_min)
+    ).with_orders_for(structure, {}, grid.d_min)
     assert 15 < model.orders < 20
 
     def covariance(copy, rotation):

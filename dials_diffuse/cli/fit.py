@@ -13,7 +13,7 @@ from libtbx.phil import parse
 from dials_diffuse import __version__
 from dials_diffuse.cli.fit_models import candidate, model_from_text, prepare_parts
 from dials_diffuse.cli.model import sort_files
-from dials_diffuse.cli.model_scope import FORM_FACTOR_PHIL, MODEL_PHIL, automatic_orders
+from dials_diffuse.cli.model_scope import FORM_FACTOR_PHIL, SCOPES_PHIL, automatic_orders
 from dials_diffuse.cli.program import run_program, track
 from dials_diffuse.errors import CommandLineError, DiffuseError
 from dials_diffuse.files.nexus import read_map
@@ -29,7 +29,7 @@ from dials_diffuse.fitting.setting_search import UNDECIDED, compare_settings, un
 from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.maps.units import ELECTRON_DIFFRACTION, ELECTRONS
 from dials_diffuse.models.checks import lacking_symmetry
-from dials_diffuse.models.table import MODELS
+from dials_diffuse.models.table import all_models
 from dials_diffuse.report.fit import (
     fit_record,
     format_choice,
@@ -140,7 +140,7 @@ profile = True
   .type = bool
   .help = "Compute the profile likelihood of sigma and gamma."
 """
-    + MODEL_PHIL[MODEL_PHIL.index("rigid_body {") :]
+    + SCOPES_PHIL
     + FORM_FACTOR_PHIL
     + """
 statistics.n_shells = 10
@@ -186,7 +186,7 @@ def main(params, files, provenance) -> None:
     if map_path is None:
         raise CommandLineError("no map given; give one (.nxs) as dials.diffuse_merge writes it")
     if not params.model:
-        raise CommandLineError(f"model=None: choose from {', '.join(MODELS)}")
+        raise CommandLineError(f"model=None: choose from {', '.join(all_models())}")
     names = [name for word in params.model for name in word.split(",") if name]
     parts = {name: [model_from_text(part, params, coordinates) for part in name.split("+")] for name in names}
     if len(parts) < len(names):
@@ -259,7 +259,7 @@ def main(params, files, provenance) -> None:
     parts = {name.replace("/pairs", ""): models for name, models in parts.items()}
     for name, models in track(parts.items(), len(parts), "preparing"):
         candidates.append(candidate(name, models, params, structure, data))
-    if automatic_orders(params):
+    if automatic_orders(params, "llm"):
         prepare = partial(prepare_parts, params=params, structure=structure, data=data)
         fits = fit_with_enough_orders(data, candidates, options, prepare, track)
     else:
@@ -335,7 +335,7 @@ def _indexed(data: DiffuseMap, model, structure, params) -> tuple:
     if params.indexing == "given":
         return data, []
     d_min = max(params.d_min or data.grid.d_min, data.grid.d_min)
-    if automatic_orders(params):
+    if automatic_orders(params, "llm"):
         model = with_orders_at(model, structure, {}, d_min)
     found = compare_settings(data, model, structure, params.d_max or math.inf, d_min)
     record = [{"operator": setting.operator, "cc_anisotropic": cc} for setting, _, cc in found]

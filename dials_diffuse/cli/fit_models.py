@@ -17,7 +17,7 @@ from dials_diffuse.fitting.sums import PreparedSum
 from dials_diffuse.models.dispersive import prepare_dispersive
 from dials_diffuse.models.ensemble.ensemble import Ensemble
 from dials_diffuse.models.prepared import Prepared
-from dials_diffuse.models.table import MODELS
+from dials_diffuse.models.table import all_models
 
 _SCOPES = parse(MODEL_PHIL)
 
@@ -35,8 +35,8 @@ def model_from_text(text: str, params, coordinates) -> tuple:
     text : ``name`` or ``name/choice/...``
     """
     name, *words = text.split("/")
-    if name not in MODELS:
-        raise CommandLineError(f"model={text}: no model {name!r}; choose from {', '.join(MODELS)}")
+    if name not in all_models():
+        raise CommandLineError(f"model={text}: no model {name!r}; choose from {', '.join(all_models())}")
     own = _SCOPES.extract()  # with the scopes of the other models as they are by default
     own.model = name
     scope = copy.deepcopy(getattr(params, name, None))
@@ -92,7 +92,7 @@ def candidate(name: str, parts, params, structure, data: FitData) -> Candidate:
     for model, given, each in parts:
         model = model.for_each_body(structure) if each else model
         start = {p.name: p.value if _root(p.name) in given else p.start for p in model.parameters(structure)}
-        if automatic_orders(params):
+        if automatic_orders(params, "llm"):
             model = with_orders_at(model, structure, start, 1 / float(data.s.max()))
         models.append(model)
         starts += start.values()

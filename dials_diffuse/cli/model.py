@@ -10,7 +10,7 @@ import numpy as np
 from libtbx.phil import parse
 
 from dials_diffuse import __version__
-from dials_diffuse.cli.model_scope import FORM_FACTOR_PHIL, MODEL_PHIL, automatic_orders, model_from_phil, model_record
+from dials_diffuse.cli.model_scope import FORM_FACTOR_PHIL, MODEL_PHIL, automatic_orders, model_from_phil
 from dials_diffuse.cli.program import run_program
 from dials_diffuse.errors import CommandLineError, DiffuseError
 from dials_diffuse.files.nexus import read_map, write_map
@@ -18,11 +18,8 @@ from dials_diffuse.files.record import write_json
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.merging.compare import compare_maps
 from dials_diffuse.models.compute import model_map
-from dials_diffuse.models.ensemble.ensemble import Ensemble
-from dials_diffuse.models.llm.llm import LiquidLikeMotions
 from dials_diffuse.report.agreement import comparison_record, format_comparison, write_comparison_png
 from dials_diffuse.report.planes import write_planes_png
-from dials_diffuse.structure.atoms import load_structure
 
 logger = logging.getLogger("dials.diffuse.model")
 
@@ -91,18 +88,14 @@ def main(params, files, provenance) -> None:
     coordinates, map_path = sort_files(files, params.map)
     model = replace(model_from_phil(params, coordinates), table=params.scattering_table)
     data = None if map_path is None else read_map(map_path)
-    if isinstance(model, Ensemble):
-        model = model if params.selection is None else model.select(params.selection)
-        structure = model.crystal_form
-    else:
-        structure = load_structure(coordinates)
-        structure = structure if params.selection is None else structure.take(structure.select(params.selection))
+    structure = model.structure(coordinates, params.selection)
+    model = model.select(params.selection)
     logger.info(
         "Structure: %s, %d atoms, %s", coordinates, structure.n_atoms, structure.crystal_symmetry.space_group_info()
     )
     grid = grid_from_phil(params, data, structure)
-    model = with_orders(model, params, grid.d_min)
-    record = model_record(params.model, model)
+    model = with_orders(model, structure, automatic_orders(params, model.name), grid.d_min)
+    record = model.record()
     logger.info("Model: %s", ", ".join(f"{key}={value}" for key, value in record.items() if value not in (None, ())))
     means = params.voxels == "mean" or (params.voxels == "auto" and data is not None and not data.at_centres)
     if means:
@@ -197,15 +190,13 @@ def grid_from_phil(params, data, structure) -> MapGrid:
     return replace(data.grid, d_min=params.d_min)
 
 
-def with_orders(model, params, d_min: float):
-    """The model; a liquid with the orders that it needs at d_min (Å) if ``llm.orders`` is Auto.
+def with_orders(model, structure, automatic: bool, d_min: float):
+    """The model, if ``automatic`` with the orders that it needs at d_min (Å).
 
     What is left out by the orders that were given is warned of.
     """
-    if not isinstance(model, LiquidLikeMotions):
-        return model
-    if automatic_orders(params):
-        model = model.with_enough_orders(d_min)
+    if automatic:
+        model = model.with_orders_for(structure, {}, d_min)
     if lack := model.lack_of_orders(d_min):
         logger.warning("Warning: %s", lack)
     return model

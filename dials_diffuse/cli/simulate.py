@@ -23,19 +23,17 @@ from iotbx.phil import parse
 
 from dials_diffuse import __version__
 from dials_diffuse.cli.model import with_orders
-from dials_diffuse.cli.model_scope import MODEL_PHIL, model_from_phil, model_record
+from dials_diffuse.cli.model_scope import MODEL_PHIL, automatic_orders, model_from_phil
 from dials_diffuse.cli.program import run_program, track
 from dials_diffuse.compat import available_cores
 from dials_diffuse.errors import CommandLineError
 from dials_diffuse.experiment.build import BeamParameters, DetectorParameters, ScanParameters
 from dials_diffuse.files.record import write_json
-from dials_diffuse.models.ensemble.ensemble import Ensemble
 from dials_diffuse.simulation.plan import EXAMPLES, example_path, plan_sweeps, sweeps_from_geometry
 from dials_diffuse.simulation.prepare_sweep import resolution_limit
 from dials_diffuse.simulation.simulate import Outputs, simulate
 from dials_diffuse.simulation.simulation_parameters import Background, Defects, Scales, SimulationParameters, Source
 from dials_diffuse.simulation.spots import SpotShape
-from dials_diffuse.structure.atoms import load_structure
 
 logger = logging.getLogger("dials.diffuse.simulate")
 
@@ -257,13 +255,14 @@ def _main(params, files, provenance) -> None:
         _refuse_geometry(params, geometry)
     nproc = params.nproc if isinstance(params.nproc, int) else available_cores()
     logger.info("Structure: %s", coordinates)
-    structure = model.crystal_form if isinstance(model, Ensemble) else load_structure(coordinates)
+    structure = model.structure(coordinates)
     if geometry is None:
         sweeps = plan_sweeps(structure, **geometry_from_phil(params))
     else:
         sweeps = sweeps_from_geometry(geometry, structure, parameters.source.exposure, parameters.seed)
     if parameters.diffuse:
-        model = with_orders(model, params, resolution_limit([e for s in sweeps for e in s], parameters.d_min))
+        d_min = resolution_limit([e for s in sweeps for e in s], parameters.d_min)
+        model = with_orders(model, structure, automatic_orders(params, model.name), d_min)
     out = params.output
     outputs = Outputs(out.prefix, out.background, out.experiments, out.reflections, out.truth, out.ideal)
     result = simulate(structure, model, sweeps, parameters, outputs, provenance, nproc, track)
@@ -275,7 +274,7 @@ def _main(params, files, provenance) -> None:
             "dials_version": provenance.dials_version,
             "inputs": list(files),
             "parameters": provenance.phil,
-            "model": model_record(params.model, model),
+            "model": model.record(),
             "d_min": result.d_min,
             "sweeps": [asdict(sweep) for sweep in result.sweeps],
             "outputs": result.outputs,

@@ -10,7 +10,6 @@ import numpy as np
 from dials_diffuse.models.covariance.covariance import Covariance
 from dials_diffuse.models.llm.llm import LiquidLikeMotions
 from dials_diffuse.models.rigid_body.rigid_body import RigidBody
-from dials_diffuse.models.table import MODELS
 from dials_diffuse.structure.crystal import Structure
 from dials_diffuse.structure.groups import group_labels
 
@@ -57,7 +56,7 @@ def compare_displacements(model, structure: Structure) -> list:
     None of models without common displacements, such as ensembles.
     """
     parts = [(part, _tensors(part, structure)) for part in (model if isinstance(model, tuple) else (model,))]
-    known = [(_name(part), tensors) for part, tensors in parts if tensors is not None]
+    known = [(part.name, tensors) for part, tensors in parts if tensors is not None]
     found = [_compared(name, tensors, structure) for name, tensors in known]
     if len(known) > 1:
         names, tensors = zip(*known)
@@ -89,10 +88,6 @@ def _compared(name: str, common: np.ndarray, structure: Structure) -> Displaceme
         n_exceeded=int(np.count_nonzero(np.linalg.eigvalsh(structure.u_cart - common)[:, 0] < -_TOLERANCE)),
         n_atoms=structure.n_atoms,
     )
-
-
-def _name(model) -> str:
-    return next(name for name, kind in MODELS.items() if isinstance(model, kind))
 
 
 def _groups(model: RigidBody) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +18,9 @@ from dials_diffuse.maps.units import ELECTRON_DIFFRACTION, ELECTRONS
 from dials_diffuse.models.base import DiffuseModel
 from dials_diffuse.models.checks import check_symmetry, lacking_symmetry
 from dials_diffuse.models.dispersive import dispersive_parts
-from dials_diffuse.models.ensemble.ensemble import Ensemble
-from dials_diffuse.models.lattice_dynamics.lattice_dynamics import LatticeDynamics
 from dials_diffuse.models.laue import laue_average
-from dials_diffuse.models.llm.llm import LiquidLikeMotions
-from dials_diffuse.models.prepared import Fixed, Prepared, prepare
-from dials_diffuse.models.voxel_means import prepare_means
+from dials_diffuse.models.prepared import Fixed, Prepared, over_lacking_symmetry, prepare
+from dials_diffuse.models.voxel_means import averaged
 from dials_diffuse.structure.crystal import Structure
 from dials_diffuse.structure.transform import check_cells
 
@@ -67,7 +64,7 @@ def model_map(
     """
     check_cells(structure, grid)
     check_symmetry(structure, grid)
-    if means and not _has_means(model):
+    if means and not model.has_means:
         logger.warning("Warning: this model has no means over voxels, it is computed at their centres")
         means = False
     _check_memory(model, structure, grid, means)
@@ -99,36 +96,21 @@ def model_map(
     )
 
 
-@dataclass(frozen=True)
-class _OnGrids:
-    """A model as a function of nothing, from its intensity on whole grids."""
-
-    model: DiffuseModel
-
-    def prepare(self, structure: Structure, grid: MapGrid, index: np.ndarray) -> Prepared:
-        return Fixed(self.model, structure, grid, index)
-
-    def prepare_means(self, structure: Structure, grid: MapGrid, index: np.ndarray) -> Prepared:
-        return prepare_means(self, structure, grid, index)
-
-
 def _means(model: DiffuseModel, structure: Structure, grid: MapGrid, index: np.ndarray) -> np.ndarray:
-    prepared = prepare(model if _has_halos(model) else _OnGrids(model), structure, grid, index, means=True)
-    return prepared.intensity([parameter.value for parameter in prepared.parameters])
+    """(n,) float64, the intensity averaged over voxels."""
+    if model.halos:
+        prepared = prepare(model, structure, grid, index, means=True)
+        return prepared.intensity([parameter.value for parameter in prepared.parameters])
 
+    def means(structure: Structure, grid: MapGrid, index: np.ndarray) -> Prepared:
+        return averaged(partial(Fixed, model), structure, grid, index)
 
-def _has_halos(model: DiffuseModel) -> bool:
-    return isinstance(model, LiquidLikeMotions) and model.confined_to == "crystal"
-
-
-def _has_means(model: DiffuseModel) -> bool:
-    blocks = isinstance(model, Ensemble) and math.prod(model.supercell) > 1
-    return not (blocks or isinstance(model, LatticeDynamics))
+    return over_lacking_symmetry(means, structure, grid, index).intensity(())
 
 
 def _check_memory(model: DiffuseModel, structure: Structure, grid: MapGrid, means: bool) -> None:
     sampled = grid
-    if means and not _has_halos(model):
+    if means and not model.halos:
         sampled = replace(grid, subdivide=tuple(2 * n for n in grid.subdivide))
     needed, total = model.memory_estimate(structure, sampled), _memory()
     shape = "x".join(map(str, grid.shape))
@@ -136,7 +118,7 @@ def _check_memory(model: DiffuseModel, structure: Structure, grid: MapGrid, mean
         raise DiffuseError(
             f"grid.subdivide={','.join(map(str, grid.subdivide))}, d_min={grid.d_min:g}: {shape} voxels need about "
             f"{needed / 1e9:.1f} GB, there are {total / 1e9:.1f} GB; choose a smaller grid.subdivide or a larger d_min"
-            + (", or a smaller supercell" if getattr(model, "supercell", None) else "")
+            + model.if_memory_is_short
             + (", or voxels=centre" if means else "")
         )
     logger.info("Grid of %s voxels to d_min = %.2f Å, memory about %.2f GB", shape, grid.d_min, needed / 1e9)

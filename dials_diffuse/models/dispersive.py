@@ -22,10 +22,7 @@ def dispersive_parts(model, structure: Structure, wavelength: float | None) -> l
         return [model]
     parts = [replace(model, table=Dispersive(model.table, wavelength))]
     if any(dispersion(label, wavelength).imag for label in structure.types):
-        imaginary = replace(model, table=Dispersive(model.table, wavelength, imaginary=True))
-        if getattr(model, "k_sol", 0.0):  # solvent scatters with the real parts
-            imaginary = replace(imaginary, k_sol=0.0)
-        parts.append(imaginary)
+        parts.append(model.imaginary_part(Dispersive(model.table, wavelength, imaginary=True)))
     return parts
 
 

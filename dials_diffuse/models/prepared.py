@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -19,6 +20,7 @@ class Prepared(ABC):
 
     Subclasses have the attribute ``parameters``, a tuple of p Parameter in the order of all arrays of values here;
     ``origin``, the model they were made of, and ``structure``. ``means``: is the intensity averaged over voxels?
+    ``groups``: the GroupCovariance by whose covariances it can be derived, if there is one.
 
     Intensities are in electrons² per unit cell. They are smooth functions of all values between the bounds whose
     tensors are positive definite, and mostly beyond.
@@ -28,6 +30,7 @@ class Prepared(ABC):
     structure: Structure
     parameters: tuple[Parameter, ...]
     means: bool = False
+    groups: object = None
 
     @property
     def names(self) -> tuple:
@@ -114,7 +117,7 @@ def prepare(model, structure: Structure, grid: MapGrid, index, means: bool = Fal
     structure : asymmetric unit
     grid : of the same cell within 1 %
     index : (n, 3) integers on the subdivided lattice, inside 1/d_min
-    means : average over the voxels' volumes, if the model can (it has ``prepare_means``), as measured maps are
+    means : average over the voxels' volumes, as measured maps are, if the model can
 
     Raises
     ------
@@ -124,11 +127,18 @@ def prepare(model, structure: Structure, grid: MapGrid, index, means: bool = Fal
     index = np.asarray(index, dtype=np.int64).reshape(-1, 3)
     if np.any(grid.s_magnitude(index) > (1 + 1e-9) / grid.d_min):
         raise DiffuseError(f"index: some voxels lie beyond d_min={grid.d_min:g} Å; leave them out")
+    return over_lacking_symmetry(partial(model.prepare, means=means), structure, grid, index)
+
+
+def over_lacking_symmetry(prepared: Callable, structure: Structure, grid: MapGrid, index: np.ndarray) -> Prepared:
+    """The mean over the voxels that symmetry of the map makes equal, as far as the structure lacks it.
+
+    prepared : of structure, grid and index makes the Prepared of the voxels themselves
+    """
     mates = _cosets(structure, grid)
-    prepare_model = getattr(model, "prepare_means", model.prepare) if means else model.prepare
     if len(mates) == 1:
-        return prepare_model(structure, grid, index)
-    return Averaged(prepare_model(structure, grid, np.concatenate([index @ r for r in mates])), len(mates))
+        return prepared(structure, grid, index)
+    return Averaged(prepared(structure, grid, np.concatenate([index @ r for r in mates])), len(mates))
 
 
 def _cosets(structure: Structure, grid: MapGrid) -> list:

@@ -20,11 +20,11 @@ ELEMENTS = ("11", "22", "33", "12", "13", "23")
 _LOWEST_SIGMA = 0.01
 _HIGHEST_SIGMA = 1.0
 _BEYOND_LOOSEST = 1.5
-#: to start from where the structure has no displacements, Å
-_SOME_SIGMA = 0.3
+#: what models have where nothing is given, and fits start from where the structure has no displacements, Å
+SOME_SIGMA = 0.3
 #: correlation lengths, Å: below the first, shorter than a bond, nothing tells them from none
 GAMMA_BOUNDS = (1.0, 100.0)
-_SOME_GAMMA = 10.0
+SOME_GAMMA = 10.0
 
 #: a tensor has the symmetry of the point group if turned ones differ by less than this, relative to its largest element
 _SYMMETRIC = 1e-6
@@ -159,14 +159,14 @@ def displacement_parameters(
 def gamma_parameter(value: float, lower: float = GAMMA_BOUNDS[0]) -> Parameter:
     upper = max(GAMMA_BOUNDS[1], 2 * value)
     lower = min(max(GAMMA_BOUNDS[0], lower), value)
-    return Parameter("gamma", float(value), "Å", lower, upper, max(_SOME_GAMMA, 2 * lower))
+    return Parameter("gamma", float(value), "Å", lower, upper, max(SOME_GAMMA, 2 * lower))
 
 
 def correlation_parameters(components: TensorComponents, six) -> list:
     """The free elements of a correlation matrix G."""
     sizes = np.linalg.eigvalsh(symmetric_tensor(six))
     lower, upper = min(GAMMA_BOUNDS[0], float(sizes[0])), max(GAMMA_BOUNDS[1], 2 * float(sizes[-1]))
-    start = _SOME_GAMMA * components_of_identity(components)
+    start = SOME_GAMMA * components_of_identity(components)
     return [
         Parameter(f"G{e}", float(v), "Å", lower if e in ELEMENTS[:3] else -upper, upper, float(first))
         for e, v, first in zip(components.names, components.free("llm.G", six), start)
@@ -201,5 +201,5 @@ def _sigma_limits(structure: Structure, share: float, value: float) -> tuple:
     upper = max(_HIGHEST_SIGMA, _BEYOND_LOOSEST * math.sqrt(max(u.max(), 0.0)), 2 * value)
     lower = min(_LOWEST_SIGMA, 0.5 * value)
     median = float(np.median(u))
-    start = math.sqrt(share * median) if median > 0 else _SOME_SIGMA
+    start = math.sqrt(share * median) if median > 0 else SOME_SIGMA
     return lower, upper, max(start, 2 * _LOWEST_SIGMA)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 
@@ -96,13 +97,16 @@ def relative_scattering(
     return np.array([np.divide(scattering(s + o), centre, out=np.ones(len(s)), where=centre > 0) for o in points])
 
 
-def prepare_means(model, structure: Structure, grid: MapGrid, index) -> Prepared:
+def averaged(prepare: Callable, structure: Structure, grid: MapGrid, index: np.ndarray) -> Prepared:
     """A model averaged over the volumes of voxels, see :func:`voxel_points`.
 
-    Parameters are those of ``model.prepare``; the intensity must have the symmetry of the structure.
+    Parameters
+    ----------
+    prepare : of structure, grid and index makes the Prepared of the centres of voxels; its intensity must have the
+        symmetry of the structure
     """
     fine, points, weights = voxel_points(structure, grid, index)
-    return VoxelMeans(model.prepare(structure, fine, points), weights)
+    return VoxelMeans(prepare(structure, fine, points), weights)
 
 
 def voxel_points(structure: Structure, grid: MapGrid, index) -> tuple:

@@ -11,9 +11,10 @@ from functools import cached_property
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from dials_diffuse.errors import DiffuseError
+from dials_diffuse.errors import CommandLineError, DiffuseError
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import laue_operators
+from dials_diffuse.models.base import DiffuseModel, TensorWord, Words, selections_of
 from dials_diffuse.models.checks import (
     check_exponent,
     displacement_tensor,
@@ -21,6 +22,7 @@ from dials_diffuse.models.checks import (
     positive,
     warn_of_small_displacements,
 )
+from dials_diffuse.models.covariance.covariance_phil import PHIL, read_array
 from dials_diffuse.models.covariance.elastic_network import ElasticNetwork
 from dials_diffuse.models.covariance.low_rank import (
     checked_modes,
@@ -38,6 +40,8 @@ from dials_diffuse.models.laue import laue_average
 from dials_diffuse.models.lorentzian import lorentzian, lorentzian_derivatives
 from dials_diffuse.models.prepared import Averaged, Prepared, half_of
 from dials_diffuse.models.refinable import (
+    SOME_GAMMA,
+    SOME_SIGMA,
     Parameter,
     TensorComponents,
     displacement_parameters,
@@ -77,7 +81,7 @@ _MOST_SUMS = 20_000
 
 
 @dataclass(frozen=True, eq=False)
-class Covariance:
+class Covariance(DiffuseModel):
     """Displacements of atoms or groups with the covariance V_ij = <d_i d_jᵀ> inside a molecule, or a block of cells.
 
     I = sum over molecules of sum_ij a_i conj(a_j) (exp(qᵀV_ijq) - 1). The molecule is what the structure holds; every
@@ -113,8 +117,13 @@ class Covariance:
     DiffuseError
         If parameters are missing, superfluous or out of range.
 
-    Source: THEORY.md §1 and §4
+    Source: docs/theory.md, covariance
     """
+
+    name = "covariance"
+    about = "any covariance of the displacements of atoms or groups"
+    phil = PHIL
+    words = Words({"V": TensorWord("sigma", 2, SOME_SIGMA)}, pairs=True)
 
     kernel: str = "exponential"
     sigma: float | None = None
@@ -150,6 +159,38 @@ class Covariance:
                 raise DiffuseError(f"covariance.core={self.core}: must be positive and below gamma={self.gamma:g} Å")
         elif self.gamma is not None or self.V is not None:
             raise DiffuseError(f"covariance.kernel={self.kernel} takes neither covariance.gamma nor covariance.V")
+
+    @classmethod
+    def from_scope(cls, scope, coordinates=None) -> Covariance:
+        if ((scope.file is not None) + (scope.modes is not None)) != (scope.kernel == "free"):
+            raise CommandLineError(
+                f"covariance.kernel={scope.kernel}, covariance.file={scope.file}, covariance.modes={scope.modes}: a "
+                "file belongs to kernel=free, and only there, and only one"
+            )
+        network = scope.network
+        values = cls.values_of(scope) | {
+            "network": ElasticNetwork(
+                network.type, network.cutoff, network.crystal_contacts, network.crystal_stiffness
+            ),
+            "selections": selections_of(scope),
+            "matrix": None if scope.file is None else read_array("covariance.file", scope.file),
+            "modes": None if scope.modes is None else read_array("covariance.modes", scope.modes),
+        }
+        if scope.kernel in CORRELATIONS:
+            values = cls.with_defaults(values)
+            values["gamma"] = SOME_GAMMA if scope.gamma is None else scope.gamma
+        return cls(**values)
+
+    @property
+    def if_memory_is_short(self) -> str:
+        return ", or a smaller supercell" if self.supercell else ""
+
+    @property
+    def on_points(self) -> bool:
+        return self.engine != "fft"
+
+    def shared_displacements(self, structure: Structure) -> np.ndarray:
+        return self.motion(structure).shared[: structure.n_atoms]  # of a block of cells the first copy
 
     @cached_property
     def tensor(self) -> np.ndarray:
@@ -228,15 +269,11 @@ class Covariance:
             changed["V"] = components.six([merged["V" + e] for e in components.names])
         return replace(self, **changed)
 
-    def prepare(self, structure: Structure, grid: MapGrid, index: np.ndarray) -> Prepared:
-        """For groups; of single atoms the derivatives cost as much as the engine ``pair_sum``."""
-        return self._prepared(structure, grid, index, False)
+    def prepare(self, structure: Structure, grid: MapGrid, index: np.ndarray, means: bool = False) -> Prepared:
+        """For groups; of single atoms the derivatives cost as much as the engine ``pair_sum``.
 
-    def prepare_means(self, structure: Structure, grid: MapGrid, index: np.ndarray) -> Prepared:
-        """The same averaged over voxels; tensors of many groups are not, their ``means`` is False."""
-        return self._prepared(structure, grid, index, True)
-
-    def _prepared(self, structure: Structure, grid: MapGrid, index: np.ndarray, means: bool) -> Prepared:
+        Tensors of many groups are not averaged over voxels.
+        """
         if self.supercell is None:
             return PreparedCovariance(self, structure, grid, index, means)
         operators = half_of(laue_operators(structure.space_group, friedel=True))  # a block has no symmetry

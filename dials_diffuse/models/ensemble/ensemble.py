@@ -9,16 +9,20 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dials_diffuse.errors import DiffuseError
+from dials_diffuse.errors import CommandLineError, DiffuseError
 from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.models.base import DiffuseModel
 from dials_diffuse.models.checks import fitted
+from dials_diffuse.models.ensemble.ensemble_phil import PHIL
 from dials_diffuse.models.ensemble.prepared_ensemble import PreparedEnsemble
 from dials_diffuse.models.laue import laue_average
 from dials_diffuse.models.prepared import Prepared
 from dials_diffuse.models.refinable import Parameter, updated
 from dials_diffuse.models.single_atoms import diameter, displaced, single_atoms, squares
 from dials_diffuse.models.voxel_means import voxel_points
+from dials_diffuse.structure.atoms import load_models
 from dials_diffuse.structure.crystal import Structure
+from dials_diffuse.structure.trajectory import load_trajectory
 from dials_diffuse.structure.transform import check_cells, lattice_transform, s_squared, transform_at
 from dials_diffuse.structure.transform import memory_estimate as transform_memory
 
@@ -31,7 +35,7 @@ logger = logging.getLogger("dials.diffuse.models")
 
 
 @dataclass(frozen=True, eq=False)
-class Ensemble:
+class Ensemble(DiffuseModel):
     """I = N / (N - 1) (<|F|²> - <F>²) over the N members: unbiased for a few members drawn from many.
 
     Attributes
@@ -52,8 +56,12 @@ class Ensemble:
     DiffuseError
         If there are fewer than two members, or the parameters do not fit them.
 
-    Source: THEORY.md §7; Guinier 1963, X-ray Diffraction, ch. 6
+    Source: docs/theory.md, ensemble; Guinier 1963, X-ray Diffraction, ch. 6
     """
+
+    name = "ensemble"
+    about = "an ensemble of structures"
+    phil = PHIL
 
     members: tuple
     weights: tuple | None = None
@@ -70,7 +78,7 @@ class Ensemble:
             raise DiffuseError(f"ensemble.body={self.body}: choose from {', '.join(BODIES)}")
         if len(self.supercell) != 3 or any(k < 1 or k != int(k) for k in self.supercell):
             raise DiffuseError(f"ensemble.supercell={self.supercell}: three positive whole numbers are needed")
-        if math.prod(self.supercell) > 1 and self.members[0].space_group.order_z() > 1:
+        if self.blocks and self.members[0].space_group.order_z() > 1:
             raise DiffuseError(
                 f"ensemble.supercell={self.supercell}: the members have symmetry; give the whole block, in P 1"
             )
@@ -81,6 +89,42 @@ class Ensemble:
                 raise DiffuseError(f"ensemble.weights={self.weights}: none may be negative, and two must be positive")
         if len({m.hall_symbol for m in self.members}) > 1:
             raise DiffuseError("ensemble: the members have different space groups")
+
+    @classmethod
+    def from_scope(cls, scope, coordinates=None) -> Ensemble:
+        path = coordinates if scope.file is None else scope.file
+        if path is None:
+            raise CommandLineError("model=ensemble: give ensemble.file, a file with several models")
+        if scope.trajectory is None:
+            members = load_models(path)
+        else:
+            members = load_trajectory(scope.trajectory, path, scope.stride)
+        return cls(**cls.values_of(scope), members=members)
+
+    def structure(self, coordinates, selection: str | None = None) -> Structure:
+        """The crystal form of the members, whatever the coordinate file holds."""
+        return self.select(selection).crystal_form
+
+    def record(self) -> dict:
+        return super().record() | {"members": len(self.members)}
+
+    @property
+    def blocks(self) -> bool:
+        """Are the members blocks of several cells?"""
+        return math.prod(self.supercell) > 1
+
+    @property
+    def if_memory_is_short(self) -> str:
+        return ", or a smaller supercell"
+
+    @property
+    def on_points(self) -> bool:
+        return not self.blocks
+
+    @property
+    def has_means(self) -> bool:
+        """Blocks of cells have no intensity between the points of their grid."""
+        return not self.blocks
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -93,8 +137,9 @@ class Ensemble:
         """The first member, with the unit cell of the crystal also where it is a block of several."""
         return self._divided(self.members[0])
 
-    def select(self, selection: str) -> Ensemble:
-        """The same of some of the atoms; selection: in cctbx's syntax."""
+    def select(self, selection: str | None) -> Ensemble:
+        if selection is None:
+            return self
         return replace(self, members=tuple(m.take(m.select(selection)) for m in self.members))
 
     def intensity(self, structure: Structure, grid: MapGrid) -> np.ndarray:
@@ -123,7 +168,7 @@ class Ensemble:
         -------
         (m,) float64, electrons² per unit cell
         """
-        if math.prod(self.supercell) > 1:
+        if self.blocks:
             raise DiffuseError(f"ensemble.supercell={self.supercell}: computed on grids only")
         s = np.asarray(s, dtype=float).reshape(-1, 3)
         p = self.probabilities
@@ -154,24 +199,19 @@ class Ensemble:
         rest = list(updated("ensemble", self.parameters(structure), values).values())
         return replace(self, weights=(1 - sum(rest), *rest))
 
-    def prepare(self, structure: Structure, grid: MapGrid, index: np.ndarray) -> Prepared:
-        return PreparedEnsemble(self, structure, grid, index)
-
-    def prepare_means(self, structure: Structure, grid: MapGrid, index: np.ndarray) -> Prepared:
-        """The same averaged over voxels; its ``means`` is False where it is not.
-
-        Blocks of cells have no intensity between the points of their grid; many members take too much memory.
-        """
-        size = PreparedEnsemble.memory(self, len(index), means=True)
-        if math.prod(self.supercell) > 1 or size > _MEMORY:
+    def prepare(self, structure: Structure, grid: MapGrid, index: np.ndarray, means: bool = False) -> Prepared:
+        """Means are those of the products of amplitudes, if there is memory for them."""
+        if not means:
+            return PreparedEnsemble(self, structure, grid, index)
+        if not self.has_means or PreparedEnsemble.memory(self, len(index), means=True) > _MEMORY:
             logger.info("ensemble: taken at the centres of voxels, not averaged over them")
-            return self.prepare(structure, grid, index)
+            return PreparedEnsemble(self, structure, grid, index)
         fine, points, weights = voxel_points(structure, grid, index)
         return PreparedEnsemble(self, structure, fine, points, weights)
 
     def on_grid(self, grid: MapGrid) -> tuple:
         """The members in the cell of a grid, and the grid with their symmetry."""
-        if math.prod(self.supercell) > 1 and tuple(grid.subdivide) != tuple(self.supercell):
+        if self.blocks and tuple(grid.subdivide) != tuple(self.supercell):
             raise DiffuseError(
                 f"grid.subdivide={','.join(map(str, grid.subdivide))}: blocks of "
                 f"{','.join(map(str, self.supercell))} cells need the same subdivision"

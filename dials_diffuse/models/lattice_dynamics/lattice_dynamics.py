@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,11 +10,13 @@ import numpy as np
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import fill_volume, laue_operators, possible_voxels
+from dials_diffuse.models.base import DiffuseModel, selections_of
 from dials_diffuse.models.checks import fitted, positive, warn_of_small_displacements
 from dials_diffuse.models.lattice_dynamics.body_lattice import BodyLattice, body_lattice
+from dials_diffuse.models.lattice_dynamics.lattice_dynamics_phil import PHIL
 from dials_diffuse.models.lattice_dynamics.prepared_lattice import PreparedLatticeDynamics
 from dials_diffuse.models.prepared import Prepared
-from dials_diffuse.models.refinable import ELEMENTS, TensorComponents, sigma_parameter, updated
+from dials_diffuse.models.refinable import ELEMENTS, SOME_SIGMA, TensorComponents, sigma_parameter
 from dials_diffuse.models.single_atoms import single_atoms
 from dials_diffuse.structure.block import crystal_block
 from dials_diffuse.structure.crystal import Structure
@@ -42,7 +43,7 @@ logger = logging.getLogger("dials.diffuse.models")
 
 
 @dataclass(frozen=True)
-class LatticeDynamics:
+class LatticeDynamics(DiffuseModel):
     """Acoustic and optical phonons of rigid bodies, each with translation and rotation, on springs.
 
     Springs of equal stiffness connect the atoms of different bodies, also of symmetry copies and other cells, that are
@@ -80,6 +81,12 @@ class LatticeDynamics:
     Source: Born & Huang 1954, Dynamical Theory of Crystal Lattices; Meisburger, Case & Ando 2020, Nat. Commun. 11, 1271
     """
 
+    name = "lattice_dynamics"
+    about = "phonons of rigid molecules on springs"
+    phil = PHIL
+    on_points = True
+    has_means = False
+
     sigma: float | None = None
     springs: str = "gaussian"
     cutoff: float = 8.0
@@ -97,6 +104,12 @@ class LatticeDynamics:
             positive(f"lattice_dynamics.{name}", getattr(self, name))
         if len(self.mesh) != 3 or any(n < 2 or n % 2 for n in self.mesh):
             raise DiffuseError(f"lattice_dynamics.mesh={self.mesh}: three even numbers are needed")
+
+    @classmethod
+    def from_scope(cls, scope, coordinates=None) -> LatticeDynamics:
+        values = cls.values_of(scope) | {"selections": selections_of(scope)}
+        values["sigma"] = SOME_SIGMA if scope.sigma is None else scope.sigma
+        return cls(**values)
 
     def lattice(self, structure: Structure) -> tuple:
         """The content of the cell, in P 1, and its bodies on springs; structure : asymmetric unit"""
@@ -124,6 +137,11 @@ class LatticeDynamics:
         tensors = modes @ whole[first[:, :, None], first[:, None, :]] @ modes.transpose(0, 2, 1)
         scale = sigma**2 / np.average(np.trace(tensors, axis1=1, axis2=2) / 3, weights=content.occupancy)
         return scale, scale * tensors
+
+    def shared_displacements(self, structure: Structure) -> np.ndarray:
+        content, lattice = self.lattice(structure)
+        _, tensors = self.displacements(structure, content, lattice, self.sigma)
+        return tensors[: structure.n_atoms]  # of the copy of the coordinate file
 
     def parts(self, structure: Structure, s: np.ndarray, voxel=None) -> tuple:
         """What the intensity is made of: I = sigma² (first) + (second).
@@ -232,10 +250,7 @@ class LatticeDynamics:
     def parameters(self, structure: Structure) -> tuple:
         return (sigma_parameter(structure, self.sigma),)
 
-    def with_values(self, structure: Structure, values: Mapping) -> LatticeDynamics:
-        return replace(self, **updated("lattice_dynamics", self.parameters(structure), values))
-
-    def prepare(self, structure: Structure, grid: MapGrid, index: np.ndarray) -> Prepared:
+    def prepare_centres(self, structure: Structure, grid: MapGrid, index: np.ndarray) -> Prepared:
         return PreparedLatticeDynamics(self, structure, grid, index)
 
     def memory_estimate(self, structure: Structure, grid: MapGrid) -> int:

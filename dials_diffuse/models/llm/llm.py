@@ -13,6 +13,7 @@ import numpy as np
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import laue_operators
+from dials_diffuse.models.base import DiffuseModel, TensorWord, Words
 from dials_diffuse.models.checks import (
     displacement_tensor,
     fitted,
@@ -24,9 +25,12 @@ from dials_diffuse.models.laue import laue_average
 from dials_diffuse.models.llm import series
 from dials_diffuse.models.llm.convolution import KERNELS, Correlation, box_size, convolutions
 from dials_diffuse.models.llm.lattice_sum import lattice_sums
+from dials_diffuse.models.llm.llm_phil import PHIL
 from dials_diffuse.models.llm.prepared_llm import PreparedLiquidLikeMotions
 from dials_diffuse.models.prepared import Averaged, Prepared, half_of
 from dials_diffuse.models.refinable import (
+    SOME_GAMMA,
+    SOME_SIGMA,
     correlation_parameters,
     displacement_parameters,
     gamma_parameter,
@@ -74,7 +78,7 @@ _FORM_FACTOR_LIMIT = 12.0
 
 
 @dataclass(frozen=True)
-class LiquidLikeMotions:
+class LiquidLikeMotions(DiffuseModel):
     """Displacements with the covariance V c(r) between atoms at a distance r, c(0) = 1.
 
     I = sum over l >= 1 of (qᵀVq)^l / l! (1/V_cell) sum over h of |F(h)|² Gamma_l(q - q_h),
@@ -109,8 +113,14 @@ class LiquidLikeMotions:
     -----
     A V or G that the point group does not leave alone is used as it is, and the map averaged over the Laue group.
 
-    Source: THEORY.md §3; Clarage et al. 1992, Proteins 12, 145; Wall, Clarage & Phillips 1997, Structure 5, 1599
+    Source: docs/theory.md, llm; Clarage et al. 1992, Proteins 12, 145; Wall, Clarage & Phillips 1997, Structure 5, 1599
     """
+
+    name = "llm"
+    about = "liquid-like motions"
+    phil = PHIL
+    words = Words({"V": TensorWord("sigma", 2, SOME_SIGMA), "G": TensorWord("gamma", 1, SOME_GAMMA)})
+    on_points = True
 
     sigma: float | None = None
     V: tuple | None = None
@@ -151,6 +161,27 @@ class LiquidLikeMotions:
                 f"{self.correlation.mean_length:.3g} Å"
             )
 
+    @classmethod
+    def from_scope(cls, scope, coordinates=None) -> LiquidLikeMotions:
+        values = cls.with_defaults(cls.values_of(scope))
+        if cls.leaves_orders_open(scope):
+            del values["orders"]
+        return cls(**values)
+
+    @classmethod
+    def leaves_orders_open(cls, scope) -> bool:
+        return not isinstance(scope.orders, int)
+
+    @property
+    def halos(self) -> bool:
+        return self.confined_to == "crystal"
+
+    def imaginary_part(self, table) -> LiquidLikeMotions:
+        return replace(self, table=table, k_sol=0.0)  # solvent scatters with the real parts
+
+    def shared_displacements(self, structure: Structure) -> np.ndarray:
+        return np.broadcast_to(self.tensor, (structure.n_atoms, 3, 3))
+
     @cached_property
     def tensor(self) -> np.ndarray:
         """(3, 3) float64, Å², V."""
@@ -176,11 +207,11 @@ class LiquidLikeMotions:
         """The fewest orders that leave out at most ``series.NEGLIGIBLE`` at d_min (Å), or ``series.MOST_ORDERS``."""
         return series.enough(self._largest_square(d_min))
 
-    def with_enough_orders(self, d_min: float) -> LiquidLikeMotions:
-        return replace(self, orders=self.enough_orders(d_min))
+    def with_orders_for(self, structure: Structure, values: Mapping, d_min: float) -> LiquidLikeMotions:
+        fitted = self.with_values(structure, values) if values else self
+        return replace(self, orders=fitted.enough_orders(d_min))
 
     def lack_of_orders(self, d_min: float) -> str:
-        """What to tell a user if too much is left out at d_min (Å), see :func:`series.lack`."""
         return series.lack(self._largest_square(d_min), self.orders, d_min)
 
     def _largest_square(self, d_min: float) -> float:
@@ -292,13 +323,7 @@ class LiquidLikeMotions:
                 changed[name] = components.six([merged[name + e] for e in components.names])
         return replace(self, **changed)
 
-    def prepare(self, structure: Structure, grid: MapGrid, index: np.ndarray) -> Prepared:
-        return self._prepared(structure, grid, index, False)
-
-    def prepare_means(self, structure: Structure, grid: MapGrid, index: np.ndarray) -> Prepared:
-        return self._prepared(structure, grid, index, True)
-
-    def _prepared(self, structure: Structure, grid: MapGrid, index: np.ndarray, means: bool) -> Prepared:
+    def prepare(self, structure: Structure, grid: MapGrid, index: np.ndarray, means: bool = False) -> Prepared:
         if self.confined_to == "crystal":
             return PreparedLiquidLikeMotions(self, structure, grid, index, means)
         operators = half_of(laue_operators(structure.space_group, friedel=True))  # a molecule has no symmetry

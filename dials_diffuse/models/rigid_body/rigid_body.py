@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.models.base import DiffuseModel, TensorWord, Words, selections_of
 from dials_diffuse.models.checks import check_exponent, displacement_tensor, fitted, warn_of_small_displacements
 from dials_diffuse.models.covariance.covariance import Covariance
 from dials_diffuse.models.covariance.motion import BodyMotion
@@ -18,6 +19,7 @@ from dials_diffuse.models.covariance.patterson import patterson_sum
 from dials_diffuse.models.laue import laue_average
 from dials_diffuse.models.prepared import Fixed, Prepared
 from dials_diffuse.models.refinable import (
+    SOME_SIGMA,
     TensorComponents,
     displacement_parameters,
     sigma_parameter,
@@ -25,6 +27,7 @@ from dials_diffuse.models.refinable import (
     updated,
 )
 from dials_diffuse.models.rigid_body.prepared_rigid import PreparedRigidBody
+from dials_diffuse.models.rigid_body.rigid_body_phil import PHIL, displacements_of, tls_groups_of
 from dials_diffuse.models.single_atoms import (
     diameter,
     displaced,
@@ -33,7 +36,6 @@ from dials_diffuse.models.single_atoms import (
     special_remainder_at,
     squares,
 )
-from dials_diffuse.models.voxel_means import prepare_means
 from dials_diffuse.structure.crystal import Structure
 from dials_diffuse.structure.groups import GROUPS, group_labels
 from dials_diffuse.structure.tls import TlsGroup
@@ -45,7 +47,7 @@ BODIES = ("cell", "asu", *(g for g in GROUPS if g not in ("atom", "molecule")), 
 
 
 @dataclass(frozen=True)
-class RigidBody:
+class RigidBody(DiffuseModel):
     """I = sum over bodies of (1 - exp(-qᵀVq)) |F_body|², F without displacements of the atoms.
 
     Of an atom on a special position each body that it belongs to has a share in F; what |F|² lacks of the atom's own
@@ -74,8 +76,14 @@ class RigidBody:
     DiffuseError
         If not exactly one of sigma, V and tls is given, or a value is out of range.
 
-    Source: THEORY.md §2
+    Source: docs/theory.md, rigid_body and Bodies that rotate
     """
+
+    name = "rigid_body"
+    about = "rigid bodies"
+    phil = PHIL
+    words = Words(tensors={"V": TensorWord("sigma", power=2, default=SOME_SIGMA)}, each=True)
+    on_points = True
 
     sigma: float | tuple | None = None
     V: tuple | None = None
@@ -94,6 +102,22 @@ class RigidBody:
             _ = self.displacements
         elif self.sigma is not None or self.V is not None or len(self.selections):
             raise DiffuseError("rigid_body.body=tls: leave out rigid_body.sigma, rigid_body.V and rigid_body.selection")
+
+    @classmethod
+    def from_scope(cls, scope, coordinates=None) -> RigidBody:
+        values = cls.values_of(scope) | {"selections": selections_of(scope), "tls": tls_groups_of(scope, coordinates)}
+        values.update(displacements_of(scope))
+        return cls(**(values if scope.body == "tls" else cls.with_defaults(values)))
+
+    def record(self) -> dict:
+        return super().record() | {"tls": [asdict(group) for group in self.tls]}
+
+    def shared_displacements(self, structure: Structure) -> np.ndarray:
+        if self.body == "tls":
+            return self.motion(structure).shared
+        if not self.separate:
+            return np.broadcast_to(self.displacements[0], (structure.n_atoms, 3, 3))
+        return self.displacements[self._labels(structure)]
 
     @property
     def separate(self) -> bool:
@@ -167,7 +191,7 @@ class RigidBody:
         return self.displacements
 
     def for_each_body(self, structure: Structure) -> RigidBody:
-        """The same with a sigma or V of its own for each body, all equal so far; TLS groups have theirs."""
+        """The model with a sigma or V of its own for each body, all equal so far; TLS groups have theirs."""
         if self.separate or self.body == "tls":
             return self
         number = self._labels(structure).max() + 1
@@ -206,13 +230,10 @@ class RigidBody:
         six = tuple(components.six(row) for row in rows)
         return replace(self, V=six if self.separate else six[0])
 
-    def prepare(self, structure: Structure, grid: MapGrid, index: np.ndarray) -> Prepared:
+    def prepare_centres(self, structure: Structure, grid: MapGrid, index: np.ndarray) -> Prepared:
         if self.body == "tls":
             return Fixed(self, structure, grid, index)
         return PreparedRigidBody(self, structure, grid, index)
-
-    def prepare_means(self, structure: Structure, grid: MapGrid, index: np.ndarray) -> Prepared:
-        return prepare_means(self, structure, grid, index)
 
     def intensity_at(self, structure: Structure, s: np.ndarray) -> np.ndarray:
         """Diffuse intensity at any points.
