@@ -57,6 +57,9 @@ def test_default_run(observations):
 def test_json(observations):
     run([str(observations), "half_sets=frame", "statistics.n_shells=7", "statistics.d_max=9"])
     content = json.loads(Path("diffuse_merged.json").read_text())
+    head = "schema version dials_version command_line inputs parameters outputs warnings"
+    assert list(content)[:8] == head.split()
+    assert content["command_line"].startswith("dials.diffuse_merge diffuse_integrated.h5 half_sets=frame")
     assert content["schema"] == "dials.diffuse_merge/1" and content["version"] == dials_diffuse.__version__
     assert content["inputs"] == ["diffuse_integrated.h5"] and content["space_group"] == "P 41"
     assert content["unit_cell"] == pytest.approx([12, 12, 18, 90, 90, 90]) and content["d_min"] == 3.0

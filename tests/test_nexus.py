@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -68,6 +69,15 @@ def test_comes_back_as_written(written):
     assert_same(read_map(path), data)
     provenance = read_provenance(path)
     assert provenance == PROVENANCE
+
+
+def test_command_line_is_kept(tmp_path):
+    typed = replace(PROVENANCE, command_line="dials.test 'a b.h5' n=1")
+    write_map(tmp_path / "map.nxs", example(), typed)
+    assert read_provenance(tmp_path / "map.nxs") == typed
+    with h5py.File(tmp_path / "map.nxs", "r+") as handle:  # as the first versions wrote it
+        del handle["entry/process/command_line"]
+    assert read_provenance(tmp_path / "map.nxs") == PROVENANCE
 
 
 def test_optional_parts_may_be_absent(tmp_path):

@@ -60,6 +60,15 @@ def test_experiments_are_updated_at_the_end(tmp_path):
         assert file.experiments[0].identifier == "id-1" and file.n_rows == 3
 
 
+def test_files_without_command_line_are_read(path):
+    with h5py.File(path, "r+") as handle:
+        process = json.loads(handle.attrs["process"])
+        assert process.pop("command_line") == ""
+        handle.attrs["process"] = json.dumps(process)
+    with ObservationFile(path) as file:
+        assert file.provenance == PROVENANCE
+
+
 def _no_grid(handle):
     del handle["grid"]
 

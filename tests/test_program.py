@@ -16,7 +16,7 @@ import dials_diffuse
 from dials_diffuse.cli import integrate, merge
 from dials_diffuse.cli.program import check_outputs, run_program
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.files import atomic as files
+from dials_diffuse.files import hdf5 as files
 
 PHIL = parse(
     """
@@ -91,7 +91,7 @@ def test_outputs_are_checked_before_the_work(capsys, name, value, words):
 
 def test_no_such_file_please(capsys):
     words = ["input.txt", "output.result=None", "output.deeper.picture=None"]
-    ((params, files, _),) = program(words)
+    ((params, files, *_),) = program(words)
     assert params.output.result is None and files == ["input.txt"]
     line = fails(words, 1, capsys, required=("result",))
     assert "output.result=None: not a file name; give one" in line and "None for" not in line
@@ -126,7 +126,7 @@ def test_parameter_file_that_cannot_be_read(capsys, name, text, words):
 def test_parameter_files():
     Path("a.phil").write_text("n = 3\n")
     Path("empty.phil").write_text("")
-    ((params, files, _),) = program(["input.txt", "a.phil", "empty.phil"])
+    ((params, files, *_),) = program(["input.txt", "a.phil", "empty.phil"])
     assert params.n == 3 and files == ["input.txt"]
 
 
@@ -142,9 +142,9 @@ from dials_diffuse.cli.program import check_outputs
 from dials_diffuse.cli.program import run_program
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.files.atomic import atomic_path
-from dials_diffuse.files.atomic import create_hdf5
+from dials_diffuse.files.hdf5 import create_hdf5
 
-def main(params, files, provenance):
+def main(params, files, provenance, warnings):
     with atomic_path("result.txt") as temporary, create_hdf5("result.h5", "test") as handle:
         temporary.write_text("half")
         child = os.fork() if "fork" in sys.argv else None

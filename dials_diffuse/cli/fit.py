@@ -10,14 +10,13 @@ from functools import partial
 import numpy as np
 from libtbx.phil import parse
 
-from dials_diffuse import __version__
 from dials_diffuse.cli.fit_models import candidate, model_from_text, prepare_parts
 from dials_diffuse.cli.model import sort_files
 from dials_diffuse.cli.model_scope import FORM_FACTOR_PHIL, SCOPES_PHIL, automatic_orders
 from dials_diffuse.cli.program import run_program, track
 from dials_diffuse.errors import CommandLineError, DiffuseError
 from dials_diffuse.files.nexus import read_map
-from dials_diffuse.files.record import write_json
+from dials_diffuse.files.record import Output, make_record, write_json
 from dials_diffuse.fitting.choice import choose
 from dials_diffuse.fitting.data import Selection, select
 from dials_diffuse.fitting.displacements import compare_displacements
@@ -180,7 +179,7 @@ output {
 )
 
 
-def main(params, files, provenance) -> None:
+def main(params, files, provenance, warnings) -> None:
     """Fit the models of ``params`` to the map and the structure in ``files``, and write ``params.output``."""
     coordinates, map_path = sort_files(files, params.map)
     if map_path is None:
@@ -299,35 +298,36 @@ def main(params, files, provenance) -> None:
     logger.info("The best model by %s: %s", "free voxels" if choice.criterion == "free" else "BIC", best.name)
     if len(fits) > 1 and choice.criterion == "free":
         logger.info("Free CC(aniso) below the highest:\n%s", format_choice(fits, choice))
-    inputs = (str(coordinates), str(map_path))
-    outputs = write_fit(params.output, replace(provenance, inputs=inputs), data_map, data, best)
+    provenance = replace(provenance, inputs=(str(coordinates), str(map_path)))
+    outputs = write_fit(params.output, provenance, data_map, data, best)
     outputs += [output for fit in fits if fit.pairs is not None for output in write_covariance(params.output, fit)]
-    content = {
-        "schema": "dials.diffuse_fit/1",
-        "version": __version__,
-        "dials_version": provenance.dials_version,
-        "inputs": inputs,
-        "parameters": provenance.phil,
-        "space_group": data.grid.space_group_symbol,
-        "unit_cell": data.grid.unit_cell,
-        "subdivide": data.grid.subdivide,
-        "d_max": 1 / data.s.min(),
-        "d_min": 1 / data.s.max(),
-        "units": data_map.units,
-        "indexing": settings,
-        "models": [{**fit_record(fit), "displacements": [c.record() for c in displacements[fit.name]]} for fit in fits],
-        "best": best.name,
-        "choice": choice.record(fits),
-    }
+    if params.output.html:
+        outputs.append(Output(params.output.html, "report"))
+    if params.output.json:
+        outputs.append(Output(params.output.json, "statistics"))
+    record = make_record(
+        "dials.diffuse_fit/1",
+        provenance,
+        outputs,
+        warnings,
+        space_group=data.grid.space_group_symbol,
+        unit_cell=data.grid.unit_cell,
+        subdivide=data.grid.subdivide,
+        d_max=1 / data.s.min(),
+        d_min=1 / data.s.max(),
+        units=data_map.units,
+        indexing=settings,
+        models=[{**fit_record(fit), "displacements": [c.record() for c in displacements[fit.name]]} for fit in fits],
+        best=best.name,
+        choice=choice.record(fits),
+    )
     if params.output.html:
         logger.info("Saving the report to %s", params.output.html)
         pictures = params.output.png, params.output.covariance_png if pairs else None
-        write_fit_page(params.output.html, content, fits, choice, pictures)
-        outputs.append({"path": params.output.html, "kind": "report", "importance": "main"})
+        write_fit_page(params.output.html, record, fits, choice, pictures)
     if params.output.json:
         logger.info("Saving the summary to %s", params.output.json)
-        outputs.append({"path": params.output.json, "kind": "statistics", "importance": "main"})
-        write_json(params.output.json, {**content, "outputs": outputs})
+        write_json(params.output.json, record)
 
 
 def _indexed(data: DiffuseMap, model, structure, params) -> tuple:

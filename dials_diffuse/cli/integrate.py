@@ -18,12 +18,11 @@ import re
 
 from iotbx.phil import parse
 
-from dials_diffuse import __version__
 from dials_diffuse.cli.program import run_program, track
 from dials_diffuse.compat import available_cores
 from dials_diffuse.errors import CommandLineError
 from dials_diffuse.experiment.load import load_experiments, load_input
-from dials_diffuse.files.record import write_json
+from dials_diffuse.files.record import Output, write_record
 from dials_diffuse.reduction.integrate import integrate
 from dials_diffuse.reduction.reduction_parameters import (
     BackgroundSmoothing,
@@ -146,7 +145,7 @@ def run(args=None, phil=phil_scope) -> None:
     run_program("dials.diffuse_integrate", __doc__, phil, _main, args, required=("observations",))
 
 
-def _main(params, files, provenance) -> None:
+def _main(params, files, provenance, warnings) -> None:
     parameters = parameters_from_phil(params)
     excluded = parse_exclude_images(params.exclude_images)
     nproc = params.nproc if isinstance(params.nproc, int) else available_cores()
@@ -167,17 +166,9 @@ def _main(params, files, provenance) -> None:
         logger.warning(warning)
     logger.info("Saved %d observations to %s", result.n_observations, params.output.observations)
     if params.output.json:
-        content = {
-            "schema": "dials.diffuse_integrate/1",
-            "version": __version__,
-            "dials_version": provenance.dials_version,
-            "inputs": list(files),
-            "parameters": provenance.phil,
-            **result.as_dict(),
-            "outputs": [{"path": params.output.observations, "kind": "observations", "importance": "main"}],
-        }
+        outputs = [Output(params.output.observations, "observations"), Output(params.output.json, "statistics")]
         logger.info("Saving the summary to %s", params.output.json)
-        write_json(params.output.json, content)
+        write_record(params.output.json, "dials.diffuse_integrate/1", provenance, outputs, warnings, **result.as_dict())
     logger.info("Next: dials.diffuse_merge %s", params.output.observations)
 
 

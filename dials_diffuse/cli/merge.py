@@ -7,11 +7,9 @@ from dataclasses import replace
 
 from libtbx.phil import parse
 
-from dials_diffuse import __version__
 from dials_diffuse.cli.program import run_program, track
 from dials_diffuse.files.nexus import read_map, write_map
-from dials_diffuse.files.provenance import Provenance
-from dials_diffuse.files.record import write_json
+from dials_diffuse.files.record import Output, write_record
 from dials_diffuse.merging.laue import MergeParameters, merge_observations
 from dials_diffuse.merging.statistics import format_table
 from dials_diffuse.report.agreement import (
@@ -111,7 +109,7 @@ def parameters_from_phil(params) -> MergeParameters:
     )
 
 
-def main(params, files, provenance) -> None:
+def main(params, files, provenance, warnings) -> None:
     """Merge ``files`` and write what ``params.output`` asks for."""
     parameters = parameters_from_phil(params)
     reference = None if params.reference is None else read_map(params.reference)
@@ -136,31 +134,27 @@ def main(params, files, provenance) -> None:
     logger.info("Saving the map to %s", params.output.map)
     provenance = replace(provenance, identifiers=result.identifiers)
     write_map(params.output.map, result.map, provenance, params.output.volume)
-    outputs.append({"path": params.output.map, "kind": "map", "importance": "main"})
+    outputs.append(Output(params.output.map, "map"))
     if params.output.png:
         logger.info("Saving pictures to %s", params.output.png)
         if comparison is None:
             write_planes_png(params.output.png, result.map)
         else:
             write_comparison_png(params.output.png, result.map, reference, comparison)
-        outputs.append({"path": params.output.png, "kind": "picture", "importance": "aid"})
+        outputs.append(Output(params.output.png, "picture", "aid"))
     if params.output.json:
         logger.info("Saving statistics to %s", params.output.json)
-        outputs.append({"path": params.output.json, "kind": "statistics", "importance": "main"})
-        content = summary(result, provenance, outputs)
+        outputs.append(Output(params.output.json, "statistics"))
+        content = summary(result)
         if comparison is not None:
             content["comparison"] = {"reference": params.reference, **comparison_record(comparison)}
-        write_json(params.output.json, content)
+        write_record(params.output.json, "dials.diffuse_merge/1", provenance, outputs, warnings, **content)
 
 
-def summary(result, provenance: Provenance, outputs) -> dict:
+def summary(result) -> dict:
     """Content of ``output.json``, schema ``dials.diffuse_merge/1``; with a reference ``comparison`` is added to it."""
     grid = result.map.grid
     return {
-        "schema": "dials.diffuse_merge/1",
-        "version": __version__,
-        "inputs": list(provenance.inputs),
-        "parameters": provenance.phil,
         "space_group": grid.space_group_symbol,
         "unit_cell": grid.unit_cell,
         "subdivide": grid.subdivide,
@@ -169,8 +163,6 @@ def summary(result, provenance: Provenance, outputs) -> dict:
         "n_off_grid": result.n_off_grid,
         "n_refused": result.n_refused,
         "statistics": {"overall": result.statistics.overall, "shells": result.statistics.rows()},
-        "outputs": outputs,
-        "warnings": list(result.warnings),
     }
 
 

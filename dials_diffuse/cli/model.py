@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 from libtbx.phil import parse
 
-from dials_diffuse import __version__
 from dials_diffuse.cli.model_scope import FORM_FACTOR_PHIL, MODEL_PHIL, automatic_orders, model_from_phil
 from dials_diffuse.cli.program import run_program
 from dials_diffuse.errors import CommandLineError, DiffuseError
 from dials_diffuse.files.nexus import read_map, write_map
-from dials_diffuse.files.record import write_json
+from dials_diffuse.files.record import Output, write_record
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.merging.compare import compare_maps
 from dials_diffuse.models.compute import model_map
@@ -83,7 +82,7 @@ output {
 )
 
 
-def main(params, files, provenance) -> None:
+def main(params, files, provenance, warnings) -> None:
     """Compute the model of ``params`` for the structure in ``files`` and write what ``params.output`` asks for."""
     coordinates, map_path = sort_files(files, params.map)
     model = replace(model_from_phil(params, coordinates), table=params.scattering_table)
@@ -108,7 +107,7 @@ def main(params, files, provenance) -> None:
         comparison = compare_maps(data, result, 1 / lowest, grid.d_min, params.statistics.n_shells)
         logger.info("Agreement of %s with the model:\n\n%s\n", map_path, format_comparison(comparison))
 
-    outputs = [{"path": params.output.map, "kind": "map", "importance": "main"}]
+    outputs = [Output(params.output.map, "map")]
     logger.info("Saving the map to %s", params.output.map)
     provenance = replace(provenance, inputs=tuple(str(p) for p in (coordinates, map_path) if p is not None))
     write_map(params.output.map, result, provenance, params.output.volume)
@@ -119,16 +118,11 @@ def main(params, files, provenance) -> None:
             write_planes_png(params.output.png, result, title)
         else:
             write_comparison_png(params.output.png, data, result, comparison)
-        outputs.append({"path": params.output.png, "kind": "picture", "importance": "aid"})
+        outputs.append(Output(params.output.png, "picture", "aid"))
     if params.output.json:
         logger.info("Saving the summary to %s", params.output.json)
-        outputs.append({"path": params.output.json, "kind": "statistics", "importance": "main"})
+        outputs.append(Output(params.output.json, "statistics"))
         content = {
-            "schema": "dials.diffuse_model/1",
-            "version": __version__,
-            "dials_version": provenance.dials_version,
-            "inputs": provenance.inputs,
-            "parameters": provenance.phil,
             "model": record,
             "space_group": grid.space_group_symbol,
             "unit_cell": grid.unit_cell,
@@ -136,11 +130,10 @@ def main(params, files, provenance) -> None:
             "d_min": grid.d_min,
             "voxels": "centre" if result.at_centres else "mean",
             "mean_intensity": float(np.mean(result.intensity)),
-            "outputs": outputs,
         }
         if comparison is not None:
             content["comparison"] = {"map": map_path, **comparison_record(comparison)}
-        write_json(params.output.json, content)
+        write_record(params.output.json, "dials.diffuse_model/1", provenance, outputs, warnings, **content)
 
 
 def sort_files(files, map_path) -> tuple:

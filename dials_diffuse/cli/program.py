@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -26,14 +27,15 @@ _PHIL_SUFFIXES = (".phil", ".param", ".params", ".eff", ".def")
 def run_program(
     name: str, help_text: str, phil, main: Callable, args=None, required=(), without_files=lambda params: False
 ) -> None:
-    """Parse ``args``, set up logging and call ``main(params, files, provenance)``.
+    """Parse ``args``, set up logging and call ``main(params, files, provenance, warnings)``.
 
     Parameters
     ----------
     name : dispatcher name, e.g. ``dials.diffuse_merge``; the log file is ``<name>.log`` unless ``output.log`` says else
     help_text : shown by -h and when there is no input
     phil : libtbx phil scope
-    main : receives the extracted phil, the list of input paths (existing files) and a Provenance
+    main : receives the extracted phil, the list of input paths (existing files), a Provenance, and a list that grows:
+        the text of each warning that was logged, once
     args : list of str, default ``sys.argv[1:]``
     required : names of ``output.*`` that may not be None
     without_files : can the program do with these parameters (extracted phil) and no input files?
@@ -48,12 +50,12 @@ def run_program(
         with _terminable():
             params, options, files, provenance = _parse(name, help_text, phil, args, without_files)
             check_outputs(phil, params, required, files)
-            with _logging(params.output.log, options.verbose):
+            with _logging(params.output.log, options.verbose), _collected_warnings() as warnings:
                 logger.info("%s", dials_version())
                 changed = options.diff_phil
                 if changed:
                     logger.info("The following parameters have been modified:\n\n%s", changed)
-                main(params, files, provenance)
+                main(params, files, provenance, warnings)
     except CommandLineError as error:
         print(f"{name}: {_one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -175,7 +177,14 @@ def _parse(name, help_text, phil, args, without_files):
         raise CommandLineError("no input files given")
     options.diff_phil = parser.diff_phil.as_str().strip()
     full_phil = phil.format(python_object=params).as_str()
-    return params, options, files, Provenance(name, dials_version(), full_phil, tuple(files))
+    provenance = Provenance(
+        program=name,
+        dials_version=dials_version(),
+        phil=full_phil,
+        inputs=tuple(files),
+        command_line=shlex.join([name, *map(str, args)]),
+    )
+    return params, options, files, provenance
 
 
 def _check_phil_file(path) -> None:
@@ -206,6 +215,31 @@ def _logging(logfile, verbosity: int) -> Iterator[None]:
                 if handler not in before[n]:
                     logging.getLogger(n).removeHandler(handler)
                     handler.close()
+
+
+class _WarningList(logging.Handler):
+    """Keeps the text of each warning, once."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.texts: list = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage().removeprefix("Warning: ")
+        if text not in self.texts:
+            self.texts.append(text)
+
+
+@contextmanager
+def _collected_warnings() -> Iterator[list]:
+    """Texts of what this package warns of during the block, for a record that programs read."""
+    handler = _WarningList()
+    package = logging.getLogger("dials.diffuse")
+    package.addHandler(handler)
+    try:
+        yield handler.texts
+    finally:
+        package.removeHandler(handler)
 
 
 def track(items: Iterable, total: int, label: str) -> Iterator:

@@ -6,11 +6,10 @@ import logging
 
 from libtbx.phil import parse
 
-from dials_diffuse import __version__
 from dials_diffuse.cli.program import run_program, track
 from dials_diffuse.compat import available_cores
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.files.record import write_json
+from dials_diffuse.files.record import Output, write_record
 from dials_diffuse.report.scaling import write_scaling_png
 from dials_diffuse.scaling.absolute import AbsoluteParameters, AbsoluteScale
 from dials_diffuse.scaling.record import curve_of_b, dials_scale_curve, scaling_record, suggested_cuts
@@ -205,7 +204,7 @@ def absolute_from_phil(params) -> AbsoluteParameters:
     return AbsoluteParameters(expectation, method, bool(asked))
 
 
-def main(params, files, provenance) -> None:
+def main(params, files, provenance, warnings) -> None:
     """Scale ``files`` and write what ``params.output`` asks for."""
     parameters = parameters_from_phil(params)
     nproc = params.nproc if isinstance(params.nproc, int) else available_cores()
@@ -215,29 +214,26 @@ def main(params, files, provenance) -> None:
     logger.info("\n%s\n", report(result))
     for warning in result.warnings:
         logger.warning("Warning: %s", warning)
-    outputs = [{"path": path, "kind": "observations", "importance": "main"}]
+    outputs = [Output(path, "observations")]
     if params.output.png:
-        outputs.append({"path": params.output.png, "kind": "picture", "importance": "aid"})
+        outputs.append(Output(params.output.png, "picture", "aid"))
         logger.info("Saving pictures to %s", params.output.png)
         write_scaling_png(params.output.png, result)
     if params.output.json:
-        outputs.append({"path": params.output.json, "kind": "statistics", "importance": "aid"})
+        outputs.append(Output(params.output.json, "statistics", "aid"))
         logger.info("Saving the scale model to %s", params.output.json)
         grid = result.grid
-        content = {
-            "schema": "dials.diffuse_scale/1",
-            "version": __version__,
-            "dials_version": provenance.dials_version,
-            "inputs": list(files),
-            "parameters": provenance.phil,
-            "space_group": grid.space_group_symbol,
-            "unit_cell": grid.unit_cell,
-            "subdivide": grid.subdivide,
+        write_record(
+            params.output.json,
+            "dials.diffuse_scale/1",
+            provenance,
+            outputs,
+            warnings,
+            space_group=grid.space_group_symbol,
+            unit_cell=grid.unit_cell,
+            subdivide=grid.subdivide,
             **scaling_record(result),
-            "outputs": outputs,
-            "warnings": result.warnings,
-        }
-        write_json(params.output.json, content)
+        )
     logger.info("Next: dials.diffuse_merge %s", path)
 
 

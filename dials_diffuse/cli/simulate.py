@@ -21,14 +21,13 @@ from pathlib import Path
 
 from iotbx.phil import parse
 
-from dials_diffuse import __version__
 from dials_diffuse.cli.model import with_orders
 from dials_diffuse.cli.model_scope import MODEL_PHIL, automatic_orders, model_from_phil
 from dials_diffuse.cli.program import run_program, track
 from dials_diffuse.compat import available_cores
 from dials_diffuse.errors import CommandLineError
 from dials_diffuse.experiment.build import BeamParameters, DetectorParameters, ScanParameters
-from dials_diffuse.files.record import write_json
+from dials_diffuse.files.record import Output, write_record
 from dials_diffuse.simulation.plan import EXAMPLES, example_path, plan_sweeps, sweeps_from_geometry
 from dials_diffuse.simulation.prepare_sweep import resolution_limit
 from dials_diffuse.simulation.simulate import Outputs, simulate
@@ -247,7 +246,7 @@ def run(args=None, phil=phil_scope) -> None:
     )
 
 
-def _main(params, files, provenance) -> None:
+def _main(params, files, provenance, warnings) -> None:
     parameters = parameters_from_phil(params)
     coordinates, geometry = sort_files(files, params.structure)
     model = replace(model_from_phil(params, coordinates), table=params.scattering_table)
@@ -268,18 +267,16 @@ def _main(params, files, provenance) -> None:
     result = simulate(structure, model, sweeps, parameters, outputs, provenance, nproc, track)
     if out.json:
         logger.info("Saving the summary to %s", out.json)
-        summary = {
-            "schema": "dials.diffuse_simulate/1",
-            "version": __version__,
-            "dials_version": provenance.dials_version,
-            "inputs": list(files),
-            "parameters": provenance.phil,
-            "model": model.record(),
-            "d_min": result.d_min,
-            "sweeps": [asdict(sweep) for sweep in result.sweeps],
-            "outputs": result.outputs,
-        }
-        write_json(out.json, summary)
+        write_record(
+            out.json,
+            "dials.diffuse_simulate/1",
+            provenance,
+            [*result.outputs, Output(out.json, "statistics")],
+            warnings,
+            model=model.record(),
+            d_min=result.d_min,
+            sweeps=[asdict(sweep) for sweep in result.sweeps],
+        )
     images = " ".join(s.template.replace("#####", "*") for s in result.sweeps if s.crystals)
     logger.info("Next: dials.import %s", images)
 

@@ -116,6 +116,7 @@ def read_provenance(path) -> Provenance:
             phil=_text(process["phil"][()]),
             inputs=tuple(_text(item) for item in process["inputs"][()]),
             identifiers=tuple(_text(item) for item in process["experiment_identifiers"][()]),
+            command_line=_text(process["command_line"][()]) if "command_line" in process else "",
         )
 
 
@@ -202,6 +203,7 @@ def _write_process(entry, provenance: Provenance) -> None:
     group["program"] = provenance.program
     group["version"] = __version__
     group["dials_version"] = provenance.dials_version
+    group["command_line"] = provenance.command_line
     group["phil"] = provenance.phil
     group.create_dataset("inputs", data=[str(p) for p in provenance.inputs], dtype=text)
     group.create_dataset("experiment_identifiers", data=list(provenance.identifiers), dtype=text)

@@ -7,10 +7,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where an output comes from: program, versions, full phil text, input files, experiment identifiers."""
+    """Where an output comes from: what ran, on what, and how.
+
+    Attributes
+    ----------
+    program : its name
+    dials_version : for example ``DIALS 3.12``
+    phil : all parameters, as text
+    inputs : paths of the input files
+    identifiers : of the experiments that went in
+    command_line : what was typed; empty where a script called the library
+    """
 
     program: str
     dials_version: str
     phil: str
     inputs: tuple = ()
     identifiers: tuple = ()
+    command_line: str = ""

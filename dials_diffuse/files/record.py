@@ -1,16 +1,92 @@
-"""The JSON record that every program writes."""
+"""The JSON record that every program writes; its head is the same for all."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from dials_diffuse import __version__
+from dials_diffuse.errors import DiffuseError
 from dials_diffuse.files.atomic import atomic_path
+from dials_diffuse.files.provenance import Provenance
+
+#: main: what the program is for; aid: what helps to judge it
+IMPORTANCE = ("main", "aid")
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file that a program wrote.
+
+    Attributes
+    ----------
+    path : str or Path
+    kind : what it is, in a word: ``map``, ``observations``, ``picture``, ``statistics``, ``report`` ...
+    importance : one of ``IMPORTANCE``
+
+    Raises
+    ------
+    DiffuseError
+        If ``importance`` is none of these.
+    """
+
+    path: str
+    kind: str
+    importance: str = "main"
+
+    def __post_init__(self):
+        if self.importance not in IMPORTANCE:
+            raise DiffuseError(f"importance={self.importance}: choose from {', '.join(IMPORTANCE)}")
+
+
+def make_record(
+    schema: str, provenance: Provenance, outputs: Sequence[Output], warnings: Sequence[str], **content
+) -> dict:
+    """What a program tells other programs: a head, which is the same for all, and ``content``.
+
+    Parameters
+    ----------
+    schema : name and version of the content, such as ``dials.diffuse_merge/1``
+    outputs : files that were written
+    warnings : sentences for the user
+    """
+    return {
+        "schema": schema,
+        "version": __version__,
+        "dials_version": provenance.dials_version,
+        "command_line": provenance.command_line,
+        "inputs": [str(path) for path in provenance.inputs],
+        "parameters": provenance.phil,
+        "outputs": [{**asdict(output), "path": str(output.path)} for output in outputs],
+        "warnings": list(warnings),
+        **content,
+    }
+
+
+def write_record(
+    path, schema: str, provenance: Provenance, outputs: Sequence[Output], warnings: Sequence[str], **content
+) -> None:
+    """Write what :func:`make_record` returns to a file.
+
+    Raises
+    ------
+    DiffuseError
+        If the file cannot be written.
+    """
+    write_json(path, make_record(schema, provenance, outputs, warnings, **content))
 
 
 def write_json(path, content: dict) -> None:
-    """Write ``content`` as JSON: finite numbers only, null for NaN and infinity."""
+    """Write ``content`` as JSON: finite numbers only, null for NaN and infinity.
+
+    Raises
+    ------
+    DiffuseError
+        If the file cannot be written.
+    """
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 

@@ -64,7 +64,6 @@ class IntegrationResult:
             "n_observations": self.n_observations,
             "n_images_used": sum(e.n_images for e in self.experiments),
             "experiments": [asdict(e) for e in self.experiments],
-            "warnings": self.warnings,
         }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from dials_diffuse.files.atomic import atomic_path
 from dials_diffuse.files.nexus import write_map
+from dials_diffuse.files.record import Output
 from dials_diffuse.fitting.data import FitData
 from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.models.covariance.motion import flattened
@@ -20,7 +21,7 @@ logger = logging.getLogger("dials.diffuse.fit")
 
 
 def write_fit(output, provenance, data_map: DiffuseMap, data: FitData, best) -> list:
-    """Map and picture of the best model; a list of outputs for the summary.
+    """Map and picture of the best model; returns the outputs for the record.
 
     Parameters
     ----------
@@ -55,7 +56,7 @@ def write_fit(output, provenance, data_map: DiffuseMap, data: FitData, best) -> 
     }
     measured = part(data.intensity, **halves)
     write_map(output.map, measured, provenance, output.volume, {"fit": columns})
-    outputs = [{"path": output.map, "kind": "map", "importance": "main"}]
+    outputs = [Output(output.map, "map")]
     if output.png:
         logger.info("Saving pictures to %s", output.png)
         free = best.statistics["free"]["cc_anisotropic"]
@@ -65,12 +66,12 @@ def write_fit(output, provenance, data_map: DiffuseMap, data: FitData, best) -> 
             f"{f', free {free:.3f}' if math.isfinite(free) else ''}; grey: left out"
         )
         write_planes_png(output.png, part(data.intensity), title, part(columns["model"]))
-        outputs.append({"path": output.png, "kind": "picture", "importance": "aid"})
+        outputs.append(Output(output.png, "picture", "aid"))
     return outputs
 
 
 def write_covariance(output, fit) -> list:
-    """Covariances of all pairs of groups as arrays and as a picture; a list of outputs for the summary."""
+    """Covariances of all pairs of groups as arrays and as a picture; returns the outputs for the record."""
     outputs = []
     arrays = [(output.covariance, "covariances", "covariance", flattened(fit.pairs.covariance))]
     if fit.pairs.freedom is not None:
@@ -80,10 +81,10 @@ def write_covariance(output, fit) -> list:
             logger.info("Saving the %s of %s to %s", text, fit.name, path)
             with atomic_path(path) as temporary, open(temporary, "wb") as handle:
                 np.save(handle, array, allow_pickle=False)
-            outputs.append({"path": path, "kind": kind, "importance": "main" if kind == "covariance" else "aid"})
+            outputs.append(Output(path, kind, "main" if kind == "covariance" else "aid"))
     if output.covariance_png:
         logger.info("Saving their picture to %s", output.covariance_png)
         share = None if fit.pairs.freedom is None else fit.pairs.freedom.share
         write_correlations_png(output.covariance_png, fit.pairs.covariance, fit.name, share)
-        outputs.append({"path": output.covariance_png, "kind": "picture", "importance": "aid"})
+        outputs.append(Output(output.covariance_png, "picture", "aid"))
     return outputs

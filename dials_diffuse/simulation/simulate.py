@@ -16,6 +16,7 @@ from dials_diffuse.experiment.sweeps import background_experiment
 from dials_diffuse.files.atomic import Staging, check_writable
 from dials_diffuse.files.nexus import write_map
 from dials_diffuse.files.provenance import Provenance
+from dials_diffuse.files.record import Output
 from dials_diffuse.parallel import forked
 from dials_diffuse.reduction.integrate import choose_grid
 from dials_diffuse.reduction.reduction_parameters import ReductionParameters
@@ -219,8 +220,8 @@ def simulate(
         files.publish()
         images.keep()
         files.keep()
-    listed = [{"path": t, "kind": "images", "importance": "main"} for t in templates]
-    listed += [{"path": t, "kind": "background images", "importance": "main"} for t in empty_templates]
+    listed = [Output(t, "images") for t in templates]
+    listed += [Output(t, "background images") for t in empty_templates]
     return SimulationResult(d_min, reports, listed + written)
 
 
@@ -299,14 +300,14 @@ def _write_models(sweeps: list, templates: list, done: list, outputs: Outputs, f
     if outputs.experiments:
         logger.info("Saving the true models to %s", outputs.experiments)
         write_experiments(files.path(outputs.experiments), experiments)
-        written.append({"path": outputs.experiments, "kind": "experiments", "importance": "main"})
+        written.append(Output(outputs.experiments, "experiments"))
     crystals = [crystal for sweep in done for crystal in sweep.crystals]
     if outputs.reflections and any(spots is None for spots, _ in crystals):
         logger.info("No Bragg spots, so there is no %s", outputs.reflections)
     elif outputs.reflections:
         logger.info("Saving the true reflections to %s", outputs.reflections)
         write_reflections(files.path(outputs.reflections), experiments, *zip(*crystals))
-        written.append({"path": outputs.reflections, "kind": "reflections", "importance": "main"})
+        written.append(Output(outputs.reflections, "reflections"))
     return written
 
 
@@ -317,11 +318,11 @@ def _write_maps(volume, grid, ideal, done: list, outputs: Outputs, provenance: P
         scales = {f"sweep_{i + 1}": sweep.record for i, sweep in enumerate(done)}
         truth = true_map(volume, grid)
         write_map(files.path(outputs.truth), truth, provenance, collections={"simulation": scales})
-        written.append({"path": outputs.truth, "kind": "map", "importance": "main"})
+        written.append(Output(outputs.truth, "map"))
     if ideal is not None:
         logger.info("Saving the best possible map to %s", outputs.ideal)
         write_map(files.path(outputs.ideal), ideal.merge(), provenance, volume=False)
-        written.append({"path": outputs.ideal, "kind": "map", "importance": "aid"})
+        written.append(Output(outputs.ideal, "map", "aid"))
     return written
 
 
