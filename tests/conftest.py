@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+pytest.register_assert_rewrite("helpers")
+
+from helpers.checkout import ROOT  # noqa: E402
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 if not os.access(ROOT / "dials_diffuse", os.W_OK):  # numba caches beside the kernels, which may be read-only

@@ -11,19 +11,18 @@ from dataclasses import replace
 import h5py
 import numpy as np
 import pytest
-from builders import PROVENANCE, small_grid
 from dials.array_family import flex
-from programs import fails
+from helpers.builders import PROVENANCE, small_grid
+from helpers.loops import FLUX, R_E, THICKNESS, simulated
+from helpers.programs import fails
+from helpers.structures import random_structure
+from helpers.synthetic import make_experiment
 from scipy.spatial.distance import cdist
-from structures import random_structure
-from synthetic import make_experiment
 
 from dials_diffuse.cli import scale as cli
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.experiment.bragg_photons import bragg_photons
-from dials_diffuse.experiment.build import BeamParameters, DetectorParameters, ScanParameters
 from dials_diffuse.experiment.detector import detector_setup
-from dials_diffuse.experiment.load import load_input
 from dials_diffuse.experiment.scan import scan_geometry
 from dials_diffuse.files.nexus import read_map
 from dials_diffuse.files.observations import BRAGG_DTYPE, ExperimentSummary, ObservationFile, write_observations
@@ -41,17 +40,12 @@ from dials_diffuse.scaling.refine import refine
 from dials_diffuse.scaling.scale import scale_observations
 from dials_diffuse.scaling.scaling_parameters import ScalingParameters
 from dials_diffuse.scaling.totals import Bragg
-from dials_diffuse.simulation.plan import plan_sweeps
-from dials_diffuse.simulation.simulate import Outputs, simulate
-from dials_diffuse.simulation.simulation_parameters import Background, Defects, Scales, SimulationParameters, Source
+from dials_diffuse.simulation.simulation_parameters import Background, Scales, Source
 from dials_diffuse.simulation.spots import SpotShape
 from dials_diffuse.structure import contents as cell_contents
 from dials_diffuse.structure.atoms import make_structure
 from dials_diffuse.structure.contents import average_contents, contents_of_sequence, contents_of_structure
 from dials_diffuse.structure.expectation import expectation_of, make_expectation
-
-R_E = 2.8179403e-5  # Å, classical radius of the electron
-FLUX, THICKNESS = 1e12, 0.2  # photons/s, mm
 
 CELL = (12.0, 13.0, 14.0, 80.0, 95.0, 107.0)
 
@@ -60,42 +54,6 @@ LYSOZYME = (
     "TDVQAWIRGCRL"
 )
 LYSOZYME_CELL = (79.1, 79.1, 37.9, 90.0, 90.0, 90.0)
-
-
-def simulated(folder, structure, model, d_min, detector, thickness=0.45, **changes):
-    """Simulate 60 images of 3 degrees in a folder; size and pixel of the detector, and thickness of its sensor, mm."""
-    *size, pixel = detector
-    parameters = SimulationParameters(
-        spots=SpotShape(mosaicity=0.05, spot_size=0.1),
-        source=Source(FLUX),
-        background=Background(air=0.0, liquid=0.0, solvent=False, compton=True),
-        defects=Defects(hot_pixels=0, dead_pixels=0, beam_stop=2.0, arm=0.0),
-        thickness=(THICKNESS,),
-        d_min=d_min,
-        subdivide=(2, 2, 2),
-        sub_steps=4,
-        sub_pixels=2,
-        k_sol=0.0,
-    )
-    parameters = replace(parameters, **changes)
-    scan = ScanParameters(width=3.0, n_images=60)
-    sweeps = plan_sweeps(
-        structure,
-        DetectorParameters(tuple(size), distance=60.0, pixel_size=pixel, thickness=thickness),
-        BeamParameters(),
-        scan,
-        seed=3,
-    )
-    paths = {n: str(folder / f"simulated.{n}") for n in ("expt", "refl")}
-    outputs = Outputs(
-        prefix=str(folder / "simulated"),
-        background=str(folder / "background"),
-        experiments=paths["expt"],
-        reflections=paths["refl"],
-        truth=str(folder / "truth.nxs") if parameters.diffuse else None,
-    )
-    simulate(structure, model, sweeps, parameters, outputs, PROVENANCE)
-    return load_input([paths["expt"], paths["refl"]])
 
 
 @pytest.fixture(scope="module")

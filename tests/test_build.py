@@ -7,7 +7,7 @@ import pytest
 from cctbx import sgtbx, uctbx
 from dxtbx.format import FormatPilatusHelpers
 from dxtbx.model.experiment_list import ExperimentList
-from synthetic import experiment_list, make_detector, make_experiment
+from helpers.synthetic import experiment_list, make_detector, make_experiment
 
 from dials_diffuse.compat import trusted_bounds
 from dials_diffuse.errors import DiffuseError

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 import pycbf
 import pytest
-from conftest import ROOT
 from dxtbx.format import Registry
 from dxtbx.format.FormatCBFMini import FormatCBFMini
 from dxtbx.format.FormatCBFMiniPilatus import FormatCBFMiniPilatus
 from dxtbx.model import Detector, Goniometer, ParallaxCorrectedPxMmStrategy, Scan, SimplePxMmStrategy
 from dxtbx.model.experiment_list import ExperimentList
 from dxtbx.model.goniometer import GoniometerFactory
+from helpers.checkout import ROOT
+from helpers.synthetic import make_crystal, make_detector, make_experiment, rotation
 from scitbx.array_family import flex
-from synthetic import make_crystal, make_detector, make_experiment, rotation
 
 from dials_diffuse.compat import photon_counter_range, trusted_bounds
 from dials_diffuse.errors import DiffuseError

@@ -17,8 +17,9 @@ from dxtbx import flumpy
 from dxtbx.format.FormatCBFMini import FormatCBFMini
 from dxtbx.model import Beam, Goniometer, ScanFactory
 from dxtbx.model.experiment_list import ExperimentList, ExperimentListFactory
-from programs import fails
-from synthetic import GaussianProfile, make_crystal, make_detector
+from helpers.checkout import environment
+from helpers.programs import fails
+from helpers.synthetic import GaussianProfile, make_crystal, make_detector
 
 from dials_diffuse.cli import integrate as program
 from dials_diffuse.errors import CommandLineError, DiffuseError
@@ -313,11 +314,10 @@ def test_full_disk(work, limit):
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}));"
         "from dials_diffuse.cli.integrate import run; run(sys.argv[1:])"
     )
-    root = Path(program.__file__).parents[2]
     result = subprocess.run(
         [sys.executable, "-c", code, *FILES, "output.log=None", "nproc=1"],
         cwd=work,
-        env={**os.environ, "PYTHONPATH": str(root)},
+        env=environment(),
         capture_output=True,
         text=True,
     )

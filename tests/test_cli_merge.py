@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -12,8 +11,17 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from builders import PROVENANCE, all_voxels, damage_chunk, observation_rows, small_grid, true_intensity, write_rows
-from programs import fails
+from helpers.builders import (
+    PROVENANCE,
+    all_voxels,
+    damage_chunk,
+    observation_rows,
+    small_grid,
+    true_intensity,
+    write_rows,
+)
+from helpers.checkout import environment
+from helpers.programs import fails
 
 import dials_diffuse
 from dials_diffuse.cli.merge import parameters_from_phil, phil_scope, run
@@ -268,7 +276,7 @@ def test_full_disk(observations):
     )
     done = subprocess.run(
         [sys.executable, "-c", script],
-        env={**os.environ, "PYTHONPATH": str(Path(dials_diffuse.__file__).parents[1])},
+        env=environment(),
         capture_output=True,
         text=True,
         check=False,

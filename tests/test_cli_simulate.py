@@ -15,12 +15,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from cctbx import crystal
 from dxtbx.model.experiment_list import ExperimentList, ExperimentListFactory
+from helpers.checkout import environment
+from helpers.programs import fails
+from helpers.simulations import CELL, GROUP, QUICK, SMALL, write_structure
+from helpers.synthetic import experiment_list, make_crystal, make_experiment
 from libtbx.phil import parse
-from programs import fails
-from structures import random_structure
-from synthetic import experiment_list, make_crystal, make_experiment
 
 import dials_diffuse
 from dials_diffuse.cli import integrate, merge
@@ -39,21 +39,9 @@ from dials_diffuse.simulation import simulate as simulation
 from dials_diffuse.simulation.simulation_parameters import Background, Defects, Scales, SimulationParameters, Source
 from dials_diffuse.simulation.spots import SpotShape
 
-CELL = (20.0, 22.0, 24.0, 90.0, 90.0, 90.0)
-GROUP = "P 21 21 21"
-
-#: a run of a second
-QUICK = ["model=rigid_body", "source.flux=1e11", "d_min=3", "sampling.oscillation=1", "sampling.pixel=1", "nproc=1"]
-SMALL = ["detector.size=60,50", "detector.pixel_size=0.8", "detector.distance=40", "scan.width=2", "scan.n_images=4"]
 BASE = ["tiny.pdb", *SMALL, *QUICK]
 
 OUTPUTS = {"simulated.expt", "simulated.refl", "truth.nxs", "diffuse_simulate.json", "dials.diffuse_simulate.log"}
-
-
-def write_structure(path, group=GROUP, cell=CELL) -> None:
-    structure = random_structure(group, cell, "CNOCS" * 2)
-    symmetry = crystal.symmetry(unit_cell=cell, space_group_symbol=group)
-    Path(path).write_text(structure.hierarchy.as_pdb_string(crystal_symmetry=symmetry))
 
 
 @pytest.fixture
@@ -660,9 +648,6 @@ def test_a_killed_worker(work, capsys, monkeypatch):
     fails(run, [*BASE, "nproc=2"], capsys, words=["nproc=2", "memory"])
 
 
-ROOT = Path(dials_diffuse.__file__).parents[1]
-
-
 @pytest.mark.parametrize("limit, file", [(1_000, "simulated_1_00001.cbf"), (30_000, "truth.nxs")])
 def test_full_disk(work, limit, file):
     """A limit on the size of files fails writes as a full disk does; the first run compiles what is compiled."""
@@ -675,7 +660,7 @@ def test_full_disk(work, limit, file):
     )
     done = subprocess.run(
         [sys.executable, "-c", script, *BASE],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+        env=environment(),
         capture_output=True,
         text=True,
         check=False,
@@ -691,7 +676,7 @@ def test_sigterm_leaves_nothing(work):
     """The signal comes when the first images are written."""
     process = subprocess.Popen(
         [sys.executable, "-m", "dials_diffuse.cli.simulate", *BASE, "scan.n_images=5000", "output.log=None", "nproc=2"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+        env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from dxtbx.model import Goniometer
 from dxtbx.model.experiment_list import ExperimentListFactory
+from helpers.builders import PROVENANCE
+from helpers.loops import D_MAX, FLUX, LLM, N_SHELLS, R_E, REDUCTION, SIMULATION, THICKNESS, compare_with_truth
+from helpers.structures import random_structure
+from helpers.synthetic import make_detector, make_experiment, rotation
 from scipy.spatial.transform import Rotation
-from structures import random_structure
-from synthetic import make_detector, make_experiment, rotation
 
 from dials_diffuse.experiment.build import (
     BeamParameters,
@@ -25,46 +27,15 @@ from dials_diffuse.experiment.build import (
 )
 from dials_diffuse.experiment.load import load_input
 from dials_diffuse.files.nexus import read_map
-from dials_diffuse.files.provenance import Provenance
-from dials_diffuse.merging.compare import Comparison, common_voxels, compare_maps
+from dials_diffuse.merging.compare import Comparison, common_voxels
 from dials_diffuse.merging.laue import MergeParameters, merge_observations
 from dials_diffuse.models.llm.llm import LiquidLikeMotions
 from dials_diffuse.models.rigid_body.rigid_body import RigidBody
 from dials_diffuse.reduction.integrate import integrate
-from dials_diffuse.reduction.reduction_parameters import BackgroundSmoothing, Corrections, Masking, ReductionParameters
+from dials_diffuse.reduction.reduction_parameters import BackgroundSmoothing, Masking
 from dials_diffuse.simulation.plan import plan_sweeps
 from dials_diffuse.simulation.simulate import Outputs, simulate
-from dials_diffuse.simulation.simulation_parameters import Background, Defects, SimulationParameters, Source
-from dials_diffuse.simulation.spots import SpotShape
-
-PROVENANCE = Provenance("tests", "DIALS", "")
-R_E = 2.8179403e-5  # Å, classical radius of the electron
-FLUX, THICKNESS = 1e12, 0.2  # photons/s, mm
-
-#: of the comparisons. Nearer to the beam a bin of |s| is as wide as the background is steep.
-D_MAX, N_BINS, N_SHELLS = 8.0, 40, 4
-
-#: The flux is constant. What an image of so small a cell counts changes with the few maxima it meets, and to divide
-#: that out would take 6 to 11 % of the slope away. Bragg spots are a thousand times brighter than what is between them,
-#: and need masks of 4 sigma.
-REDUCTION = ReductionParameters(
-    subdivide=(2, 2, 2),
-    d_min=2.5,
-    corrections=Corrections(flux=False),
-    masking=Masking(n_sigma=4.0),
-)
-
-SIMULATION = SimulationParameters(
-    spots=SpotShape(mosaicity=0.05, spot_size=0.1),
-    source=Source(FLUX),
-    background=Background(air=1.0, liquid=0.01, solvent=False),
-    defects=Defects(hot_pixels=0, dead_pixels=0),
-    thickness=(THICKNESS,),
-    d_min=REDUCTION.d_min,
-    subdivide=REDUCTION.subdivide,
-    sub_steps=4,
-    sub_pixels=2,
-)
+from dials_diffuse.simulation.simulation_parameters import Background, Source
 
 
 @dataclass(frozen=True)
@@ -100,10 +71,6 @@ class Loop:
     def ceiling(self) -> Comparison:
         """The same for the map that knows scales, background and orientation."""
         return compare_with_truth(read_map(self.folder / "ideal.nxs"), self.truth)
-
-
-def compare_with_truth(data, truth) -> Comparison:
-    return compare_maps(data, truth, d_max=D_MAX, n_bins=N_BINS, n_shells=N_SHELLS)
 
 
 def make_loop(folder, structure, model, experiment=None, parameters=SIMULATION) -> Loop:
@@ -146,8 +113,6 @@ def assert_closed(loop: Loop, result: Comparison):
 
 ANISOTROPIC_V = (0.25, 0.12, 0.06, 0.04, 0.02, -0.03)
 ANISOTROPIC_G = (5.0, 3.0, 2.0, 0.5, 0.0, -0.3)
-#: halos as wide as a voxel: narrower ones would vanish where Bragg spots are masked
-LLM = LiquidLikeMotions(sigma=0.4, gamma=3.0)
 
 CASES = {
     "P1, anisotropic body": ("P 1", (12, 13, 14, 80, 95, 107), RigidBody(V=ANISOTROPIC_V)),

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from builders import small_grid
+from helpers.builders import small_grid
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.map import DiffuseMap

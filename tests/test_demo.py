@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from helpers.checkout import ROOT
 
 from dials_diffuse.cli import fit, integrate, merge, scale, simulate
 from dials_diffuse.cli.model_scope import model_from_phil

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from structures import GROUPS, random_structure, special_structure
-from test_models import V, at, close, per_copy, some_voxels, vectors
+from helpers.derivatives import assert_derivative
+from helpers.pair_sums import G, V, at, close, per_copy, some_voxels, vectors
+from helpers.structures import GROUPS, members, random_structure, special_structure
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
@@ -30,14 +31,7 @@ from dials_diffuse.structure.factors import form_factors
 from dials_diffuse.structure.tls import TlsGroup
 from dials_diffuse.structure.transform import s_squared
 
-G = (3.0, 4.0, 5.0, 0.5, -0.4, 0.3)
 HALVES = {"body": "selection", "selections": ("element C", "not element C")}
-
-
-def members(structure, n=4):
-    rng = np.random.default_rng(0)
-    shape = structure.site_frac.shape
-    return tuple(replace(structure, site_frac=structure.site_frac + 0.02 * rng.normal(size=shape)) for _ in range(n))
 
 
 #: name -> (model, space group as number in GROUPS, error against the model relative to the rms intensity). The models
@@ -119,24 +113,6 @@ def prepared_case(name):
     model = make(structure)
     index = np.concatenate(list(possible_voxels(grid)))
     return model, structure, grid, index, prepare(model, structure, grid, index), tolerance
-
-
-def derivative(function, values, direction, step):
-    """Central differences with a step and half of it: the better of them, extrapolated, and the two errors' sizes."""
-    coarse, fine = (
-        (function(values + h * direction) - function(values - h * direction)) / (2 * h) for h in (step, 0.5 * step)
-    )
-    return (4 * fine - coarse) / 3, coarse, fine
-
-
-def assert_derivative(function, values, direction, step, analytic, tolerance=1e-6):
-    """The analytic derivative is that of the function, and differences approach it as the square of their step."""
-    best, coarse, fine = derivative(function, values, direction, step)
-    scale = np.sqrt(np.mean(np.square(analytic)))
-    assert np.abs(best - analytic).max() < tolerance * scale
-    errors = [np.sqrt(np.mean((d - analytic) ** 2)) / scale for d in (coarse, fine)]
-    if errors[1] > 1e-8:  # above rounding
-        assert errors[0] / errors[1] == pytest.approx(4, rel=0.2)
 
 
 @pytest.mark.parametrize("name", CASES)

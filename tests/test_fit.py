@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from builders import all_voxels, small_grid
+from helpers.builders import all_voxels, small_grid
+from helpers.fits import candidate, independent, noisy_map
+from helpers.structures import CELL, random_structure, small_molecule
 from scipy.spatial import cKDTree
-from structures import random_structure
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.fitting.agreement import statistics
@@ -32,12 +33,10 @@ from dials_diffuse.models.refinable import Parameter
 from dials_diffuse.models.rigid_body.rigid_body import RigidBody
 from dials_diffuse.models.uncorrelated import Uncorrelated
 
-CELL = (14.0, 14.0, 17.0, 90.0, 90.0, 90.0)
-
 
 @pytest.fixture(scope="module")
 def structure():
-    return random_structure("P 41", CELL, elements="CNOCSC", u=(0.15, 0.3), radius=3.5)
+    return small_molecule()
 
 
 @pytest.fixture(scope="module")
@@ -48,29 +47,6 @@ def voxels(structure):
     index = index[np.random.default_rng(0).uniform(size=len(index)) < 0.6]
     index = index[np.any(index != 0, axis=1)]
     return grid, index, (index / np.array(grid.subdivide)) @ grid.reciprocal_matrix.T
-
-
-def independent(model, structure, s):
-    """The intensity of a model by summation at each point, averaged over the Laue group by hand."""
-    grid = MapGrid(structure.unit_cell, structure.hall_symbol, (1, 1, 1), 2.0)
-    b = grid.reciprocal_matrix
-    turns = [np.linalg.inv(b).T @ r @ b.T for r in laue_operators(structure.space_group, friedel=False)]
-    return np.mean([model.intensity_at(structure, s @ turn) for turn in turns], axis=0)
-
-
-def noisy_map(grid, index, intensity, sigma, seed=0, scale=0.02, claimed=1.0, units="a.u."):
-    """A map of an intensity on some scale, with a background and noise whose size is claimed to be another."""
-    s = grid.s_magnitude(index)
-    values = scale * intensity + 30 * np.exp(-3 * s) + 5 * np.cos(6 * s)
-    values += sigma * np.random.default_rng(seed).normal(size=len(s))
-    ones = np.ones(len(s))
-    return DiffuseMap(grid, True, index, values, claimed * sigma * ones, 4 * ones.astype(int), units=units)
-
-
-def candidate(name, model, structure, data, factor=1.3):
-    """A model, starting from values that are wrong by a factor."""
-    prepared = prepare(model, structure, data.grid, data.index)
-    return Candidate(name, prepared, factor * np.array([p.value for p in prepared.parameters]))
 
 
 # --- linear terms

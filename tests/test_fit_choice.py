@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from builders import small_grid
+from helpers.builders import small_grid
 
 from dials_diffuse.fitting.choice import choose
 from dials_diffuse.fitting.data import Selection, select

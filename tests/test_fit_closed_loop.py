@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from structures import random_structure
-from test_absolute import FLUX, R_E, THICKNESS, simulated
+from helpers.loops import FLUX, R_E, THICKNESS, simulated
+from helpers.structures import random_structure
 
 from dials_diffuse.cli import fit, integrate, merge, scale
 from dials_diffuse.models.llm.llm import LiquidLikeMotions

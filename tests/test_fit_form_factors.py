@@ -8,15 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from programs import fails
-from structures import random_structure
-from test_derivatives import assert_derivative, members
-from test_model_form_factors import WAVELENGTH
-from test_models import close
+from helpers.builders import PROVENANCE
+from helpers.derivatives import assert_derivative
+from helpers.pair_sums import close
+from helpers.programs import fails
+from helpers.structures import CELL, WAVELENGTH, members, random_structure
 
 from dials_diffuse.cli.fit import run
 from dials_diffuse.files.nexus import write_map
-from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import possible_voxels
 from dials_diffuse.maps.units import ELECTRON_DIFFRACTION, ELECTRONS
@@ -29,7 +28,6 @@ from dials_diffuse.models.rigid_body.rigid_body import RigidBody
 from dials_diffuse.models.uncorrelated import Uncorrelated
 from dials_diffuse.structure.atoms import load_structure
 
-CELL = (14.0, 14.0, 17.0, 90.0, 90.0, 90.0)
 #: half of the atoms have another f' than the others, and strong f''
 ELEMENTS = ["Fe", "C", "N", "Fe", "O", "Fe"]
 MAP = "diffuse_merged.nxs"
@@ -97,7 +95,7 @@ def data_from(model, wavelength=None):
     write_map(
         MAP,
         replace(data, intensity=values, sigma=noise * ones, multiplicity=ones.astype(int)),
-        Provenance("test", "", ""),
+        PROVENANCE,
     )
 
 

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers.fits import noisy_map
+from helpers.pairs import SCALE, Case
+from helpers.structures import random_structure
 from scipy.spatial.distance import cdist
-from structures import random_structure
-from test_fit import noisy_map
-from test_fit_pairs import SCALE, Case
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.fitting.data import Selection, select

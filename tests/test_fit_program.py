@@ -12,13 +12,13 @@ import h5py
 import iotbx.pdb
 import numpy as np
 import pytest
-from programs import fails
-from structures import random_structure
+from helpers.builders import PROVENANCE
+from helpers.programs import fails
+from helpers.structures import CELL, random_structure, small_molecule
 
 import dials_diffuse
 from dials_diffuse.cli.fit import run
 from dials_diffuse.files.nexus import read_map, read_provenance, write_map
-from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.fitting.setting_search import reindex
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.map import DiffuseMap
@@ -30,7 +30,6 @@ from dials_diffuse.models.llm.llm import LiquidLikeMotions
 from dials_diffuse.models.rigid_body.rigid_body import RigidBody
 from dials_diffuse.structure.atoms import load_models, load_structure
 
-CELL = (14.0, 14.0, 17.0, 90.0, 90.0, 90.0)
 OUTPUTS = {"diffuse_fit.nxs", "diffuse_fit.json", "diffuse_fit.html", "diffuse_fit.png", "dials.diffuse_fit.log"}
 MAP = "diffuse_merged.nxs"
 HEADS = ("Models", "Settings of the map", "Parameters that were modified")  # of every report
@@ -75,7 +74,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def atoms():
-    return random_structure("P 41", CELL, elements="CNOCSC", u=(0.15, 0.3), radius=3.5)
+    return small_molecule()
 
 
 @pytest.fixture
@@ -103,7 +102,7 @@ def data_from(model, noise=0.3, scale=0.02, units="a.u.", setting=0, halves=True
     )
     if halves:
         data = replace(data, half_a=half_a, half_b=half_b)
-    write_map(MAP, reindex(data, alternative_settings(grid)[setting]), Provenance("test", "", ""))
+    write_map(MAP, reindex(data, alternative_settings(grid)[setting]), PROVENANCE)
     return MAP
 
 
@@ -233,7 +232,7 @@ def test_tensors_of_pairs_and_a_robust_loss(pdb):
     data = read_map(MAP)
     spoilt = data.intensity.copy()
     spoilt[::100] += 100
-    write_map(MAP, replace(data, intensity=spoilt, half_a=None, half_b=None), Provenance("test", "", ""))
+    write_map(MAP, replace(data, intensity=spoilt, half_a=None, half_b=None), PROVENANCE)
     found = {}
     for loss in ("squares", "cauchy"):
         models = f"model=rigid_body{',covariance/atom/pairs/V' if loss == 'cauchy' else ''}"
@@ -285,7 +284,7 @@ def test_voxels_and_atoms_that_are_asked_for(pdb):
     data_from(RigidBody(sigma=0.3))
     data = read_map(MAP)
     multiplicity = np.random.default_rng(0).integers(1, 6, len(data.index))
-    write_map(MAP, replace(data, multiplicity=multiplicity), Provenance("test", "", ""))
+    write_map(MAP, replace(data, multiplicity=multiplicity), PROVENANCE)
     s = data.grid.s_magnitude(data.index)
     hkl = data.index / 3
     distance = data.grid.s_magnitude(data.index - 3 * np.rint(hkl).astype(int))  # the axes are at right angles
@@ -390,7 +389,7 @@ def test_mistakes(pdb, capsys, caplog):
 def test_a_map_of_a_model_has_no_errors(pdb, capsys):
     structure = load_structure(pdb)
     data: DiffuseMap = model_map(RigidBody(sigma=0.3), structure, MapGrid(CELL, structure.hall_symbol, (2, 2, 2), 3.0))
-    write_map(MAP, data, Provenance("test", "", ""))
+    write_map(MAP, data, PROVENANCE)
     assert "the map of a model has no errors" in fails(run, [MAP, pdb], capsys)
 
 
@@ -405,7 +404,7 @@ def test_a_setting_that_the_subdivision_forbids(tmp_path, monkeypatch):
     ones = np.ones(len(data.index))
     noisy = data.intensity + np.random.default_rng(0).normal(size=len(ones))
     data = replace(data, intensity=noisy, sigma=ones, multiplicity=ones.astype(int))
-    write_map(MAP, data, Provenance("test", "", ""))
+    write_map(MAP, data, PROVENANCE)
     run([MAP, "model.pdb", "model=rigid_body", "voxels=centre", "starts=1", "profile=False", "output.png=None"])
     content = json.loads(Path("diffuse_fit.json").read_text())
     assert len(content["indexing"]) == 2
@@ -422,7 +421,7 @@ def test_symmetry_that_the_structure_lacks_is_told(pdb):
     ones = np.ones(len(data.index))
     noisy = data.intensity + np.random.default_rng(0).normal(size=len(ones))
     data = replace(data, intensity=noisy, sigma=ones, multiplicity=ones.astype(int))
-    write_map(MAP, data, Provenance("test", "", ""))
+    write_map(MAP, data, PROVENANCE)
     run([MAP, pdb, "model=rigid_body", "starts=1", "profile=False", "output.png=None"])
     (model,) = json.loads(Path("diffuse_fit.json").read_text())["models"]
     assert model["voxels"] == "centre"  # as the map has it

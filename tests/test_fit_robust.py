@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers.fits import candidate, independent, noisy_map
+from helpers.structures import CELL, small_molecule
 from scipy.integrate import quad
 from scipy.optimize import least_squares
-from structures import random_structure
-from test_fit import CELL, candidate, independent, noisy_map
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.fitting.data import Selection, select
@@ -81,7 +81,7 @@ def test_errors_of_a_robust_fit():
 @pytest.fixture(scope="module")
 def case():
     """Structure, voxels that are known, and the intensity of a liquid by summation at each point."""
-    structure = random_structure("P 41", CELL, elements="CNOCSC", u=(0.15, 0.3), radius=3.5)
+    structure = small_molecule()
     grid = MapGrid(CELL, structure.hall_symbol, (3, 3, 3), 2.5)
     index = np.concatenate(list(possible_voxels(grid)))
     index = index[np.any(index != 0, axis=1)]

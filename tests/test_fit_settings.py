@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from builders import small_grid
-from structures import random_structure
+from helpers.builders import small_grid
+from helpers.structures import CELL, random_structure, small_molecule
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.fitting.setting_search import compare_settings, reindex, untested_settings
@@ -18,8 +18,6 @@ from dials_diffuse.maps.symmetry import map_to_asu, possible_voxels
 from dials_diffuse.models.compute import model_map
 from dials_diffuse.models.llm.llm import LiquidLikeMotions
 from dials_diffuse.models.uncorrelated import Uncorrelated
-
-CELL = (14.0, 14.0, 17.0, 90.0, 90.0, 90.0)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +69,7 @@ def test_the_setting_is_found(symbol):
 def test_the_given_setting_is_kept_if_the_model_cannot_tell():
     """Atoms that move alone, with round U, scatter alike in both settings of P 41: no choice by rounding errors."""
     for seed in range(4):
-        atoms = random_structure("P 41", CELL, elements="CNOCSC", u=(0.15, 0.3), radius=3.5, seed=seed)
+        atoms = small_molecule(seed=seed)
         truth = model_map(
             LiquidLikeMotions(sigma=0.3, gamma=6.0), atoms, MapGrid(CELL, atoms.hall_symbol, (2, 2, 2), 3.0)
         )
@@ -82,7 +80,7 @@ def test_the_given_setting_is_kept_if_the_model_cannot_tell():
 
 def test_a_model_that_contradicts_the_map_chooses_no_setting():
     """Negative correlations: the less negative one is no reason to reindex."""
-    atoms = random_structure("P 41", CELL, elements="CNOCSC", u=(0.15, 0.3), radius=3.5)
+    atoms = small_molecule()
     model = LiquidLikeMotions(sigma=0.3, gamma=6.0)
     truth = model_map(model, atoms, MapGrid(CELL, atoms.hall_symbol, (2, 2, 2), 3.0))
     found = compare_settings(replace(truth, intensity=-truth.intensity), model, atoms, np.inf, 3.0)
@@ -92,7 +90,7 @@ def test_a_model_that_contradicts_the_map_chooses_no_setting():
 
 def test_symmetry_that_a_map_lacks_makes_no_settings():
     """A map that was merged in P 1: of the 8 settings of its lattice the structure tells 2 apart."""
-    atoms = random_structure("P 41", CELL, elements="CNOCSC", u=(0.15, 0.3), radius=3.5)
+    atoms = small_molecule()
     model = LiquidLikeMotions(sigma=0.3, gamma=6.0)
     truth = model_map(model, atoms, MapGrid(CELL, "P 1", (2, 2, 2), 3.0))
     assert len(alternative_settings(truth.grid)) == 8

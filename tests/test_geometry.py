@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import oracle
 import pytest
 from cctbx.eltbx import attenuation_coefficient
-from synthetic import experiment_list, make_crystal, make_detector, make_experiment
+from helpers import oracle
+from helpers.jobs import job_for
+from helpers.synthetic import make_crystal, make_detector, make_experiment
 
-from dials_diffuse.experiment.detector import detector_setup, panel_geometry
+from dials_diffuse.experiment.detector import panel_geometry
 from dials_diffuse.experiment.scan import exposure_times, scan_geometry
 from dials_diffuse.reduction.corrections import (
     air_attenuation_coefficient,
@@ -16,9 +17,7 @@ from dials_diffuse.reduction.corrections import (
     sensor_efficiency,
     solid_angle,
 )
-from dials_diffuse.reduction.integrate import choose_grid
-from dials_diffuse.reduction.job import prepare_job
-from dials_diffuse.reduction.reduction_parameters import Corrections, Masking, ReductionParameters
+from dials_diffuse.reduction.reduction_parameters import Corrections
 from dials_diffuse.reduction.voxel_sums import voxel_transform
 
 GEOMETRIES = {
@@ -30,16 +29,6 @@ GEOMETRIES = {
     "no parallax": {"detector": make_detector(parallax=False)},
     "triclinic": {"crystal": make_crystal((20, 24, 30), "P1", (33, -20, 71)), "kappa": True},
 }
-
-
-def job_for(experiment, **parameters):
-    experiments = experiment_list(experiment)
-    parameters = {"masking": Masking(bragg=False, persistent=False, outlier_n_sigma=0), **parameters}
-    parameters = ReductionParameters(**parameters)
-    grid = choose_grid(experiments, parameters)
-    images = np.arange(experiment.scan.get_num_images())
-    setup = detector_setup(experiment.detector, parameters.sampling.pixel)
-    return prepare_job(0, experiments, images, grid, parameters, setup)
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)

@@ -10,22 +10,21 @@ from cctbx import uctbx
 from dials.array_family import flex
 from dxtbx.format.image import ImageBool
 from dxtbx.model import Crystal
-from synthetic import experiment_list, make_crystal, make_detector, make_experiment
-from test_voxel_sums import poisson_images, rows_of
+from helpers.builders import PROVENANCE
+from helpers.jobs import job_of, poisson_images, rows_of
+from helpers.synthetic import experiment_list, make_crystal, make_detector, make_experiment
 
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.experiment.detector import detector_setup, panel_geometry
+from dials_diffuse.experiment.detector import panel_geometry
 from dials_diffuse.experiment.images import static_mask
 from dials_diffuse.experiment.scan import sub_steps
 from dials_diffuse.experiment.spot_prediction import predict_spots, spot_size
 from dials_diffuse.files.observations import ObservationFile
-from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.kernels.image import excess_variance, shell_statistics
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.reduction import voxel_sums
 from dials_diffuse.reduction.background import measure_background
 from dials_diffuse.reduction.integrate import choose_grid, integrate
-from dials_diffuse.reduction.job import prepare_job
 from dials_diffuse.reduction.outliers import relative_flux
 from dials_diffuse.reduction.reduction_parameters import (
     BackgroundSmoothing,
@@ -39,11 +38,7 @@ BRAGG_ONLY = Masking(persistent=False, outlier_n_sigma=0)
 
 
 def job_for(experiments, images=None, background_images=(), **parameters):
-    parameters = ReductionParameters(**{"corrections": Corrections(flux=False), **parameters})
-    grid = choose_grid(experiments, parameters)
-    images = np.arange(experiments[0].scan.get_num_images()) if images is None else images
-    setup = detector_setup(experiments[0].detector, parameters.sampling.pixel)
-    return prepare_job(0, experiments, images, grid, parameters, setup, background_experiments=background_images)
+    return job_of(experiments, images, background_images, **{"corrections": Corrections(flux=False), **parameters})
 
 
 def painted(job, image):
@@ -446,7 +441,7 @@ def test_relative_flux_ignores_unknown_shells():
 def test_resolution_limits_are_those_of_the_voxels(tmp_path):
     experiment = make_experiment(detector=big_detector())
     parameters = ReductionParameters(d_min=2.5, d_max=8.0, masking=Masking(bragg=False), sampling=Sampling(pixel=2))
-    integrate(experiment_list(experiment), parameters, tmp_path / "a.h5", Provenance("test", "", ""))
+    integrate(experiment_list(experiment), parameters, tmp_path / "a.h5", PROVENANCE)
     with ObservationFile(tmp_path / "a.h5") as result:
         s = result.grid.s_magnitude(result.read("index")["index"])
     assert s.min() >= 1 / 8.0 and s.max() <= 1 / 2.5 + 1e-9

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from builders import all_voxels, merge, observation_rows, small_grid, true_intensity, write_rows
 from cctbx import miller
+from helpers.builders import all_voxels, merge, observation_rows, small_grid, true_intensity, write_rows
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.symmetry import laue_operators

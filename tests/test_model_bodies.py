@@ -10,14 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from libtbx.phil import parse
+from helpers.pair_sums import V, at, close, per_copy, some_voxels, vectors
+from helpers.programs import model_of
+from helpers.structures import GROUP_NAMES, GROUPS, random_structure
 from mmtbx.tls import tools as tls_tools
 from scitbx.array_family import flex
-from structures import GROUP_NAMES, GROUPS, random_structure
-from test_models import V, at, close, per_copy, some_voxels, vectors
 
-from dials_diffuse.cli.model import phil_scope, run
-from dials_diffuse.cli.model_scope import model_from_phil
+from dials_diffuse.cli.model import run
 from dials_diffuse.errors import CommandLineError, DiffuseError
 from dials_diffuse.files.nexus import read_map
 from dials_diffuse.maps.grid import MapGrid
@@ -220,27 +219,23 @@ def test_tls_groups_of_a_file(tmp_path, monkeypatch, caplog):
     assert "is no covariance" in caplog.text and nearest.T[2] == pytest.approx(0, abs=0.02)
 
 
-def from_phil(*arguments, coordinates=None):
-    return model_from_phil(phil_scope.fetch(sources=[parse(a) for a in arguments]).extract(), coordinates)
-
-
 def test_bodies_from_phil(tmp_path):
     scope = "rigid_body.selection=chain A", "rigid_body.selection=chain B"
-    model = from_phil("model=rigid_body", "rigid_body.body=selection", *scope)
+    model = model_of("model=rigid_body", "rigid_body.body=selection", *scope)
     assert model == RigidBody(sigma=0.3, body="selection", selections=("chain A", "chain B"))
     tls = "model=rigid_body", "rigid_body.body=tls"
-    model = from_phil(*tls, "rigid_body.tls.L=1,2,3,0,0,0", "rigid_body.tls.origin=1,2,3")
+    model = model_of(*tls, "rigid_body.tls.L=1,2,3,0,0,0", "rigid_body.tls.origin=1,2,3")
     assert model.tls == (TlsGroup((0.0,) * 6, (1.0, 2.0, 3.0, 0.0, 0.0, 0.0), (0.0,) * 9, (1.0, 2.0, 3.0)),)
     structure = molecule()
     structure.hierarchy.write_pdb_file(str(tmp_path / "m.pdb"), crystal_symmetry=structure.crystal_symmetry)
-    model = from_phil(*tls, "rigid_body.tls.L=1,2,3,0,0,0", coordinates=tmp_path / "m.pdb")
+    model = model_of(*tls, "rigid_body.tls.L=1,2,3,0,0,0", coordinates=tmp_path / "m.pdb")
     assert model.tls[0].origin == pytest.approx(structure.site_cart.mean(axis=0), abs=1e-3)
     with pytest.raises(DiffuseError, match="has no TLS groups"):
-        from_phil(*tls, coordinates=tmp_path / "m.pdb")
+        model_of(*tls, coordinates=tmp_path / "m.pdb")
     with pytest.raises(CommandLineError, match="say body=tls"):
-        from_phil("model=rigid_body", "rigid_body.tls.L=1,2,3,0,0,0")
+        model_of("model=rigid_body", "rigid_body.tls.L=1,2,3,0,0,0")
     with pytest.raises(CommandLineError, match="leave one of them out"):
-        from_phil(*tls, "rigid_body.tls.L=1,2,3,0,0,0", "rigid_body.tls.file=x.pdb")
+        model_of(*tls, "rigid_body.tls.L=1,2,3,0,0,0", "rigid_body.tls.file=x.pdb")
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers.pair_sums import V, at, close, oracle, per_copy, some_voxels, vectors
+from helpers.structures import GROUP_NAMES, GROUPS, random_structure, special_structure
 from scipy.integrate import quad
-from structures import GROUP_NAMES, GROUPS, random_structure, special_structure
-from test_models import V, at, close, oracle, per_copy, some_voxels, vectors
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.kernels.pair_sum import exponential_matrix

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cctbx.command_line import diffuse as cctbx_diffuse
+from helpers.pair_sums import at, close, oracle, some_voxels, vectors
+from helpers.structures import GROUPS, random_structure
 from iotbx.pdb import hierarchy as pdb_hierarchy
-from structures import GROUPS, random_structure
-from test_models import at, close, oracle, some_voxels, vectors
 
 from dials_diffuse.cli.model import run
 from dials_diffuse.errors import DiffuseError

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from structures import GROUPS, random_structure
-from test_models import V, close, turns, vectors
+from helpers.pair_sums import V, close, turns, vectors
+from helpers.structures import GROUPS, WAVELENGTH, random_structure
 
 from dials_diffuse.cli.model import phil_scope, run
 from dials_diffuse.errors import DiffuseError
@@ -25,9 +25,6 @@ from dials_diffuse.structure.atoms import load_structure
 from dials_diffuse.structure.factors import Dispersive, form_factors
 from dials_diffuse.structure.tensors import symmetric_tensor
 from dials_diffuse.structure.transform import direct_transform
-
-#: near the K edge of iron, where f' = -7 and f'' = 4
-WAVELENGTH = 1.73
 
 
 def iron(**arguments):

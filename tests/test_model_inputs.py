@@ -4,30 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from libtbx.phil import parse
-from structures import random_structure
+from helpers.pair_sums import V
+from helpers.programs import model_of
+from helpers.structures import random_structure
 
-from dials_diffuse.cli.model import phil_scope
-from dials_diffuse.cli.model_scope import model_from_phil
 from dials_diffuse.errors import CommandLineError, DiffuseError
 from dials_diffuse.models.covariance.covariance import Covariance
 from dials_diffuse.models.covariance.elastic_network import ElasticNetwork
 from dials_diffuse.models.covariance.low_rank import checked_modes, main_modes, modes_of
 from dials_diffuse.models.rigid_body.rigid_body import RigidBody
 
-SIX = (0.05, 0.03, 0.04, 0.01, -0.008, 0.012)
-
-
-def from_phil(*arguments):
-    return model_from_phil(phil_scope.fetch(sources=[parse(a) for a in arguments]).extract())
-
 
 def test_stiffness_of_crystal_contacts():
     network = "covariance.network."
-    model = from_phil("model=covariance", "covariance.kernel=elastic_network", network + "crystal_stiffness=0.25")
+    model = model_of("model=covariance", "covariance.kernel=elastic_network", network + "crystal_stiffness=0.25")
     assert model.network == ElasticNetwork("gaussian", 8.0, True, 0.25)
     with pytest.raises(DiffuseError, match="crystal_stiffness=0"):
-        from_phil("model=covariance", "covariance.kernel=elastic_network", network + "crystal_stiffness=0")
+        model_of("model=covariance", "covariance.kernel=elastic_network", network + "crystal_stiffness=0")
 
 
 @pytest.mark.parametrize(
@@ -35,18 +28,18 @@ def test_stiffness_of_crystal_contacts():
     [
         ("sigma=0.4", {"sigma": 0.4}),
         ("sigma=0.4,0.2", {"sigma": (0.4, 0.2)}),
-        ("V=" + ",".join(map(str, SIX)), {"V": SIX}),
-        ("V=" + ",".join(map(str, SIX + SIX)), {"V": (SIX, SIX)}),
+        ("V=" + ",".join(map(str, V)), {"V": V}),
+        ("V=" + ",".join(map(str, V + V)), {"V": (V, V)}),
     ],
 )
 def test_displacements_of_bodies(argument, expected):
-    assert from_phil("model=rigid_body", "rigid_body." + argument) == RigidBody(**expected)
+    assert model_of("model=rigid_body", "rigid_body." + argument) == RigidBody(**expected)
 
 
 def test_bad_displacements_of_bodies():
     with pytest.raises(CommandLineError, match=r"rigid_body.V: 7 numbers; six are needed"):
-        from_phil("model=rigid_body", "rigid_body.V=1,1,1,0,0,0,1")
-    model = from_phil("model=rigid_body", "rigid_body.body=chain", "rigid_body.sigma=0.1,0.2")
+        model_of("model=rigid_body", "rigid_body.V=1,1,1,0,0,0,1")
+    model = model_of("model=rigid_body", "rigid_body.body=chain", "rigid_body.sigma=0.1,0.2")
     with pytest.raises(DiffuseError, match="displacements of 2 bodies are given, there are 1"):
         model.intensity_at(random_structure(), np.zeros((1, 3)))
 
@@ -83,7 +76,7 @@ def test_modes_in_files(tmp_path):
     np.savez(tmp_path / "each.npz", modes[0], modes[1])
     free = "model=covariance", "covariance.kernel=free"
     for name in ("modes.npy", "one.npz", "each.npz"):
-        model = from_phil(*free, f"covariance.modes={tmp_path / name}")
+        model = model_of(*free, f"covariance.modes={tmp_path / name}")
         np.testing.assert_array_equal(checked_modes("modes", model.modes, 5), modes)
     np.savez(tmp_path / "unequal.npz", modes[0], modes[1, :3])
     (tmp_path / "empty.npz").write_bytes(b"")
@@ -91,11 +84,11 @@ def test_modes_in_files(tmp_path):
     np.savez(tmp_path / "none.npz")
     for name in ("unequal.npz", "empty.npz", "bad.npz", "none.npz", "missing.npy"):
         with pytest.raises(DiffuseError, match=f"covariance.modes=.*{name}: cannot be read"):
-            from_phil(*free, f"covariance.modes={tmp_path / name}")
+            model_of(*free, f"covariance.modes={tmp_path / name}")
     with pytest.raises(CommandLineError, match="and only one"):
-        from_phil(*free, "covariance.modes=a.npy", "covariance.file=b.npy")
+        model_of(*free, "covariance.modes=a.npy", "covariance.file=b.npy")
     with pytest.raises(CommandLineError, match="belongs to kernel=free"):
-        from_phil("model=covariance", "covariance.modes=a.npy")
+        model_of("model=covariance", "covariance.modes=a.npy")
 
 
 @pytest.mark.parametrize(
@@ -118,8 +111,8 @@ def test_bad_modes_are_refused(values, complaint):
 
 
 def test_blocks_and_solvent():
-    assert from_phil("model=covariance").supercell is None
-    assert from_phil("model=covariance", "covariance.supercell=2,1,1").supercell == (2, 1, 1)
-    model = from_phil("llm.k_sol=0.35", "llm.b_sol=50")
+    assert model_of("model=covariance").supercell is None
+    assert model_of("model=covariance", "covariance.supercell=2,1,1").supercell == (2, 1, 1)
+    model = model_of("llm.k_sol=0.35", "llm.b_sol=50")
     assert (model.k_sol, model.b_sol) == (0.35, 50.0)
-    assert from_phil().k_sol == 0
+    assert model_of().k_sol == 0

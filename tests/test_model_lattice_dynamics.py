@@ -7,12 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from libtbx.phil import parse
-from structures import GROUP_NAMES, GROUPS, random_structure, special_structure
-from test_models import at, close, some_voxels, vectors
+from helpers.pair_sums import at, close, some_voxels, vectors
+from helpers.programs import model_of
+from helpers.structures import GROUP_NAMES, GROUPS, random_structure, special_structure
 
-from dials_diffuse.cli.model import phil_scope
-from dials_diffuse.cli.model_scope import model_from_phil
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import laue_operators
@@ -332,7 +330,7 @@ def test_from_phil():
         "lattice_dynamics.mesh=4,4,6",
         "lattice_dynamics.incoherent=False",
     ]
-    model = model_from_phil(phil_scope.fetch(sources=[parse(a) for a in arguments]).extract())
+    model = model_of(*arguments)
     assert model == LatticeDynamics(0.3, "central", 7.0, mesh=(4, 4, 6), incoherent=False)
 
 

@@ -10,16 +10,14 @@ import h5py
 import numpy as np
 import pytest
 from cctbx import sgtbx
-from libtbx.phil import parse
-from programs import fails
-from structures import random_structure
+from helpers.builders import PROVENANCE
+from helpers.programs import fails, model_of
+from helpers.structures import CELL, small_molecule
 
 import dials_diffuse
 from dials_diffuse.cli import fit
-from dials_diffuse.cli.model import phil_scope, run
-from dials_diffuse.cli.model_scope import model_from_phil
+from dials_diffuse.cli.model import run
 from dials_diffuse.files.nexus import read_map, read_provenance, write_map
-from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.maps.symmetry import laue_operators, possible_voxels
@@ -35,13 +33,12 @@ from dials_diffuse.models.table import all_models
 from dials_diffuse.models.uncorrelated import Uncorrelated
 from dials_diffuse.structure.atoms import load_structure
 
-CELL = (14.0, 14.0, 17.0, 90.0, 90.0, 90.0)
 OUTPUTS = {"diffuse_model.nxs", "diffuse_model.json", "diffuse_model.png", "dials.diffuse_model.log"}
 
 
 @pytest.fixture(scope="module")
 def atoms():
-    return random_structure("P 41", CELL, elements="CNOCSC", u=(0.15, 0.3), radius=3.5)
+    return small_molecule()
 
 
 @pytest.fixture
@@ -65,7 +62,7 @@ def data_from(
     values = scale * data.intensity[keep] + 100 * np.exp(-s)
     ones = np.ones(len(values))
     data = DiffuseMap(grid, friedel, data.index[keep], values, ones, ones.astype(int), at_centres=data.at_centres)
-    write_map(name, data, Provenance("test", "", ""))
+    write_map(name, data, PROVENANCE)
     return name
 
 
@@ -153,7 +150,7 @@ def test_map_in_a_group_that_contradicts_the_structure(pdb, group, capsys):
     grid = MapGrid(CELL, hall, (2, 2, 2), 3.0)
     index = np.concatenate(list(possible_voxels(grid)))
     ones = np.ones(len(index))
-    write_map("other.nxs", DiffuseMap(grid, True, index, ones, ones, ones.astype(int)), Provenance("test", "", ""))
+    write_map("other.nxs", DiffuseMap(grid, True, index, ones, ones, ones.astype(int)), PROVENANCE)
     words = [f"structure, P 41, and of the map, {group}, contradict", "space_group=", "dials.reindex"]
     fails(run, [pdb, "other.nxs", "model=rigid_body"], capsys, words=words)
     fails(fit.run, [pdb, "other.nxs", "model=rigid_body"], capsys, words=words)
@@ -215,7 +212,7 @@ def test_means_of_other_models(pdb, name):
         run([*words, f"voxels={voxels}", "grid.subdivide=1,1,1", "d_min=3"])
         found[voxels] = read_map("diffuse_model.nxs")
     assert not found["mean"].at_centres
-    structure, model = load_structure(pdb), from_phil(*words[1:-1])
+    structure, model = load_structure(pdb), model_of(*words[1:-1])
     grid, chosen = found["mean"].grid, slice(5, 60, 5)
     nodes, weights = np.polynomial.legendre.leggauss(6)
     points = np.stack(np.meshgrid(nodes, nodes, nodes, indexing="ij"), axis=-1).reshape(-1, 3) / 2
@@ -263,10 +260,6 @@ def test_selection_of_atoms(pdb):
     assert result.grid.subdivide == (1, 1, 2)
 
 
-def from_phil(*arguments):
-    return model_from_phil(phil_scope.fetch(sources=[parse(a) for a in arguments]).extract())
-
-
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -277,17 +270,17 @@ def from_phil(*arguments):
     ],
 )
 def test_models_from_phil(arguments, expected):
-    assert from_phil(*arguments) == expected
+    assert model_of(*arguments) == expected
 
 
 def test_covariance_from_phil(tmp_path):
-    model = from_phil("model=covariance")
+    model = model_of("model=covariance")
     assert (model.kernel, model.sigma, model.gamma, model.groups) == ("exponential", 0.3, 10.0, "atom")
-    model = from_phil(
+    model = model_of(
         "model=covariance", "covariance.V=1,2,3,0,0,0", "covariance.kernel=lorentzian", "covariance.core=0.5"
     )
     assert (model.sigma, model.V, model.core) == (None, (1, 2, 3, 0, 0, 0), 0.5)
-    model = from_phil(
+    model = model_of(
         "model=covariance",
         "covariance.kernel=elastic_network",
         "covariance.network.type=anisotropic",
@@ -299,7 +292,7 @@ def test_covariance_from_phil(tmp_path):
     assert (model.sigma, model.gamma) == (None, None)
     assert model.network == ElasticNetwork("anisotropic", 9.0, True) and model.selections == ("chain A", "chain B")
     np.save(tmp_path / "v.npy", np.eye(4))
-    model = from_phil("model=covariance", "covariance.kernel=free", f"covariance.file={tmp_path}/v.npy")
+    model = model_of("model=covariance", "covariance.kernel=free", f"covariance.file={tmp_path}/v.npy")
     np.testing.assert_array_equal(model.matrix, np.eye(4))
     assert (model.sigma, model.gamma) == (None, None)
 

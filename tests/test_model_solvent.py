@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from structures import GROUPS, random_structure
-from test_models import at, close, some_voxels, vectors
+from helpers.pair_sums import at, close, some_voxels, vectors
+from helpers.structures import GROUPS, random_structure
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from structures import random_structure, special_structure
-from test_models import V, at, close, some_voxels, vectors
+from helpers.pair_sums import V, at, close, some_voxels, vectors
+from helpers.structures import random_structure, special_structure
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid

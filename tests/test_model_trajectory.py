@@ -6,23 +6,19 @@ import sys
 
 import numpy as np
 import pytest
-from libtbx.phil import parse
-from structures import random_structure
+from helpers.programs import model_of
+from helpers.structures import small_molecule
 
-from dials_diffuse.cli.model import phil_scope
-from dials_diffuse.cli.model_scope import model_from_phil
 from dials_diffuse.errors import CommandLineError, DiffuseError
 from dials_diffuse.models.ensemble.ensemble import Ensemble
 from dials_diffuse.structure.atoms import load_structure
 from dials_diffuse.structure.trajectory import load_trajectory
 
-CELL = (14.0, 14.0, 17.0, 90.0, 90.0, 90.0)
-
 
 @pytest.fixture
 def pdb(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    structure = random_structure("P 41", CELL, elements="CNOCSC", u=(0.15, 0.3), radius=3.5)
+    structure = small_molecule()
     structure.hierarchy.write_pdb_file("model.pdb", crystal_symmetry=structure.crystal_symmetry)
     return "model.pdb"
 
@@ -53,7 +49,7 @@ def test_frames_are_members(pdb, suffix):
     np.testing.assert_allclose([m.site_cart for m in members], frames, atol=error)
     assert len(load_trajectory(f"frames.{suffix}", pdb, stride=2)) == 3
     arguments = ["model=ensemble", f"ensemble.trajectory=frames.{suffix}", "ensemble.stride=2"]
-    model = model_from_phil(phil_scope.fetch(sources=[parse(a) for a in arguments]).extract(), pdb)
+    model = model_of(*arguments, coordinates=pdb)
     s = np.random.default_rng(1).uniform(-0.2, 0.2, (10, 3))
     expected = Ensemble(members[::2]).intensity_at(structure, s)
     np.testing.assert_allclose(model.intensity_at(structure, s), expected)
@@ -83,4 +79,4 @@ def test_bad_trajectories_are_refused(pdb):
 def test_trajectory_belongs_to_the_ensemble(pdb):
     arguments = ["model=llm", "ensemble.trajectory=frames.dcd"]
     with pytest.raises(CommandLineError, match=r"ensemble.trajectory is given, but model=llm"):
-        model_from_phil(phil_scope.fetch(sources=[parse(a) for a in arguments]).extract(), pdb)
+        model_of(*arguments, coordinates=pdb)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import textwrap
@@ -12,9 +11,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from builders import PROVENANCE, all_voxels, small_grid, true_intensity
+from helpers.builders import PROVENANCE, all_voxels, small_grid, true_intensity
+from helpers.checkout import environment
 
-import dials_diffuse
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.files.nexus import read_map, read_provenance, read_volume, write_map
 from dials_diffuse.maps.map import DiffuseMap
@@ -188,7 +187,10 @@ def test_full_disk_leaves_nothing_behind(tmp_path, limit):
     """A limit on the size of files stands for a full disk, at several points of writing."""
     script = f"""
         import resource, signal, sys
-        from test_nexus import PROVENANCE, DiffuseError, example, write_map
+        from dials_diffuse.errors import DiffuseError
+        from dials_diffuse.files.nexus import write_map
+        from helpers.builders import PROVENANCE
+        from test_nexus import example
         data = example()
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
@@ -198,11 +200,10 @@ def test_full_disk_leaves_nothing_behind(tmp_path, limit):
             print(error)
             sys.exit(1)
     """
-    places = (Path(__file__).parent, Path(dials_diffuse.__file__).parents[1])
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, places))},
+        env=environment(Path(__file__).parent),
         capture_output=True,
         text=True,
         check=False,

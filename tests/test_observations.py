@@ -8,7 +8,7 @@ from dataclasses import replace
 import h5py
 import numpy as np
 import pytest
-from builders import PROVENANCE, all_voxels, damage_chunk, observation_rows, small_grid, write_rows
+from helpers.builders import PROVENANCE, all_voxels, damage_chunk, observation_rows, small_grid, write_rows
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.files.observations import ExperimentSummary, ObservationFile, write_observations

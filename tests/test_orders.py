@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from structures import random_structure
-from test_cli_simulate import QUICK, SMALL, write_structure
-from test_fit import CELL, noisy_map
-from test_models import at, close, per_copy, some_voxels, vectors
+from helpers.fits import noisy_map
+from helpers.pair_sums import at, close, per_copy, some_voxels, vectors
+from helpers.simulations import QUICK, SMALL, write_structure
+from helpers.structures import CELL, random_structure, small_molecule
 
 from dials_diffuse.cli.model_scope import MODEL_PHIL
 from dials_diffuse.cli.simulate import run
@@ -130,7 +130,7 @@ def test_simulated_images(tmp_path, monkeypatch, d_min):
 
 @pytest.fixture(scope="module")
 def structure():
-    return random_structure("P 41", CELL, elements="CNOCSC", u=(0.15, 0.3), radius=3.5)
+    return small_molecule()
 
 
 TRUTH = LiquidLikeMotions(sigma=0.65, gamma=6.0, adp="overall", orders=20)

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from structures import GROUP_NAMES, GROUPS, random_structure
+from helpers.pair_sums import V
+from helpers.structures import GROUP_NAMES, GROUPS, random_structure
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
@@ -19,7 +20,6 @@ from dials_diffuse.models.refinable import ELEMENTS, tensor_components
 from dials_diffuse.models.rigid_body.rigid_body import RigidBody
 from dials_diffuse.models.uncorrelated import Uncorrelated
 
-V = (0.05, 0.03, 0.04, 0.01, -0.008, 0.012)
 ROUND = (0.05, 0.05, 0.05, 0.0, 0.0, 0.0)
 
 #: free elements in cctbx's Cartesian frame: a along x, c* along z

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from builders import all_voxels, small_grid, true_intensity
+from helpers.builders import all_voxels, small_grid, true_intensity
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.map import DiffuseMap

@@ -10,9 +10,9 @@ import threading
 from pathlib import Path
 
 import pytest
+from helpers.checkout import environment
 from libtbx.phil import parse
 
-import dials_diffuse
 from dials_diffuse.cli import integrate, merge
 from dials_diffuse.cli.program import check_outputs, run_program
 from dials_diffuse.errors import DiffuseError
@@ -168,7 +168,7 @@ def terminate(*options) -> tuple:
     """Start a program, send SIGTERM to the process that it names; return its exit code and stderr."""
     process = subprocess.Popen(
         [sys.executable, "-c", SLEEPER, *options],
-        env={**os.environ, "PYTHONPATH": str(Path(dials_diffuse.__file__).parents[1])},
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers.structures import random_structure
 from scipy.optimize import minimize
-from structures import random_structure
 
 from dials_diffuse.fitting import uncertainty
 from dials_diffuse.fitting.region import Region

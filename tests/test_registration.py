@@ -12,7 +12,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from helpers.checkout import ROOT
 
 SHIMS = sorted((ROOT / "command_line").glob("diffuse_*.py"))
 NAMES = [f"dials.{shim.stem}" for shim in SHIMS]

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from helpers.checkout import ROOT
 
 pytest.importorskip("importlinter", reason="IMPORT DIRECTIONS NOT CHECKED: install import-linter (extra [test])")
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from builders import PROVENANCE, all_voxels, observation_rows, small_grid, true_intensity
-from programs import fails
+from helpers.builders import PROVENANCE, all_voxels, observation_rows, small_grid, true_intensity
+from helpers.programs import fails
+from helpers.synthetic import make_experiment
 from scipy.stats import multivariate_normal, poisson
 from scitbx import matrix
-from synthetic import make_experiment
 
 from dials_diffuse.cli import scale as cli
 from dials_diffuse.errors import DiffuseError

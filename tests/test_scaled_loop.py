@@ -8,9 +8,10 @@ import h5py
 import numpy as np
 import pytest
 from dxtbx.model.experiment_list import ExperimentListFactory
+from helpers.builders import PROVENANCE
+from helpers.loops import LLM, REDUCTION, SIMULATION, compare_with_truth
+from helpers.structures import random_structure
 from scipy.ndimage import map_coordinates
-from structures import random_structure
-from test_closed_loop import LLM, PROVENANCE, REDUCTION, SIMULATION, compare_with_truth
 
 from dials_diffuse.experiment.build import BeamParameters, DetectorParameters, ScanParameters
 from dials_diffuse.experiment.load import load_input

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from programs import fails
-from structures import random_structure
-from synthetic import experiment_list, make_crystal, make_experiment
+from helpers.programs import fails
+from helpers.simulations import CELL, GROUP, QUICK, SMALL
+from helpers.structures import WAVELENGTH, random_structure
+from helpers.synthetic import experiment_list, make_crystal, make_experiment
 
 from dials_diffuse.cli.simulate import run
 from dials_diffuse.errors import DiffuseError
@@ -24,13 +25,7 @@ from dials_diffuse.simulation.truth import rim_of, true_map
 from dials_diffuse.structure.atoms import load_structure
 from dials_diffuse.structure.transform import bulk_solvent_structure_factors, direct_transform
 
-CELL = (20.0, 22.0, 24.0, 90.0, 90.0, 90.0)
-GROUP = "P 21 21 21"
-#: near the K edge of iron, where f' = -4.5 and f'' = 3.9
-WAVELENGTH = 1.73
-
-QUICK = ["model=uncorrelated", "source.flux=1e11", "d_min=4", "sampling.oscillation=1", "sampling.pixel=1", "nproc=1"]
-SMALL = ["detector.size=60,50", "detector.pixel_size=0.8", "detector.distance=40", "scan.width=2", "scan.n_images=2"]
+QUICKER = [*SMALL, *QUICK, "model=uncorrelated", "d_min=4", "scan.n_images=2"]
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +78,7 @@ def test_the_diffuse_volume_is_that_of_the_model(iron, wavelength):
     ],
 )
 def test_the_truth_has_the_form_factors_that_are_asked_for(pdb, options, table, wavelength):
-    run([pdb, *SMALL, *QUICK, *options, f"source.wavelength={WAVELENGTH}", "bragg=False", "noise=False"])
+    run([pdb, *QUICKER, *options, f"source.wavelength={WAVELENGTH}", "bragg=False", "noise=False"])
     truth, structure = read_map("truth.nxs"), load_structure(pdb)
     for other in ("wk1995", "it1992"):
         for at in (None, WAVELENGTH):
@@ -94,7 +89,7 @@ def test_the_truth_has_the_form_factors_that_are_asked_for(pdb, options, table, 
 
 
 def test_mistakes(pdb, iron, capsys):
-    base = [pdb, *SMALL, *QUICK]
+    base = [pdb, *QUICKER]
     assert "scattering_table" in fails(run, [*base, "scattering_table=electron"], capsys, 2)
     far = [*base, "anomalous=True", "source.wavelength=11", "d_min=6", "detector.distance=10"]
     fails(run, far, capsys, words=["wavelength=11", "Sasaki"])

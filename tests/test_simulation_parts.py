@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from oracle import correction, miller_index
+from helpers.oracle import correction, miller_index
+from helpers.structures import random_structure
+from helpers.synthetic import make_crystal, make_detector, make_experiment, rotation
 from scipy import ndimage
-from structures import random_structure
-from synthetic import make_crystal, make_detector, make_experiment, rotation
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.experiment.build import BeamParameters, DetectorParameters, ScanParameters, build_detector

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from helpers.checkout import ROOT
 
 from dials_diffuse.cli import integrate, merge, scale
 from dials_diffuse.files.nexus import read_map

@@ -6,14 +6,14 @@ import pickle
 from dataclasses import replace
 
 import numpy as np
-import oracle
 import pytest
 from cctbx import crystal, miller
 from dials.array_family import flex
 from dials_algorithms_integration_ext import Corrections
+from helpers import oracle
+from helpers.synthetic import experiment_list, make_crystal, make_detector, make_experiment
 from scipy.spatial.transform import Rotation
 from scipy.stats import multivariate_normal
-from synthetic import experiment_list, make_crystal, make_detector, make_experiment
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.experiment.reflections import write_reflections

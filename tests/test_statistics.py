@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from builders import all_voxels, merge, observation_rows, small_grid, true_intensity
+from helpers.builders import all_voxels, merge, observation_rows, small_grid, true_intensity
 
 from dials_diffuse.maps.shells import anisotropic_correlation, isotropic_residual, shell_limits
 from dials_diffuse.merging.statistics import COLUMNS

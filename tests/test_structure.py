@@ -10,7 +10,7 @@ import iotbx.pdb
 import numpy as np
 import pytest
 from cctbx import miller
-from structures import GROUP_NAMES, GROUPS, random_structure, special_structure
+from helpers.structures import GROUP_NAMES, GROUPS, random_structure, special_structure
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from builders import all_voxels, small_grid
 from cctbx import miller, sgtbx
 from cctbx.array_family import flex
+from helpers.builders import all_voxels, small_grid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers.structures import CELL, members, random_structure, small_molecule
 from numpy.polynomial.legendre import leggauss
-from structures import random_structure
 
 from dials_diffuse.fitting.linear import Background, Projection, background_terms
 from dials_diffuse.fitting.minimise import minimise
@@ -25,18 +25,9 @@ from dials_diffuse.models.uncorrelated import Uncorrelated
 from dials_diffuse.models.voxel_means import gauss_points
 from dials_diffuse.structure.atoms import make_structure
 
-CELL = (14.0, 14.0, 17.0, 90.0, 90.0, 90.0)
 V = (0.08, 0.08, 0.12, 0.0, 0.0, 0.0)
 G = (4.0, 4.0, 6.0, 0.0, 0.0, 0.0)
 HALVES = {"groups": "selection", "selections": ("element C", "not element C")}
-
-
-def drawn(structure, n=4):
-    rng = np.random.default_rng(0)
-    return tuple(
-        replace(structure, site_frac=structure.site_frac + 0.02 * rng.normal(size=structure.site_frac.shape))
-        for _ in range(n)
-    )
 
 
 #: model, and how much of the difference between mean and centre may be left: of liquids at γ w = 0.6 two points along
@@ -59,12 +50,12 @@ MODELS = {
 
 @pytest.fixture(scope="module")
 def atoms():
-    return random_structure("P 41", CELL, elements="CNOCSC", u=(0.15, 0.3), radius=3.5)
+    return small_molecule()
 
 
 @pytest.fixture(scope="module")
 def ensemble(atoms):
-    return Ensemble(drawn(atoms))
+    return Ensemble(members(atoms))
 
 
 def voxels(structure, n=10):
@@ -207,7 +198,7 @@ def test_what_cannot_be_averaged_says_so(ensemble, atoms, monkeypatch, caplog):
     assert prepare(MODELS["covariance"][0], atoms, grid, index, means=True).means  # products are kept: no such limit
     monkeypatch.undo()
     block = make_structure(tuple(np.array(CELL) * [2, 2, 2, 1, 1, 1]), "P 1", list("CNO"), np.eye(3) / 4)
-    cells = Ensemble(drawn(block), supercell=(2, 2, 2))
+    cells = Ensemble(members(block), supercell=(2, 2, 2))
     assert not prepare(cells, atoms, MapGrid(CELL, "P 1", (2, 2, 2), 2.2), index // 2, means=True).means
 
 

@@ -6,30 +6,20 @@ import itertools
 from dataclasses import replace
 
 import numpy as np
-import oracle
 import pytest
-from synthetic import experiment_list, make_crystal, make_detector, make_experiment
-from test_geometry import job_for
+from helpers import oracle
+from helpers.builders import PROVENANCE
+from helpers.jobs import job_for, poisson_images, rows_of
+from helpers.synthetic import experiment_list, make_crystal, make_detector, make_experiment
 
 from dials_diffuse.files.observations import ObservationFile
-from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.kernels import accumulate as kernel
 from dials_diffuse.kernels.accumulate import is_outlier
 from dials_diffuse.reduction import voxel_sums
 from dials_diffuse.reduction.integrate import integrate
 from dials_diffuse.reduction.reduction_parameters import Corrections, Masking, ReductionParameters, Sampling
 
-PLAIN = Masking(bragg=False, persistent=False, outlier_n_sigma=0)
 COLUMNS = ("pixels", "counts", "norm", "rate", "rate_variance", "counts_odd", "norm_odd", "rate_odd", "pixels_odd")
-
-
-def poisson_images(detector, n_images, mean=5.0, seed=0):
-    rng = np.random.default_rng(seed)
-    return [[rng.poisson(mean, p.get_image_size()[::-1]).astype(np.int32) for p in detector] for _ in range(n_images)]
-
-
-def rows_of(job, nproc=1):
-    return np.concatenate([rows for rows, _ in voxel_sums.observations(job, voxel_sums.reduce_blocks(job, nproc))])
 
 
 def per_voxel(rows, *names):
@@ -233,7 +223,7 @@ def test_flat_scattering_gives_a_flat_map(on, tmp_path):
     experiment = make_experiment(images, detector=detector, exposure=exposure)
     parameters = ReductionParameters(corrections=switches, masking=Masking(bragg=False))
     path = tmp_path / "flat.h5"
-    integrate(experiment_list(experiment), parameters, path, Provenance("test", "", ""))
+    integrate(experiment_list(experiment), parameters, path, PROVENANCE)
     rows = ObservationFile(path).read("counts", "norm", "s", "rate", "pixels", "rate_variance")
     total = rows["counts"].sum() / rows["norm"].sum()
     assert total == pytest.approx(level, rel=0.005 if switches.flux else 0.002)
@@ -267,7 +257,7 @@ def test_flux_follows_a_decaying_beam(tmp_path):
     images = [[rng.poisson(40 * f, shape).astype(np.int32)] for f in flux]
     experiment = make_experiment(images, detector=detector)
     parameters = ReductionParameters(masking=Masking(bragg=False), corrections=Corrections())
-    result = integrate(experiment_list(experiment), parameters, tmp_path / "a.h5", Provenance("test", "", ""))
+    result = integrate(experiment_list(experiment), parameters, tmp_path / "a.h5", PROVENANCE)
     np.testing.assert_allclose(result.experiments[0].flux, flux / flux.mean(), rtol=0.01)
 
 
@@ -359,7 +349,7 @@ def test_an_image_without_beam_is_left_out_and_named(tmp_path):
     images[3] = [np.zeros_like(images[3][0])]
     experiment = make_experiment(images, detector=detector)
     parameters = ReductionParameters(masking=Masking(bragg=False))
-    result = integrate(experiment_list(experiment), parameters, tmp_path / "a.h5", Provenance("test", "", ""))
+    result = integrate(experiment_list(experiment), parameters, tmp_path / "a.h5", PROVENANCE)
     assert any("no beam on image 4" in w for w in result.warnings)
     fate = result.experiments[0]
     assert fate.n_images == 7

@@ -1,0 +1,1 @@
+"""What several test modules share. Test modules import nothing from each other."""

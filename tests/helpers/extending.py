@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from helpers.checkout import ROOT, environment
 
 
 class Extended:
@@ -40,12 +39,10 @@ class Extended:
 
     def run(self, *command, ok: bool = True, cwd=None) -> subprocess.CompletedProcess:
         """``python COMMAND`` with the copy in place of the package."""
-        paths = [str(self.folder), os.environ.get("PYTHONPATH", "")]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
         done = subprocess.run(
             [sys.executable, *map(str, command)],
             cwd=cwd or self.folder,
-            env=environment,
+            env=environment(self.folder),
             capture_output=True,
             text=True,
             check=False,

@@ -5,6 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from libtbx.phil import parse
+
+from dials_diffuse.cli.model import phil_scope
+from dials_diffuse.cli.model_scope import model_from_phil
+
+
+def model_of(*words, coordinates=None):
+    """The model that these words of a command line ask for."""
+    return model_from_phil(phil_scope.fetch(sources=[parse(word) for word in words]).extract(), coordinates)
 
 
 def fails(run, args, capsys, code=1, words=()) -> str:

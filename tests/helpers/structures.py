@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from cctbx import crystal, sgtbx, uctbx
 
 from dials_diffuse.structure.atoms import make_structure
 from dials_diffuse.structure.crystal import Structure
+
+#: of small_molecule
+CELL = (14.0, 14.0, 17.0, 90.0, 90.0, 90.0)
+
+#: Å, near the K edge of iron, where f' = -4.5 and f'' = 3.9
+WAVELENGTH = 1.73
 
 #: symbol, cell: one of each crystal system, and settings that are not the reference ones
 GROUPS = [
@@ -57,6 +65,18 @@ def random_structure(
         turns = np.linalg.qr(rng.normal(size=(n, 3, 3)))[0]
         values = np.einsum("nij,nj,nkj->nik", turns, rng.uniform(*u, (n, 3)), turns)
     return make_structure(unit_cell, space_group, list(elements), sites, u=values)
+
+
+def small_molecule(seed=0) -> Structure:
+    """Six atoms in P 41."""
+    return random_structure("P 41", CELL, elements="CNOCSC", u=(0.15, 0.3), radius=3.5, seed=seed)
+
+
+def members(structure, n=4):
+    """``n`` copies of a structure, each atom displaced at random."""
+    rng = np.random.default_rng(0)
+    shape = structure.site_frac.shape
+    return tuple(replace(structure, site_frac=structure.site_frac + 0.02 * rng.normal(size=shape)) for _ in range(n))
 
 
 def special_structure() -> Structure:
