@@ -157,8 +157,10 @@ def main(params, files, provenance, warnings):
             assert os.waitpid(child, 0)[1] >> 8 == 143
             return
         handle.create_dataset("data", data=bytes(1000))
-        while True:
-            handle["data"][...]
+        handle.flush()
+        with handle.computing():
+            while True:
+                handle["data"][...]
 
 run_program("dials.test", "", parse("output.log = None\\n.type = path"), main, ["input.txt"])
 """
@@ -197,6 +199,60 @@ def test_sigterm_of_a_worker_leaves_the_files_of_the_program_alone():
     assert code == 0, errors
     assert {p.name for p in Path().iterdir()} == {"input.txt", "result.txt", "result.h5"}
     assert Path("result.txt").read_text() == "half"
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 1)], ids=["TERM", "INT"])
+def test_signal_inside_a_write(capsys, monkeypatch, number, code):
+    """As another process sends it, when HDF5 has called the sink."""
+    write = files._Sink.write
+
+    def interrupted(sink, data):
+        if not sent:
+            sent.append(number)
+            os.kill(os.getpid(), number)
+        return write(sink, data)
+
+    def main(*_):
+        with files.create_hdf5("result.h5", "test") as handle:
+            monkeypatch.setattr(files._Sink, "write", interrupted)
+            handle["data"] = range(1000)
+            handle.flush()
+            undisturbed.append(sent[0])
+            with handle.computing():
+                pytest.fail("the signal was lost")
+
+    sent, undisturbed = [], []
+    with pytest.raises(SystemExit) as stopped:
+        program(["input.txt"], main=main)
+    assert stopped.value.code == code and undisturbed == [number]
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert [p.name for p in Path().iterdir()] == ["input.txt"]
+
+
+def test_signals_wait_only_for_what_hdf5_writes_in_this_thread():
+    def nothing_waits():
+        with pytest.raises(KeyboardInterrupt):
+            files.interrupt(KeyboardInterrupt())
+
+    def write():
+        with files.create_hdf5("other.h5", "test"):
+            opened.set()
+            assert done.wait(60)
+
+    opened, done = threading.Event(), threading.Event()
+    thread = threading.Thread(target=write)
+    thread.start()
+    assert opened.wait(60)
+    nothing_waits()
+    with pytest.raises(KeyboardInterrupt), files.create_hdf5("result.h5", "test") as handle, handle.computing():
+        nothing_waits()
+        with pytest.raises(KeyboardInterrupt), handle.writing():
+            files.interrupt(KeyboardInterrupt())
+        nothing_waits()
+    nothing_waits()
+    done.set()
+    thread.join()
+    assert {p.name for p in Path().iterdir()} == {"input.txt", "other.h5"}
 
 
 @pytest.mark.parametrize("method", ["write", "truncate"])

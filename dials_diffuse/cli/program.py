@@ -86,10 +86,10 @@ def _terminable() -> Iterator[None]:
         if os.getpid() != owner:  # a forked worker: what it inherited is not its own to clean up
             os._exit(128 + number)
         if number == signal.SIGINT:
-            interrupt(KeyboardInterrupt(), frame)
+            interrupt(KeyboardInterrupt())
         else:
             signal.signal(number, signal.SIG_IGN)  # once is enough, a second one would interrupt the cleaning up
-            interrupt(_Terminated(128 + number), frame)
+            interrupt(_Terminated(128 + number))
 
     numbers = [signal.SIGTERM]
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # shells ignore it for programs in the background

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,19 +42,34 @@ class _Sink(io.FileIO):
         return size or 0
 
 
-def interrupt(error: BaseException, frame) -> None:
-    """Raise ``error`` from a signal handler; HDF5 crashes when that happens inside a write of its own.
+class _Held(threading.local):
+    """The file that HDF5 may be writing in this thread; signals arrive in the main thread only."""
 
-    Such a write remembers the error, and :meth:`NewFile.check` raises it.
+    sink: _Sink | None = None
 
-    frame : what the handler was given, the Python frame that was interrupted
+
+_held = _Held()
+
+
+def interrupt(error: BaseException) -> None:
+    """Raise ``error`` from a signal handler; while a file is written it is kept, and :meth:`NewFile.check` raises it.
+
+    HDF5 crashes the interpreter when one of its own writes is interrupted. The flag is set around the calls of HDF5 and
+    not in the sink, where it would be too late: the signals of HDF5's own time are handled as the sink's method begins.
     """
-    while frame is not None:
-        if frame.f_code in (_Sink.write.__code__, _Sink.truncate.__code__):
-            frame.f_locals["self"].error = error
-            return
-        frame = frame.f_back
-    raise error
+    if _held.sink is None:
+        raise error
+    _held.sink.error = error
+
+
+@contextlib.contextmanager
+def _hold(sink: _Sink | None) -> Iterator[None]:
+    previous = _held.sink
+    try:
+        _held.sink = sink
+        yield
+    finally:
+        _held.sink = previous
 
 
 class NewFile(h5py.File):
@@ -68,17 +84,33 @@ class NewFile(h5py.File):
         if self._sink.error is not None:
             raise self._sink.error
 
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Signals wait for the end of this block."""
+        with _hold(self._sink):
+            yield
+        self.check()
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """Signals need not wait in this block: nothing is written to the file, but in blocks of :meth:`writing`."""
+        self.check()
+        with _hold(None):
+            yield
+
 
 @contextlib.contextmanager
 def create_hdf5(path, schema: str) -> Iterator[NewFile]:
     """Yield a new HDF5 file that appears under ``path`` only when the block ends well.
+
+    Signals wait for the end of the block, or for the next call of :meth:`NewFile.check`.
 
     Raises
     ------
     DiffuseError
         If the file cannot be written, for instance because the disk is full.
     """
-    with atomic_path(path) as temporary, _Sink(temporary, "w+") as sink:
+    with atomic_path(path) as temporary, _Sink(temporary, "w+") as sink, _hold(sink):
         handle = NewFile(sink)
         try:
             with handle:

@@ -7,7 +7,7 @@ import numpy as np
 
 from dials_diffuse import __version__
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.files.hdf5 import create_hdf5, open_schema
+from dials_diffuse.files.hdf5 import NewFile, create_hdf5, open_schema
 from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.map import DiffuseMap
@@ -42,7 +42,7 @@ def write_map(path, data: DiffuseMap, provenance: Provenance, volume: bool = Tru
         _write_process(entry, provenance)
         _write_collections(entry, collections or {})
         if volume:
-            _write_volume(entry, data)
+            _write_volume(handle, entry, data)
             entry.attrs["default"] = "map"
 
 
@@ -217,7 +217,7 @@ def _write_collections(parent, content: dict) -> None:
             _new_data(parent, name, item)
 
 
-def _write_volume(entry, data: DiffuseMap) -> None:
+def _write_volume(handle: NewFile, entry, data: DiffuseMap) -> None:
     """The NXdata group; one array is in memory at a time."""
     group = _new_group(entry, "map", "NXdata")
     group.attrs["signal"] = "intensity"
@@ -228,6 +228,7 @@ def _write_volume(entry, data: DiffuseMap) -> None:
         axis.attrs["long_name"] = f"{name} (reciprocal-lattice units)"
     chunks = tuple(min(_EDGE, n) for n in data.grid.shape)
     for name, (column, fill, dtype) in _VOLUMES.items():
+        handle.check()
         volume = data.volume(getattr(data, column), fill, dtype)
         dataset = group.create_dataset(name, data=volume, chunks=chunks, **_PACKED)
         if name != "multiplicity":

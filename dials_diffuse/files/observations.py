@@ -117,11 +117,11 @@ class ObservationWriter:
     def append(self, rows) -> None:
         """rows : (n,) structured array of OBSERVATION_DTYPE, or dictionary of all its columns"""
         start, self.n_rows = self.n_rows, self.n_rows + len(rows["index"])
-        for name in OBSERVATION_DTYPE.names:
-            dataset = self._group[name]
-            dataset.resize(self.n_rows, axis=0)
-            dataset[start:] = rows[name]
-            self._handle.check()
+        with self._handle.writing():
+            for name in OBSERVATION_DTYPE.names:
+                dataset = self._group[name]
+                dataset.resize(self.n_rows, axis=0)
+                dataset[start:] = rows[name]
 
     def append_bragg(self, rows: np.ndarray, inverse_scale_factor: np.ndarray | None = None) -> None:
         """Add Bragg reflections; a file need not have any.
@@ -129,30 +129,30 @@ class ObservationWriter:
         rows : (n,) structured array of BRAGG_DTYPE
         inverse_scale_factor : (n,) float64 of dials.scale for ``rows["intensity"]``, None where it was not run
         """
-        group = self._handle.require_group("bragg")
         columns = {name: rows[name] for name in BRAGG_DTYPE.names}
-        if not len(group):
-            for name in BRAGG_DTYPE.names:
-                field = BRAGG_DTYPE[name]
-                _bragg_column(group, name, 0, field.base, field.shape)
-        start = len(group["intensity"])
-        if inverse_scale_factor is not None:
-            columns[_BRAGG_SCALE] = inverse_scale_factor
-            if _BRAGG_SCALE not in group:
-                _bragg_column(group, _BRAGG_SCALE, start, np.dtype("f4"), ())
-        for name in group:
-            group[name].resize(start + len(rows), axis=0)
-            if name in columns:
-                group[name][start:] = columns[name]
-        self._handle.check()
+        with self._handle.writing():
+            group = self._handle.require_group("bragg")
+            if not len(group):
+                for name in BRAGG_DTYPE.names:
+                    field = BRAGG_DTYPE[name]
+                    _bragg_column(group, name, 0, field.base, field.shape)
+            start = len(group["intensity"])
+            if inverse_scale_factor is not None:
+                columns[_BRAGG_SCALE] = inverse_scale_factor
+                if _BRAGG_SCALE not in group:
+                    _bragg_column(group, _BRAGG_SCALE, start, np.dtype("f4"), ())
+            for name in group:
+                group[name].resize(start + len(rows), axis=0)
+                if name in columns:
+                    group[name][start:] = columns[name]
 
     def update_experiments(self, experiments) -> None:
         """Replace the summaries that the file was opened with: some things are known only at the end.
 
         experiments : ExperimentSummary objects, in the same order
         """
-        _write_experiments(self._handle, experiments)
-        self._handle.check()
+        with self._handle.writing():
+            _write_experiments(self._handle, experiments)
 
 
 @contextmanager
@@ -170,7 +170,9 @@ def write_observations(
         _write_grid(handle, grid)
         _write_experiments(handle, experiments)
         handle.attrs["process"] = json.dumps(asdict(provenance))
-        yield ObservationWriter(handle)
+        writer = ObservationWriter(handle)
+        with handle.computing():
+            yield writer
 
 
 def _bragg_column(group: h5py.Group, name: str, n_rows: int, dtype: np.dtype, shape: tuple) -> None:
