@@ -8,7 +8,8 @@ from dataclasses import replace
 from libtbx.phil import parse
 
 from dials_diffuse.cli.program import run_program, track
-from dials_diffuse.files.nexus import read_map, write_map
+from dials_diffuse.files.formats import formats_in_words, save_map
+from dials_diffuse.files.nexus import read_map
 from dials_diffuse.files.record import Output, write_record
 from dials_diffuse.merging.laue import MergeParameters, merge_observations
 from dials_diffuse.merging.statistics import format_table
@@ -71,7 +72,9 @@ statistics {
 output {
   map = diffuse_merged.nxs
     .type = path
-    .help = "The map, a NeXus file."
+    .help = "The map. The suffix of the name chooses the format. """
+    + formats_in_words()
+    + """"
   volume = True
     .type = bool
     .help = "Also write the map as a full three-dimensional array, for viewers."
@@ -133,7 +136,7 @@ def main(params, files, provenance, warnings) -> None:
     outputs = []
     logger.info("Saving the map to %s", params.output.map)
     provenance = replace(provenance, identifiers=result.identifiers)
-    write_map(params.output.map, result.map, provenance, params.output.volume)
+    save_map(params.output.map, result.map, provenance, params.output.volume)
     outputs.append(Output(params.output.map, "map"))
     if params.output.png:
         logger.info("Saving pictures to %s", params.output.png)

@@ -12,7 +12,8 @@ from libtbx.phil import parse
 from dials_diffuse.cli.model_scope import FORM_FACTOR_PHIL, MODEL_PHIL, automatic_orders, model_from_phil
 from dials_diffuse.cli.program import run_program
 from dials_diffuse.errors import CommandLineError, DiffuseError
-from dials_diffuse.files.nexus import read_map, write_map
+from dials_diffuse.files.formats import formats_in_words, save_map
+from dials_diffuse.files.nexus import read_map
 from dials_diffuse.files.record import Output, write_record
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.merging.compare import compare_maps
@@ -64,7 +65,9 @@ statistics.n_shells = 10
 output {
   map = diffuse_model.nxs
     .type = path
-    .help = "The model's map, a NeXus file."
+    .help = "The model's map. The suffix of the name chooses the format. """
+    + formats_in_words()
+    + """"
   volume = True
     .type = bool
     .help = "Also write the map as a full three-dimensional array, for viewers."
@@ -110,7 +113,7 @@ def main(params, files, provenance, warnings) -> None:
     outputs = [Output(params.output.map, "map")]
     logger.info("Saving the map to %s", params.output.map)
     provenance = replace(provenance, inputs=tuple(str(p) for p in (coordinates, map_path) if p is not None))
-    write_map(params.output.map, result, provenance, params.output.volume)
+    save_map(params.output.map, result, provenance, params.output.volume)
     if params.output.png:
         logger.info("Saving pictures to %s", params.output.png)
         if comparison is None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from dials_diffuse.files.atomic import atomic_path
-from dials_diffuse.files.nexus import write_map
+from dials_diffuse.files.formats import save_map
 from dials_diffuse.files.record import Output
 from dials_diffuse.fitting.data import FitData
 from dials_diffuse.maps.map import DiffuseMap
@@ -55,7 +55,7 @@ def write_fit(output, provenance, data_map: DiffuseMap, data: FitData, best) -> 
         "free": data.free.astype(np.uint8),
     }
     measured = part(data.intensity, **halves)
-    write_map(output.map, measured, provenance, output.volume, {"fit": columns})
+    save_map(output.map, measured, provenance, output.volume, {"fit": columns})
     outputs = [Output(output.map, "map")]
     if output.png:
         logger.info("Saving pictures to %s", output.png)
