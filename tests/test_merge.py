@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections import defaultdict
 from dataclasses import replace
 
@@ -303,3 +304,18 @@ def test_resolution_is_the_union_of_the_files(tmp_path):
 def test_parameters_are_checked(options, words):
     with pytest.raises(DiffuseError, match=words):
         MergeParameters(**options)
+
+
+def test_parameters_and_result_travel_to_other_machines(tmp_path):
+    grid = GRIDS[2]
+    index = np.tile(all_voxels(grid), (2, 1))
+    rows = observation_rows(grid, index, true_intensity(grid, index), np.random.default_rng(0))
+    path = write_rows(tmp_path / "a.h5", grid, rows)
+    parameters = MergeParameters(half_sets="frame", n_shells=3)
+    assert pickle.loads(pickle.dumps(parameters)) == parameters
+    function, arguments = pickle.loads(pickle.dumps((merge_observations, ([path], parameters))))
+    result = pickle.loads(pickle.dumps(function(*arguments)))
+    expected = merge_observations([path], parameters)
+    assert result.map.grid == grid and result.identifiers == expected.identifiers
+    np.testing.assert_equal(result.statistics.rows(), expected.statistics.rows())
+    np.testing.assert_array_equal(result.map.volume(), expected.map.volume())

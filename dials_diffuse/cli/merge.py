@@ -11,14 +11,10 @@ from dials_diffuse.cli.program import run_program, track
 from dials_diffuse.files.formats import formats_in_words, save_map
 from dials_diffuse.files.nexus import read_map
 from dials_diffuse.files.record import Output, write_record
+from dials_diffuse.merging.compare import compare_with_reference
 from dials_diffuse.merging.laue import MergeParameters, merge_observations
-from dials_diffuse.merging.statistics import format_table
-from dials_diffuse.report.agreement import (
-    compare_with_reference,
-    comparison_record,
-    format_comparison,
-    write_comparison_png,
-)
+from dials_diffuse.report.agreement import comparison_record, format_comparison, write_comparison_png
+from dials_diffuse.report.merge import format_statistics, merge_record
 from dials_diffuse.report.planes import write_planes_png
 
 logger = logging.getLogger("dials.diffuse.merge")
@@ -125,48 +121,31 @@ def main(params, files, provenance, warnings) -> None:
     )
     for warning in result.warnings:
         logger.warning("Warning: %s", warning)
-    logger.info("\n%s\n", format_table(result.statistics))
-    comparison = None
+    logger.info("\n%s\n", format_statistics(result.statistics))
+    content = merge_record(result)
     if reference is not None:
         comparison = compare_with_reference(
             result.map, reference, params.reference, parameters.n_shells, parameters.d_max, parameters.d_min
         )
         logger.info("Agreement with %s:\n\n%s\n", params.reference, format_comparison(comparison))
+        content["comparison"] = {"reference": params.reference, **comparison_record(comparison)}
 
-    outputs = []
-    logger.info("Saving the map to %s", params.output.map)
+    output = params.output
+    outputs = [Output(output.map, "map")]
+    logger.info("Saving the map to %s", output.map)
     provenance = replace(provenance, identifiers=result.identifiers)
-    save_map(params.output.map, result.map, provenance, params.output.volume)
-    outputs.append(Output(params.output.map, "map"))
-    if params.output.png:
-        logger.info("Saving pictures to %s", params.output.png)
-        if comparison is None:
-            write_planes_png(params.output.png, result.map)
+    save_map(output.map, result.map, provenance, output.volume)
+    if output.png:
+        outputs.append(Output(output.png, "picture", "aid"))
+        logger.info("Saving pictures to %s", output.png)
+        if reference is None:
+            write_planes_png(output.png, result.map)
         else:
-            write_comparison_png(params.output.png, result.map, reference, comparison)
-        outputs.append(Output(params.output.png, "picture", "aid"))
-    if params.output.json:
-        logger.info("Saving statistics to %s", params.output.json)
-        outputs.append(Output(params.output.json, "statistics"))
-        content = summary(result)
-        if comparison is not None:
-            content["comparison"] = {"reference": params.reference, **comparison_record(comparison)}
-        write_record(params.output.json, "dials.diffuse_merge/1", provenance, outputs, warnings, **content)
-
-
-def summary(result) -> dict:
-    """Content of ``output.json``, schema ``dials.diffuse_merge/1``; with a reference ``comparison`` is added to it."""
-    grid = result.map.grid
-    return {
-        "space_group": grid.space_group_symbol,
-        "unit_cell": grid.unit_cell,
-        "subdivide": grid.subdivide,
-        "d_min": grid.d_min,
-        "n_observations": result.n_observations,
-        "n_off_grid": result.n_off_grid,
-        "n_refused": result.n_refused,
-        "statistics": {"overall": result.statistics.overall, "shells": result.statistics.rows()},
-    }
+            write_comparison_png(output.png, result.map, reference, comparison)
+    if output.json:
+        outputs.append(Output(output.json, "statistics"))
+        logger.info("Saving statistics to %s", output.json)
+        write_record(output.json, "dials.diffuse_merge/1", provenance, outputs, warnings, **content)
 
 
 def run(args=None, phil=phil_scope) -> None:

@@ -111,8 +111,10 @@ def blocks_of_rows(files, columns, rows):
 def rows_of(wanted: np.ndarray, index: np.ndarray) -> np.ndarray:
     """(n,) int64, the row of ``index`` that holds each of the ``wanted``; -1 where none does.
 
-    wanted : (n, 3) integers; index : (m, 3) integers, all different, m > 0
+    wanted : (n, 3) integers; index : (m, 3) integers, all different
     """
+    if not len(index):
+        return np.full(len(wanted), -1)
     low = np.minimum(wanted.min(axis=0, initial=0), index.min(axis=0))
     shape = np.maximum(wanted.max(axis=0, initial=0), index.max(axis=0)) - low + 1
     keys, sought = (np.ravel_multi_index((x - low).T, shape) for x in (index, wanted))

@@ -6,10 +6,12 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from cctbx import uctbx
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.maps.shells import N_BINS, correlation, equal_count_residual, shells_of
+from dials_diffuse.maps.voxels import CELL_TOLERANCE, rows_of
 
 #: small maps have fewer bins, so that a bin holds at least this many voxels: a line through few would follow them
 MIN_PER_BIN = 20
@@ -33,6 +35,12 @@ class Comparison:
     shells: list
 
     @property
+    def overall(self) -> dict:
+        """All shells together, with the keys of one."""
+        first, last = self.shells[0], self.shells[-1]
+        return {"d_max": first["d_max"], "d_min": last["d_min"], "n": self.n, "cc": self.cc, "slope": self.slope}
+
+    @property
     def slope_variation(self) -> float:
         """Largest relative deviation of a shell's slope from that of all together."""
         return max(abs(row["slope"] / self.slope - 1) for row in self.shells if math.isfinite(row["slope"]))
@@ -53,14 +61,11 @@ def common_voxels(a: DiffuseMap, b: DiffuseMap) -> tuple:
     ):
         if first != second:
             raise DiffuseError(f"maps with {what} {first} and {second} cannot be compared: make both with the same")
-    wide = a.grid if a.grid.d_min <= b.grid.d_min else b.grid
-    keys = []
-    for data in (a, b):
-        fits = np.all(np.abs(data.index) <= np.array(wide.extent), axis=1) & np.isfinite(data.intensity)
-        keys.append(np.where(fits, wide.key(data.index), -1))
-    _, in_a, in_b = np.intersect1d(keys[0], keys[1], return_indices=True)
-    found = keys[0][in_a] >= 0
-    return in_a[found], in_b[found]
+    in_b = np.lexsort(b.index.T[::-1])  # so that sums over voxels do not depend on the order of rows
+    in_a = rows_of(b.index[in_b], a.index)
+    in_a, in_b = in_a[in_a >= 0], in_b[in_a >= 0]
+    measured = np.isfinite(a.intensity[in_a]) & np.isfinite(b.intensity[in_b])
+    return in_a[measured], in_b[measured]
 
 
 def compare_maps(a: DiffuseMap, b: DiffuseMap, d_max=math.inf, d_min=0.0, n_shells: int = 10, n_bins: int = N_BINS):
@@ -98,6 +103,33 @@ def compare_maps(a: DiffuseMap, b: DiffuseMap, d_max=math.inf, d_min=0.0, n_shel
             {"d_max": limits[i], "d_min": limits[i + 1], "n": int(mine.sum()), **_agreement(x[mine], y[mine])}
         )
     return Comparison(n=len(s), shells=shells, **_agreement(x, y))
+
+
+def compare_with_reference(
+    data: DiffuseMap, reference: DiffuseMap, path, n_shells: int, d_max: float | None = None, d_min: float | None = None
+) -> Comparison:
+    """Compare a map with one that a user named.
+
+    Parameters
+    ----------
+    path : file of the reference, for messages
+    n_shells, d_max, d_min : as for :func:`compare_maps`; None = no limit
+
+    Raises
+    ------
+    DiffuseError
+        If the two are not of the same crystal form and lattice, or share too few voxels; the message names the file.
+    """
+    cells = [uctbx.unit_cell(m.grid.unit_cell) for m in (data, reference)]
+    if not cells[0].is_similar_to(cells[1], CELL_TOLERANCE, 100 * CELL_TOLERANCE):
+        raise DiffuseError(
+            f"reference={path}: its unit cell {cells[1]!s} is not that of the data, {cells[0]!s}; "
+            "give a map of this crystal form"
+        )
+    try:
+        return compare_maps(data, reference, d_max or math.inf, d_min or 0.0, n_shells)
+    except DiffuseError as error:
+        raise DiffuseError(f"reference={path}: {error}") from None
 
 
 def _agreement(x: np.ndarray, y: np.ndarray) -> dict:

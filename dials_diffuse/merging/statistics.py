@@ -176,33 +176,5 @@ def _friedel_pairs(data: DiffuseMap, mates: Mates) -> tuple:
     return *result, data.grid.s_magnitude(index)
 
 
-#: columns of the table in logs: name, heading, width, format
-_LAYOUT = (
-    ("d_max", "d_max", 8, ".2f"),
-    ("d_min", "d_min", 8, ".2f"),
-    ("n", "n", 9, ".0f"),
-    ("completeness", "compl.", 8, ".3f"),
-    ("multiplicity", "mult.", 8, ".1f"),
-    ("mean", "<I>", 11, ".4g"),
-    ("mean_sigma", "<sigma>", 10, ".3g"),
-    ("rms_anisotropic", "rms(aniso)", 11, ".4g"),
-    ("cc_half", "CC1/2", 7, ".3f"),
-    ("cc_friedel", "CC(F+-)", 9, ".3f"),
-    ("r_sym", "Rsym", 7, ".3f"),
-    ("chi2_sym", "chi2", 9, ".4g"),
-)
-
-
-def format_table(table: ShellTable) -> str:
-    """The table as text for logs, one line a shell and one for all."""
-    head = "".join(f"{heading:>{width}}" for _, heading, width, _ in _LAYOUT)
-    lines = [
-        "".join(f"{row[name]:{width}{how}}" for name, _, width, how in _LAYOUT).replace("nan", "  -")
-        for row in (*table.rows(), table.overall)
-    ]
-    rule = "-" * len(head)
-    return "\n".join([head, rule, *lines[:-1], rule, lines[-1]])
-
-
 def _mean(values) -> float:
     return float(np.mean(values)) if len(values) else math.nan

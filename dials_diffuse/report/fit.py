@@ -9,32 +9,18 @@ import numpy as np
 from dials_diffuse.fitting.fit import Estimate, Fit
 from dials_diffuse.fitting.orders import orders_of
 from dials_diffuse.fitting.pairs.pair_freedom import DETERMINED
+from dials_diffuse.report.tables import Column, cells, heads, text_table
 
-#: columns of the shells: heading, width, format, where the number is
 _SHELLS = (
-    ("d_max", 8, ".2f", lambda row: row["d_max"]),
-    ("d_min", 8, ".2f", lambda row: row["d_min"]),
-    ("n", 9, "d", lambda row: row["n"]),
-    ("CC", 8, ".3f", lambda row: row["cc"]),
-    ("CC(aniso)", 11, ".3f", lambda row: row["cc_anisotropic"]),
-    ("n free", 8, "d", lambda row: row["free"]["n"]),
-    ("free CC(aniso)", 16, ".3f", lambda row: row["free"]["cc_anisotropic"]),
-    ("CC*", 8, ".3f", lambda row: row["cc_star"]),
-    ("chi2", 10, ".4g", lambda row: row["chi2"]),
-)
-
-_COMPARISON = (
-    ("CC(aniso)", 11, ".3f", lambda f: f.statistics["cc_anisotropic"]),
-    ("free", 8, ".3f", lambda f: f.statistics["free"]["cc_anisotropic"]),
-    ("CC", 8, ".3f", lambda f: f.statistics["cc"]),
-    ("free", 8, ".3f", lambda f: f.statistics["free"]["cc"]),
-    ("R", 8, ".3f", lambda f: f.statistics["r"]),
-    ("free", 8, ".3f", lambda f: f.statistics["free"]["r"]),
-    ("chi2", 10, ".4g", lambda f: f.statistics["chi2"]),
-    ("free", 10, ".4g", lambda f: f.statistics["free"]["chi2"]),
-    ("dAIC", 11, ".5g", None),
-    ("dBIC", 11, ".5g", None),
-    ("param.", 7, "d", lambda f: f.criteria["n_parameters"]),
+    Column("d_max", 8, ".2f", lambda row: row["d_max"]),
+    Column("d_min", 8, ".2f", lambda row: row["d_min"]),
+    Column("n", 9, "d", lambda row: row["n"]),
+    Column("CC", 8, ".3f", lambda row: row["cc"]),
+    Column("CC(aniso)", 11, ".3f", lambda row: row["cc_anisotropic"]),
+    Column("n free", 8, "d", lambda row: row["free"]["n"]),
+    Column("free CC(aniso)", 16, ".3f", lambda row: row["free"]["cc_anisotropic"]),
+    Column("CC*", 8, ".3f", lambda row: row["cc_star"]),
+    Column("chi2", 10, ".4g", lambda row: row["chi2"]),
 )
 
 
@@ -52,48 +38,44 @@ def format_estimate(estimate: Estimate) -> str:
 
 def shell_table(fit: Fit) -> tuple:
     """Agreement in shells of resolution: headings, and rows of cells as text."""
-    rows = [[_cell(get(row), how) for *_, how, get in _SHELLS] for row in fit.statistics["shells"]]
-    return [heading for heading, *_ in _SHELLS], rows
+    return heads(_SHELLS), cells(_SHELLS, fit.statistics["shells"])
 
 
 def comparison_table(fits) -> tuple:
     """One row for each model: headings, and rows of cells as text; AIC and BIC relative to the lowest."""
-    lowest = {key: min(f.criteria[key] for f in fits) for key in ("aic", "bic")}
-    rows = []
-    for fit in fits:
-        row = [fit.name]
-        for heading, _, how, get in _COMPARISON:
-            key = heading[1:].lower()
-            row.append(_cell(get(fit) if get else fit.criteria[key] - lowest[key], how))
-        rows.append(row)
-    return ["model", *(heading for heading, *_ in _COMPARISON)], rows
+    columns = _comparison(fits)
+    return heads(columns), cells(columns, fits)
 
 
-def _cell(value, how: str) -> str:
-    return f"{value:{how}}" if math.isfinite(value) else "-"
-
-
-def _text(heads, rows, widths) -> list:
-    """Lines of a table, right-aligned but for columns of negative width."""
-
-    def line(row) -> str:
-        return "".join(f"{cell:{'<' if width < 0 else '>'}{abs(width)}}" for cell, width in zip(row, widths))
-
-    head = line(heads)
-    return [head, "-" * len(head), *map(line, rows)]
+def _comparison(fits) -> tuple:
+    """Columns for these fits, one a row."""
+    aic, bic = (min(f.criteria[key] for f in fits) for key in ("aic", "bic"))
+    return (
+        Column("model", -max(len("model"), *(len(f.name) for f in fits)), "", lambda f: f.name),
+        Column("CC(aniso)", 11, ".3f", lambda f: f.statistics["cc_anisotropic"]),
+        Column("free", 8, ".3f", lambda f: f.statistics["free"]["cc_anisotropic"]),
+        Column("CC", 8, ".3f", lambda f: f.statistics["cc"]),
+        Column("free", 8, ".3f", lambda f: f.statistics["free"]["cc"]),
+        Column("R", 8, ".3f", lambda f: f.statistics["r"]),
+        Column("free", 8, ".3f", lambda f: f.statistics["free"]["r"]),
+        Column("chi2", 10, ".4g", lambda f: f.statistics["chi2"]),
+        Column("free", 10, ".4g", lambda f: f.statistics["free"]["chi2"]),
+        Column("dAIC", 11, ".5g", lambda f: f.criteria["aic"] - aic),
+        Column("dBIC", 11, ".5g", lambda f: f.criteria["bic"] - bic),
+        Column("param.", 7, "d", lambda f: f.criteria["n_parameters"]),
+    )
 
 
 def format_shells(fit: Fit) -> str:
     """Agreement in shells of resolution as text for logs."""
-    return "\n".join(_text(*shell_table(fit), [width for _, width, *_ in _SHELLS]))
+    return text_table(_SHELLS, fit.statistics["shells"])
 
 
 def format_models(fits) -> str:
     """One line for each model; AIC and BIC relative to the lowest."""
-    widths = [-max(len("model"), *(len(f.name) for f in fits)), *(width for _, width, *_ in _COMPARISON)]
-    lines = _text(*comparison_table(fits), widths)
+    table = text_table(_comparison(fits), fits)
     note = centres_note(fits)
-    return "\n".join([*lines, note] if note else lines)
+    return f"{table}\n{note}" if note else table
 
 
 def centres_note(fits) -> str:

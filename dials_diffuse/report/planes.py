@@ -11,6 +11,7 @@ from dials_diffuse.files.atomic import atomic_path
 from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.maps.shells import isotropic_residual
 from dials_diffuse.maps.symmetry import map_to_asu
+from dials_diffuse.maps.voxels import rows_of
 
 #: share of the pixels of a picture whose colour is not cut off
 _RANGE_PERCENTILE = 99.0
@@ -171,18 +172,14 @@ def _draw(axes, plane: Plane, limit: float):
 
 def _look_up(data: DiffuseMap, index: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Values of any voxels from those of the unique ones, NaN where there is none."""
-    grid = data.grid
-    asu, _ = map_to_asu(index, grid.space_group, data.friedel)
-    known, wanted = grid.key(data.index), grid.key(asu)
-    order = np.argsort(known)
-    place = np.minimum(np.searchsorted(known, wanted, sorter=order), len(known) - 1)
-    row = order[place]
-    return np.where((known[row] == wanted) & grid.inside(asu), values[row], np.nan)
+    asu, _ = map_to_asu(index, data.grid.space_group, data.friedel)
+    row = rows_of(asu, data.index)
+    return np.where(row >= 0, values[row], np.nan)
 
 
 def _cartesian(grid, index: np.ndarray, first: int, second: int) -> tuple:
     """Coordinates of voxel positions in a plane: x along one reciprocal axis, y normal to it towards another, 1/Å."""
-    s = index / np.array(grid.subdivide) @ grid.reciprocal_matrix.T
+    s = grid.s(index)
     along = grid.reciprocal_matrix[:, first]
     along = along / np.linalg.norm(along)
     other = grid.reciprocal_matrix[:, second]

@@ -1,0 +1,47 @@
+"""A merged map: the table of its statistics, and the record for programs."""
+
+from __future__ import annotations
+
+from operator import itemgetter
+
+from dials_diffuse.merging.laue import MergeResult
+from dials_diffuse.merging.statistics import ShellTable
+from dials_diffuse.report.tables import Column, text_table
+
+_COLUMNS = tuple(
+    Column(head, width, how, itemgetter(name))
+    for name, head, width, how in (
+        ("d_max", "d_max", 8, ".2f"),
+        ("d_min", "d_min", 8, ".2f"),
+        ("n", "n", 9, ".0f"),
+        ("completeness", "compl.", 8, ".3f"),
+        ("multiplicity", "mult.", 8, ".1f"),
+        ("mean", "<I>", 11, ".4g"),
+        ("mean_sigma", "<sigma>", 10, ".3g"),
+        ("rms_anisotropic", "rms(aniso)", 11, ".4g"),
+        ("cc_half", "CC1/2", 7, ".3f"),
+        ("cc_friedel", "CC(F+-)", 9, ".3f"),
+        ("r_sym", "Rsym", 7, ".3f"),
+        ("chi2_sym", "chi2", 9, ".4g"),
+    )
+)
+
+
+def format_statistics(table: ShellTable) -> str:
+    """The statistics as text for logs, one line a shell and one for all."""
+    return text_table(_COLUMNS, table.rows(), [table.overall])
+
+
+def merge_record(result: MergeResult) -> dict:
+    """Content of ``output.json``, schema ``dials.diffuse_merge/1``; with a reference ``comparison`` is added to it."""
+    grid = result.map.grid
+    return {
+        "space_group": grid.space_group_symbol,
+        "unit_cell": grid.unit_cell,
+        "subdivide": grid.subdivide,
+        "d_min": grid.d_min,
+        "n_observations": result.n_observations,
+        "n_off_grid": result.n_off_grid,
+        "n_refused": result.n_refused,
+        "statistics": {"overall": result.statistics.overall, "shells": result.statistics.rows()},
+    }
