@@ -31,6 +31,7 @@ class MapFormat:
 
     @property
     def write(self) -> Callable:
+        """The function that writes a file."""
         return resolve_name(self.place)
 
 
@@ -58,6 +59,12 @@ def save_map(path, data: DiffuseMap, provenance: Provenance, volume: bool = True
     ------
     DiffuseError
         If the file cannot be written.
+
+    Examples
+    --------
+    >>> from dials_diffuse.files.nexus import read_map, read_provenance
+    >>> data, provenance = read_map("diffuse_merged.nxs"), read_provenance("diffuse_merged.nxs")
+    >>> save_map("copy.nxs", data, provenance, volume=False)
     """
     format_of(path).write(path, data, provenance, volume, collections)
 

@@ -53,6 +53,12 @@ def read_map(path) -> DiffuseMap:
     ------
     DiffuseError
         If the file is missing, is no map of this schema, or lacks a part.
+
+    Examples
+    --------
+    >>> data = read_map("diffuse_merged.nxs")
+    >>> data.grid.space_group_symbol, data.grid.subdivide, len(data.intensity)
+    ('P 41', (2, 2, 2), 432)
     """
     with open_schema(path, SCHEMA) as handle:
         try:

@@ -301,6 +301,7 @@ class ObservationFile:
             yield start, self.read(*columns, start=start, stop=min(start + size, self.n_rows))
 
     def close(self) -> None:
+        """Close the file; columns cannot be read any more."""
         self._handle.close()
 
     def __enter__(self):

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from dials_diffuse import __version__
-from dials_diffuse.errors import DiffuseError
+from dials_diffuse.checks import choice
 from dials_diffuse.files.atomic import atomic_path
 from dials_diffuse.files.provenance import Provenance
 
@@ -38,8 +38,7 @@ class Output:
     importance: str = "main"
 
     def __post_init__(self):
-        if self.importance not in IMPORTANCE:
-            raise DiffuseError(f"importance={self.importance}: choose from {', '.join(IMPORTANCE)}")
+        choice("importance", self.importance, IMPORTANCE)
 
 
 def make_record(

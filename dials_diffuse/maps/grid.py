@@ -31,6 +31,14 @@ class MapGrid:
     DiffuseError
         If a value is out of range, if the grid has MAX_VOXELS or more, or if the space group mixes axes of unequal
         subdivision.
+
+    Examples
+    --------
+    >>> grid = MapGrid((78.5, 78.5, 37.8, 90, 90, 90), "P 4nw 2abw", subdivide=(3, 3, 3), d_min=2.0)
+    >>> grid.space_group_symbol, grid.shape
+    ('P 43 21 2', (235, 235, 113))
+    >>> grid.s_magnitude([[3, 0, 0], [0, 0, 1]]).round(5).tolist()  # of the reflection 1 0 0, and of 0 0 1/3
+    [0.01274, 0.00882]
     """
 
     unit_cell: tuple
@@ -66,6 +74,7 @@ class MapGrid:
 
     @cached_property
     def space_group(self) -> sgtbx.space_group:
+        """The group as cctbx has it; DiffuseError if there is none of this Hall symbol."""
         try:
             return sgtbx.space_group(self.hall_symbol)
         except RuntimeError as error:
@@ -94,6 +103,7 @@ class MapGrid:
 
     @property
     def n_voxels(self) -> int:
+        """Voxels of the full volume, also those outside the resolution limits."""
         return math.prod(self.shape)
 
     @cached_property
@@ -121,7 +131,10 @@ class MapGrid:
         return np.linalg.norm(self.s(index), axis=-1)
 
     def inside(self, index) -> np.ndarray:
-        """Boolean array: does the voxel's centre lie inside the resolution limits?"""
+        """(...) bool, does the voxel's centre lie inside the resolution limits?
+
+        index : (..., 3) integers on the subdivided lattice
+        """
         s = self.s_magnitude(index)
         return (s <= 1 / self.d_min * (1 + 1e-12)) & (s >= 1 / self.d_max * (1 - 1e-12))
 

@@ -28,6 +28,14 @@ class DiffuseMap:
     overall : name -> number, the same for all shells together; or empty
     units : unit of the intensity
     at_centres : is the intensity that of a model at the voxels' centres, not the mean over voxels?
+
+    Examples
+    --------
+    >>> grid = MapGrid((10, 10, 10, 90, 90, 90), "P 4", subdivide=(2, 2, 2), d_min=5.0)
+    >>> data = DiffuseMap(grid, True, np.array([[2, 0, 0]]), np.array([7.0]), np.array([0.1]), np.array([12]))
+    >>> volume = data.volume()  # with all mates of the one voxel that was measured
+    >>> volume.shape, np.argwhere(np.isfinite(volume)).tolist()
+    ((9, 9, 9), [[2, 4, 4], [4, 2, 4], [4, 6, 4], [6, 4, 4]])
     """
 
     grid: MapGrid

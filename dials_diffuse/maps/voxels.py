@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +48,7 @@ def common_grid(files, space_group: str | None = None) -> MapGrid:
 
 
 def check_distinct(paths) -> None:
+    """DiffuseError if two of the paths are the same file."""
     seen = {}
     for path in paths:
         resolved = Path(path).resolve()
@@ -102,7 +104,8 @@ class Voxels:
     index: np.ndarray
 
 
-def blocks_of_rows(files, columns, rows):
+def blocks_of_rows(files, columns, rows: int) -> Iterator[dict]:
+    """Yield columns of open ObservationFile objects, {name: array} of at most ``rows`` rows, file after file."""
     for file in files:
         for _, block in file.chunks(*columns, size=rows):
             yield block

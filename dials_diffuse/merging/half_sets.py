@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-#: sums that are kept for each voxel and half set, see ``maps.observations.OBSERVATION_DTYPE``
+#: sums that are kept for each voxel and half set, see ``OBSERVATION_DTYPE`` in files/observations.py
 SUMS = ("counts", "norm", "background", "background_variance", "pixels", "rate", "rate_variance")
 
 KINDS = ("random", "frame", "friedel")

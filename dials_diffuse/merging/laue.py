@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from dials_diffuse.checks import choice
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.files.observations import ObservationFile
 from dials_diffuse.kernels.merging import add_rows, count_rows
@@ -55,12 +56,10 @@ class MergeParameters:
     d_min: float | None = None
 
     def __post_init__(self):
-        if self.half_sets not in KINDS:
-            raise DiffuseError(f"half_sets={self.half_sets}: choose from {', '.join(KINDS)}")
+        choice("half_sets", self.half_sets, KINDS)
         if self.half_sets == "friedel" and not self.friedel:
             raise DiffuseError("half_sets=friedel needs friedel=True: both mates must belong to one voxel")
-        if self.estimator not in ESTIMATORS:
-            raise DiffuseError(f"estimator={self.estimator}: choose from {', '.join(ESTIMATORS)}")
+        choice("estimator", self.estimator, ESTIMATORS)
         for name, value in (("friedel", self.friedel), ("seed", self.seed), ("statistics.n_shells", self.n_shells)):
             if value is None:
                 raise DiffuseError(f"{name}=None: a value is needed; leave it out to have the default")
@@ -109,7 +108,7 @@ def estimate(sums: np.ndarray, estimator: str = "ratio") -> tuple:
     -------
     intensity, sigma : (...) float64
 
-    Source: THEORY.md §5
+    Source: docs/theory.md, The measurement
     """
     counts, norm, background, background_variance, pixels, rate, rate_variance = np.moveaxis(sums, -1, 0)
     measured = (norm > 0) & (pixels > 0)
@@ -153,6 +152,12 @@ def merge_observations(
     DiffuseError
         If a file is not readable or given twice, if the files do not fit together, if the range of the statistics lies
         outside the map, or if nothing is left to merge.
+
+    Examples
+    --------
+    >>> result = merge_observations(["diffuse_integrated.h5"], MergeParameters(half_sets="frame"))
+    >>> result.map.volume().shape, result.statistics.overall["completeness"]
+    ((17, 17, 25), 1.0)
     """
     check_distinct(paths)
     with ExitStack() as stack:

@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 
 from dials_diffuse.files.atomic import atomic_path
+from dials_diffuse.report.figures import DPI
 
 
 def write_page(path, template: str, **values) -> None:
@@ -42,6 +43,6 @@ def embedded(picture) -> str:
         data = Path(picture).read_bytes()
     else:
         buffer = io.BytesIO()
-        picture.savefig(buffer, format="png", dpi=110)
+        picture.savefig(buffer, format="png", dpi=DPI)
         data = buffer.getvalue()
     return "data:image/png;base64," + base64.b64encode(data).decode("ascii")

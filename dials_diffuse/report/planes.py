@@ -7,11 +7,11 @@ from math import gcd
 
 import numpy as np
 
-from dials_diffuse.files.atomic import atomic_path
 from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.maps.shells import isotropic_residual
 from dials_diffuse.maps.symmetry import map_to_asu
 from dials_diffuse.maps.voxels import rows_of
+from dials_diffuse.report.figures import new_figure, write_png
 
 #: share of the pixels of a picture whose colour is not cut off
 _RANGE_PERCENTILE = 99.0
@@ -94,9 +94,7 @@ def write_planes_png(path, data: DiffuseMap, title: str = "", reference: Diffuse
     DiffuseError
         If the file cannot be written.
     """
-    figure = planes_figure(data, title, reference, scale)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    write_png(path, planes_figure(data, title, reference, scale))
 
 
 def planes_figure(data: DiffuseMap, title: str = "", reference: DiffuseMap | None = None, scale: float = 1.0):
@@ -115,11 +113,7 @@ def planes_figure(data: DiffuseMap, title: str = "", reference: DiffuseMap | Non
     -------
     matplotlib.figure.Figure with an Agg canvas
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(16, 9.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(16, 9.5)
     radius = 1.03 * data.grid.s_magnitude(data.index).max(initial=0.1 / data.grid.d_min)
     planes = standard_planes(data)
     others = [None] * len(planes) if reference is None else standard_planes(reference)

@@ -27,10 +27,12 @@ class Column:
     get: Callable
 
     def cell(self, row) -> str:
+        """The value of a row as text."""
         value = self.get(row)
         return UNKNOWN if value is None or value != value else format(value, self.how)
 
     def pad(self, text: str) -> str:
+        """The text of a cell or a heading, as wide as the column."""
         return text.ljust(-self.width) if self.width < 0 else text.rjust(self.width)
 
 
