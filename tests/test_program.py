@@ -242,16 +242,18 @@ def test_signals_wait_only_for_what_hdf5_writes_in_this_thread():
     opened, done = threading.Event(), threading.Event()
     thread = threading.Thread(target=write)
     thread.start()
-    assert opened.wait(60)
-    nothing_waits()
-    with pytest.raises(KeyboardInterrupt), files.create_hdf5("result.h5", "test") as handle, handle.computing():
+    try:
+        assert opened.wait(60)
         nothing_waits()
-        with pytest.raises(KeyboardInterrupt), handle.writing():
-            files.interrupt(KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt), files.create_hdf5("result.h5", "test") as handle, handle.computing():
+            nothing_waits()
+            with pytest.raises(KeyboardInterrupt), handle.writing():
+                files.interrupt(KeyboardInterrupt())
+            nothing_waits()
         nothing_waits()
-    nothing_waits()
-    done.set()
-    thread.join()
+    finally:
+        done.set()
+        thread.join()
     assert {p.name for p in Path().iterdir()} == {"input.txt", "other.h5"}
 
 
