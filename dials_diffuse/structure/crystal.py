@@ -12,6 +12,7 @@ from iotbx.pdb import hierarchy as pdb_hierarchy
 from libtbx.utils import Sorry
 
 from dials_diffuse.errors import DiffuseError
+from dials_diffuse.structure.tensors import six_elements
 
 #: per-atom arrays of a Structure
 ARRAYS = (
@@ -158,7 +159,7 @@ class Structure:
             if self.isotropic[i]:
                 displacement = float(self.u_iso[i])
             else:
-                displacement = adptbx.u_cart_as_u_star(self.cell, _six(u))
+                displacement = adptbx.u_cart_as_u_star(self.cell, tuple(map(float, six_elements(u))))
             scatterers.append(
                 xray.scatterer(
                     label=str(self.name[i]),
@@ -247,7 +248,7 @@ class Structure:
             atom.set_b(float(adptbx.u_as_b(self.u_iso[i])))
             atom.set_hetero(bool(self.hetero[i]))
             if not self.isotropic[i]:
-                atom.set_uij(_six(self.u_cart[i]))
+                atom.set_uij(tuple(map(float, six_elements(self.u_cart[i]))))
             atoms.append_atom(atom)
         root.atoms_reset_serial()
         return root
@@ -294,8 +295,3 @@ class Structure:
             if np.linalg.norm(self.orthogonalization @ difference) < SPECIAL_POSITION_DISTANCE:
                 return True
         return False
-
-
-def _six(tensor) -> tuple:
-    """Elements 11, 22, 33, 12, 13, 23 of a symmetric tensor."""
-    return tuple(float(x) for x in tensor[[0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]])

@@ -24,6 +24,8 @@ from dials_diffuse.models.checks import (
 )
 from dials_diffuse.models.covariance.covariance_phil import PHIL, read_array
 from dials_diffuse.models.covariance.elastic_network import ElasticNetwork
+from dials_diffuse.models.covariance.group_covariance import GroupCovariance
+from dials_diffuse.models.covariance.group_factory import group_covariance
 from dials_diffuse.models.covariance.low_rank import (
     checked_modes,
     low_rank_sum,
@@ -51,6 +53,7 @@ from dials_diffuse.models.refinable import (
     updated,
 )
 from dials_diffuse.models.single_atoms import ATOM_LENGTH, NEGLIGIBLE_CORRELATION, displaced, squares
+from dials_diffuse.models.voxel_means import gauss_points
 from dials_diffuse.structure.block import crystal_block
 from dials_diffuse.structure.crystal import Structure
 from dials_diffuse.structure.groups import GROUPS, group_centres, group_labels
@@ -279,6 +282,38 @@ class Covariance(DiffuseModel):
         operators = half_of(laue_operators(structure.space_group, friedel=True))  # a block has no symmetry
         mates = np.concatenate([index @ r for r in operators])
         return Averaged(PreparedCovariance(self, structure, grid, mates, means), len(operators))
+
+    def group_covariance(
+        self, structure: Structure, grid: MapGrid, index: np.ndarray, means: bool = False
+    ) -> GroupCovariance:
+        """The intensity at voxels of a grid as a function of the covariance of all groups.
+
+        Parameters
+        ----------
+        structure : asymmetric unit
+        grid : of the same cell within 1 %
+        index : (n, 3) int64, inside 1/d_min
+        means : average over voxels, where that can be afforded, see :func:`group_factory.group_covariance`
+
+        Returns
+        -------
+        GroupCovariance, in electrons² per molecule and its copies, or per block of cells
+        """
+        points = gauss_points(grid) if means else None
+        structure, grid = fitted(structure, grid)
+        motion = self.motion(structure)
+        structure, labels = self.placed(structure)
+        return group_covariance(
+            structure if self.soft else structure.without_displacements(),
+            labels,
+            grid.s(index),
+            adp="held" if self.soft else "free",
+            tensor=motion.covariance.ndim == 4,
+            table=self.table,
+            tolerance=self.tolerance,
+            points=points,
+            u=motion.mean_square,
+        )
 
     def correlation(self, r: np.ndarray, gamma: float) -> tuple:
         """c(r) and its first and second derivatives by gamma; r : float64, Å"""

@@ -16,12 +16,13 @@ from dials_diffuse.models.lattice_dynamics.body_lattice import BodyLattice, body
 from dials_diffuse.models.lattice_dynamics.lattice_dynamics_phil import PHIL
 from dials_diffuse.models.lattice_dynamics.prepared_lattice import PreparedLatticeDynamics
 from dials_diffuse.models.prepared import Prepared
-from dials_diffuse.models.refinable import ELEMENTS, SOME_SIGMA, TensorComponents, sigma_parameter
+from dials_diffuse.models.refinable import SOME_SIGMA, sigma_parameter
 from dials_diffuse.models.single_atoms import single_atoms
 from dials_diffuse.structure.block import crystal_block
 from dials_diffuse.structure.crystal import Structure
 from dials_diffuse.structure.factors import form_factors
 from dials_diffuse.structure.groups import GROUPS, group_labels
+from dials_diffuse.structure.tensors import six_elements, square_features
 from dials_diffuse.structure.transform import memory_estimate as transform_memory
 from dials_diffuse.structure.transform import transform_at
 
@@ -34,8 +35,6 @@ _PARTS = 6
 #: numbers of a table of atoms and points in memory together, and of matrices
 _TERMS = 1 << 22
 _NUMBERS = 1 << 22
-_ROWS = [int(e[0]) - 1 for e in ELEMENTS]
-_COLUMNS = [int(e[1]) - 1 for e in ELEMENTS]
 #: halos have no end; a grid resolves them up to so many times the longest cell edge from a lattice point
 _CELLS = 3
 
@@ -200,13 +199,13 @@ class LatticeDynamics(DiffuseModel):
 
     def _own_phonons(self, content: Structure, tensors: np.ndarray, s: np.ndarray) -> np.ndarray:
         """(m,) sum over atoms of f² exp(-qᵀUq) qᵀVq, V what the phonons displace them: their own part of one phonon."""
-        features = TensorComponents(ELEMENTS, np.eye(6)).features(2 * np.pi * s)
+        features = square_features(2 * np.pi * s)
         f2 = form_factors(content, np.linalg.norm(s, axis=1), self.table) ** 2
         total = np.zeros(len(s))
         step = max(1, _TERMS // content.n_atoms)
         for kind in range(len(content.types)):
             mine = content.type_index == kind
-            u, v = (x[mine][:, _ROWS, _COLUMNS].T for x in (content.u_cart, tensors))
+            u, v = (six_elements(x[mine]).T for x in (content.u_cart, tensors))
             for rows in (slice(first, first + step) for first in range(0, len(s), step)):
                 terms = np.exp(-features[rows] @ u) * (features[rows] @ v)
                 total[rows] += f2[kind, rows] * (terms @ content.occupancy[mine] ** 2)
