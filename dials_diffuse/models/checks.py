@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from dials_diffuse.checks import positive
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import laue_operators
@@ -33,12 +34,6 @@ def displacement_tensor(model: str, sigma, V) -> np.ndarray:
     if V is None:
         return positive(f"{model}.sigma", sigma) ** 2 * np.eye(3)
     return positive_tensor(f"{model}.V", V, strict=False)
-
-
-def positive(name: str, value) -> float:
-    if value is None or not 0 < value < np.inf:
-        raise DiffuseError(f"{name}={value}: a positive number is needed")
-    return float(value)
 
 
 def positive_tensor(name: str, six, strict: bool) -> np.ndarray:

@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 from scipy.spatial.distance import cdist
 
+from dials_diffuse.checks import choice, positive
 from dials_diffuse.errors import CommandLineError, DiffuseError
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import laue_operators
@@ -19,7 +20,6 @@ from dials_diffuse.models.checks import (
     check_exponent,
     displacement_tensor,
     fitted,
-    positive,
     warn_of_small_displacements,
 )
 from dials_diffuse.models.covariance.covariance_phil import PHIL, read_array
@@ -146,8 +146,7 @@ class Covariance(DiffuseModel):
 
     def __post_init__(self):
         for name, choices in (("kernel", KERNELS), ("groups", GROUPS), ("engine", ENGINES)):
-            if getattr(self, name) not in choices:
-                raise DiffuseError(f"covariance.{name}={getattr(self, name)}: choose from {', '.join(choices)}")
+            choice(f"covariance.{name}", getattr(self, name), choices)
         positive("covariance.tolerance", self.tolerance)
         if self.supercell is not None and (
             len(self.supercell) != 3 or any(k < 1 or k != int(k) for k in self.supercell)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from dials_diffuse.checks import choice
 from dials_diffuse.errors import CommandLineError, DiffuseError
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.models.base import DiffuseModel
@@ -74,8 +75,7 @@ class Ensemble(DiffuseModel):
         n = len(self.members)
         if n < 2:
             raise DiffuseError(f"ensemble: {n} member; give a file with at least two models")
-        if self.body not in BODIES:
-            raise DiffuseError(f"ensemble.body={self.body}: choose from {', '.join(BODIES)}")
+        choice("ensemble.body", self.body, BODIES)
         if len(self.supercell) != 3 or any(k < 1 or k != int(k) for k in self.supercell):
             raise DiffuseError(f"ensemble.supercell={self.supercell}: three positive whole numbers are needed")
         if self.blocks and self.members[0].space_group.order_z() > 1:

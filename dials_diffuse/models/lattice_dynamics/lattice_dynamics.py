@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from dials_diffuse.checks import choice, positive
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import fill_volume, laue_operators, possible_voxels
 from dials_diffuse.models.base import DiffuseModel, selections_of
-from dials_diffuse.models.checks import fitted, positive, warn_of_small_displacements
+from dials_diffuse.models.checks import fitted, warn_of_small_displacements
 from dials_diffuse.models.lattice_dynamics.body_lattice import BodyLattice, body_lattice
 from dials_diffuse.models.lattice_dynamics.lattice_dynamics_phil import PHIL
 from dials_diffuse.models.lattice_dynamics.prepared_lattice import PreparedLatticeDynamics
@@ -97,8 +98,7 @@ class LatticeDynamics(DiffuseModel):
 
     def __post_init__(self):
         for name, choices in (("springs", SPRINGS), ("groups", GROUPS)):
-            if getattr(self, name) not in choices:
-                raise DiffuseError(f"lattice_dynamics.{name}={getattr(self, name)}: choose from {', '.join(choices)}")
+            choice(f"lattice_dynamics.{name}", getattr(self, name), choices)
         for name in ("sigma", "cutoff"):
             positive(f"lattice_dynamics.{name}", getattr(self, name))
         if len(self.mesh) != 3 or any(n < 2 or n % 2 for n in self.mesh):

@@ -10,6 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
+from dials_diffuse.checks import choice, not_negative, positive
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import laue_operators
@@ -17,7 +18,6 @@ from dials_diffuse.models.base import DiffuseModel, TensorWord, Words
 from dials_diffuse.models.checks import (
     displacement_tensor,
     fitted,
-    positive,
     positive_tensor,
     warn_of_small_displacements,
 )
@@ -139,13 +139,11 @@ class LiquidLikeMotions(DiffuseModel):
 
     def __post_init__(self):
         for name, choices in (("adp", ADPS), ("kernel", KERNELS), ("confined_to", CONFINEMENTS)):
-            if getattr(self, name) not in choices:
-                raise DiffuseError(f"llm.{name}={getattr(self, name)}: choose from {', '.join(choices)}")
+            choice(f"llm.{name}", getattr(self, name), choices)
         if self.orders is None or not 1 <= self.orders <= series.MOST_ORDERS or self.orders != int(self.orders):
             raise DiffuseError(f"llm.orders={self.orders}: a whole number from 1 to {series.MOST_ORDERS} is needed")
         for name in ("k_sol", "b_sol"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise DiffuseError(f"llm.{name}={getattr(self, name)}: a number that is not negative is needed")
+            not_negative(f"llm.{name}", getattr(self, name))
         if self.k_sol and (self.confined_to, self.adp) != ("crystal", "individual"):
             raise DiffuseError(
                 f"llm.k_sol={self.k_sol:g}: solvent needs llm.confined_to=crystal and llm.adp=individual; leave it out"

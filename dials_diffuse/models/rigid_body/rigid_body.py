@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
+from dials_diffuse.checks import choice
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.models.base import DiffuseModel, TensorWord, Words, selections_of
@@ -94,8 +95,7 @@ class RigidBody(DiffuseModel):
     table: str = "wk1995"
 
     def __post_init__(self):
-        if self.body not in BODIES:
-            raise DiffuseError(f"rigid_body.body={self.body}: choose from {', '.join(BODIES)}")
+        choice("rigid_body.body", self.body, BODIES)
         if (self.body == "tls") != bool(self.tls):
             raise DiffuseError("rigid_body: body=tls and TLS groups need each other")
         if self.body != "tls":
