@@ -369,7 +369,7 @@ def test_matrices_of_few_groups(adp):
 
 
 def test_free_elements_of_single_atoms_against_the_formulas():
-    """The sums over pairs of THEORY.md §4, by plain loops over atoms, for I and the weighted second derivatives."""
+    """The sums over pairs of docs/theory.md, by plain loops over atoms, for I and the weighted second derivatives."""
     structure = random_structure(elements="CNOS").without_displacements()
     n = structure.n_atoms
     s = np.random.default_rng(1).uniform(-0.3, 0.3, size=(12, 3))

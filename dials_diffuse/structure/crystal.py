@@ -152,7 +152,7 @@ class Structure:
 
     @cached_property
     def xray_structure(self) -> xray.structure:
-        """The same atoms in the same order as a cctbx structure (do not modify it)."""
+        """The atoms, in this order, as a cctbx structure (do not modify it)."""
         scatterers = []
         for i in range(self.n_atoms):
             u = self.u_cart[i]
@@ -185,11 +185,11 @@ class Structure:
         return replace(self, **{key: getattr(self, key)[atoms] for key in ARRAYS})
 
     def without_displacements(self) -> Structure:
-        """The same atoms at rest: U = 0."""
+        """The atoms at rest: U = 0."""
         return replace(self, u_cart=np.zeros_like(self.u_cart))
 
     def in_cell(self, unit_cell) -> Structure:
-        """The same fractional coordinates and Cartesian displacements in another cell (six floats, Å, degrees)."""
+        """The structure in another cell (six floats, Å, degrees), with its fractional coordinates and Cartesian U."""
         return replace(self, unit_cell=tuple(float(x) for x in unit_cell))
 
     def molecule(self) -> Structure:

@@ -114,7 +114,7 @@ def transform_at(structure: Structure, s, table: str = "wk1995", algorithm: str 
 
 
 def off_lattice_transform(structure: Structure, s, table: str = "wk1995") -> np.ndarray:
-    """The same by a non-uniform FFT.
+    """Structure factors of exactly the atoms given (no symmetry) at any points, by a non-uniform FFT.
 
     The density of the atoms is sampled in a box around them, as for :func:`lattice_transform`, and its transform taken
     at the points by finufft. The rms error is below 1e-4 of the rms F in every resolution shell.
@@ -207,7 +207,9 @@ def memory_estimate(grid: MapGrid) -> int:
 
 
 def direct_transform(structure: Structure, hkl, table: str = "wk1995", wavelength: float | None = None) -> np.ndarray:
-    """The same by direct summation at any points: slow and exact, the oracle of :func:`lattice_transform`.
+    """Structure factors of exactly the atoms given (no symmetry) at any points, by direct summation.
+
+    It is slow and exact, the oracle of :func:`lattice_transform`.
 
     Parameters
     ----------

@@ -143,7 +143,10 @@ class Ensemble(DiffuseModel):
         return replace(self, members=tuple(m.take(m.select(selection)) for m in self.members))
 
     def intensity(self, structure: Structure, grid: MapGrid) -> np.ndarray:
-        """As for every model; the structure stands for the crystal form only."""
+        """Diffuse intensity at the voxel centres of a grid, see :meth:`DiffuseModel.intensity`.
+
+        structure : of the crystal form; the atoms are those of the members
+        """
         members, grid = self.on_grid(grid)
         p = self.probabilities
         mean, square = 0.0, np.zeros(grid.shape)
@@ -158,15 +161,21 @@ class Ensemble(DiffuseModel):
         return laue_average(square, grid)
 
     def intensity_at(self, structure: Structure, s: np.ndarray) -> np.ndarray:
-        """The same at any points; not of blocks, which say nothing between the points of their grid.
+        """Diffuse intensity at any points; not of blocks, which say nothing between the points of their grid.
 
         Parameters
         ----------
+        structure : of the crystal form; the atoms are those of the members
         s : (m, 3) float64, 1/Å, Cartesian frame of the coordinate file
 
         Returns
         -------
         (m,) float64, electrons² per unit cell
+
+        Raises
+        ------
+        DiffuseError
+            If the members are blocks.
         """
         if self.blocks:
             raise DiffuseError(f"ensemble.supercell={self.supercell}: computed on grids only")

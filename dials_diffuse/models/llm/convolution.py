@@ -50,7 +50,7 @@ class Correlation:
     core : Å, of the Lorentzian kernel, below the geometric mean of G's eigenvalues
     inner : Å, c(r) matters up to this distance only: from there it is taken smoothly to 0, which it is from ``outer``
 
-    Source: THEORY.md §3
+    Source: docs/theory.md, llm
     """
 
     kernel: str

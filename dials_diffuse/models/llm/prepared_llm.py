@@ -204,7 +204,7 @@ class LengthKernels:
         return self._all(values)[:, 0]
 
     def first(self, values) -> tuple:
-        """The same, and (orders, 1, n), derivatives by gamma."""
+        """(orders, n) float64, the C_l, and (orders, 1, n), their derivatives by gamma."""
         everything = self._all(values)
         return everything[:, 0], everything[:, 1:2]
 
