@@ -49,6 +49,12 @@ def positive_tensor(name: str, six, strict: bool) -> np.ndarray:
     return tensor
 
 
+def check_supercell(name: str, cells) -> None:
+    """Raise DiffuseError unless these are numbers of cells along a, b, c."""
+    if len(cells) != 3 or any(k < 1 or k != int(k) for k in cells):
+        raise DiffuseError(f"{name}={cells}: three positive whole numbers are needed")
+
+
 def fitted(structure: Structure, grid: MapGrid) -> tuple:
     """The structure in the grid's cell and the grid with the structure's symmetry.
 

@@ -121,6 +121,15 @@ def tensor_components(structure: Structure, symmetric: bool) -> TensorComponents
     return TensorComponents(tuple(ELEMENTS[k] for k in chosen), basis)
 
 
+def displacement(
+    structure: Structure, components: TensorComponents | None, sigma, V, share: float, suffix: str = ""
+) -> list:
+    """Parameters of a displacement: sigma, or if there are ``components`` the free elements of V."""
+    if components is None:
+        return [sigma_parameter(structure, sigma, "sigma" + suffix, share)]
+    return displacement_parameters(structure, components, V, "V", suffix, share)
+
+
 def sigma_parameter(structure: Structure, value: float, name: str = "sigma", share: float = 0.5) -> Parameter:
     """An rms displacement; it starts from the share of the atoms' median U that is given."""
     lower, upper, start = _sigma_limits(structure, share, value)

@@ -13,7 +13,7 @@ from dials_diffuse.checks import choice
 from dials_diffuse.errors import CommandLineError, DiffuseError
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.models.base import DiffuseModel
-from dials_diffuse.models.checks import fitted
+from dials_diffuse.models.checks import check_supercell, fitted
 from dials_diffuse.models.ensemble.ensemble_phil import PHIL
 from dials_diffuse.models.ensemble.prepared_ensemble import PreparedEnsemble
 from dials_diffuse.models.laue import laue_average
@@ -76,8 +76,7 @@ class Ensemble(DiffuseModel):
         if n < 2:
             raise DiffuseError(f"ensemble: {n} member; give a file with at least two models")
         choice("ensemble.body", self.body, BODIES)
-        if len(self.supercell) != 3 or any(k < 1 or k != int(k) for k in self.supercell):
-            raise DiffuseError(f"ensemble.supercell={self.supercell}: three positive whole numbers are needed")
+        check_supercell("ensemble.supercell", self.supercell)
         if self.blocks and self.members[0].space_group.order_z() > 1:
             raise DiffuseError(
                 f"ensemble.supercell={self.supercell}: the members have symmetry; give the whole block, in P 1"
@@ -163,19 +162,7 @@ class Ensemble(DiffuseModel):
     def intensity_at(self, structure: Structure, s: np.ndarray) -> np.ndarray:
         """Diffuse intensity at any points; not of blocks, which say nothing between the points of their grid.
 
-        Parameters
-        ----------
         structure : of the crystal form; the atoms are those of the members
-        s : (m, 3) float64, 1/Å, Cartesian frame of the coordinate file
-
-        Returns
-        -------
-        (m,) float64, electrons² per unit cell
-
-        Raises
-        ------
-        DiffuseError
-            If the members are blocks.
         """
         if self.blocks:
             raise DiffuseError(f"ensemble.supercell={self.supercell}: computed on grids only")

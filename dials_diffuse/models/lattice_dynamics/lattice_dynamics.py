@@ -227,22 +227,7 @@ class LatticeDynamics(DiffuseModel):
         return self.parts(structure, hkl @ grid.reciprocal_matrix.T, 1 / np.array(grid.subdivide))
 
     def intensity_at(self, structure: Structure, s: np.ndarray) -> np.ndarray:
-        """Diffuse intensity at any points but those of the reciprocal lattice.
-
-        Parameters
-        ----------
-        structure : asymmetric unit
-        s : (m, 3) float64, 1/Å, Cartesian frame of the coordinate file
-
-        Returns
-        -------
-        (m,) float64, electrons² per unit cell
-
-        Raises
-        ------
-        DiffuseError
-            At a reciprocal-lattice point.
-        """
+        """Diffuse intensity at any points but those of the reciprocal lattice, which raise DiffuseError."""
         first, second = self.parts(structure, np.asarray(s, dtype=float).reshape(-1, 3))
         return self.sigma**2 * first + second
 
