@@ -28,7 +28,7 @@ from dials_diffuse.fitting.pairs.pair_objective import PairObjective, Sample
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.maps.symmetry import laue_operators, possible_voxels
-from dials_diffuse.models.covariance.group_covariance import GroupCovariance
+from dials_diffuse.models.covariance.group_factory import group_covariance
 from dials_diffuse.models.llm.llm import LiquidLikeMotions
 from dials_diffuse.models.prepared import prepare
 from dials_diffuse.models.rigid_body.rigid_body import RigidBody
@@ -172,7 +172,7 @@ def pairs(d_min: float = 0.98) -> None:
     weights, work = np.full(len(s), (0.01 * clean.std()) ** -2.0), np.ones(len(s), dtype=bool)
     background = Background(length, 10)
     begin = time.perf_counter()
-    groups = GroupCovariance(structure.without_displacements(), np.arange(g), s, adp="free", tolerance=1e-8)
+    groups = group_covariance(structure.without_displacements(), np.arange(g), s, adp="free", tolerance=1e-8)
     prior = np.median(u) * np.exp(-distance / 4)
     objective = PairObjective(
         groups, Projection(values, weights, background), weights, work, prior, background=background
@@ -207,13 +207,13 @@ def groups(n_groups: int = 100, d_min: float = 2.0) -> None:
     truth, prior = 0.06 * np.exp(-distance / 10) + modes.T @ modes, 0.08 * np.exp(-distance / 8)
     means = {"points": gauss_points(grid), "u": float(np.mean(structure.u_iso))}
     begin, cpu = time.perf_counter(), time.process_time()
-    model = GroupCovariance(structure, labels, s, **means)
+    model = group_covariance(structure, labels, s, **means)
     clean = model.intensity(truth)
     sigma, ones = 0.02 * clean.std(), np.ones(len(s))
     noisy = clean + sigma * rng.normal(size=len(s))
     data = select(DiffuseMap(grid, True, index, noisy, sigma * ones, ones.astype(int)), Selection(bragg=True))
     rows = sampled_rows(data.free, n_groups)
-    sample = None if rows is None else Sample(rows, GroupCovariance(structure, labels, s[data.row[rows]], **means))
+    sample = None if rows is None else Sample(rows, group_covariance(structure, labels, s[data.row[rows]], **means))
     ready = time.perf_counter()
     found = fit_groups(data, model, prior, (1.0, 0.1, 0.01, 0.001), sample=sample)
     lower = np.tril_indices(n_groups)

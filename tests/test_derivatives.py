@@ -14,10 +14,11 @@ from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import laue_operators, possible_voxels
 from dials_diffuse.models.compute import model_map
-from dials_diffuse.models.covariance import group_covariance
+from dials_diffuse.models.covariance import group_covariance as group_module
+from dials_diffuse.models.covariance import group_factory, group_scattering
 from dials_diffuse.models.covariance.covariance import Covariance
 from dials_diffuse.models.covariance.elastic_network import ElasticNetwork
-from dials_diffuse.models.covariance.group_covariance import GroupCovariance
+from dials_diffuse.models.covariance.group_factory import group_covariance
 from dials_diffuse.models.ensemble.ensemble import Ensemble
 from dials_diffuse.models.llm.convolution import Correlation, convolutions
 from dials_diffuse.models.llm.kernel_table import KernelTable
@@ -292,7 +293,7 @@ def grouped(adp, tensor, structure=None, tolerance=1e-8, **options):
     structure = structure or random_structure(*GROUPS[6], elements="CNOCSC", anisotropic=True, u=(0.1, 0.3))
     labels = np.array([0, 0, 1, 1, 2, 2])[: structure.n_atoms]
     s = np.random.default_rng(7).uniform(-0.35, 0.35, size=(50, 3))
-    return structure, labels, s, GroupCovariance(structure, labels, s, adp, tensor, tolerance=tolerance, **options)
+    return structure, labels, s, group_covariance(structure, labels, s, adp, tensor, tolerance=tolerance, **options)
 
 
 @pytest.mark.parametrize(("adp", "tensor"), GROUP_CASES, ids=GROUP_IDS)
@@ -313,7 +314,7 @@ def test_group_covariance_is_a_pair_sum_over_the_copies(adp, tensor, special):
 
     if special:  # atoms on special positions belong to several copies: only the general position has an oracle
         expected = Covariance(kernel="free", matrix=v, groups="atom", soft=adp == "held", engine="pair_sum")
-        each = GroupCovariance(
+        each = group_covariance(
             structure if adp == "held" else structure.without_displacements(), np.arange(4), s, adp, tensor
         )
         v = covariance_of(4, tensor)
@@ -368,7 +369,7 @@ def test_matrices_of_few_groups(adp):
 
 
 def test_free_elements_of_single_atoms_against_the_formulas():
-    """The sums over pairs of THEORY.md §4, by plain loops over atoms, for I and the weighted second derivatives."""
+    """The sums over pairs of docs/theory.md, by plain loops over atoms, for I and the weighted second derivatives."""
     structure = random_structure(elements="CNOS").without_displacements()
     n = structure.n_atoms
     s = np.random.default_rng(1).uniform(-0.3, 0.3, size=(12, 3))
@@ -404,7 +405,7 @@ def test_free_elements_of_single_atoms_against_the_formulas():
                     add(((k, j), (k, k)), -r[m] * x**2 * a * e)
                     add(((k, j), (j, j)), -r[m] * x**2 * a * e)
                     add(((k, k), (j, j)), 0.5 * r[m] * x**2 * a * (e - d))
-    groups = GroupCovariance(structure, np.arange(n), s, "free", tolerance=1e-13)
+    groups = group_covariance(structure, np.arange(n), s, "free", tolerance=1e-13)
     i, j = np.tril_indices(n)
     np.testing.assert_allclose(groups.intensity(v), intensity, rtol=1e-9)
     np.testing.assert_allclose(groups.gradient_of_pairs(v, r), first[i, j], rtol=1e-9, atol=1e-9 * np.abs(first).max())
@@ -421,8 +422,9 @@ def test_products_in_single_precision_or_not_kept(monkeypatch):
     v, r = covariance_of(3, False), np.linspace(-1, 1, len(s))
     _, _, _, single = grouped("held", False, dtype=np.float32)
     close(single.intensity(v), groups.intensity(v), 1e-6)
-    monkeypatch.setattr(group_covariance, "_MEMORY", 0)
-    monkeypatch.setattr(group_covariance, "_BLOCK", 70)
+    monkeypatch.setattr(group_factory, "_MEMORY", 0)
+    monkeypatch.setattr(group_scattering, "BLOCK", 70)
+    monkeypatch.setattr(group_module, "BLOCK", 70)
     _, _, _, anew = grouped("held", False)
     close(anew.intensity(v), groups.intensity(v), 1e-12)
     close(anew.vjp(v, r), groups.vjp(v, r), 1e-12)
@@ -434,8 +436,8 @@ def test_bad_group_covariances_are_refused():
     with pytest.raises(DiffuseError, match=r"shape \(2, 2\), needed \(3, 3\)"):
         groups.intensity(np.eye(2))
     with pytest.raises(DiffuseError, match="adp=none: choose from held, free"):
-        GroupCovariance(structure, labels, s, "none")
-    tensors = GroupCovariance(structure, labels, s, tensor=True)
+        group_covariance(structure, labels, s, "none")
+    tensors = group_covariance(structure, labels, s, tensor=True)
     with pytest.raises(DiffuseError, match="isotropic"):
         tensors.normal_matrix(covariance_of(3, True), np.ones(len(s)), np.ones(len(s)))
 

@@ -21,7 +21,7 @@ from dials_diffuse.fitting.pairs.group_fit import fit_groups, other_starts, samp
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import possible_voxels
 from dials_diffuse.models.covariance.covariance import Covariance
-from dials_diffuse.models.covariance.group_covariance import GroupCovariance
+from dials_diffuse.models.covariance.group_factory import group_covariance
 from dials_diffuse.models.covariance.motion import flattened
 from dials_diffuse.models.prepared import prepare
 
@@ -37,7 +37,7 @@ def case():
     index = index[np.any(index != 0, axis=1)]
     index = index[np.random.default_rng(0).uniform(size=len(index)) < 0.4]
     s = (index / 3) @ grid.reciprocal_matrix.T
-    groups = GroupCovariance(structure, np.arange(6), s)
+    groups = group_covariance(structure, np.arange(6), s)
     distance = cdist(structure.site_cart, structure.site_cart)
     prior = 0.15 * np.exp(-distance / 4)
     mode = 0.25 * np.random.default_rng(3).normal(size=6)
@@ -53,7 +53,7 @@ def test_all_pairs_are_found(case, adp):
     structure, grid, index, groups, prior, truth = case
     if adp == "free":
         s = (index / 3) @ grid.reciprocal_matrix.T
-        groups = GroupCovariance(structure.without_displacements(), np.arange(6), s, adp="free")
+        groups = group_covariance(structure.without_displacements(), np.arange(6), s, adp="free")
     clean = select(noisy_map(grid, index, groups.intensity(truth), 1e-4), Selection(bragg=True))
     exact = fit_groups(clean, groups, prior, (0.0,), scale=0.02, max_iterations=1000)
     determined = np.ones((6, 6), dtype=bool) if adp == "free" else ~np.eye(6, dtype=bool)

@@ -12,7 +12,7 @@ from dials_diffuse.fitting.pairs import pair_minimisers
 from dials_diffuse.fitting.pairs.pair_freedom import pair_freedom
 from dials_diffuse.fitting.pairs.pair_minimisers import chosen, minimise_pairs
 from dials_diffuse.fitting.pairs.pair_objective import Sample
-from dials_diffuse.models.covariance.group_covariance import GroupCovariance
+from dials_diffuse.models.covariance.group_factory import group_covariance
 from dials_diffuse.models.covariance.motion import flattened
 
 
@@ -62,7 +62,7 @@ def test_curvature_where_the_model_is_exact(scale):
     matrix = 2 * objective.curvature(case.truth) / objective.unit
     np.testing.assert_allclose(matrix, numeric, atol=1e-4 * np.abs(numeric).max())
     half = np.arange(0, 150, 2)
-    groups = GroupCovariance(case.structure, np.arange(4), case.s[half], adp="free", tolerance=1e-10)
+    groups = group_covariance(case.structure, np.arange(4), case.s[half], adp="free", tolerance=1e-10)
     part = case.objective(scale, sample=Sample(half, groups)).curvature(case.truth)
     np.testing.assert_allclose(2 * part / objective.unit, matrix, atol=0.5 * np.abs(matrix).max())
     rest = np.arange(150) % 2 == 0

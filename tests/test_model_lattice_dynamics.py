@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -118,6 +119,32 @@ def test_displacements_are_the_mean_over_waves():
         mine = 6 * lattice.labels[atom] + np.arange(6)
         found = (modes[atom] @ inverse[np.ix_(mine, mine)] @ modes[atom].T).real
         assert np.abs(found - tensor).max() < 0.15 * np.abs(tensor).max()  # the lattice points' shares are left out
+
+
+def test_shared_displacements_against_large_blocks():
+    """The waves of the mesh 2,2,2, ±1/4 along each axis, are those of a block of 4 cells that one of 2 has not."""
+    structure = molecule("P 1", SMALL, elements="CNO")
+    total = np.zeros((3, 3, 3))
+    for supercell in itertools.product((2, 4), repeat=3):
+        _, _, covariance = periodic_block(structure, supercell, False)
+        own = np.array([covariance[i, i] for i in range(3)])
+        total += math.prod(supercell) * (-1) ** supercell.count(2) * own
+    found = LatticeDynamics(0.3, "gaussian", CUTOFF, mesh=(2, 2, 2)).shared_displacements(structure)
+    assert np.trace(found, axis1=1, axis2=2).mean() / 3 == pytest.approx(0.09)
+    np.testing.assert_allclose(found, total * (0.27 / np.trace(total, axis1=1, axis2=2).mean()), rtol=1e-8, atol=1e-12)
+    assert np.ptp(found[:, 0, 0]) > 0.1 * found[0, 0, 0]  # turns displace atoms further out more
+
+
+@pytest.mark.parametrize(("symbol", "cell"), [GROUPS[1], GROUPS[4]], ids=["P21", "P212121"])
+def test_shared_displacements_are_those_of_the_atoms_of_the_file(symbol, cell):
+    """They turn with the copy: every tensor of the cell is that of its atom, turned by the operator."""
+    structure = molecule(symbol, cell, elements="CNOC")
+    model = LatticeDynamics(0.3, cutoff=CUTOFF)
+    content, lattice = model.lattice(structure)
+    _, tensors = model.displacements(structure, content, lattice, 0.3)
+    found = model.shared_displacements(structure)
+    for number, turn in enumerate(structure.rotations):
+        np.testing.assert_allclose(tensors[content.copy == number], turn @ found @ turn.T, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("springs", ["gaussian", "central"])

@@ -15,8 +15,8 @@ from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import laue_operators
 from dials_diffuse.models import prepared
 from dials_diffuse.models.llm.llm import LiquidLikeMotions
-from dials_diffuse.structure.solvent import solvent_structure_factors
-from dials_diffuse.structure.transform import bulk_solvent_structure_factors, structure_factors
+from dials_diffuse.structure.solvent import bulk_solvent_structure_factors, solvent_structure_factors
+from dials_diffuse.structure.transform import structure_factors
 
 CASES = [("P 21 21 21", (18.0, 21.0, 24.0, 90, 90, 90)), ("P 31 2 1", (22.0, 22.0, 28.0, 90, 90, 120)), GROUPS[3]]
 

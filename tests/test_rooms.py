@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -42,8 +43,9 @@ def test_rooms_import_only_from_rooms_further_down():
         ("kernels", "from dials.array_family import flex", "dials_diffuse.kernels.planted -> dials"),
         ("compat", "from dials_diffuse import maps", "dials_diffuse.compat -> dials_diffuse.maps"),
         ("attic", "", "dials_diffuse.attic"),  # a room that is not in the list
+        ("models", "from libtbx.phil import parse", "dials_diffuse.models.planted -> libtbx"),
     ],
-    ids=["upwards", "upwards-late", "kernels-errors", "kernels-dials", "compat-room", "unknown-room"],
+    ids=["upwards", "upwards-late", "kernels-errors", "kernels-dials", "compat-room", "unknown-room", "phil"],
 )
 def test_a_violation_is_noticed(copy, module, line, complaint):
     path = copy / "dials_diffuse" / f"{module}.py"
@@ -56,3 +58,11 @@ def test_a_violation_is_noticed(copy, module, line, complaint):
     result = lint_imports(copy)
     assert result.returncode == 1, result.stdout + result.stderr
     assert complaint in result.stdout
+
+
+def test_phil_is_imported_in_cli_only():
+    """Under whatever name: the linter sees of other packages no more than the first part."""
+    importing = re.compile(r"^\s*(from|import) .*\bphil\b", re.MULTILINE)
+    modules = (p for p in (ROOT / "dials_diffuse").rglob("*.py") if importing.search(p.read_text(encoding="utf-8")))
+    rooms = {path.relative_to(ROOT / "dials_diffuse").parts[0] for path in modules}
+    assert rooms == {"cli"}

@@ -23,7 +23,8 @@ from dials_diffuse.simulation.simulate import Outputs, bragg_intensities, simula
 from dials_diffuse.simulation.simulation_parameters import SimulationParameters
 from dials_diffuse.simulation.truth import rim_of, true_map
 from dials_diffuse.structure.atoms import load_structure
-from dials_diffuse.structure.transform import bulk_solvent_structure_factors, direct_transform
+from dials_diffuse.structure.solvent import bulk_solvent_structure_factors
+from dials_diffuse.structure.transform import direct_transform
 
 QUICKER = [*SMALL, *QUICK, "model=uncorrelated", "d_min=4", "scan.n_images=2"]
 

@@ -17,8 +17,8 @@ from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.structure import transform as transform_module
 from dials_diffuse.structure.atoms import load_structure, make_structure
 from dials_diffuse.structure.factors import TABLES, compton, form_factors, sum_of_squares
+from dials_diffuse.structure.solvent import bulk_solvent_structure_factors
 from dials_diffuse.structure.transform import (
-    bulk_solvent_structure_factors,
     direct_transform,
     lattice_transform,
     off_lattice_transform,

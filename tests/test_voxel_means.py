@@ -14,7 +14,7 @@ from dials_diffuse.fitting.minimise import minimise
 from dials_diffuse.fitting.sums import PreparedSum
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import laue_operators
-from dials_diffuse.models.covariance import group_covariance as group_module
+from dials_diffuse.models.covariance import group_factory
 from dials_diffuse.models.covariance.covariance import Covariance
 from dials_diffuse.models.ensemble import ensemble as ensemble_module
 from dials_diffuse.models.ensemble.ensemble import Ensemble
@@ -188,7 +188,7 @@ def test_what_cannot_be_averaged_says_so(ensemble, atoms, monkeypatch, caplog):
         prepare(m, atoms, grid, index).intensity([p.value for p in m.parameters(atoms)]) for m in (ensemble, tensors)
     ]
     monkeypatch.setattr(ensemble_module, "_MEMORY", 0)
-    monkeypatch.setattr(group_module, "_MOST_PAIRS", 0)
+    monkeypatch.setattr(group_factory, "_MOST_PAIRS", 0)
     caplog.set_level("INFO")
     for number, (model, expected) in enumerate(zip((ensemble, tensors), centres), start=1):
         prepared = prepare(model, atoms, grid, index, means=True)

@@ -16,8 +16,7 @@ from dials_diffuse.files.formats import formats_in_words, save_map
 from dials_diffuse.files.nexus import read_map
 from dials_diffuse.files.record import Output, write_record
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.merging.compare import compare_maps
-from dials_diffuse.models.compute import model_map
+from dials_diffuse.models.compute import compute_model
 from dials_diffuse.report.agreement import comparison_record, format_comparison, write_comparison_png
 from dials_diffuse.report.planes import write_planes_png
 
@@ -96,18 +95,18 @@ def main(params, files, provenance, warnings) -> None:
         "Structure: %s, %d atoms, %s", coordinates, structure.n_atoms, structure.crystal_symmetry.space_group_info()
     )
     grid = grid_from_phil(params, data, structure)
-    model = with_orders(model, structure, automatic_orders(params, model.name), grid.d_min)
-    record = model.record()
-    logger.info("Model: %s", ", ".join(f"{key}={value}" for key, value in record.items() if value not in (None, ())))
-    means = params.voxels == "mean" or (params.voxels == "auto" and data is not None and not data.at_centres)
-    if means:
-        logger.info("Intensities are averaged over the voxels, which takes longer than voxels=centre")
-    result = model_map(model, structure, grid, data is None or data.friedel, params.wavelength, means)
-    comparison = None
-    if data is not None:
-        s = grid.s_magnitude(result.index)
-        lowest = s[s > 0].min(initial=1 / grid.d_min) * (1 - 1e-9)  # the origin is in no shell
-        comparison = compare_maps(data, result, 1 / lowest, grid.d_min, params.statistics.n_shells)
+    found = compute_model(
+        structure,
+        grid,
+        model,
+        data,
+        params.voxels,
+        params.wavelength,
+        automatic_orders(params, model.name),
+        params.statistics.n_shells,
+    )
+    result, comparison = found.map, found.comparison
+    if comparison is not None:
         logger.info("Agreement of %s with the model:\n\n%s\n", map_path, format_comparison(comparison))
 
     outputs = [Output(params.output.map, "map")]
@@ -126,7 +125,7 @@ def main(params, files, provenance, warnings) -> None:
         logger.info("Saving the summary to %s", params.output.json)
         outputs.append(Output(params.output.json, "statistics"))
         content = {
-            "model": record,
+            "model": found.model.record(),
             "space_group": grid.space_group_symbol,
             "unit_cell": grid.unit_cell,
             "subdivide": grid.subdivide,
@@ -184,18 +183,6 @@ def grid_from_phil(params, data, structure) -> MapGrid:
             f"d_min={params.d_min:g}: the map ends at {data.grid.d_min:g}; leave d_min out, or set it higher"
         )
     return replace(data.grid, d_min=params.d_min)
-
-
-def with_orders(model, structure, automatic: bool, d_min: float):
-    """The model, if ``automatic`` with the orders that it needs at d_min (Å).
-
-    What is left out by the orders that were given is warned of.
-    """
-    if automatic:
-        model = model.with_orders_for(structure, {}, d_min)
-    if lack := model.lack_of_orders(d_min):
-        logger.warning("Warning: %s", lack)
-    return model
 
 
 def run(args=None, phil=phil_scope) -> None:

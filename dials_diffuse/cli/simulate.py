@@ -21,13 +21,13 @@ from pathlib import Path
 
 from iotbx.phil import parse
 
-from dials_diffuse.cli.model import with_orders
 from dials_diffuse.cli.model_scope import MODEL_PHIL, automatic_orders, model_from_phil
 from dials_diffuse.cli.program import run_program, track
 from dials_diffuse.compat import available_cores
 from dials_diffuse.errors import CommandLineError
 from dials_diffuse.experiment.build import BeamParameters, DetectorParameters, ScanParameters
 from dials_diffuse.files.record import Output, write_record
+from dials_diffuse.models.compute import with_orders
 from dials_diffuse.simulation.plan import EXAMPLES, example_path, plan_sweeps, sweeps_from_geometry
 from dials_diffuse.simulation.prepare_sweep import resolution_limit
 from dials_diffuse.simulation.simulate import Outputs, simulate
@@ -261,7 +261,7 @@ def _main(params, files, provenance, warnings) -> None:
         sweeps = sweeps_from_geometry(geometry, structure, parameters.source.exposure, parameters.seed)
     if parameters.diffuse:
         d_min = resolution_limit([e for s in sweeps for e in s], parameters.d_min)
-        model = with_orders(model, structure, automatic_orders(params, model.name), d_min)
+        model = with_orders(model, structure, d_min, automatic_orders(params, model.name))
     out = params.output
     outputs = Outputs(out.prefix, out.background, out.experiments, out.reflections, out.truth, out.ideal)
     result = simulate(structure, model, sweeps, parameters, outputs, provenance, nproc, track)

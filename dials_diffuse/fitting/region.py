@@ -10,7 +10,8 @@ import numpy as np
 from scipy.linalg import orth
 
 from dials_diffuse.models.prepared import Prepared
-from dials_diffuse.models.refinable import ELEMENTS, TensorComponents
+from dials_diffuse.models.refinable import TensorComponents
+from dials_diffuse.structure.tensors import ELEMENTS
 
 #: fractions of the interval between bounds: a start is at least so far away from them, the search for a step begins so
 #: far away, and what ended nearer than the last one reached them

@@ -69,6 +69,21 @@ class DiffuseModel(ABC):
     phil : text of its scope, ``name { ... }``; empty for none
     words : of ``diffuse_fit``
     table : form factors, one of ``structure.factors.TABLES``, or ``Dispersive``; a field of every model
+
+    Examples
+    --------
+    A model of the package, and what of it can be refined:
+
+    >>> from dials_diffuse.models.llm.llm import LiquidLikeMotions
+    >>> from dials_diffuse.structure.atoms import make_structure
+    >>> structure = make_structure((20, 20, 30, 90, 90, 90), "P 41", ["O", "N"], [[0.1, 0.1, 0], [0.2, 0.1, 0.1]])
+    >>> model = LiquidLikeMotions(sigma=0.4, gamma=10.0)
+    >>> [(p.name, p.value, p.unit) for p in model.parameters(structure)]
+    [('sigma', 0.4, 'Å'), ('gamma', 10.0, 'Å')]
+    >>> model.with_values(structure, {"gamma": 12.0}).gamma
+    12.0
+    >>> model.intensity_at(structure, [[0.1, 0.2, 0.3]]).shape
+    (1,)
     """
 
     name: ClassVar[str]

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from dials_diffuse.checks import positive
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import laue_operators
@@ -35,12 +36,6 @@ def displacement_tensor(model: str, sigma, V) -> np.ndarray:
     return positive_tensor(f"{model}.V", V, strict=False)
 
 
-def positive(name: str, value) -> float:
-    if value is None or not 0 < value < np.inf:
-        raise DiffuseError(f"{name}={value}: a positive number is needed")
-    return float(value)
-
-
 def positive_tensor(name: str, six, strict: bool) -> np.ndarray:
     """(3, 3) float64 from six numbers 11, 22, 33, 12, 13, 23; DiffuseError unless positive (semi)definite."""
     if len(six) != 6 or not np.all(np.isfinite(np.asarray(six, dtype=float))):
@@ -52,6 +47,12 @@ def positive_tensor(name: str, six, strict: bool) -> np.ndarray:
         text = ", ".join(f"{x:.3g}" for x in values)
         raise DiffuseError(f"{name}={tuple(six)}: must be positive {kind}; its eigenvalues are {text}")
     return tensor
+
+
+def check_supercell(name: str, cells) -> None:
+    """Raise DiffuseError unless these are numbers of cells along a, b, c."""
+    if len(cells) != 3 or any(k < 1 or k != int(k) for k in cells):
+        raise DiffuseError(f"{name}={cells}: three positive whole numbers are needed")
 
 
 def fitted(structure: Structure, grid: MapGrid) -> tuple:

@@ -1,20 +1,22 @@
-"""A model's intensity as a map: one value for each symmetry-unique voxel."""
+"""A model's intensity as a map: one value for each symmetry-unique voxel, compared with data."""
 
 from __future__ import annotations
 
 import logging
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from dials_diffuse.checks import choice
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.maps.symmetry import possible_voxels
 from dials_diffuse.maps.units import ELECTRON_DIFFRACTION, ELECTRONS
+from dials_diffuse.merging.compare import Comparison, compare_maps
 from dials_diffuse.models.base import DiffuseModel
 from dials_diffuse.models.checks import check_symmetry, lacking_symmetry
 from dials_diffuse.models.dispersive import dispersive_parts
@@ -26,8 +28,101 @@ from dials_diffuse.structure.transform import check_cells
 
 logger = logging.getLogger("dials.diffuse.model")
 
+#: what is computed of a voxel; auto: what the data hold, the centre without data
+VOXELS = ("auto", "mean", "centre")
+
 #: bytes, or ``max``
 _MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+@dataclass(frozen=True, eq=False)
+class ComputedModel:
+    """What :func:`compute_model` returns.
+
+    Attributes
+    ----------
+    model : with the number of orders that was computed
+    map : DiffuseMap, in electrons² per unit cell
+    comparison : with the data; None without
+    """
+
+    model: DiffuseModel
+    map: DiffuseMap
+    comparison: Comparison | None
+
+
+def compute_model(
+    structure: Structure,
+    grid: MapGrid,
+    model: DiffuseModel,
+    data: DiffuseMap | None = None,
+    voxels: str = "auto",
+    wavelength: float | None = None,
+    choose_orders: bool = False,
+    n_shells: int = 10,
+) -> ComputedModel:
+    """Compute the diffuse scattering of a model on a grid, and compare it with data.
+
+    Parameters
+    ----------
+    structure : asymmetric unit
+    grid : of the same cell within 1 %; that of the data, perhaps with a larger d_min
+    model : a model with its parameters
+    data : a merged map; Friedel mates are one voxel if they are one there
+    voxels : one of VOXELS
+    wavelength : Å; form factors with f', f'' at it; None: without
+    choose_orders : compute as many orders as the model needs at d_min, instead of the model's own number
+    n_shells : resolution shells of the comparison
+
+    Returns
+    -------
+    ComputedModel
+
+    Raises
+    ------
+    DiffuseError
+        As :func:`model_map` does.
+
+    Examples
+    --------
+    Two atoms that move together scatter most where they scatter in phase:
+
+    >>> import numpy as np
+    >>> from dials_diffuse.maps.grid import MapGrid
+    >>> from dials_diffuse.models.rigid_body.rigid_body import RigidBody
+    >>> from dials_diffuse.structure.atoms import make_structure
+    >>> structure = make_structure((10, 10, 10, 90, 90, 90), "P 1", ["O", "O"], np.array([[0, 0, 0], [0.2, 0, 0]]))
+    >>> grid = MapGrid(structure.unit_cell, structure.hall_symbol, subdivide=(2, 2, 2), d_min=2.0)
+    >>> found = compute_model(structure, grid, RigidBody(sigma=0.3))
+    >>> s = found.map.grid.s(found.map.index)
+    >>> phase = 2 * np.pi * s @ (structure.site_cart[1] - structure.site_cart[0])
+    >>> in_phase, out_of_phase = np.cos(phase) > 0.9, np.cos(phase) < -0.9
+    >>> found.map.intensity[in_phase].mean() > 10 * found.map.intensity[out_of_phase].mean()
+    True
+    """
+    choice("voxels", voxels, VOXELS)
+    model = with_orders(model, structure, grid.d_min, choose_orders)
+    logger.info(
+        "Model: %s", ", ".join(f"{key}={value}" for key, value in model.record().items() if value not in (None, ()))
+    )
+    means = voxels == "mean" or (voxels == "auto" and data is not None and not data.at_centres)
+    if means:
+        logger.info("Intensities are averaged over the voxels, which takes longer than voxels=centre")
+    result = model_map(model, structure, grid, data is None or data.friedel, wavelength, means)
+    if data is None:
+        return ComputedModel(model, result, None)
+    s = grid.s_magnitude(result.index)
+    lowest = s[s > 0].min(initial=1 / grid.d_min) * (1 - 1e-9)  # the origin is in no shell
+    return ComputedModel(model, result, compare_maps(data, result, 1 / lowest, grid.d_min, n_shells))
+
+
+def with_orders(model: DiffuseModel, structure: Structure, d_min: float, choose: bool) -> DiffuseModel:
+    """The model, if ``choose`` with the orders that it needs at d_min (Å); what they leave out is warned of."""
+    if choose:
+        model = model.with_orders_for(structure, {}, d_min)
+    if lack := model.lack_of_orders(d_min):
+        logger.warning("Warning: %s", lack)
+    return model
 
 
 def model_map(

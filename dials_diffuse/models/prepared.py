@@ -89,7 +89,7 @@ class Fixed(Prepared):
 
 
 class Averaged(Prepared):
-    """The mean of a model over voxels that the map's symmetry, but not the structure's, makes equal."""
+    """The mean of a model over voxels that symmetry makes equal, but not its intensity."""
 
     def __init__(self, inner: Prepared, copies: int):
         self.origin, self.structure, self.parameters = inner.origin, inner.structure, inner.parameters
@@ -135,10 +135,22 @@ def over_lacking_symmetry(prepared: Callable, structure: Structure, grid: MapGri
 
     prepared : of structure, grid and index makes the Prepared of the voxels themselves
     """
-    mates = _cosets(structure, grid)
-    if len(mates) == 1:
+    return _over(_cosets(structure, grid), prepared, structure, grid, index)
+
+
+def over_laue_group(prepared: Callable, structure: Structure, grid: MapGrid, index: np.ndarray) -> Prepared:
+    """The mean over the structure's Laue group of an intensity that lacks its symmetry.
+
+    prepared : of structure, grid and index makes the Prepared of the voxels themselves
+    """
+    operators = half_of(laue_operators(structure.space_group, friedel=True))
+    return _over(operators, prepared, structure, grid, index)
+
+
+def _over(operators, prepared: Callable, structure: Structure, grid: MapGrid, index: np.ndarray) -> Prepared:
+    if len(operators) == 1:
         return prepared(structure, grid, index)
-    return Averaged(prepared(structure, grid, np.concatenate([index @ r for r in mates])), len(mates))
+    return Averaged(prepared(structure, grid, np.concatenate([index @ r for r in operators])), len(operators))
 
 
 def _cosets(structure: Structure, grid: MapGrid) -> list:

@@ -11,10 +11,7 @@ from cctbx import sgtbx
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.structure.crystal import Structure
-from dials_diffuse.structure.tensors import symmetric_tensor
-
-#: elements of a symmetric tensor in the order of the programs' parameters
-ELEMENTS = ("11", "22", "33", "12", "13", "23")
+from dials_diffuse.structure.tensors import ELEMENTS, six_elements, square_features, symmetric_tensor
 
 #: rms displacements, Å: the lowest; the highest is at least the second, or so many times that of the loosest atom
 _LOWEST_SIGMA = 0.01
@@ -91,13 +88,11 @@ class TensorComponents:
 
         q : (n, 3) float64
         """
-        x, y, z = q.T
-        products = np.stack([x * x, y * y, z * z, 2 * x * y, 2 * x * z, 2 * y * z], axis=1)
-        return products @ self.basis
+        return square_features(q) @ self.basis
 
     def elements(self, tensor: np.ndarray) -> np.ndarray:
         """(k,) float64, the free elements of a (3, 3) tensor that has the symmetry."""
-        return np.array(_elements(tensor))[[ELEMENTS.index(name) for name in self.names]]
+        return six_elements(tensor)[[ELEMENTS.index(name) for name in self.names]]
 
 
 def tensor_components(structure: Structure, symmetric: bool) -> TensorComponents:
@@ -115,7 +110,7 @@ def tensor_components(structure: Structure, symmetric: bool) -> TensorComponents
     columns = []
     for k in range(number):
         u_star = constraints.all_params(tuple(float(k == j) for j in range(number)))
-        columns.append(_elements(o @ symmetric_tensor(u_star) @ o.T))
+        columns.append(six_elements(o @ symmetric_tensor(u_star) @ o.T))
     columns = np.array(columns).T
     chosen: list = []
     for k in range(6):  # the first elements that determine the others
@@ -126,8 +121,13 @@ def tensor_components(structure: Structure, symmetric: bool) -> TensorComponents
     return TensorComponents(tuple(ELEMENTS[k] for k in chosen), basis)
 
 
-def _elements(tensor) -> list:
-    return [tensor[0, 0], tensor[1, 1], tensor[2, 2], tensor[0, 1], tensor[0, 2], tensor[1, 2]]
+def displacement(
+    structure: Structure, components: TensorComponents | None, sigma, V, share: float, suffix: str = ""
+) -> list:
+    """Parameters of a displacement: sigma, or if there are ``components`` the free elements of V."""
+    if components is None:
+        return [sigma_parameter(structure, sigma, "sigma" + suffix, share)]
+    return displacement_parameters(structure, components, V, "V", suffix, share)
 
 
 def sigma_parameter(structure: Structure, value: float, name: str = "sigma", share: float = 0.5) -> Parameter:

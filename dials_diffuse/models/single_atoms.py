@@ -90,7 +90,14 @@ def special_remainder(structure: Structure, grid: MapGrid, s2: np.ndarray, table
 
 
 def special_remainder_at(structure: Structure, s: np.ndarray, table: str):
-    """The same at any points, s : (n, 3) float64, 1/Å, for one copy in the frame of the structure."""
+    """:func:`special_remainder` at any points for one copy, in the frame of the structure.
+
+    s : (n, 3) float64, 1/Å
+
+    Returns
+    -------
+    (n,) float64, electrons²; 0.0 if there are no atoms on special positions
+    """
     special = structure.share < 1
     if not special.any():
         return 0.0
@@ -107,7 +114,7 @@ def _lacking(structure: Structure, special: np.ndarray) -> Structure:
 
 
 def displaced_at(structure: Structure, grid: MapGrid, index: np.ndarray, table: str) -> np.ndarray:
-    """The same at some voxels, (n,); index : (n, 3) integers."""
+    """(n,) float64, :func:`displaced` at some voxels of a grid; index : (n, 3) integers"""
     if structure.isotropic.all():
         s2 = np.square(grid.s_magnitude(index))
         return radial(lambda s: sum_of_squares(structure, s, table, displaced=True), s2)

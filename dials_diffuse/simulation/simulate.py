@@ -27,7 +27,7 @@ from dials_diffuse.simulation.spots import spot_extent_model
 from dials_diffuse.simulation.sweep import Sweep, make_sample, overflow
 from dials_diffuse.simulation.truth import IdealSums, image_sums, record_of_scales, rim_of, true_map
 from dials_diffuse.structure.factors import Dispersive, compton, dispersion
-from dials_diffuse.structure.transform import bulk_solvent_structure_factors
+from dials_diffuse.structure.solvent import bulk_solvent_structure_factors
 
 logger = logging.getLogger("dials.diffuse.simulation")
 

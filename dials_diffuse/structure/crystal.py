@@ -12,6 +12,7 @@ from iotbx.pdb import hierarchy as pdb_hierarchy
 from libtbx.utils import Sorry
 
 from dials_diffuse.errors import DiffuseError
+from dials_diffuse.structure.tensors import six_elements
 
 #: per-atom arrays of a Structure
 ARRAYS = (
@@ -151,14 +152,14 @@ class Structure:
 
     @cached_property
     def xray_structure(self) -> xray.structure:
-        """The same atoms in the same order as a cctbx structure (do not modify it)."""
+        """The atoms, in this order, as a cctbx structure (do not modify it)."""
         scatterers = []
         for i in range(self.n_atoms):
             u = self.u_cart[i]
             if self.isotropic[i]:
                 displacement = float(self.u_iso[i])
             else:
-                displacement = adptbx.u_cart_as_u_star(self.cell, _six(u))
+                displacement = adptbx.u_cart_as_u_star(self.cell, tuple(map(float, six_elements(u))))
             scatterers.append(
                 xray.scatterer(
                     label=str(self.name[i]),
@@ -184,11 +185,11 @@ class Structure:
         return replace(self, **{key: getattr(self, key)[atoms] for key in ARRAYS})
 
     def without_displacements(self) -> Structure:
-        """The same atoms at rest: U = 0."""
+        """The atoms at rest: U = 0."""
         return replace(self, u_cart=np.zeros_like(self.u_cart))
 
     def in_cell(self, unit_cell) -> Structure:
-        """The same fractional coordinates and Cartesian displacements in another cell (six floats, Å, degrees)."""
+        """The structure in another cell (six floats, Å, degrees), with its fractional coordinates and Cartesian U."""
         return replace(self, unit_cell=tuple(float(x) for x in unit_cell))
 
     def molecule(self) -> Structure:
@@ -247,7 +248,7 @@ class Structure:
             atom.set_b(float(adptbx.u_as_b(self.u_iso[i])))
             atom.set_hetero(bool(self.hetero[i]))
             if not self.isotropic[i]:
-                atom.set_uij(_six(self.u_cart[i]))
+                atom.set_uij(tuple(map(float, six_elements(self.u_cart[i]))))
             atoms.append_atom(atom)
         root.atoms_reset_serial()
         return root
@@ -294,8 +295,3 @@ class Structure:
             if np.linalg.norm(self.orthogonalization @ difference) < SPECIAL_POSITION_DISTANCE:
                 return True
         return False
-
-
-def _six(tensor) -> tuple:
-    """Elements 11, 22, 33, 12, 13, 23 of a symmetric tensor."""
-    return tuple(float(x) for x in tensor[[0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]])

@@ -15,7 +15,8 @@ from dials_diffuse.structure.contents import (
     contents_of_sequence,
     contents_of_structure,
 )
-from dials_diffuse.structure.transform import bulk_solvent_structure_factors, check_cells
+from dials_diffuse.structure.solvent import bulk_solvent_structure_factors
+from dials_diffuse.structure.transform import check_cells
 
 _POINTS = 1000
 

@@ -8,6 +8,7 @@ import numpy as np
 from cctbx.eltbx import sasaki, tiny_pse, xray_scattering
 from cctbx.eltbx.e_scattering import ito_vol_c_2011_table_4_3_2_2_entry_as_gaussian
 
+from dials_diffuse.checks import choice
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.structure.crystal import Structure
 
@@ -66,8 +67,7 @@ def gaussian(scattering_type: str, table="wk1995"):
             return xray_scattering.gaussian([], [], extra.imag)
         still = gaussian(scattering_type, table.table)
         return xray_scattering.gaussian(still.array_of_a(), still.array_of_b(), still.c() + extra.real)
-    if table not in TABLES:
-        raise DiffuseError(f"table={table}: choose from {', '.join(TABLES)}")
+    choice("table", table, TABLES)
     element = "".join(c for c in scattering_type if c.isalpha())
     try:
         if table == "electron":  # knows neutral atoms only

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from iotbx.pdb import resseq_decode
 
+from dials_diffuse.checks import choice
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.structure.crystal import Structure
 
@@ -29,8 +30,7 @@ def group_labels(structure: Structure, groups: str, selections=()) -> np.ndarray
     DiffuseError
         If ``groups`` is not known, or the selections leave atoms out, overlap, or hold nothing.
     """
-    if groups not in GROUPS:
-        raise DiffuseError(f"groups={groups}: choose from {', '.join(GROUPS)}")
+    choice("groups", groups, GROUPS)
     if groups != "selection":
         if len(selections):
             raise DiffuseError(

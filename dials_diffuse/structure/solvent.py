@@ -1,4 +1,4 @@
-"""Structure factors of the flat solvent between the molecules of a crystal."""
+"""Flat solvent between the molecules of a crystal: its structure factors, and those of the crystal with it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from mmtbx import masks
 
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.structure.crystal import Structure
+from dials_diffuse.structure.transform import structure_factors
 
 #: Å, beyond which the surface of the solvent is too smooth to scatter
 _SOLVENT_D_MIN = 3.0
@@ -34,14 +35,50 @@ def solvent_structure_factors(structure: Structure, grid: MapGrid, k_sol: float,
     wanted = miller.build_set(symmetry.crystal_symmetry, anomalous_flag=False, d_min=max(grid.d_min, _SOLVENT_D_MIN))
     if wanted.size() == 0:
         return result
-    mask = masks.manager(
-        miller_array=wanted.array(flex.double(wanted.size(), 0)), xray_structure=symmetry.xray_structure
-    )
-    factors = mask.shell_f_masks()[0].expand_to_p1()
-    damping = k_sol * np.exp(-0.25 * b_sol * factors.d_star_sq().data().as_numpy_array())
-    values = damping * factors.data().as_numpy_array()
+    mask, fraction = _mask_factors(symmetry, wanted)
+    factors = mask.expand_to_p1()
+    values = _scattering(factors, k_sol, b_sol)
     index = factors.indices().as_vec3_double().as_numpy_array().reshape(-1, 3).astype(int)
     result[tuple((index + np.array(grid.extent)).T)] = values
     result[tuple((np.array(grid.extent) - index).T)] = values.conj()
-    result[grid.extent] = k_sol * mask.solvent_content_via_mask * symmetry.cell.volume()
+    result[grid.extent] = k_sol * fraction * symmetry.cell.volume()
     return result
+
+
+def bulk_solvent_structure_factors(
+    structure: Structure, d_min: float, k_sol: float = 0.35, b_sol: float = 46.0, table: str = "wk1995"
+) -> tuple:
+    """Structure factors of the crystal with flat bulk solvent, F_calc + k_sol exp(-b_sol s²/4) F_mask.
+
+    Parameters
+    ----------
+    structure : asymmetric unit
+    d_min : Å; the solvent's part is left out beyond 3 Å
+    k_sol : electrons/Å³; b_sol : Å²
+
+    Returns
+    -------
+    hkl : (n, 3) int32, indices of cctbx's asymmetric unit inside d_min, absences and 000 left out
+    f : (n,) complex128, electrons per cell
+
+    Source: Jiang & Brünger 1994, J. Mol. Biol. 243, 100; Afonine et al. 2005, Acta Cryst. D61, 850
+    """
+    wanted = miller.build_set(structure.crystal_symmetry, anomalous_flag=False, d_min=d_min)
+    hkl = wanted.indices().as_vec3_double().as_numpy_array().astype(np.int32).reshape(-1, 3)
+    grid, calculated = structure_factors(structure, d_min * (1 - 1e-6), table)
+    f = calculated[tuple((hkl + np.array(grid.extent)).T)]
+    mask, _ = _mask_factors(structure, wanted)
+    return hkl, f + _scattering(mask, k_sol, b_sol)
+
+
+def _mask_factors(structure: Structure, wanted: miller.set) -> tuple:
+    """Miller array of the transform of the solvent's mask, 0 beyond 3 Å, and the fraction of the cell in the mask."""
+    indices = wanted.array(flex.double(wanted.size(), 0))
+    mask = masks.manager(miller_array=indices, xray_structure=structure.xray_structure)
+    return mask.shell_f_masks()[0], mask.solvent_content_via_mask
+
+
+def _scattering(mask: miller.array, k_sol: float, b_sol: float) -> np.ndarray:
+    """complex128, k_sol exp(-b_sol s²/4) F_mask"""
+    damping = k_sol * np.exp(-0.25 * b_sol * mask.d_star_sq().data().as_numpy_array())
+    return damping * mask.data().as_numpy_array()

@@ -8,10 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import scipy.fft
-from cctbx import miller, uctbx
-from cctbx.array_family import flex
-from mmtbx import masks
+from cctbx import uctbx
 
+from dials_diffuse.checks import choice
 from dials_diffuse.compat import available_cores
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.kernels.pair_sum import amplitudes
@@ -104,8 +103,7 @@ def transform_at(structure: Structure, s, table: str = "wk1995", algorithm: str 
     -------
     (m,) complex128, electrons
     """
-    if algorithm not in ("auto", "nufft", "direct"):
-        raise DiffuseError(f"algorithm={algorithm}: choose from auto, nufft, direct")
+    choice("algorithm", algorithm, ("auto", "nufft", "direct"))
     s = np.asarray(s, dtype=float).reshape(-1, 3)
     if algorithm == "auto":
         cheap = structure.n_atoms * len(s) < _CHEAP or importlib.util.find_spec("finufft") is None
@@ -116,7 +114,7 @@ def transform_at(structure: Structure, s, table: str = "wk1995", algorithm: str 
 
 
 def off_lattice_transform(structure: Structure, s, table: str = "wk1995") -> np.ndarray:
-    """The same by a non-uniform FFT.
+    """Structure factors of exactly the atoms given (no symmetry) at any points, by a non-uniform FFT.
 
     The density of the atoms is sampled in a box around them, as for :func:`lattice_transform`, and its transform taken
     at the points by finufft. The rms error is below 1e-4 of the rms F in every resolution shell.
@@ -209,7 +207,9 @@ def memory_estimate(grid: MapGrid) -> int:
 
 
 def direct_transform(structure: Structure, hkl, table: str = "wk1995", wavelength: float | None = None) -> np.ndarray:
-    """The same by direct summation at any points: slow and exact, the oracle of :func:`lattice_transform`.
+    """Structure factors of exactly the atoms given (no symmetry) at any points, by direct summation.
+
+    It is slow and exact, the oracle of :func:`lattice_transform`.
 
     Parameters
     ----------
@@ -247,8 +247,7 @@ def structure_factors(structure: Structure, d_min: float, table: str = "wk1995",
     grid : MapGrid of the whole indices in P 1
     f : complex128 of ``grid.shape``, electrons per cell; NaN outside d_min
     """
-    if algorithm not in ("auto", "fft", "direct"):
-        raise DiffuseError(f"algorithm={algorithm}: choose from auto, fft, direct")
+    choice("algorithm", algorithm, ("auto", "fft", "direct"))
     grid = MapGrid(structure.unit_cell, "P 1", (1, 1, 1), d_min)
     content = structure.expand()
     if algorithm == "auto":
@@ -259,35 +258,6 @@ def structure_factors(structure: Structure, d_min: float, table: str = "wk1995",
     f = np.full(grid.shape, np.nan, dtype=np.complex128)
     f[chosen] = direct_transform(content, np.argwhere(chosen) - np.array(grid.extent), table)
     return grid, f
-
-
-def bulk_solvent_structure_factors(
-    structure: Structure, d_min: float, k_sol: float = 0.35, b_sol: float = 46.0, table: str = "wk1995"
-) -> tuple:
-    """Structure factors of the crystal with flat bulk solvent, F_calc + k_sol exp(-b_sol s²/4) F_mask.
-
-    Parameters
-    ----------
-    structure : asymmetric unit
-    d_min : Å; the solvent's part is left out beyond 3 Å
-    k_sol : electrons/Å³; b_sol : Å²
-
-    Returns
-    -------
-    hkl : (n, 3) int32, indices of cctbx's asymmetric unit inside d_min, absences and 000 left out
-    f : (n,) complex128, electrons per cell
-
-    Source: Jiang & Brünger 1994, J. Mol. Biol. 243, 100; Afonine et al. 2005, Acta Cryst. D61, 850
-    """
-    wanted = miller.build_set(structure.crystal_symmetry, anomalous_flag=False, d_min=d_min)
-    hkl = wanted.indices().as_vec3_double().as_numpy_array().astype(np.int32).reshape(-1, 3)
-    grid, calculated = structure_factors(structure, d_min * (1 - 1e-6), table)
-    f = calculated[tuple((hkl + np.array(grid.extent)).T)]
-    mask = masks.manager(
-        miller_array=wanted.array(flex.double(wanted.size(), 0)), xray_structure=structure.xray_structure
-    )
-    damping = k_sol * np.exp(-0.25 * b_sol * wanted.d_star_sq().data().as_numpy_array())
-    return hkl, f + damping * mask.shell_f_masks()[0].data().as_numpy_array()
 
 
 def s_squared(grid: MapGrid, tensor=None) -> np.ndarray:

@@ -9,7 +9,7 @@ from scipy.spatial.distance import cdist
 
 from dials_diffuse.fitting.linear import Background, Projection
 from dials_diffuse.fitting.pairs.pair_objective import PairObjective
-from dials_diffuse.models.covariance.group_covariance import GroupCovariance
+from dials_diffuse.models.covariance.group_factory import group_covariance
 from dials_diffuse.structure.factors import form_factors
 from helpers.structures import random_structure
 
@@ -77,7 +77,7 @@ class Case:
         self.work = np.ones(n, dtype=bool)
         self.weights = np.full(n, self.sigma**-2.0)
         self.background = Background(size, background)
-        self.groups = GroupCovariance(self.structure, np.arange(g), self.s, adp="free", tensor=tensor, tolerance=1e-10)
+        self.groups = group_covariance(self.structure, np.arange(g), self.s, adp="free", tensor=tensor, tolerance=1e-10)
 
     def objective(self, scale=None, work=None, **options):
         work = self.work if work is None else work

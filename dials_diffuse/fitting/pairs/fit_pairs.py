@@ -18,6 +18,7 @@ from dials_diffuse.fitting.pairs.pair_minimisers import MOST_ELEMENTS
 from dials_diffuse.fitting.pairs.pair_objective import Sample
 from dials_diffuse.models.checks import fitted as fitted_to_grid
 from dials_diffuse.models.covariance.group_covariance import GroupCovariance
+from dials_diffuse.models.covariance.group_factory import group_covariance
 from dials_diffuse.models.covariance.motion import flattened
 from dials_diffuse.models.voxel_means import gauss_points
 from dials_diffuse.structure.groups import group_labels
@@ -65,7 +66,7 @@ def fit_all_pairs(
     labels = group_labels(placed, model.groups, model.selections)
 
     def groups_at(rows) -> GroupCovariance:
-        return GroupCovariance(
+        return group_covariance(
             placed if model.soft else placed.without_displacements(),
             labels,
             (data.index[rows] / np.array(grid.subdivide)) @ grid.reciprocal_matrix.T,

@@ -6,51 +6,48 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from scipy.spatial.distance import cdist
 
+from dials_diffuse.checks import choice, positive
 from dials_diffuse.errors import CommandLineError, DiffuseError
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.maps.symmetry import laue_operators
 from dials_diffuse.models.base import DiffuseModel, TensorWord, Words, selections_of
 from dials_diffuse.models.checks import (
     check_exponent,
+    check_supercell,
     displacement_tensor,
     fitted,
-    positive,
     warn_of_small_displacements,
 )
 from dials_diffuse.models.covariance.covariance_phil import PHIL, read_array
 from dials_diffuse.models.covariance.elastic_network import ElasticNetwork
-from dials_diffuse.models.covariance.low_rank import (
-    checked_modes,
-    low_rank_sum,
-    main_modes,
-    modes_of,
-    number_of_sums,
-    orders_needed,
-)
-from dials_diffuse.models.covariance.motion import JointMotion, checked_covariance, cost_of_chebyshev, cost_of_pair_form
+from dials_diffuse.models.covariance.engines import ENGINES, choose_engine, molecule_sum
+from dials_diffuse.models.covariance.group_covariance import GroupCovariance
+from dials_diffuse.models.covariance.group_factory import group_covariance
+from dials_diffuse.models.covariance.low_rank import checked_modes
+from dials_diffuse.models.covariance.motion import JointMotion, checked_covariance
 from dials_diffuse.models.covariance.patterson import memory_estimate as patterson_memory
-from dials_diffuse.models.covariance.patterson import patterson_sum, real_grid
+from dials_diffuse.models.covariance.patterson import patterson_sum
 from dials_diffuse.models.covariance.prepared_covariance import PreparedCovariance
 from dials_diffuse.models.laue import laue_average
 from dials_diffuse.models.lorentzian import lorentzian, lorentzian_derivatives
-from dials_diffuse.models.prepared import Averaged, Prepared, half_of
+from dials_diffuse.models.prepared import Prepared, over_laue_group
 from dials_diffuse.models.refinable import (
     SOME_GAMMA,
     SOME_SIGMA,
     Parameter,
     TensorComponents,
-    displacement_parameters,
+    displacement,
     gamma_parameter,
     sigma_parameter,
     tensor_components,
     updated,
 )
 from dials_diffuse.models.single_atoms import ATOM_LENGTH, NEGLIGIBLE_CORRELATION, displaced, squares
+from dials_diffuse.models.voxel_means import gauss_points
 from dials_diffuse.structure.block import crystal_block
 from dials_diffuse.structure.crystal import Structure
 from dials_diffuse.structure.groups import GROUPS, group_centres, group_labels
@@ -65,19 +62,6 @@ CORRELATIONS = {
     "lorentzian": lorentzian,
 }
 KERNELS = (*CORRELATIONS, "elastic_network", "free")
-
-#: pair_sum: compiled loops over all pairs; chebyshev: matrix products in shells of q², isotropic V only; low_rank: sums
-#: over the atoms for each product of modes of V; fft: the Patterson function of all pairs of atoms, on a grid only
-ENGINES = ("auto", "pair_sum", "chebyshev", "low_rank", "fft")
-
-#: cost of a pair's two peaks and of a point of the density, in units of a product of numbers in a matrix product
-_PRODUCTS_PER_PEAKS = 60_000
-_PRODUCTS_PER_POINT = 600
-#: cost of an atom in the sum for a product of modes, in the same units; V is looked at for modes up to this size
-_PRODUCTS_PER_MODE = 60
-_MOST_FOR_MODES = 1000
-#: products of modes that engine ``low_rank`` goes through at most
-_MOST_SUMS = 20_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,13 +127,10 @@ class Covariance(DiffuseModel):
 
     def __post_init__(self):
         for name, choices in (("kernel", KERNELS), ("groups", GROUPS), ("engine", ENGINES)):
-            if getattr(self, name) not in choices:
-                raise DiffuseError(f"covariance.{name}={getattr(self, name)}: choose from {', '.join(choices)}")
+            choice(f"covariance.{name}", getattr(self, name), choices)
         positive("covariance.tolerance", self.tolerance)
-        if self.supercell is not None and (
-            len(self.supercell) != 3 or any(k < 1 or k != int(k) for k in self.supercell)
-        ):
-            raise DiffuseError(f"covariance.supercell={self.supercell}: three positive whole numbers are needed")
+        if self.supercell is not None:
+            check_supercell("covariance.supercell", self.supercell)
         if (self.matrix is not None) + (self.modes is not None) != (self.kernel == "free"):
             raise DiffuseError("covariance: kernel=free and a matrix of covariances, or modes, need each other")
         if self.kernel in CORRELATIONS:
@@ -248,11 +229,7 @@ class Covariance(DiffuseModel):
             if not self.network.crystal_contacts:
                 return found
             return (*found, Parameter("crystal_stiffness", self.network.crystal_stiffness, "", 0.01, 100.0, 1.0))
-        components = self.components(structure)
-        if components is None:
-            found = [sigma_parameter(structure, self.sigma, share=share)]
-        else:
-            found = displacement_parameters(structure, components, self.V, share=share)
+        found = displacement(structure, self.components(structure), self.sigma, self.V, share)
         return (*found, gamma_parameter(self.gamma, 1.1 * self.core if self.kernel == "lorentzian" else 0.0))
 
     def components(self, structure: Structure) -> TensorComponents | None:
@@ -274,11 +251,42 @@ class Covariance(DiffuseModel):
 
         Tensors of many groups are not averaged over voxels.
         """
+        prepared = partial(PreparedCovariance, self, means=means)
         if self.supercell is None:
-            return PreparedCovariance(self, structure, grid, index, means)
-        operators = half_of(laue_operators(structure.space_group, friedel=True))  # a block has no symmetry
-        mates = np.concatenate([index @ r for r in operators])
-        return Averaged(PreparedCovariance(self, structure, grid, mates, means), len(operators))
+            return prepared(structure, grid, index)
+        return over_laue_group(prepared, structure, grid, index)  # a block has no symmetry
+
+    def group_covariance(
+        self, structure: Structure, grid: MapGrid, index: np.ndarray, means: bool = False
+    ) -> GroupCovariance:
+        """The intensity at voxels of a grid as a function of the covariance of all groups.
+
+        Parameters
+        ----------
+        structure : asymmetric unit
+        grid : of the same cell within 1 %
+        index : (n, 3) int64, inside 1/d_min
+        means : average over voxels, where that can be afforded, see :func:`group_factory.group_covariance`
+
+        Returns
+        -------
+        GroupCovariance, in electrons² per molecule and its copies, or per block of cells
+        """
+        points = gauss_points(grid) if means else None
+        structure, grid = fitted(structure, grid)
+        motion = self.motion(structure)
+        structure, labels = self.placed(structure)
+        return group_covariance(
+            structure if self.soft else structure.without_displacements(),
+            labels,
+            grid.s(index),
+            adp="held" if self.soft else "free",
+            tensor=motion.covariance.ndim == 4,
+            table=self.table,
+            tolerance=self.tolerance,
+            points=points,
+            u=motion.mean_square,
+        )
 
     def correlation(self, r: np.ndarray, gamma: float) -> tuple:
         """c(r) and its first and second derivatives by gamma; r : float64, Å"""
@@ -295,7 +303,7 @@ class Covariance(DiffuseModel):
         structure, grid = fitted(structure, grid)
         motion = self._checked_motion(structure, 1 / grid.d_min)
         bodies = structure.space_group.order_z() if self.supercell is None else 1 / self.cells
-        engine = self._engine(motion, grid)
+        engine = choose_engine(self, motion, grid)
         if engine == "fft":
             volume = bodies * patterson_sum(motion, grid, self.table)
             s2 = s_squared(grid)
@@ -306,31 +314,20 @@ class Covariance(DiffuseModel):
         index = np.argwhere(inside(grid, s_squared(grid))) - np.array(grid.extent)
         index = index[: len(index) // 2 + 1]  # of Friedel mates one, and the origin
         s = (index / np.array(grid.subdivide)) @ grid.reciprocal_matrix.T
-        values = bodies * self._molecule(self.placed(structure)[0].share, motion, s, engine)
+        values = bodies * molecule_sum(self, self.placed(structure)[0].share, motion, s, engine)
         volume = np.full(grid.n_voxels, np.nan)
         volume[grid.key(index)] = volume[grid.key(-index)] = values
         return laue_average(volume.reshape(grid.shape), grid)
 
     def intensity_at(self, structure: Structure, s: np.ndarray) -> np.ndarray:
-        """Diffuse intensity at any points.
-
-        Parameters
-        ----------
-        structure : asymmetric unit
-        s : (m, 3) float64, 1/Å, Cartesian frame of the coordinate file
-
-        Returns
-        -------
-        (m,) float64, electrons² per unit cell
-        """
         s = np.asarray(s, dtype=float).reshape(-1, 3)
         motion = self._checked_motion(structure, max(np.linalg.norm(s, axis=1).max(initial=0.0), 1e-6))
-        engine = self._engine(motion, None, s)
+        engine = choose_engine(self, motion, None, s)
         if engine == "fft":
             raise DiffuseError("covariance.engine=fft works on grids only; use chebyshev, pair_sum or auto")
         turned = np.concatenate([s @ turn for turn in structure.rotations])
         share = self.placed(structure)[0].share
-        total = self._molecule(share, motion, turned, engine).reshape(-1, len(s)).sum(axis=0)
+        total = molecule_sum(self, share, motion, turned, engine).reshape(-1, len(s)).sum(axis=0)
         return total if self.supercell is None else total / (len(structure.rotations) * self.cells)
 
     def memory_estimate(self, structure: Structure, grid: MapGrid) -> int:
@@ -357,64 +354,6 @@ class Covariance(DiffuseModel):
         if self.soft:
             warn_of_small_displacements(motion.structure, motion.shared, "covariance")
         return motion
-
-    def _molecule(self, share: np.ndarray, motion: JointMotion, s, engine: str) -> np.ndarray:
-        if engine == "low_rank":
-            modes, orders = self._modes(motion, (2 * np.pi) ** 2 * np.square(s).sum(axis=1).max(initial=0.0))
-            logger.info("covariance: %d modes, %d orders", len(modes), orders)
-            if number_of_sums(len(modes), orders) > _MOST_SUMS:
-                raise DiffuseError(
-                    f"covariance.engine=low_rank: {len(modes)} modes to order {orders} have too many products; take "
-                    "another engine, or a larger covariance.tolerance"
-                )
-            total = low_rank_sum(motion, s, self.table, modes, orders)
-        else:
-            total = motion.coherent(s, self.table, engine, self.tolerance)
-        if self.soft or np.any(share != 1):
-            total += motion.remainder(s, share, self.table)
-        return total
-
-    def _modes(self, motion: JointMotion, square: float) -> tuple:
-        """Modes of V, and the orders of their products, that tolerance and the largest q² ask for."""
-        neglect = self.tolerance / max(square, 1e-9)
-        if self.modes is None:
-            modes = modes_of(motion.covariance, neglect)
-        else:
-            modes = main_modes(checked_modes("covariance.modes", self.modes, len(motion.covariance)), neglect)
-        largest = np.linalg.norm(motion.shared, ord=2, axis=(1, 2)).max()
-        return modes, orders_needed(square * largest, self.tolerance)
-
-    def _engine(self, motion: JointMotion, grid: MapGrid | None, s=None) -> str:
-        """The engine asked for, or the cheapest."""
-        if self.engine == "chebyshev" and not motion.isotropic:
-            raise DiffuseError("covariance.engine=chebyshev needs isotropic displacements; use fft, pair_sum or auto")
-        if self.engine != "auto":
-            return self.engine
-        n, atoms = len(motion.covariance), motion.structure.n_atoms
-        m = max(1, grid.n_voxels // 4 if s is None else len(s))
-        span = (2 * np.pi / grid.d_min) ** 2 if s is None else (2 * np.pi) ** 2 * np.square(s).sum(axis=1).max()
-        costs = {"pair_sum": cost_of_pair_form(m, n)}
-        if self.modes is not None or n * (1 if motion.isotropic else 3) <= _MOST_FOR_MODES:
-            modes, orders = self._modes(motion, span)
-            sums = number_of_sums(len(modes), orders)
-            if sums <= _MOST_SUMS:
-                costs["low_rank"] = m * n * sums * _PRODUCTS_PER_MODE
-        if motion.isotropic:
-            largest = max(np.abs(motion.covariance).max(), 1e-300)
-            costs["chebyshev"] = cost_of_chebyshev(m, n, span, largest, self.tolerance)
-        if grid is not None:
-            kinds = len(motion.structure.types)
-            points = 0.5 * kinds * (kinds + 1) * np.prod(real_grid(grid), dtype=float)
-            costs["fft"] = 0.5 * atoms**2 * _PRODUCTS_PER_PEAKS + points * _PRODUCTS_PER_POINT
-        engine = min(costs, key=costs.get)
-        logger.info(
-            "covariance: engine=%s for %d groups of %d atoms (expected cost: %s)",
-            engine,
-            n,
-            atoms,
-            ", ".join(f"{name} {cost / costs[engine]:.1f}" for name, cost in costs.items()),
-        )
-        return engine
 
 
 def _mean_square(covariance: np.ndarray) -> np.ndarray:

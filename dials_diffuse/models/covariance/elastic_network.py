@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial import cKDTree
 
+from dials_diffuse.checks import choice, positive
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.models.checks import positive
 from dials_diffuse.structure.crystal import Structure
 from dials_diffuse.structure.groups import group_centres
 
@@ -41,8 +41,7 @@ class ElasticNetwork:
     crystal_stiffness: float = 1.0
 
     def __post_init__(self):
-        if self.network not in NETWORKS:
-            raise DiffuseError(f"elastic_network.network={self.network}: choose from {', '.join(NETWORKS)}")
+        choice("elastic_network.network", self.network, NETWORKS)
         positive("elastic_network.cutoff", self.cutoff)
         positive("elastic_network.crystal_stiffness", self.crystal_stiffness)
 

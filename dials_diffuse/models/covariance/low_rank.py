@@ -29,7 +29,16 @@ def modes_of(covariance: np.ndarray, neglect: float) -> np.ndarray:
 
 
 def main_modes(modes: np.ndarray, neglect: float) -> np.ndarray:
-    """The same from modes that need not be orthogonal, (k, g, 3) or (k, g), without the matrix V."""
+    """The fewest modes with the V of those given, but for a part below ``neglect`` in Å².
+
+    Parameters
+    ----------
+    modes : (k, g, 3) or (k, g) float64, Å; they need not be orthogonal, and the matrix V is not made
+
+    Returns
+    -------
+    (m, g, 3) or (m, g) float64, Å, orthogonal
+    """
     _, sizes, vectors = np.linalg.svd(modes.reshape(len(modes), -1), full_matrices=False)
     keep = np.cumsum(sizes[::-1] ** 2)[::-1] > neglect  # what is left out has the smallest sizes
     return (vectors[keep] * sizes[keep, None]).reshape(-1, *modes.shape[1:])
@@ -95,7 +104,7 @@ def low_rank_form(q: np.ndarray, a: np.ndarray, modes: np.ndarray, orders: int) 
     -------
     (m,) float64
 
-    Source: THEORY.md §4
+    Source: docs/theory.md, covariance
     """
     isotropic = modes.ndim == 2
     result = np.zeros(len(q))

@@ -31,7 +31,7 @@ _TERMS = 1 << 21
 
 #: multiplications and additions of a matrix product in the time of one exponential; measured, of use for choices only
 _PRODUCTS_PER_EXPONENTIAL = 150
-#: the same for one pair of the pair sum
+#: multiplications and additions of a matrix product in the time of one pair of the pair sum
 _PRODUCTS_PER_PAIR = 250
 
 #: rows of amplitudes that are multiplied by a matrix together
@@ -332,7 +332,7 @@ def cost_of_pair_form(m: int, n: int) -> float:
 
 
 def cost_of_chebyshev(m: int, n: int, span: float, largest: float, tolerance: float) -> float:
-    """The same; span: range of q² in 1/Å², largest: of |v| in Å²."""
+    """In products of numbers, for m points and n bodies; span: range of q² in 1/Å², largest: of |v| in Å²."""
     nodes, reach = shells(m, n, span, largest, tolerance)
     number = min(m, max(1, math.ceil(span / (2 * reach))))
     return nodes * n**2 * (2 * m + 0.5 * number * _PRODUCTS_PER_EXPONENTIAL)

@@ -10,9 +10,7 @@ from scipy.spatial.distance import cdist
 
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.models.checks import fitted
-from dials_diffuse.models.covariance.group_covariance import GroupCovariance
 from dials_diffuse.models.prepared import Prepared
-from dials_diffuse.models.voxel_means import gauss_points
 from dials_diffuse.structure.crystal import Structure
 from dials_diffuse.structure.groups import group_centres
 
@@ -22,8 +20,6 @@ logger = logging.getLogger("dials.diffuse.models")
 class PreparedCovariance(Prepared):
     """I(V(values)), by the chain rule from the derivatives by all elements of V, those of :class:`GroupCovariance`.
 
-    Attribute ``groups``: this GroupCovariance.
-
     V is linear in sigma², or in the free elements of the tensor, times a matrix that depends on gamma. Without
     parameters V is that of the model.
 
@@ -31,36 +27,24 @@ class PreparedCovariance(Prepared):
     ----------
     model : Covariance
     index : (n, 3) int64, inside 1/d_min of the grid
-    means : average over voxels, where that can be afforded, see :class:`GroupCovariance`
+    means : average over voxels, where that can be afforded, see :meth:`Covariance.group_covariance`
     """
 
     def __init__(self, model, structure: Structure, grid: MapGrid, index: np.ndarray, means: bool = False):
         self.origin, self.structure = model, structure
-        points = gauss_points(grid) if means else None
         self.parameters = model.parameters(structure)
-        structure, grid = fitted(structure, grid)
+        self.groups = model.group_covariance(structure, grid, index, means)
+        self.means = self.groups.means
+        if means and not self.means:
+            logger.info("covariance: too large to be averaged over voxels, taken at their centres")
+        structure, _ = fitted(structure, grid)
         self._components = model.components(structure)
-        motion = model.motion(structure)
-        self._fixed = motion.covariance
+        self._fixed = model.motion(structure).covariance
         structure, labels = model.placed(structure)
         centres = group_centres(structure, labels)
         self._distances = cdist(centres, centres)
         self._network = model.kernel == "elastic_network"
         self._cells = model.cells
-        self.groups = GroupCovariance(
-            structure if model.soft else structure.without_displacements(),
-            labels,
-            (index / np.array(grid.subdivide)) @ grid.reciprocal_matrix.T,
-            adp="held" if model.soft else "free",
-            tensor=self._fixed.ndim == 4,
-            table=model.table,
-            tolerance=model.tolerance,
-            points=points,
-            u=motion.mean_square,
-        )
-        self.means = self.groups.means
-        if means and not self.means:
-            logger.info("covariance: too large to be averaged over voxels, taken at their centres")
         self._placed = structure, labels
 
     @cached_property

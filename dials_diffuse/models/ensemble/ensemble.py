@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from dials_diffuse.checks import choice
 from dials_diffuse.errors import CommandLineError, DiffuseError
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.models.base import DiffuseModel
-from dials_diffuse.models.checks import fitted
+from dials_diffuse.models.checks import check_supercell, fitted
 from dials_diffuse.models.ensemble.ensemble_phil import PHIL
 from dials_diffuse.models.ensemble.prepared_ensemble import PreparedEnsemble
 from dials_diffuse.models.laue import laue_average
@@ -74,10 +75,8 @@ class Ensemble(DiffuseModel):
         n = len(self.members)
         if n < 2:
             raise DiffuseError(f"ensemble: {n} member; give a file with at least two models")
-        if self.body not in BODIES:
-            raise DiffuseError(f"ensemble.body={self.body}: choose from {', '.join(BODIES)}")
-        if len(self.supercell) != 3 or any(k < 1 or k != int(k) for k in self.supercell):
-            raise DiffuseError(f"ensemble.supercell={self.supercell}: three positive whole numbers are needed")
+        choice("ensemble.body", self.body, BODIES)
+        check_supercell("ensemble.supercell", self.supercell)
         if self.blocks and self.members[0].space_group.order_z() > 1:
             raise DiffuseError(
                 f"ensemble.supercell={self.supercell}: the members have symmetry; give the whole block, in P 1"
@@ -143,7 +142,10 @@ class Ensemble(DiffuseModel):
         return replace(self, members=tuple(m.take(m.select(selection)) for m in self.members))
 
     def intensity(self, structure: Structure, grid: MapGrid) -> np.ndarray:
-        """As for every model; the structure stands for the crystal form only."""
+        """Diffuse intensity at the voxel centres of a grid, see :meth:`DiffuseModel.intensity`.
+
+        structure : of the crystal form; the atoms are those of the members
+        """
         members, grid = self.on_grid(grid)
         p = self.probabilities
         mean, square = 0.0, np.zeros(grid.shape)
@@ -158,15 +160,9 @@ class Ensemble(DiffuseModel):
         return laue_average(square, grid)
 
     def intensity_at(self, structure: Structure, s: np.ndarray) -> np.ndarray:
-        """The same at any points; not of blocks, which say nothing between the points of their grid.
+        """Diffuse intensity at any points; not of blocks, which say nothing between the points of their grid.
 
-        Parameters
-        ----------
-        s : (m, 3) float64, 1/Å, Cartesian frame of the coordinate file
-
-        Returns
-        -------
-        (m,) float64, electrons² per unit cell
+        structure : of the crystal form; the atoms are those of the members
         """
         if self.blocks:
             raise DiffuseError(f"ensemble.supercell={self.supercell}: computed on grids only")

@@ -101,7 +101,10 @@ class _Amplitudes:
 
 
 class _Products:
-    """The same of means: each product of two is averaged once."""
+    """Sums over mates of the products of D_k averaged over voxels: each product of two is averaged once.
+
+    values : (M, mates, m) complex128, D_k at m points; weights : (n, m) sparse matrix, from the points to means
+    """
 
     def __init__(self, values: np.ndarray, weights):
         self._first, self._second = np.tril_indices(len(values))

@@ -7,21 +7,23 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from dials_diffuse.checks import choice, positive
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import fill_volume, laue_operators, possible_voxels
 from dials_diffuse.models.base import DiffuseModel, selections_of
-from dials_diffuse.models.checks import fitted, positive, warn_of_small_displacements
+from dials_diffuse.models.checks import fitted, warn_of_small_displacements
 from dials_diffuse.models.lattice_dynamics.body_lattice import BodyLattice, body_lattice
 from dials_diffuse.models.lattice_dynamics.lattice_dynamics_phil import PHIL
 from dials_diffuse.models.lattice_dynamics.prepared_lattice import PreparedLatticeDynamics
 from dials_diffuse.models.prepared import Prepared
-from dials_diffuse.models.refinable import ELEMENTS, SOME_SIGMA, TensorComponents, sigma_parameter
+from dials_diffuse.models.refinable import SOME_SIGMA, sigma_parameter
 from dials_diffuse.models.single_atoms import single_atoms
 from dials_diffuse.structure.block import crystal_block
 from dials_diffuse.structure.crystal import Structure
 from dials_diffuse.structure.factors import form_factors
 from dials_diffuse.structure.groups import GROUPS, group_labels
+from dials_diffuse.structure.tensors import six_elements, square_features
 from dials_diffuse.structure.transform import memory_estimate as transform_memory
 from dials_diffuse.structure.transform import transform_at
 
@@ -34,8 +36,6 @@ _PARTS = 6
 #: numbers of a table of atoms and points in memory together, and of matrices
 _TERMS = 1 << 22
 _NUMBERS = 1 << 22
-_ROWS = [int(e[0]) - 1 for e in ELEMENTS]
-_COLUMNS = [int(e[1]) - 1 for e in ELEMENTS]
 #: halos have no end; a grid resolves them up to so many times the longest cell edge from a lattice point
 _CELLS = 3
 
@@ -98,8 +98,7 @@ class LatticeDynamics(DiffuseModel):
 
     def __post_init__(self):
         for name, choices in (("springs", SPRINGS), ("groups", GROUPS)):
-            if getattr(self, name) not in choices:
-                raise DiffuseError(f"lattice_dynamics.{name}={getattr(self, name)}: choose from {', '.join(choices)}")
+            choice(f"lattice_dynamics.{name}", getattr(self, name), choices)
         for name in ("sigma", "cutoff"):
             positive(f"lattice_dynamics.{name}", getattr(self, name))
         if len(self.mesh) != 3 or any(n < 2 or n % 2 for n in self.mesh):
@@ -200,13 +199,13 @@ class LatticeDynamics(DiffuseModel):
 
     def _own_phonons(self, content: Structure, tensors: np.ndarray, s: np.ndarray) -> np.ndarray:
         """(m,) sum over atoms of f² exp(-qᵀUq) qᵀVq, V what the phonons displace them: their own part of one phonon."""
-        features = TensorComponents(ELEMENTS, np.eye(6)).features(2 * np.pi * s)
+        features = square_features(2 * np.pi * s)
         f2 = form_factors(content, np.linalg.norm(s, axis=1), self.table) ** 2
         total = np.zeros(len(s))
         step = max(1, _TERMS // content.n_atoms)
         for kind in range(len(content.types)):
             mine = content.type_index == kind
-            u, v = (x[mine][:, _ROWS, _COLUMNS].T for x in (content.u_cart, tensors))
+            u, v = (six_elements(x[mine]).T for x in (content.u_cart, tensors))
             for rows in (slice(first, first + step) for first in range(0, len(s), step)):
                 terms = np.exp(-features[rows] @ u) * (features[rows] @ v)
                 total[rows] += f2[kind, rows] * (terms @ content.occupancy[mine] ** 2)
@@ -228,22 +227,7 @@ class LatticeDynamics(DiffuseModel):
         return self.parts(structure, hkl @ grid.reciprocal_matrix.T, 1 / np.array(grid.subdivide))
 
     def intensity_at(self, structure: Structure, s: np.ndarray) -> np.ndarray:
-        """Diffuse intensity at any points but those of the reciprocal lattice.
-
-        Parameters
-        ----------
-        structure : asymmetric unit
-        s : (m, 3) float64, 1/Å, Cartesian frame of the coordinate file
-
-        Returns
-        -------
-        (m,) float64, electrons² per unit cell
-
-        Raises
-        ------
-        DiffuseError
-            At a reciprocal-lattice point.
-        """
+        """Diffuse intensity at any points but those of the reciprocal lattice, which raise DiffuseError."""
         first, second = self.parts(structure, np.asarray(s, dtype=float).reshape(-1, 3))
         return self.sigma**2 * first + second
 

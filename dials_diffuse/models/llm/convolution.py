@@ -20,9 +20,11 @@ from dials_diffuse.structure.transform import quadratic_form
 
 KERNELS = ("exponential", "gaussian", "lorentzian")
 
-#: where the integral over the reflections that are left out ends, in units of 1/gamma and of 1/Å (q)
+#: points at which the share of the reflections left out is computed
+TAIL_NODES = 400
+#: where the integral over these reflections ends, in units of 1/gamma and of 1/Å (q)
 _TAIL_END = 1e4
-_TAIL_NODES = 1500
+_TAIL_STEPS = 1500
 
 #: a correlation that ends does so from ``inner`` to _FALL inner + _FALL_WIDTH, in Å
 _FALL = 1.05
@@ -50,7 +52,7 @@ class Correlation:
     core : Å, of the Lorentzian kernel, below the geometric mean of G's eigenvalues
     inner : Å, c(r) matters up to this distance only: from there it is taken smoothly to 0, which it is from ``outer``
 
-    Source: THEORY.md §3
+    Source: docs/theory.md, llm
     """
 
     kernel: str
@@ -141,7 +143,7 @@ class Correlation:
         q : (m,) float64, 1/Å; mean : function of (n,) q'
         """
         gamma = self.mean_length / {"exponential": order, "gaussian": math.sqrt(order), "lorentzian": 1}[self.kernel]
-        step = np.geomspace(1e-4 / gamma, _TAIL_END * max(1 / gamma, 1.0), _TAIL_NODES)
+        step = np.geomspace(1e-4 / gamma, _TAIL_END * max(1 / gamma, 1.0), _TAIL_STEPS)
         other = q_max + np.concatenate([[0.0], step])
         weight = mean(other) * other
         q = np.maximum(q, 1e-3 / gamma)

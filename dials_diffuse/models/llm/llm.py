@@ -6,10 +6,11 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
+from dials_diffuse.checks import choice, not_negative, positive
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import laue_operators
@@ -17,24 +18,22 @@ from dials_diffuse.models.base import DiffuseModel, TensorWord, Words
 from dials_diffuse.models.checks import (
     displacement_tensor,
     fitted,
-    positive,
     positive_tensor,
     warn_of_small_displacements,
 )
 from dials_diffuse.models.laue import laue_average
 from dials_diffuse.models.llm import series
-from dials_diffuse.models.llm.convolution import KERNELS, Correlation, box_size, convolutions
-from dials_diffuse.models.llm.lattice_sum import lattice_sums
+from dials_diffuse.models.llm.convolution import KERNELS, TAIL_NODES, Correlation, box_size, convolutions
+from dials_diffuse.models.llm.lattice_sum import summed_intensity
 from dials_diffuse.models.llm.llm_phil import PHIL
 from dials_diffuse.models.llm.prepared_llm import PreparedLiquidLikeMotions
-from dials_diffuse.models.prepared import Averaged, Prepared, half_of
+from dials_diffuse.models.prepared import Prepared, over_laue_group
 from dials_diffuse.models.refinable import (
     SOME_GAMMA,
     SOME_SIGMA,
     correlation_parameters,
-    displacement_parameters,
+    displacement,
     gamma_parameter,
-    sigma_parameter,
     tensor_components,
     updated,
 )
@@ -44,7 +43,6 @@ from dials_diffuse.models.single_atoms import (
     diameter,
     displaced,
     radial,
-    single_atoms,
     special_remainder,
     squares,
 )
@@ -69,9 +67,6 @@ _LARGEST_MARGIN = 0.4
 _ATOMS_REACH = 4.0
 #: the transform of a correlation that is taken to 0 is at least as wide as for this fraction of its reach
 _ENDED = 6.0
-
-#: points at which the share of the reflections left out is computed
-_TAIL_NODES = 400
 
 #: |s| up to which the tables of form factors hold, 1/Å
 _FORM_FACTOR_LIMIT = 12.0
@@ -139,13 +134,11 @@ class LiquidLikeMotions(DiffuseModel):
 
     def __post_init__(self):
         for name, choices in (("adp", ADPS), ("kernel", KERNELS), ("confined_to", CONFINEMENTS)):
-            if getattr(self, name) not in choices:
-                raise DiffuseError(f"llm.{name}={getattr(self, name)}: choose from {', '.join(choices)}")
+            choice(f"llm.{name}", getattr(self, name), choices)
         if self.orders is None or not 1 <= self.orders <= series.MOST_ORDERS or self.orders != int(self.orders):
             raise DiffuseError(f"llm.orders={self.orders}: a whole number from 1 to {series.MOST_ORDERS} is needed")
         for name in ("k_sol", "b_sol"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise DiffuseError(f"llm.{name}={getattr(self, name)}: a number that is not negative is needed")
+            not_negative(f"llm.{name}", getattr(self, name))
         if self.k_sol and (self.confined_to, self.adp) != ("crystal", "individual"):
             raise DiffuseError(
                 f"llm.k_sol={self.k_sol:g}: solvent needs llm.confined_to=crystal and llm.adp=individual; leave it out"
@@ -242,47 +235,8 @@ class LiquidLikeMotions(DiffuseModel):
         return laue_average(total, grid)
 
     def intensity_at(self, structure: Structure, s: np.ndarray) -> np.ndarray:
-        """Diffuse intensity at any points, by summation over all reflections: slow, but exact as the map is.
-
-        Parameters
-        ----------
-        structure : asymmetric unit
-        s : (m, 3) float64, 1/Å, Cartesian frame of the coordinate file
-
-        Returns
-        -------
-        (m,) float64, electrons² per unit cell
-        """
-        s = np.asarray(s, dtype=float).reshape(-1, 3)
-        s2 = np.sum(s**2, axis=1)
-        grid = MapGrid(structure.unit_cell, structure.hall_symbol, (1, 1, 1), 1 / max(np.sqrt(s2.max()), 0.01))
-        overall = self.adp == "overall"
-        if overall:
-            structure = structure.without_displacements()
-        work = self.work_grid(structure, grid)
-        correlation, strength, source, mean = self.strength(structure, work)
-        turns = structure.rotations
-        if self.confined_to == "crystal" and len(self.operators(grid)) > 2:
-            turns = turns[:1]  # the first is the identity, and all are alike
-        nodes = np.linspace(0, 2 * np.pi / grid.d_min, _TAIL_NODES)
-        q = 2 * np.pi * np.sqrt(s2)
-        tails = [
-            np.interp(q, nodes, correlation.tail(nodes, 2 * np.pi / source.d_min, mean, order))
-            for order in range(1, self.orders + 1)
-        ]
-        everything, own = single_atoms(structure, s, self.table)
-        total = np.zeros(len(s))
-        for turn in turns:
-            turned = s @ turn
-            x = (2 * np.pi) ** 2 * np.einsum("ma,ab,mb->m", turned, self.tensor, turned)
-            sums = lattice_sums(turned, strength, source, correlation, self.orders) + tails
-            part = sum(term * value for term, value in zip(series.terms(x, self.orders), sums))
-            if self.local_form_factor:
-                part *= self.decay(structure, np.sqrt(s2))
-            if self.incoherent:
-                part -= own * series.exponential(x, self.orders)
-            total += part * np.exp(-x) if overall else part
-        return total / len(turns) + (everything if self.incoherent else 0.0)
+        """Diffuse intensity at any points, by summation over all reflections: slow, but exact as the map is."""
+        return summed_intensity(self, structure, np.asarray(s, dtype=float).reshape(-1, 3))
 
     def memory_estimate(self, structure: Structure, grid: MapGrid) -> int:
         structure, grid = fitted(structure, grid)
@@ -297,10 +251,7 @@ class LiquidLikeMotions(DiffuseModel):
     def parameters(self, structure: Structure) -> tuple:
         first, second = self.components(structure)
         share = 0.5 if self.adp == "individual" else 1.0
-        if first is None:
-            found = [sigma_parameter(structure, self.sigma, share=share)]
-        else:
-            found = displacement_parameters(structure, first, self.V, share=share)
+        found = displacement(structure, first, self.sigma, self.V, share)
         if second is None:
             lowest = 1.1 * self.core if self.kernel == "lorentzian" else 0.0
             return (*found, gamma_parameter(self.gamma, lowest))
@@ -324,11 +275,10 @@ class LiquidLikeMotions(DiffuseModel):
         return replace(self, **changed)
 
     def prepare(self, structure: Structure, grid: MapGrid, index: np.ndarray, means: bool = False) -> Prepared:
+        prepared = partial(PreparedLiquidLikeMotions, self, means=means)
         if self.confined_to == "crystal":
-            return PreparedLiquidLikeMotions(self, structure, grid, index, means)
-        operators = half_of(laue_operators(structure.space_group, friedel=True))  # a molecule has no symmetry
-        mates = np.concatenate([index @ r for r in operators])
-        return Averaged(PreparedLiquidLikeMotions(self, structure, grid, mates, means), len(operators))
+            return prepared(structure, grid, index)
+        return over_laue_group(prepared, structure, grid, index)  # a molecule has no symmetry
 
     def work_grid(self, structure: Structure, grid: MapGrid) -> MapGrid:
         """The grid, or for a molecule one with a whole multiple of its subdivision.
@@ -402,7 +352,7 @@ class LiquidLikeMotions(DiffuseModel):
         """
         work = self.work_grid(structure, grid)
         correlation, strength, source, mean = self.strength(structure, work)
-        nodes = np.linspace(0, 2 * np.pi / grid.d_min, _TAIL_NODES)
+        nodes = np.linspace(0, 2 * np.pi / grid.d_min, TAIL_NODES)
         orders = range(1, self.orders + 1)
         tails = [correlation.tail(nodes, 2 * np.pi / source.d_min, mean, order) for order in orders]
         total = np.full(grid.shape, np.nan)

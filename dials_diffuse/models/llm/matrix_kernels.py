@@ -68,7 +68,7 @@ class MatrixKernels:
         return np.array([self._convolve(g, order, ()) + tails[order - 1, 0] for order in range(1, self._orders + 1)])
 
     def first(self, values) -> tuple:
-        """The same, and (orders, k, n), derivatives by the k free elements of G."""
+        """(orders, n) float64, the C_l, and (orders, k, n), their derivatives by the k free elements of G."""
         g = self._matrix(values)
         traces, _ = self._traces(g)
         length = float(np.linalg.det(g)) ** (1 / 3)

@@ -12,7 +12,7 @@ import numpy as np
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.models.checks import fitted
-from dials_diffuse.models.llm.convolution import Correlation
+from dials_diffuse.models.llm.convolution import TAIL_NODES, Correlation
 from dials_diffuse.models.llm.kernel_table import KernelTable
 from dials_diffuse.models.llm.matrix_kernels import MatrixKernels
 from dials_diffuse.models.llm.voxel_convolution import VoxelConvolution
@@ -22,8 +22,6 @@ from dials_diffuse.models.single_atoms import displaced_at, radial, squares
 from dials_diffuse.structure.crystal import Structure
 from dials_diffuse.structure.transform import quadratic_form
 
-#: points at which the share of the reflections left out is computed
-_TAIL_NODES = 400
 #: half angle of the sector of complex lengths in which c(r) stays below 1
 _ANGLES = {"exponential": 0.5 * math.pi, "gaussian": 0.25 * math.pi, "lorentzian": 0.5 * math.pi}
 
@@ -62,7 +60,7 @@ class PreparedLiquidLikeMotions(Prepared):
         work = model.work_grid(structure, grid)
         correlation, strength, source, mean = model.strength(structure, work)
         self._beyond = 2 * np.pi / source.d_min, mean
-        self._tail_nodes = np.linspace(0, 2 * np.pi / grid.d_min, _TAIL_NODES)
+        self._tail_nodes = np.linspace(0, 2 * np.pi / grid.d_min, TAIL_NODES)
         index = index * (np.array(work.subdivide) // np.array(grid.subdivide))
         width = np.divide(source.unit_cell[:3], grid.unit_cell[:3]) / grid.subdivide if means else None
         convolution = VoxelConvolution(strength, source, work, index, model.operators(grid), self._dtype, width)
@@ -204,7 +202,7 @@ class LengthKernels:
         return self._all(values)[:, 0]
 
     def first(self, values) -> tuple:
-        """The same, and (orders, 1, n), derivatives by gamma."""
+        """(orders, n) float64, the C_l, and (orders, 1, n), their derivatives by gamma."""
         everything = self._all(values)
         return everything[:, 0], everything[:, 1:2]
 

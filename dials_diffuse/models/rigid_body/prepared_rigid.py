@@ -17,7 +17,7 @@ class PreparedRigidBody(Prepared):
     """I = sum over bodies and operators of h(x) A + B, x = qᵀVq with q turned by the operator.
 
     h = 1 - exp(-x), A = |F|², B = 0; of soft bodies h = exp(x) - 1, A = |F|² - sum of f² exp(-qᵀUq), and B = sum of
-    f² (1 - exp(-qᵀUq)). The intensity is the same as that of the model, without further approximation.
+    f² (1 - exp(-qᵀUq)). The intensity is that of the model, without further approximation.
 
     Parameters
     ----------

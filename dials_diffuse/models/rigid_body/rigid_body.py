@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
+from dials_diffuse.checks import choice
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.models.base import DiffuseModel, TensorWord, Words, selections_of
@@ -21,8 +23,7 @@ from dials_diffuse.models.prepared import Fixed, Prepared
 from dials_diffuse.models.refinable import (
     SOME_SIGMA,
     TensorComponents,
-    displacement_parameters,
-    sigma_parameter,
+    displacement,
     tensor_components,
     updated,
 )
@@ -94,8 +95,7 @@ class RigidBody(DiffuseModel):
     table: str = "wk1995"
 
     def __post_init__(self):
-        if self.body not in BODIES:
-            raise DiffuseError(f"rigid_body.body={self.body}: choose from {', '.join(BODIES)}")
+        choice("rigid_body.body", self.body, BODIES)
         if (self.body == "tls") != bool(self.tls):
             raise DiffuseError("rigid_body: body=tls and TLS groups need each other")
         if self.body != "tls":
@@ -202,18 +202,12 @@ class RigidBody(DiffuseModel):
     def parameters(self, structure: Structure) -> tuple:
         if self.body == "tls":
             return ()
-        components = self.components(structure)
-        values = self.V if components is not None else self.sigma
-        values = values if self.separate else [values]
-        share = 0.5 if self.soft else 1.0
-        found = []
-        for number, value in enumerate(values, start=1):
-            suffix = f"_{number}" if self.separate else ""
-            if components is None:
-                found.append(sigma_parameter(structure, value, "sigma" + suffix, share))
-            else:
-                found += displacement_parameters(structure, components, value, "V", suffix, share)
-        return tuple(found)
+        components, share = self.components(structure), 0.5 if self.soft else 1.0
+        if not self.separate:
+            return tuple(displacement(structure, components, self.sigma, self.V, share))
+        values = self.sigma if components is None else self.V
+        parts = (displacement(structure, components, v, v, share, f"_{n}") for n, v in enumerate(values, start=1))
+        return tuple(itertools.chain(*parts))
 
     def components(self, structure: Structure) -> TensorComponents | None:
         """Free elements of V, None if there is sigma: only of the whole cell it must have the crystal's symmetry."""
@@ -236,17 +230,6 @@ class RigidBody(DiffuseModel):
         return PreparedRigidBody(self, structure, grid, index)
 
     def intensity_at(self, structure: Structure, s: np.ndarray) -> np.ndarray:
-        """Diffuse intensity at any points.
-
-        Parameters
-        ----------
-        structure : asymmetric unit
-        s : (m, 3) float64, 1/Å, Cartesian frame of the coordinate file
-
-        Returns
-        -------
-        (m,) float64, electrons² per unit cell
-        """
         if self.body == "tls":
             modes = self.motion(structure).normal_modes
             return Covariance(kernel="free", modes=modes, soft=self.soft, table=self.table).intensity_at(structure, s)
