@@ -183,7 +183,7 @@ def test_table_grows():
         table.rows.keys[table.n_rows] = key
         table.n_rows += 1
     assert [kernel.find_slot(k, table.rows.entries) for k in range(0, 800, 8)] == list(range(100))
-    assert kernel.find_slot(3, table.entries) < 0
+    assert kernel.find_slot(3, table.rows.entries) < 0
 
 
 def test_entering_agrees_with_dials():
