@@ -252,7 +252,7 @@ def _models_text(experiment) -> str:
 
 
 def attach_images(experiments, templates) -> ExperimentList:
-    """The same experiments, their own models included, on images that were written.
+    """Experiments, with the models that they have, on images that were written.
 
     Parameters
     ----------

@@ -123,7 +123,7 @@ def no_background(n_panels: int) -> Background:
 
 
 def _check_detector(experiment, detector) -> None:
-    """The same panels in about the same place: background images are imported, but not refined."""
+    """Refuse other panels, or panels in another place; some way off is allowed, for background is not refined."""
     where = f"background {experiment.imageset.get_path(0)}"
     if len(experiment.detector) != len(detector):
         raise DiffuseError(f"{where}: {len(experiment.detector)} panels, the data have {len(detector)}; same detector?")

@@ -91,7 +91,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Sweep:
-    """One sweep of images, ready to be simulated; workers inherit it.
+    """One sweep of images, ready to be simulated: what every worker receives.
 
     Attributes
     ----------
@@ -137,7 +137,7 @@ class Sweep:
         ]
 
     def sampled(self, sub_steps: int, detector: DetectorSetup) -> Sweep:
-        """The same sweep with other sub-steps and sub-pixels."""
+        """This sweep with other sub-steps and sub-pixels."""
         return replace(self, sub_steps=sub_steps, detector=detector)
 
     def photons(self, image: int, length: float, density: float) -> float:
