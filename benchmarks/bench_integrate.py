@@ -24,12 +24,12 @@ from scipy.spatial.transform import Rotation
 from scitbx.array_family import flex
 from timing import alternate
 
+from dials_diffuse.experiment.common_grid import choose_grid
 from dials_diffuse.experiment.detector import detector_setup
 from dials_diffuse.experiment.images import read_image
-from dials_diffuse.reduction.integrate import choose_grid
-from dials_diffuse.reduction.job import prepare_job
+from dials_diffuse.reduction.prepare import prepare_job
 from dials_diffuse.reduction.reduction_parameters import ReductionParameters
-from dials_diffuse.reduction.voxel_sums import reduce_block, voxel_transform
+from dials_diffuse.reduction.voxel_sums import reduce_block
 
 SIZE = (2463, 2527)
 N_IMAGES = 8
@@ -91,7 +91,7 @@ def throughput(expt: Path) -> None:
 
     experiments = load_experiments(str(expt))
     parameters = ReductionParameters(d_min=1.5)
-    grid = choose_grid(experiments, parameters)
+    grid = choose_grid(experiments, parameters.d_min, parameters.d_max, parameters.subdivide)
     images = np.arange(N_IMAGES)
     job = prepare_job(0, experiments, images, grid, parameters, detector_setup(experiments[0].detector))
     one_step = replace(job, n_sub_steps=1)
@@ -106,7 +106,7 @@ def throughput(expt: Path) -> None:
     def naive_pass():
         for i in images:
             raw = read_image(job.imageset, int(i))[0]
-            matrix, origin = voxel_transform(job, i + 0.5)
+            matrix, origin = job.scan.to_lattice(i + 0.5, grid.subdivide)
             naive(raw, job.panels[0].directions, matrix, origin, np.array(grid.extent), counts, pixels)
 
     seconds = alternate(

@@ -1,16 +1,104 @@
-"""Work in order by several threads, or by forked processes that inherit large objects instead of being sent copies."""
+"""How work is spread: over the processes of an Executor, or over threads. Results always come in the order of the work.
+
+Work for an Executor is a function of a module, a large ``shared`` object and a small ``item`` for each call. All of
+these, and the results, can be pickled, so that a caller need not know whether workers are forked or on other machines.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from itertools import chain, islice
+
+import numpy as np
 
 from dials_diffuse.errors import DiffuseError
 
-_INHERITED: tuple | None = None  # (function, shared), set while workers are forked
+
+class Executor(ABC):
+    """Calls functions for many items.
+
+    Attributes
+    ----------
+    workers : processes that work at the same time
+    """
+
+    workers: int
+
+    @abstractmethod
+    def map(self, function: Callable, shared, items: Iterable) -> Iterator:
+        """Yield ``function(shared, item)`` for each item, in order. At most two items per worker are in flight.
+
+        Parameters
+        ----------
+        function : a function of a module
+        shared : what all calls need; every worker receives it once
+        items : taken one by one, as workers become free
+
+        Raises
+        ------
+        DiffuseError
+            If a worker is lost. What the function raises is raised here.
+        """
+
+
+class Serial(Executor):
+    """Everything happens in this process."""
+
+    workers = 1
+
+    def map(self, function: Callable, shared, items: Iterable) -> Iterator:
+        for item in items:
+            yield function(shared, item)
+
+
+@dataclass(frozen=True)
+class Forked(Executor):
+    """Processes forked for each call of :meth:`map`; they inherit ``shared``, whose arrays are not copied."""
+
+    workers: int
+
+    def map(self, function: Callable, shared, items: Iterable) -> Iterator:
+        items = iter(items)
+        first = list(islice(items, 2 * self.workers))
+        if len(first) <= 1:
+            yield from SERIAL.map(function, shared, first)
+            return
+        pool = ProcessPoolExecutor(
+            min(self.workers, len(first)),
+            mp_context=multiprocessing.get_context("fork"),
+            initializer=_inherit,
+            initargs=(function, shared),
+        )
+        try:
+            with pool:
+                yield from _in_flight(pool, _call, chain(first, items), 2 * self.workers)
+        except BrokenProcessPool:
+            raise DiffuseError(
+                f"nproc={self.workers}: a worker process was killed, probably for lack of memory; give a smaller nproc"
+            ) from None
+
+
+#: for work that is not worth a second process
+SERIAL = Serial()
+
+
+def make_executor(nproc: int) -> Executor:
+    """The executor for ``nproc`` processes on this machine; Serial on a system that cannot fork."""
+    return Forked(nproc) if nproc > 1 and "fork" in multiprocessing.get_all_start_methods() else SERIAL
+
+
+_INHERITED: tuple | None = None  # (function, shared), set in forked workers only
+
+
+def _inherit(function: Callable, shared) -> None:
+    global _INHERITED
+    _INHERITED = function, shared
 
 
 def _call(item):
@@ -18,55 +106,40 @@ def _call(item):
     return function(shared, item)
 
 
-def forked(function: Callable, shared, items: Iterable, nproc: int) -> Iterator:
-    """Yield ``function(shared, item)`` for each item, in order; at most two items per process are in flight.
-
-    Parameters
-    ----------
-    function : a function of a module, called in the workers
-    shared : anything; inherited, so it need not be picklable and its arrays are not copied. Results are pickled.
-    nproc : worker processes; 1, or a system that cannot fork: everything happens in this process
-
-    Raises
-    ------
-    DiffuseError
-        If a worker is killed.
-    """
-    global _INHERITED
-    items = list(items)
-    if nproc == 1 or len(items) <= 1 or "fork" not in multiprocessing.get_all_start_methods():
-        for item in items:
-            yield function(shared, item)
-        return
-    previous, _INHERITED = _INHERITED, (function, shared)
-    try:
-        with ProcessPoolExecutor(min(nproc, len(items)), mp_context=multiprocessing.get_context("fork")) as pool:
-            waiting = deque()
-            try:
-                for item in items:
-                    waiting.append(pool.submit(_call, item))
-                    if len(waiting) >= 2 * nproc:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            except BrokenProcessPool:
-                raise DiffuseError(
-                    f"nproc={nproc}: a worker process was killed, probably for lack of memory; give a smaller nproc"
-                ) from None
-            finally:
-                for future in waiting:
-                    future.cancel()
-    finally:
-        _INHERITED = previous
-
-
 def in_threads(function: Callable, items: Iterable, threads: int) -> Iterator:
-    """Yield ``function(item)`` for each item, in order; threads compute while the next items are made."""
+    """Yield ``function(item)`` for each item, in order; threads compute while the next items are made.
+
+    Nothing happens before the results are asked for.
+    """
     with ThreadPoolExecutor(threads) as pool:
-        waiting = deque()
+        yield from _in_flight(pool, function, items, threads + 2)
+
+
+def _in_flight(pool, function: Callable, items: Iterable, number: int) -> Iterator:
+    """Results in order, with at most ``number`` items given to the pool at a time."""
+    waiting = deque()
+    try:
         for item in items:
             waiting.append(pool.submit(function, item))
-            if len(waiting) > threads + 1:
+            if len(waiting) >= number:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def row_ranges(n: int, parts: int) -> list:
+    """``parts`` consecutive slices of about equal length that cover n rows."""
+    limits = np.linspace(0, n, parts + 1).astype(int)
+    return [slice(start, stop) for start, stop in zip(limits, limits[1:])]
+
+
+#: ``progress(items, total, label)`` passes items through and shows how far they are
+Progress = Callable[[Iterable, int, str], Iterable]
+
+
+def quiet(items: Iterable, total: int, label: str) -> Iterable:
+    """Progress that shows nothing."""
+    return items

@@ -22,6 +22,7 @@ from scipy.spatial.distance import cdist
 from dials_diffuse.cli import scale as cli
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.experiment.bragg_photons import bragg_photons
+from dials_diffuse.experiment.common_grid import choose_grid
 from dials_diffuse.experiment.detector import detector_setup
 from dials_diffuse.experiment.scan import scan_geometry
 from dials_diffuse.files.nexus import read_map
@@ -30,9 +31,10 @@ from dials_diffuse.merging.compare import common_voxels
 from dials_diffuse.merging.laue import MergeParameters, merge_observations
 from dials_diffuse.models.uncorrelated import Uncorrelated
 from dials_diffuse.reduction.bragg_rows import bragg_rows
-from dials_diffuse.reduction.integrate import choose_grid, integrate
-from dials_diffuse.reduction.job import prepare_job
-from dials_diffuse.reduction.reduction_parameters import Corrections, Masking, ReductionParameters, Sampling
+from dials_diffuse.reduction.corrections import Corrections
+from dials_diffuse.reduction.integrate import integrate
+from dials_diffuse.reduction.prepare import prepare_job
+from dials_diffuse.reduction.reduction_parameters import Masking, ReductionParameters, Sampling
 from dials_diffuse.scaling.absolute import AbsoluteParameters, absolute_scale
 from dials_diffuse.scaling.bragg_scales import bragg_scale_curve, start_from_bragg
 from dials_diffuse.scaling.record import curve_of_b, dials_scale_curve
@@ -302,7 +304,7 @@ def test_bragg_intensities_are_per_second_and_flux(spots):
     """Images of twice the flux give half the intensity; what is on images that were not used is left out."""
     reduction = ReductionParameters(d_min=2.6, masking=Masking(bragg=False, persistent=False))
     experiments = spots.experiments
-    grid = choose_grid(experiments, reduction)
+    grid = choose_grid(experiments, reduction.d_min, reduction.d_max, reduction.subdivide)
     setup = detector_setup(experiments[0].detector)
     reduction = replace(reduction, corrections=Corrections(flux=False))
     job = prepare_job(0, experiments, np.arange(60), grid, reduction, setup, spots.reflections)

@@ -12,7 +12,6 @@ from helpers.synthetic import experiment_list, make_detector, make_experiment
 from dials_diffuse.compat import trusted_bounds
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.experiment.build import (
-    PILATUS_SIZES,
     BeamParameters,
     DetectorParameters,
     ScanParameters,
@@ -23,10 +22,9 @@ from dials_diffuse.experiment.build import (
     build_goniometer,
     build_scan,
     experiments_from_file,
-    is_module_array,
-    module_mask,
     random_orientation,
 )
+from dials_diffuse.experiment.modules import PILATUS, PILATUS_SIZES, module_mask
 
 # dxtbx has lists typed in by hand beside the function that computes them
 HARD_CODED = {
@@ -69,7 +67,7 @@ def test_gaps_are_found_where_the_model_has_none_and_taken_from_the_model_elsewh
 
 @pytest.mark.parametrize("size", [(60, 50), (487, 196), (981, 1044), (988, 1043), (7, 17)])
 def test_other_sizes_have_no_gaps(size):
-    assert not is_module_array(*size)
+    assert not PILATUS.fits(size)
     detector = build_detector(DetectorParameters(size), 1.0)
     assert detector[0].get_image_size() == size
     assert module_mask(detector)[0].all()

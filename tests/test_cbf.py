@@ -29,12 +29,12 @@ from dials_diffuse.experiment.build import (
     build_crystal,
     build_experiment,
     experiments_from_file,
-    module_mask,
     random_orientation,
 )
 from dials_diffuse.experiment.cbf import attach_images, image_path, is_plain, write_cbf, write_experiments
 from dials_diffuse.experiment.format_cbf import MARK, FormatCBFMiniDiffuse
 from dials_diffuse.experiment.images import read_image, static_mask
+from dials_diffuse.experiment.modules import module_mask
 
 MODELS = ("beam", "detector", "goniometer", "scan")
 #: where the byte-offset compression changes its width, and the largest steps there are

@@ -10,15 +10,14 @@ from helpers.jobs import job_for
 from helpers.synthetic import make_crystal, make_detector, make_experiment
 
 from dials_diffuse.experiment.detector import panel_geometry
-from dials_diffuse.experiment.scan import exposure_times, scan_geometry
-from dials_diffuse.reduction.corrections import (
+from dials_diffuse.experiment.pixel_factors import (
     air_attenuation_coefficient,
     polarization,
     sensor_efficiency,
     solid_angle,
 )
-from dials_diffuse.reduction.reduction_parameters import Corrections
-from dials_diffuse.reduction.voxel_sums import voxel_transform
+from dials_diffuse.experiment.scan import exposure_times, scan_geometry
+from dials_diffuse.reduction.corrections import Corrections
 
 GEOMETRIES = {
     "simple": {},
@@ -42,7 +41,7 @@ def test_miller_indices_and_corrections_of_random_pixels(name):
         image = int(rng.integers(4))
         ny, nx = job.panels[p].shape
         y, x = int(rng.integers(ny)), int(rng.integers(nx))
-        matrix, origin = voxel_transform(job, image + 0.5)
+        matrix, origin = job.scan.to_lattice(image + 0.5, job.grid.subdivide)
         h = (matrix @ job.panels[p].directions[:, y, x] - origin) / job.grid.subdivide
         expected, _ = oracle.miller_index(experiment, p, x + 0.5, y + 0.5, image)
         np.testing.assert_allclose(h, expected, atol=1e-6)

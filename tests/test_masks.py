@@ -15,6 +15,7 @@ from helpers.jobs import job_of, poisson_images, rows_of
 from helpers.synthetic import experiment_list, make_crystal, make_detector, make_experiment
 
 from dials_diffuse.errors import DiffuseError
+from dials_diffuse.experiment.common_grid import choose_grid
 from dials_diffuse.experiment.detector import panel_geometry
 from dials_diffuse.experiment.images import static_mask
 from dials_diffuse.experiment.scan import sub_steps
@@ -24,11 +25,12 @@ from dials_diffuse.kernels.image import excess_variance, shell_statistics
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.reduction import voxel_sums
 from dials_diffuse.reduction.background import measure_background
-from dials_diffuse.reduction.integrate import choose_grid, integrate
+from dials_diffuse.reduction.corrections import Corrections
+from dials_diffuse.reduction.frames import paint_bragg
+from dials_diffuse.reduction.integrate import integrate
 from dials_diffuse.reduction.outliers import relative_flux
 from dials_diffuse.reduction.reduction_parameters import (
     BackgroundSmoothing,
-    Corrections,
     Masking,
     ReductionParameters,
     Sampling,
@@ -43,7 +45,7 @@ def job_for(experiments, images=None, background_images=(), **parameters):
 
 def painted(job, image):
     masks = [np.zeros(p.shape, dtype=np.int32) for p in job.panels]
-    job.paint_bragg(masks, image)
+    paint_bragg(job, masks, image)
     return [m == image + 1 for m in masks]
 
 
@@ -240,7 +242,7 @@ def test_trusted_range_is_that_of_dxtbx(value):
     images[0][0][90, 100] = value
     experiment = make_experiment(images, detector=detector)
     trusted = experiment.imageset.get_mask(0)[0].as_numpy_array()[90, 100]
-    low, high = panel_geometry(detector[0]).trusted
+    low, high, *_ = panel_geometry(detector[0]).reading
     assert (low <= value <= high) == trusted
 
 
@@ -277,7 +279,7 @@ def test_background_rate_and_variance():
         identifier="background",
     )
     bad = [np.zeros((180, 200), dtype=np.uint8)]
-    measured = measure_background([background], detector, bad, BackgroundSmoothing(block=20, angle=360), True)
+    measured = measure_background([background], detector, bad, BackgroundSmoothing(block=20, angle=360), Corrections())
     assert measured.rate[0].shape == (1, 9, 10)
     truth = level.reshape(9, 20, 10, 20).mean(axis=(1, 3))
     sigma = np.sqrt(measured.variance[0][0])
@@ -308,7 +310,7 @@ def test_background_follows_the_angle():
     images = [[np.full((180, 200), 10 + i, dtype=np.int32)] for i in range(4)]
     background = make_experiment(images, detector=detector, width=20.0)
     bad = [np.zeros((180, 200), dtype=np.uint8)]
-    measured = measure_background([background], detector, bad, BackgroundSmoothing(angle=20), True)
+    measured = measure_background([background], detector, bad, BackgroundSmoothing(angle=20), Corrections())
     assert [measured.at(angle, 1.0)[0][0][0, 0] for angle in (40, 60, 80, 100)] == [10, 11, 12, 13]
     assert measured.at(40 + 360, 2.0)[0][0][0, 0] == 20
     assert measured.at(40, 2.0)[1][0][0, 0] == 2 * measured.at(40, 1.0)[1][0][0, 0] > 0
@@ -318,7 +320,7 @@ def test_background_of_another_detector_is_refused():
     background = make_experiment(detector=big_detector())
     for other in (make_detector(), big_detector(distance=80.0), big_detector(tilted=True), big_detector(n_panels=2)):
         with pytest.raises(DiffuseError, match="same detector"):
-            measure_background([background], other, [], BackgroundSmoothing(), True)
+            measure_background([background], other, [], BackgroundSmoothing(), Corrections())
 
 
 def test_pixels_without_background_are_masked():
@@ -414,11 +416,11 @@ def test_crystals_that_are_not_isomorphous():
         return Crystal(*(tuple(a) for a in axes), space_group_symbol="P2")
 
     close = [make_experiment(crystal=crystal(b), identifier=str(b)) for b in (90, 91)]
-    assert choose_grid(close, ReductionParameters()).unit_cell[4] == pytest.approx(90.5)
+    assert choose_grid(close).unit_cell[4] == pytest.approx(90.5)
     with pytest.raises(DiffuseError, match="isomorphous"):
-        choose_grid([make_experiment(crystal=crystal(b)) for b in (90, 115)], ReductionParameters())
+        choose_grid([make_experiment(crystal=crystal(b)) for b in (90, 115)])
     with pytest.raises(DiffuseError, match="space groups"):
-        choose_grid([make_experiment(), make_experiment(crystal=make_crystal(space_group="P1"))], ReductionParameters())
+        choose_grid([make_experiment(), make_experiment(crystal=make_crystal(space_group="P1"))])
 
 
 def test_sub_steps_follow_step_and_voxel_size():

@@ -21,7 +21,7 @@ from dials_diffuse.models.uncorrelated import Uncorrelated
 from dials_diffuse.simulation.diffuse import diffuse_volume
 from dials_diffuse.simulation.simulate import Outputs, bragg_intensities, simulate
 from dials_diffuse.simulation.simulation_parameters import SimulationParameters
-from dials_diffuse.simulation.truth import rim_of, true_map
+from dials_diffuse.simulation.truth import true_map
 from dials_diffuse.structure.atoms import load_structure
 from dials_diffuse.structure.solvent import bulk_solvent_structure_factors
 from dials_diffuse.structure.transform import direct_transform
@@ -83,7 +83,7 @@ def test_the_truth_has_the_form_factors_that_are_asked_for(pdb, options, table, 
     truth, structure = read_map("truth.nxs"), load_structure(pdb)
     for other in ("wk1995", "it1992"):
         for at in (None, WAVELENGTH):
-            volume = diffuse_volume(Uncorrelated(other), structure, 1 / (1 / 4.0 + rim_of(truth.grid)), at)
+            volume = diffuse_volume(Uncorrelated(other), structure, 1 / (1 / 4.0 + truth.grid.diagonal), at)
             expected = true_map(volume, truth.grid).intensity
             assert np.allclose(truth.intensity, expected, rtol=1e-5) == ((other, at) == (table, wavelength))
     assert ("Fe -" in Path("dials.diffuse_simulate.log").read_text()) == (wavelength is not None)

@@ -14,9 +14,10 @@ from scipy import ndimage
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.experiment.build import BeamParameters, DetectorParameters, ScanParameters, build_detector
+from dials_diffuse.experiment.pixel_factors import air_attenuation_coefficient
 from dials_diffuse.kernels.spline import spline_points
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.reduction.corrections import MICROSTERADIAN, air_attenuation_coefficient
+from dials_diffuse.reduction.corrections import MICROSTERADIAN
 from dials_diffuse.simulation import background_scattering as background
 from dials_diffuse.simulation.diffuse import DiffuseVolume, spline_through
 from dials_diffuse.simulation.plan import plan_sweeps
@@ -27,7 +28,7 @@ from dials_diffuse.simulation.simulation_parameters import Background, Defects, 
 from dials_diffuse.simulation.spots import SpotShape
 from dials_diffuse.simulation.streams import STREAMS, random_stream
 from dials_diffuse.simulation.sweep import Sample, make_sample
-from dials_diffuse.simulation.truth import IdealSums, image_sums, rim_of, true_map
+from dials_diffuse.simulation.truth import IdealSums, image_sums, true_map
 from dials_diffuse.structure.factors import compton, incoherent
 
 EMPTY = Background(air=0, liquid=0, solvent=False, compton=False)
@@ -308,7 +309,7 @@ def test_defects_gaps_and_saturation():
     assert (raw[sweep.hot[:, 1], sweep.hot[:, 2]] > 3 * typical).all()
     bright = make_sweep(experiment, linear_volume((0, 0, 0)), source=Source(flux=1e16))
     bright = counts(bright)
-    assert bright.max() > sweep.detector.panels[0].trusted[1]  # an overflow, not trusted
+    assert bright.max() > sweep.detector.panels[0].reading.high  # an overflow, not trusted
     assert bright.max() < 1100
 
 
@@ -496,7 +497,7 @@ def test_overflows_and_gaps_are_never_trusted():
     sweep = make_sweep(make_experiment(n_images=1, detector=detector), linear_volume((0, 0, 0)), noise=False)
     sweep.active[0][:, 7] = False
     raw = sweep.measure(0, [np.full(sweep.shapes[0], 1e14)])[0]
-    low, _ = sweep.detector.panels[0].trusted
+    low = sweep.detector.panels[0].reading.low
     assert (raw[:, 7] < low).all() and (np.delete(raw, 7, axis=1) == 2**31 - 1).all()
 
 
@@ -524,7 +525,7 @@ def test_the_last_layer_of_the_ideal_map_is_complete():
     d_min = 4.0
     experiment = make_experiment(n_images=60, width=1.5, crystal=make_crystal(space_group="P1"))
     grid = MapGrid(CELL, " P 1", (2, 2, 2), d_min)
-    volume = replace(linear_volume((0.0, 0.0, 0.0), constant=150.0), s_max=1 / d_min + rim_of(grid))
+    volume = replace(linear_volume((0.0, 0.0, 0.0), constant=150.0), s_max=1 / d_min + grid.diagonal)
     sweep = make_sweep(experiment, volume, sub_steps=1)
     ideal = IdealSums(grid)
     for image in range(0, 60, 6):

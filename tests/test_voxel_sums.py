@@ -15,9 +15,11 @@ from helpers.synthetic import experiment_list, make_crystal, make_detector, make
 from dials_diffuse.files.observations import ObservationFile
 from dials_diffuse.kernels import accumulate as kernel
 from dials_diffuse.kernels.accumulate import is_outlier
+from dials_diffuse.parallel import SERIAL, Forked
 from dials_diffuse.reduction import voxel_sums
+from dials_diffuse.reduction.corrections import Corrections
 from dials_diffuse.reduction.integrate import integrate
-from dials_diffuse.reduction.reduction_parameters import Corrections, Masking, ReductionParameters, Sampling
+from dials_diffuse.reduction.reduction_parameters import Masking, ReductionParameters, Sampling
 
 COLUMNS = ("pixels", "counts", "norm", "rate", "rate_variance", "counts_odd", "norm_odd", "rate_odd", "pixels_odd")
 
@@ -94,7 +96,7 @@ def test_passes_are_joined_across_blocks(job, monkeypatch):
     monkeypatch.setattr(voxel_sums, "SEAM_ANGLE", 100.0)
     one = rows_of(replace(job, parameters=replace(job.parameters, images_per_block=12)))
     many = replace(job, parameters=replace(job.parameters, images_per_block=2))
-    assert sum(len(b.keys) for b in voxel_sums.reduce_blocks(many, 1)) > 1.2 * len(one)
+    assert sum(len(b.keys) for b in voxel_sums.reduce_blocks(many)) > 1.2 * len(one)
     many = rows_of(many)
     assert len(many) == len(one)
     order = ["panel", "entering", "index", "s"]
@@ -127,7 +129,7 @@ def test_order_of_images_does_not_matter(job):
 
 def test_number_of_processes_does_not_matter(job):
     job = replace(job, parameters=replace(job.parameters, images_per_block=3))
-    np.testing.assert_array_equal(rows_of(job, nproc=1), rows_of(job, nproc=2))
+    np.testing.assert_array_equal(rows_of(job, SERIAL), rows_of(job, Forked(2)))
 
 
 def test_sub_steps_and_sub_pixels_conserve_the_sums():
@@ -171,17 +173,17 @@ def test_s_is_that_of_the_mean_position():
 
 
 def test_table_grows():
-    table = voxel_sums.VoxelTable(capacity=8)
+    table = voxel_sums.VoxelTable((1, 1, 1), capacity=8)
     for key in range(0, 800, 8):
-        if table.n_rows + 1 > len(table.row_keys):
+        if table.n_rows + 1 > len(table.rows.keys):
             table.grow()
-        slot = kernel.find_slot(key, table.entries)
+        slot = kernel.find_slot(key, table.rows.entries)
         assert slot < 0
-        table.entries[-1 - slot] = key, table.n_rows
-        table.row_keys[table.n_rows] = key
+        table.rows.entries[-1 - slot] = key, table.n_rows
+        table.rows.keys[table.n_rows] = key
         table.n_rows += 1
-    assert [kernel.find_slot(k, table.entries) for k in range(0, 800, 8)] == list(range(100))
-    assert kernel.find_slot(3, table.entries) < 0
+    assert [kernel.find_slot(k, table.rows.entries) for k in range(0, 800, 8)] == list(range(100))
+    assert kernel.find_slot(3, table.rows.entries) < 0
 
 
 def test_entering_agrees_with_dials():
@@ -283,7 +285,7 @@ def test_flux_ignores_the_shadow_of_the_goniometer(monkeypatch):
     for (image,) in images[5:]:
         image[:, :40] //= 4
     masks = {i: [shadowed if i >= 5 else lit] for i in range(10)}
-    monkeypatch.setattr("dials_diffuse.reduction.job.image_mask", lambda imageset, i: masks[i])
+    monkeypatch.setattr("dials_diffuse.reduction.frames.image_mask", lambda imageset, i: masks[i])
     masking = Masking(bragg=False, persistent=False)
     job = job_for(make_experiment(images, detector=detector), corrections=Corrections(), masking=masking)
     flux = list(voxel_sums.reduce_block(job, job.images).flux.values())

@@ -23,10 +23,11 @@ from dials_diffuse.compat import available_cores
 from dials_diffuse.errors import CommandLineError
 from dials_diffuse.experiment.load import load_experiments, load_input
 from dials_diffuse.files.record import Output, write_record
+from dials_diffuse.parallel import make_executor
+from dials_diffuse.reduction.corrections import CORRECTIONS, Corrections
 from dials_diffuse.reduction.integrate import integrate
 from dials_diffuse.reduction.reduction_parameters import (
     BackgroundSmoothing,
-    Corrections,
     Masking,
     ReductionParameters,
     Sampling,
@@ -90,25 +91,9 @@ mask {
   }
 }
 corrections {
-  solid_angle = True
-    .type = bool
-    .help = "Solid angle of each pixel, relative to normal incidence at the shortest distance."
-  polarization = True
-    .type = bool
-    .help = "Polarization, from the beam model's normal and fraction."
-  efficiency = True
-    .type = bool
-    .help = "Sensor efficiency under oblique incidence, where the panel gives mu and thickness."
-  air = True
-    .type = bool
-    .help = "Attenuation on the longer air path to the edge of the detector."
-  exposure = True
-    .type = bool
-    .help = "Exposure times of the scan."
-  flux = True
-    .type = bool
-    .help = "Relative intensity of each image, from its resolution profile against that of the whole sweep: a beam"
-            "that decays or is refilled, a crystal of uneven thickness. The factors are recorded in output.json."
+"""
+    + "".join(f'{c.name} = {c.default}\n.type = bool\n.help = "{c.help}"\n' for c in CORRECTIONS)
+    + """
 }
 sampling {
   oscillation = Auto
@@ -148,7 +133,7 @@ def run(args=None, phil=phil_scope) -> None:
 def _main(params, files, provenance, warnings) -> None:
     parameters = parameters_from_phil(params)
     excluded = parse_exclude_images(params.exclude_images)
-    nproc = params.nproc if isinstance(params.nproc, int) else available_cores()
+    executor = make_executor(params.nproc if isinstance(params.nproc, int) else available_cores())
     data = load_input(files)
     background = [e for path in params.background or [] if path for e in load_experiments(path)]
     result = integrate(
@@ -159,7 +144,7 @@ def _main(params, files, provenance, warnings) -> None:
         reflections=data.reflections,
         background_experiments=background,
         excluded=excluded,
-        nproc=nproc,
+        executor=executor,
         progress=track,
     )
     for warning in result.warnings:
@@ -180,12 +165,7 @@ def parameters_from_phil(params) -> ReductionParameters:
         d_min=params.d_min,
         d_max=params.d_max,
         subdivide=tuple(params.grid.subdivide or ()),
-        corrections=Corrections(
-            **{
-                name: getattr(params.corrections, name)
-                for name in ("solid_angle", "polarization", "efficiency", "air", "exposure", "flux")
-            }
-        ),
+        corrections=Corrections(**{c.name: getattr(params.corrections, c.name) for c in CORRECTIONS}),
         masking=Masking(
             bragg=bragg.enable,
             n_sigma=bragg.n_sigma,

@@ -26,10 +26,11 @@ from dials_diffuse.cli.program import run_program, track
 from dials_diffuse.compat import available_cores
 from dials_diffuse.errors import CommandLineError
 from dials_diffuse.experiment.build import BeamParameters, DetectorParameters, ScanParameters
+from dials_diffuse.experiment.common_grid import resolution_limit
 from dials_diffuse.files.record import Output, write_record
 from dials_diffuse.models.compute import with_orders
+from dials_diffuse.parallel import make_executor
 from dials_diffuse.simulation.plan import EXAMPLES, example_path, plan_sweeps, sweeps_from_geometry
-from dials_diffuse.simulation.prepare_sweep import resolution_limit
 from dials_diffuse.simulation.simulate import Outputs, simulate
 from dials_diffuse.simulation.simulation_parameters import Background, Defects, Scales, SimulationParameters, Source
 from dials_diffuse.simulation.spots import SpotShape
@@ -252,7 +253,7 @@ def _main(params, files, provenance, warnings) -> None:
     model = replace(model_from_phil(params, coordinates), table=params.scattering_table)
     if geometry is not None:
         _refuse_geometry(params, geometry)
-    nproc = params.nproc if isinstance(params.nproc, int) else available_cores()
+    executor = make_executor(params.nproc if isinstance(params.nproc, int) else available_cores())
     logger.info("Structure: %s", coordinates)
     structure = model.structure(coordinates)
     if geometry is None:
@@ -264,7 +265,7 @@ def _main(params, files, provenance, warnings) -> None:
         model = with_orders(model, structure, d_min, automatic_orders(params, model.name))
     out = params.output
     outputs = Outputs(out.prefix, out.background, out.experiments, out.reflections, out.truth, out.ideal)
-    result = simulate(structure, model, sweeps, parameters, outputs, provenance, nproc, track)
+    result = simulate(structure, model, sweeps, parameters, outputs, provenance, executor, track)
     if out.json:
         logger.info("Saving the summary to %s", out.json)
         write_record(

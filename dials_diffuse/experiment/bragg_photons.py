@@ -82,12 +82,9 @@ def bragg_photons(reflections, scan: ScanGeometry) -> BraggPhotons | None:
     image = np.clip(centre[:, 2].astype(int), 0, scan.n_images - 1)
     good &= (centre[:, 2] >= 0) & (centre[:, 2] < scan.n_images) & (np.linalg.norm(s1, axis=1) > 0)
     good = np.flatnonzero(good)
-    s1, image = s1[good], image[good]
-    used, where = np.unique(image, return_inverse=True)
-    s0 = np.array([scan.s0_at(i + 0.5) for i in used]).reshape(-1, 3)[where.reshape(-1)]
-    axis = np.array([scan.axis_at(i + 0.5) for i in used]).reshape(-1, 3)[where.reshape(-1)]
+    s1, middle = s1[good], image[good] + 0.5
     direction = s1 / np.linalg.norm(s1, axis=1, keepdims=True)
-    s = s1 - s0
+    s = s1 - scan.s0_at(middle)
     scaled = None
     if "inverse_scale_factor" in reflections:
         scaled = np.array(reflections["inverse_scale_factor"], dtype=float)[good]
@@ -100,7 +97,7 @@ def bragg_photons(reflections, scan: ScanGeometry) -> BraggPhotons | None:
         s=np.linalg.norm(s, axis=1),
         photons=photons[good],
         variance=variance[good],
-        speed=np.abs(np.einsum("ni,ni->n", direction, np.cross(axis, s))),
+        speed=np.abs(np.einsum("ni,ni->n", direction, np.cross(scan.axis_at(middle), s))),
         inverse_scale_factor=scaled,
     )
 

@@ -19,17 +19,8 @@ from scipy.spatial.transform import Rotation
 
 from dials_diffuse.compat import photon_counter_range
 from dials_diffuse.errors import DiffuseError
+from dials_diffuse.experiment.modules import PILATUS, PILATUS_SIZES
 
-#: pixels along fast and slow of Pilatus detectors
-PILATUS_SIZES = {
-    "100K": (487, 195),
-    "300K": (487, 619),
-    "1M": (981, 1043),
-    "2M": (1475, 1679),
-    "6M": (2463, 2527),
-}
-_MODULE = (487, 195)
-_GAP = (7, 17)
 _MATERIALS = ("Si", "CdTe")  # what a mini-CBF header can name
 
 
@@ -143,7 +134,7 @@ def build_detector(parameters: DetectorParameters, wavelength: float) -> Detecto
         parameters.material,
         parameters.thickness,
         wavelength,
-        gaps=is_module_array(nx, ny),
+        gaps=PILATUS.fits((nx, ny)),
     )
 
 
@@ -269,25 +260,6 @@ def build_experiment(
         crystal=crystal,
         identifier=identifier,
     )
-
-
-def is_module_array(nx: int, ny: int) -> bool:
-    """Is a panel of this size a whole number of Pilatus modules with the gaps between them?"""
-    return all((n + gap) % (module + gap) == 0 for n, module, gap in zip((nx, ny), _MODULE, _GAP))
-
-
-def module_mask(detector) -> list:
-    """(ny, nx) bool per panel, False where no sensor is: between the modules of a Pilatus, and wherever the model of
-    the panel says so."""
-    masks = []
-    for panel in detector:
-        mask = panel.get_untrusted_rectangle_mask().as_numpy_array()
-        nx, ny = panel.get_image_size()
-        if is_module_array(nx, ny):
-            for n, module, gap, lines in zip((nx, ny), _MODULE, _GAP, (mask.T, mask)):
-                lines[np.arange(n) % (module + gap) >= module] = False
-        masks.append(mask)
-    return masks
 
 
 def experiments_from_file(path) -> ExperimentList:

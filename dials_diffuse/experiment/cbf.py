@@ -28,8 +28,9 @@ from dxtbx.model.goniometer import GoniometerFactory
 from dials_diffuse import __version__
 from dials_diffuse.compat import photon_counter_range, scan_times
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.experiment.build import PILATUS_SIZES, flat_detector, is_module_array
+from dials_diffuse.experiment.build import flat_detector
 from dials_diffuse.experiment.format_cbf import MARK, SCHEMA, panel_slices
+from dials_diffuse.experiment.modules import PILATUS, PILATUS_SIZES
 from dials_diffuse.files.atomic import atomic_path
 
 _LINE = 1900  # characters of JSON in a line: CIF allows lines of 2048
@@ -142,7 +143,7 @@ def _convention(experiment) -> str | None:
     x, y, z = panel.get_origin()
     cutoff = panel.get_trusted_range()[1]
     conventions = {"GENERIC_MINI": False}
-    if is_module_array(*panel.get_image_size()):
+    if PILATUS.fits(panel.get_image_size()):
         conventions["PILATUS_1.2"] = True
     for convention, gaps in conventions.items():
         plain = flat_detector(
@@ -251,7 +252,7 @@ def _models_text(experiment) -> str:
 
 
 def attach_images(experiments, templates) -> ExperimentList:
-    """The same experiments, their own models included, on images that were written.
+    """Experiments, with the models that they have, on images that were written.
 
     Parameters
     ----------

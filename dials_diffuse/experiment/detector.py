@@ -9,6 +9,7 @@ from dxtbx import flumpy
 from scitbx.array_family import flex
 
 from dials_diffuse.compat import trusted_bounds
+from dials_diffuse.kernels.image import Reading
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,7 @@ class PanelGeometry:
     cos_incidence : (ny, nx) float32, cosine of the angle between direction and panel normal
     pixel_area : float, mm²
     mu, thickness : sensor attenuation (1/mm) and thickness (mm); 0 when unknown
-    trusted : lowest and highest valid raw value, inclusive
-    pedestal, gain : counts = (raw - pedestal) / gain
+    reading : trusted raw values, and the counts that they stand for
     """
 
     directions: np.ndarray
@@ -32,9 +32,7 @@ class PanelGeometry:
     pixel_area: float
     mu: float
     thickness: float
-    trusted: tuple
-    pedestal: float
-    gain: float
+    reading: Reading
 
     @property
     def shape(self) -> tuple:
@@ -71,10 +69,13 @@ def panel_geometry(panel, offset=(0.5, 0.5)) -> PanelGeometry:
         pixel_area=size[0] * size[1],
         mu=panel.get_mu(),
         thickness=panel.get_thickness(),
-        trusted=trusted_bounds(panel),
-        pedestal=panel.get_pedestal(),
-        gain=panel.get_gain() or 1.0,
+        reading=panel_reading(panel),
     )
+
+
+def panel_reading(panel) -> Reading:
+    """How raw values of a dxtbx panel are read."""
+    return Reading(*trusted_bounds(panel), float(panel.get_pedestal()), float(panel.get_gain() or 1.0))
 
 
 def pixel_directions(panel, positions) -> np.ndarray:

@@ -40,26 +40,39 @@ class ScanGeometry:
     polarization_normal: np.ndarray
     polarization_fraction: float | None
 
-    def angle(self, position: float) -> float:
+    def angle(self, position):
         """Rotation angle in degrees; ``position`` counts images from the start of the scan, 0.5 = mid-first."""
         return self.oscillation[0] + self.oscillation[1] * position
 
-    def s0_at(self, position: float) -> np.ndarray:
-        """(3,) beam vector in 1/Å."""
-        return _at(self.s0, position)
+    def s0_at(self, position) -> np.ndarray:
+        """(3,) beam vector in 1/Å; for (n,) positions (n, 3), or (1, 3) where it does not vary."""
+        return between_points(self.s0, position)
 
-    def axis_at(self, position: float) -> np.ndarray:
-        """(3,) rotation axis in the laboratory frame."""
-        return _at(self.setting, position) @ self.axis
+    def beam_at(self, position: float) -> tuple:
+        """Beam vector in 1/Å, polarization normal and fraction: the last arguments of :func:`polarization`."""
+        return self.s0_at(position), self.polarization_normal, self.polarization_fraction
+
+    def axis_at(self, position) -> np.ndarray:
+        """(3,) rotation axis in the laboratory frame; for (n,) positions (n, 3), or (1, 3) where it does not vary."""
+        return between_points(self.setting, position) @ self.axis
 
     def rotation_at(self, position: float) -> np.ndarray:
         """(3, 3) ``S R(φ) F``: takes vectors fixed to the goniometer head to the laboratory frame."""
         rotation = Rotation.from_rotvec(np.deg2rad(self.angle(position)) * self.axis).as_matrix()
-        return _at(self.setting, position) @ rotation @ self.fixed
+        return between_points(self.setting, position) @ rotation @ self.fixed
 
     def matrix_at(self, position: float) -> np.ndarray:
         """(3, 3) ``S R(φ) F A``: takes Miller indices to the laboratory frame, 1/Å."""
-        return self.rotation_at(position) @ _at(self.orientation, position)
+        return self.rotation_at(position) @ between_points(self.orientation, position)
+
+    def to_lattice(self, position: float, subdivide) -> tuple:
+        """``(matrix, origin)``: a pixel in direction u lies at ``matrix @ u - origin`` on the subdivided lattice.
+
+        subdivide : (3,) steps of the lattice per reciprocal-lattice step
+        """
+        s0 = self.s0_at(position)
+        to_index = np.diag(subdivide) @ np.linalg.inv(self.matrix_at(position))
+        return to_index * np.linalg.norm(s0), to_index @ s0
 
     def in_head_frame(self) -> dict:
         """Mid-scan ``orientation`` (9, A row by row, 1/Å), ``axis`` (3) and ``beam`` (3, at angle 0, 1/Å) as tuples.
@@ -67,9 +80,9 @@ class ScanGeometry:
         In the frame of the goniometer head, where crystals do not move: ``x_lab = S R(φ) F x_head``.
         """
         middle = self.n_images / 2
-        beam = self.fixed.T @ np.linalg.solve(_at(self.setting, middle), self.s0_at(middle))
+        beam = self.fixed.T @ np.linalg.solve(between_points(self.setting, middle), self.s0_at(middle))
         return {
-            "orientation": tuple(_at(self.orientation, middle).ravel().tolist()),
+            "orientation": tuple(between_points(self.orientation, middle).ravel().tolist()),
             "axis": tuple((self.fixed.T @ self.axis).tolist()),
             "beam": tuple(beam.tolist()),
         }
@@ -79,12 +92,23 @@ class ScanGeometry:
         return len(self.s0) > 1
 
 
-def _at(points: np.ndarray, position: float) -> np.ndarray:
-    """Linear interpolation between scan points."""
+def between_points(points: np.ndarray, position) -> np.ndarray:
+    """Linear interpolation between scan points, which lie at the positions 0, 1, 2 ...
+
+    Parameters
+    ----------
+    points : (m, ...) float64; m = 1 where nothing varies
+    position : a number, or (n,) float64; before the first and behind the last point the line goes on
+
+    Returns
+    -------
+    (...) for a number, (n, ...) for an array, (1, ...) for an array where nothing varies
+    """
+    position = np.asarray(position)
     if len(points) == 1:
-        return points[0]
-    i = min(max(int(position), 0), len(points) - 2)
-    t = position - i
+        return points[0] if position.ndim == 0 else points
+    i = np.clip(position.astype(int), 0, len(points) - 2)
+    t = (position - i).reshape(*position.shape, *[1] * (points.ndim - 1))
     return (1 - t) * points[i] + t * points[i + 1]
 
 

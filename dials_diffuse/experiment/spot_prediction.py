@@ -56,7 +56,7 @@ class PredictedSpots:
         return len(self.panel)
 
     def moved(self, images: int) -> PredictedSpots:
-        """The same spots where the scan starts ``images`` earlier."""
+        """These spots, where the scan starts ``images`` earlier."""
         return replace(self, centre=self.centre + [0, 0, images])
 
 

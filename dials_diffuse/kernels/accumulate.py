@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -124,72 +125,111 @@ def _voxel_keys(u_x, u_y, u_z, matrix, origin, extent, axis_cross_s0, voxels):
         voxels[x] = key if inside else -1.0
 
 
+class Norm(NamedTuple):
+    """What a pixel is expected to count for an intensity of 1: ``corrections * exposure``.
+
+    corrections : (ny, nx) float32, product of all corrections of pixels
+    exposure : float, of all corrections of images
+    """
+
+    corrections: np.ndarray
+    exposure: float
+
+
+class Guard(NamedTuple):
+    """Limits of the outlier guard.
+
+    shell : (ny, nx) uint8, resolution shell of each pixel
+    rate, threshold : (n_shells,) float64, C/c expected and threshold in sigma; threshold < 0: no test
+    """
+
+    shell: np.ndarray
+    rate: np.ndarray
+    threshold: np.ndarray
+
+
+class BackgroundBlocks(NamedTuple):
+    """Background in square blocks of the panel.
+
+    counts, sigma : (by, bx) float64, expected counts per pixel and their sigma
+    edge : int, pixels along the edge of a block
+    """
+
+    counts: np.ndarray
+    sigma: np.ndarray
+    edge: int
+
+
+class View(NamedTuple):
+    """Which point of each pixel stands for it.
+
+    directions : (3, ny, nx) float64, unit vectors from the sample to the points, laboratory frame
+    offset : (2,) float64, position inside the pixel (0.5, 0.5 = centre)
+    weight : float, fraction of the pixel that the point stands for
+    """
+
+    directions: np.ndarray
+    offset: np.ndarray
+    weight: float
+
+
+class Steps(NamedTuple):
+    """Rotation sub-steps of an image.
+
+    matrices, origins : (n, 3, 3) and (n, 3) float64; voxel coordinates are ``matrix @ direction - origin``
+    angles : (n,) float64, degrees
+    axis_cross_s0 : (3,) float64, rotation axis x s0; a positive product with the direction means entering
+    """
+
+    matrices: np.ndarray
+    origins: np.ndarray
+    angles: np.ndarray
+    axis_cross_s0: np.ndarray
+
+
+class VoxelRows(NamedTuple):
+    """Rows of sums that voxels of a grid have, found by a hash table.
+
+    extent : (3,) int64, largest index along each axis
+    entries : (2 m, 2) int64, hash table from keys to rows, m a power of two
+    keys : (m,) int64; sums : (m, N_COLUMNS) float64
+    """
+
+    extent: np.ndarray
+    entries: np.ndarray
+    keys: np.ndarray
+    sums: np.ndarray
+
+
 @njit
 def accumulate(
-    raw,
-    bad,
-    bragg,
-    directions,
-    corrections,
-    exposure,
-    shells,
-    expected_rate,
-    threshold,
-    background,
-    background_sigma,
-    background_block,
-    matrices,
-    origins,
-    angles,
-    axis_cross_s0,
-    limits,
-    count_scale,
-    image,
-    odd,
-    first_row,
-    key_offset,
-    extent,
-    entries,
-    row_keys,
-    table,
-    n_rows,
-    weight,
-    pixel_offset,
-    tally,
+    pixels, reading, norm, guard, background, view, steps, voxels, n_rows, key_offset, odd, first_row, tally
 ):
-    """Add one panel of one image to the voxel table.
+    """Add one panel of one image to the rows of voxels.
 
     Parameters
     ----------
-    raw : (ny, nx) int32 or float64, detector counts
-    bad : (ny, nx) uint8, nonzero = never use
-    bragg : (ny, nx) int32, equal to ``image`` where a Bragg peak covers the pixel in this image
-    directions : (3, ny, nx) float64, unit vectors from the sample to the pixel, laboratory frame
-    corrections : (ny, nx) float32, product of all pixel corrections
-    exposure : float, multiplies the corrections
-    shells : (ny, nx) uint8, resolution shell for the outlier guard
-    expected_rate, threshold : (n_shells,) float64, C/c expected and threshold in sigma; threshold < 0: no test
-    background, background_sigma : (by, bx) float64, expected counts per pixel and their sigma in detector blocks
-    background_block : int, pixels along the edge of a block
-    matrices, origins : (n_sub, 3, 3) and (n_sub, 3) float64; voxel coordinates are ``matrix @ direction - origin``
-    angles : (n_sub,) float64, rotation angle of each sub-step in degrees
-    axis_cross_s0 : (3,) float64, rotation axis x s0; a positive product with the direction means entering
-    limits : (2,) float64, lowest and highest trusted raw value (inclusive)
-    count_scale : (2,) float64, pedestal and gain: C = (raw - pedestal) / gain
-    image : int, number of the image; odd : bool, does it belong to the odd half set
-    first_row : int, row of the panel to start from
-    key_offset : int64, added to keys (tells panels apart)
-    extent : (3,) int64, largest index along each axis
-    entries : hash table; row_keys : (capacity,) int64; table : (capacity, N_COLUMNS) float64
+    pixels, reading : Pixels and Reading of the panel
+    norm, guard, background, view, steps, voxels : a tuple of each of these kinds
     n_rows : int, rows in use
-    weight : float, fraction of a pixel that one call with one sub-step stands for, times n_sub
-    pixel_offset : (2,) float64, position inside the pixel (0.5, 0.5 = centre)
+    key_offset : int64, added to keys (tells panels apart)
+    odd : bool, does the image belong to the odd half set?
+    first_row : int, row of the panel to start from
     tally : (N_TALLY,) int64, pixels by fate, incremented
 
     Returns
     -------
     next_row, n_rows : where it stopped (ny when done; earlier when the table must grow first) and rows now in use
     """
+    raw, bad, bragg, image = pixels
+    corrections, exposure = norm
+    shells, expected_rate, threshold = guard
+    block_counts, block_sigma, block = background
+    directions, pixel_offset, weight = view
+    matrices, origins, angles, axis_cross_s0 = steps
+    extent, entries, row_keys, table = voxels
+    low, high, pedestal = reading.low, reading.high, reading.pedestal
+    inverse_gain = 1.0 / reading.gain
     ny, nx = raw.shape
     n_sub = matrices.shape[0]
     w = weight / n_sub
@@ -201,29 +241,28 @@ def accumulate(
     row_counts, row_norm, row_rate, row_variance = np.empty(nx), np.empty(nx), np.empty(nx), np.empty(nx)
     row_background, row_sigma = np.zeros(nx), np.zeros(nx)
     n_untrusted = n_bragg = n_outlier = n_off_grid = n_used = 0
-    inverse_gain = 1.0 / count_scale[1]
-    has_background = background.size > 1 or background[0, 0] != 0.0
+    has_background = block_counts.size > 1 or block_counts[0, 0] != 0.0
     for y in range(first_row, ny):
         if n_rows + nx * n_sub > capacity:
             _count(tally, n_untrusted, n_bragg, n_outlier, n_off_grid, n_used)
             return y, n_rows
         n_good = 0
-        by = y // background_block
-        bx, block_end = 0, background_block
+        by = y // block
+        bx, block_end = 0, block
         for x in range(nx):
             if x >= block_end:
                 bx += 1
-                block_end += background_block
+                block_end += block
             if bad[y, x] != 0:
                 continue
             value = raw[y, x]
-            if not (limits[0] <= value <= limits[1]):
+            if not (low <= value <= high):
                 n_untrusted += 1
                 continue
             if bragg[y, x] == image:
                 n_bragg += 1
                 continue
-            counts = (value - count_scale[0]) * inverse_gain
+            counts = (value - pedestal) * inverse_gain
             correction = corrections[y, x] * exposure
             limit = threshold[shells[y, x]]
             if limit >= 0.0 and is_outlier(counts, expected_rate[shells[y, x]] * correction, limit):
@@ -236,9 +275,9 @@ def accumulate(
             row_norm[n_good] = correction
             row_variance[n_good] = rate * inverse
             if has_background:
-                rate -= background[by, bx] * inverse
-                row_background[n_good] = background[by, bx]
-                row_sigma[n_good] = background_sigma[by, bx]
+                rate -= block_counts[by, bx] * inverse
+                row_background[n_good] = block_counts[by, bx]
+                row_sigma[n_good] = block_sigma[by, bx]
             row_rate[n_good] = rate
             n_good += 1
         for sub in range(n_sub):
@@ -248,9 +287,9 @@ def accumulate(
             last_voxel = -1.0
             slot = np.int64(-1)
             # neighbouring pixels mostly share a voxel: their sums are kept here until it changes
-            pixels = np.int64(0)
+            n_pixels = np.int64(0)
             sum_x = np.int64(0)
-            counts = norm = rate = variance = b = b_sigma = 0.0
+            counts = norms = rate = variance = b = b_sigma = 0.0
             for i in range(n_good):
                 x = column[i]
                 voxel = row_voxels[x]
@@ -259,11 +298,11 @@ def accumulate(
                     continue
                 if voxel != last_voxel:
                     if slot >= 0:
-                        _add(table, slot, w, half, image, pixels, counts, norm, b, b_sigma, rate, variance)
-                        _add_position(table, slot, w, pixels, sum_x, y, pixel_offset, angles[sub])
-                        pixels = np.int64(0)
+                        _add(table, slot, w, half, image, n_pixels, counts, norms, b, b_sigma, rate, variance)
+                        _add_position(table, slot, w, n_pixels, sum_x, y, pixel_offset, angles[sub])
+                        n_pixels = np.int64(0)
                         sum_x = np.int64(0)
-                        counts = norm = rate = variance = b = b_sigma = 0.0
+                        counts = norms = rate = variance = b = b_sigma = 0.0
                     key = np.int64(voxel) + key_offset
                     slot = find_slot(key, entries)
                     if slot < 0:
@@ -277,9 +316,9 @@ def accumulate(
                         table[slot, FIRST_IMAGE] = table[slot, LAST_IMAGE] = image
                         n_rows += 1
                     last_voxel = voxel
-                pixels += 1
+                n_pixels += 1
                 counts += row_counts[i]
-                norm += row_norm[i]
+                norms += row_norm[i]
                 rate += row_rate[i]
                 variance += row_variance[i]
                 if has_background:
@@ -287,8 +326,8 @@ def accumulate(
                     b_sigma += row_sigma[i]
                 sum_x += x
             if slot >= 0:
-                _add(table, slot, w, half, image, pixels, counts, norm, b, b_sigma, rate, variance)
-                _add_position(table, slot, w, pixels, sum_x, y, pixel_offset, angles[sub])
+                _add(table, slot, w, half, image, n_pixels, counts, norms, b, b_sigma, rate, variance)
+                _add_position(table, slot, w, n_pixels, sum_x, y, pixel_offset, angles[sub])
             if sub == 0:
                 n_off_grid += n_outside
                 n_used += n_good - n_outside

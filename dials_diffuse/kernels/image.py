@@ -3,14 +3,65 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
 from dials_diffuse.kernels.jit import njit
 
 
+class Pixels(NamedTuple):
+    """One panel of one image.
+
+    raw : (ny, nx) int32 or float64, detector counts
+    bad : (ny, nx) uint8, nonzero = never use
+    bragg : (ny, nx) int32, equal to ``number`` where a Bragg peak covers the pixel in this image
+    number : int, of the image
+    """
+
+    raw: np.ndarray
+    bad: np.ndarray
+    bragg: np.ndarray
+    number: int
+
+
+class Reading(NamedTuple):
+    """How raw values become counts C.
+
+    low, high : float, lowest and highest trusted raw value (inclusive)
+    pedestal, gain : float, C = (raw - pedestal) / gain
+    """
+
+    low: float
+    high: float
+    pedestal: float
+    gain: float
+
+    def trusted(self, raw) -> np.ndarray:
+        """Boolean array: can these raw values be used?"""
+        return (raw >= self.low) & (raw <= self.high)
+
+    def counts(self, raw) -> np.ndarray:
+        return (raw - self.pedestal) / self.gain
+
+
+class Discs(NamedTuple):
+    """Spots on a panel.
+
+    centre : (n, 2) float64, positions x, y in pixels
+    direction : (n, 3) float64 unit vectors
+    cos_radius : (n,) float64, cosine of the angular radius
+    radius_px : (n,) float64, half width of the box that is searched, pixels
+    """
+
+    centre: np.ndarray
+    direction: np.ndarray
+    cos_radius: np.ndarray
+    radius_px: np.ndarray
+
+
 @njit
-def paint_discs(mask, image, directions, centres, spot_directions, cos_radius, radius_px):
+def paint_discs(mask, image, directions, discs):
     """Mark the pixels whose direction lies within an angle of a spot's direction.
 
     Parameters
@@ -18,11 +69,9 @@ def paint_discs(mask, image, directions, centres, spot_directions, cos_radius, r
     mask : (ny, nx) int32, set to ``image`` inside the discs
     image : int
     directions : (3, ny, nx) float64 unit vectors to the pixels
-    centres : (n, 2) float64, spot positions x, y in pixels
-    spot_directions : (n, 3) float64 unit vectors
-    cos_radius : (n,) float64, cosine of the angular radius
-    radius_px : (n,) float64, half width of the box that is searched, pixels
+    discs : Discs
     """
+    centres, spot_directions, cos_radius, radius_px = discs
     ny, nx = mask.shape
     for i in range(centres.shape[0]):
         x0 = max(0, int(math.floor(centres[i, 0] - radius_px[i])))
@@ -102,66 +151,80 @@ def _quartile_range(values):
 
 
 @njit
-def block_sums(raw, bad, low, high, pedestal, gain, block, counts, pixels):
+def block_sums(raw, bad, reading, block, counts, pixels):
     """Add the valid pixels of an image to sums over square detector blocks.
 
-    raw : (ny, nx); bad : (ny, nx) uint8; counts, pixels : (by, bx) float64, incremented
+    Parameters
+    ----------
+    raw : (ny, nx); bad : (ny, nx) uint8; reading : Reading
+    block : int, pixels along the edge of a block
+    counts, pixels : (by, bx) float64, incremented
     """
     ny, nx = raw.shape
     for y in range(ny):
         for x in range(nx):
             value = raw[y, x]
-            if bad[y, x] == 0 and low <= value <= high:
-                counts[y // block, x // block] += (value - pedestal) / gain
+            if bad[y, x] == 0 and reading.low <= value <= reading.high:
+                counts[y // block, x // block] += (value - reading.pedestal) / reading.gain
                 pixels[y // block, x // block] += 1.0
 
 
 @njit
-def track_range(raw, low, high, smallest, largest):
+def track_range(raw, reading, smallest, largest):
     """Update the smallest and largest trusted value of every pixel.
 
-    raw : (ny, nx); smallest, largest : (ny, nx) float32, start at +inf and -inf
+    raw : (ny, nx); reading : Reading; smallest, largest : (ny, nx) float32, start at +inf and -inf
     """
     ny, nx = raw.shape
     for y in range(ny):
         for x in range(nx):
             value = raw[y, x]
-            if low <= value <= high:
+            if reading.low <= value <= reading.high:
                 smallest[y, x] = min(smallest[y, x], value)
                 largest[y, x] = max(largest[y, x], value)
 
 
+class Usual(NamedTuple):
+    """What pixels of one image count in each resolution shell.
+
+    shell : (ny, nx) uint8, of each pixel
+    centre, limit : (n_shells,) float64, expected C/c (NaN = unknown) and threshold in sigma
+    read_variance : float, variance of the counts beyond Poisson's
+    """
+
+    shell: np.ndarray
+    centre: np.ndarray
+    limit: np.ndarray
+    read_variance: float
+
+
+class Tracked(NamedTuple):
+    """What is found out about pixels on several images.
+
+    votes : (3, ny, nx) int16, incremented: images seen, low outliers, high outliers
+    counts, expected, variance : (ny, nx) float32, sums over the images where the pixel is not a high outlier
+    """
+
+    votes: np.ndarray
+    counts: np.ndarray
+    expected: np.ndarray
+    variance: np.ndarray
+
+
 @njit
-def track_outliers(
-    raw,
-    bad,
-    bragg,
-    image,
-    low,
-    high,
-    pedestal,
-    gain,
-    corrections,
-    exposure,
-    shells,
-    centre,
-    limit,
-    read_variance,
-    votes,
-    counts,
-    expected,
-    variance,
-):
+def track_outliers(pixels, reading, corrections, exposure, usual, tracked):
     """Compare every usable pixel of one image with its resolution shell.
 
     Parameters
     ----------
-    raw, bad, bragg, image, corrections, shells : as in :func:`accumulate`
-    centre, limit : (n_shells,) expected C/c (NaN = unknown) and threshold in sigma
-    read_variance : float, variance of the counts beyond Poisson's
-    votes : (3, ny, nx) int16, incremented: images seen, low outliers, high outliers
-    counts, expected, variance : (ny, nx) float32, sums over the images where the pixel is not a high outlier
+    pixels, reading, usual : Pixels, Reading and Usual of the panel
+    corrections : (ny, nx) float32; exposure : float, their product is the norm c of a pixel
+    tracked : Tracked, whose arrays are incremented
     """
+    raw, bad, bragg, image = pixels
+    low, high, pedestal, gain = reading
+    shells, centre, limit, read_variance = usual
+    votes, counts, expected, variance = tracked
     ny, nx = raw.shape
     for y in range(ny):
         for x in range(nx):

@@ -47,7 +47,7 @@ def pair_sum(q, site, f, v, out):
     v : (n, n, 3, 3) float64, Å², V_ij = <d_i d_j^T>; V_ji = V_ij^T is taken for granted
     out : (m,) float64, written
 
-    Source: docs/theory.md, Models
+    Source: "Models" in docs/theory.md
     """
     n = site.shape[0]
     a = np.empty(n, dtype=np.complex128)
@@ -66,9 +66,9 @@ def pair_sum(q, site, f, v, out):
 
 @njit
 def pair_sum_isotropic(q, site, f, v, out):
-    """The same with V_ij = v_ij 1.
+    """Diffuse intensity of displacements with a joint normal distribution and V_ij = v_ij 1.
 
-    v : (n, n) float64, Å²; the rest as for :func:`pair_sum`
+    v : (n, n) float64, Å²; the other arguments as for :func:`pair_sum`
     """
     n = site.shape[0]
     a = np.empty(n, dtype=np.complex128)
@@ -142,9 +142,9 @@ def pair_form(q, a, v, out):
 
 @njit
 def pair_form_isotropic(square, a, v, out):
-    """The same with V_ij = v_ij 1.
+    """Diffuse intensity from amplitudes, I(q) = Re sum_ij a_i conj(a_j) (exp(q² v_ij) - 1).
 
-    square : (m,) float64, q² in 1/Å²; v : (n, n) float64, Å²; the rest as for :func:`pair_form`
+    square : (m,) float64, q² in 1/Å²; v : (n, n) float64, Å²; the other arguments as for :func:`pair_form`
     """
     n = a.shape[1]
     for k in range(square.shape[0]):

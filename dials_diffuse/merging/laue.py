@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -21,6 +20,7 @@ from dials_diffuse.maps.symmetry import laue_operators
 from dials_diffuse.maps.voxels import Voxels, blocks_of_rows, check_distinct, common_grid, find_voxels, keys_in_box
 from dials_diffuse.merging.half_sets import KINDS, SUMS, columns_needed, split
 from dials_diffuse.merging.statistics import Mates, ShellTable, shell_statistics
+from dials_diffuse.parallel import Progress, quiet
 
 logger = logging.getLogger("dials.diffuse.merging")
 
@@ -132,7 +132,7 @@ def memory_estimate(grid: MapGrid) -> float:
 def merge_observations(
     paths,
     parameters: MergeParameters,
-    progress: Callable[[Iterable, int, str], Iterable] = lambda items, total, label: items,
+    progress: Progress = quiet,
     rows: int = _ROWS,
 ) -> MergeResult:
     """Average observation files over the Laue group (or the point group).

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dials_diffuse.compat import trusted_bounds
 from dials_diffuse.errors import DiffuseError
+from dials_diffuse.experiment.detector import panel_reading
 from dials_diffuse.experiment.images import image_mask, read_image, static_mask
-from dials_diffuse.experiment.scan import exposure_times
 from dials_diffuse.kernels.image import block_sums
+from dials_diffuse.parallel import Progress, quiet
+from dials_diffuse.reduction.corrections import Corrections, image_corrections
 from dials_diffuse.reduction.reduction_parameters import BackgroundSmoothing
 
 MAX_ANGLE_BETWEEN_AXES = 2.0  # degrees; background images need not be refined
@@ -58,8 +59,8 @@ def measure_background(
     detector,
     bad: list,
     smoothing: BackgroundSmoothing,
-    use_exposure: bool,
-    progress=lambda items, n, label: items,
+    corrections: Corrections,
+    progress: Progress = quiet,
 ) -> Background:
     """Average background images.
 
@@ -68,7 +69,7 @@ def measure_background(
     experiments : dxtbx experiments without crystals, on the same detector as the data
     detector : dxtbx detector of the data
     bad : (ny, nx) uint8 per panel, nonzero = masked
-    use_exposure : divide by the exposure times
+    corrections : those of images are divided by
 
     Raises
     ------
@@ -81,21 +82,20 @@ def measure_background(
     for experiment in experiments:
         _check_detector(experiment, detector)
         masks = [b | ~m for b, m in zip(bad, static_mask(experiment.imageset))]
-        trusted = [trusted_bounds(p) for p in experiment.detector]
+        readings = [panel_reading(p) for p in experiment.detector]
         scan = experiment.scan
         n_images = len(experiment.imageset)
-        exposures = exposure_times(scan) if scan is not None and use_exposure else np.ones(n_images)
+        exposures = np.ones(n_images) if scan is None else image_corrections(scan, corrections)
         for i in progress(range(n_images), n_images, "Background"):
             angle = scan.get_angle_from_array_index(scan.get_array_range()[0] + i + 0.5) if scan is not None else 0.0
             exposure = exposures[i]
             key = int(np.rint((angle % 360) / smoothing.angle)) % math.ceil(360 / smoothing.angle)
             sums = per_range.setdefault(key, [[np.zeros(_blocks(s, block)) for s in shapes] for _ in range(3)])
             shadows = image_mask(experiment.imageset, i)
-            for p, (raw, panel) in enumerate(zip(read_image(experiment.imageset, i), experiment.detector)):
+            for p, (raw, reading) in enumerate(zip(read_image(experiment.imageset, i), readings)):
                 mask = masks[p] if shadows is None else masks[p] | ~shadows[p]
                 before = sums[1][p].copy()
-                gain = panel.get_gain() or 1.0
-                block_sums(raw, mask, *trusted[p], panel.get_pedestal(), gain, block, sums[0][p], sums[1][p])
+                block_sums(raw, mask, reading, block, sums[0][p], sums[1][p])
                 sums[2][p] += (sums[1][p] - before) * exposure
     keys = sorted(per_range)
     rates, variances, measured = [], [], []
@@ -123,7 +123,7 @@ def no_background(n_panels: int) -> Background:
 
 
 def _check_detector(experiment, detector) -> None:
-    """The same panels in about the same place: background images are imported, but not refined."""
+    """Refuse other panels, or panels in another place; some way off is allowed, for background is not refined."""
     where = f"background {experiment.imageset.get_path(0)}"
     if len(experiment.detector) != len(detector):
         raise DiffuseError(f"{where}: {len(experiment.detector)} panels, the data have {len(detector)}; same detector?")

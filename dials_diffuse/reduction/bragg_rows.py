@@ -8,8 +8,8 @@ import numpy as np
 from scipy.ndimage import map_coordinates
 
 from dials_diffuse.experiment.bragg_photons import bragg_photons
+from dials_diffuse.experiment.pixel_factors import solid_angle
 from dials_diffuse.files.observations import BRAGG_DTYPE
-from dials_diffuse.reduction.corrections import solid_angle
 from dials_diffuse.reduction.job import Job
 
 

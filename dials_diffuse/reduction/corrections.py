@@ -1,74 +1,111 @@
-"""Per-pixel factors c of the expected counts ``C = c I + b``; one function each, and no Lorentz factor.
+"""The corrections of the norm: one row of a table for each.
 
-A pixel counts what its solid angle cuts out of the Ewald sphere while the crystal turns, so the plain sum over pixels
-in a voxel already averages I over the volume they swept: a Lorentz factor, which belongs to integrated Bragg spots,
-would be wrong here.
+A pixel of an image counts ``C = c I + b``. The norm c is the product of the corrections that are switched on. The
+switches of the program, the parameters of the library and the product all come from the rows of ``CORRECTIONS``.
+Source: "Corrections" in docs/theory.md.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, make_dataclass
+
 import numpy as np
-from cctbx.eltbx import attenuation_coefficient
 
 from dials_diffuse.experiment.detector import PanelGeometry
-from dials_diffuse.reduction.reduction_parameters import Corrections
-
-#: dry air at 20 °C and 1013 hPa: mass fractions and density in g/cm³
-AIR_COMPOSITION = {"N": 0.7553, "O": 0.2318, "Ar": 0.0129}
-AIR_DENSITY = 1.2041e-3
+from dials_diffuse.experiment.pixel_factors import air_transmission, polarization, sensor_efficiency, solid_angle
+from dials_diffuse.experiment.scan import ScanGeometry, exposure_times
 
 #: unit of solid angle, steradian: the same for all detectors, so that intensities from several can be merged
 MICROSTERADIAN = 1e-6
 
 
-def solid_angle(panel: PanelGeometry) -> np.ndarray:
-    """(ny, nx) solid angle of each pixel, ``area cos(incidence) / distance²``, in steradian."""
-    return panel.pixel_area * panel.cos_incidence / panel.distance.astype(float) ** 2
+@dataclass(frozen=True)
+class Correction:
+    """A factor of the norm, with the switch ``corrections.NAME``. Without a function it is measured on the images.
 
-
-def polarization(directions: np.ndarray, s0, normal, fraction: float) -> np.ndarray:
-    """(...) factor for unit vectors ``directions`` (3, ...), all in the laboratory frame.
-
-    ``P = (1 - 2p) (1 - (u.n)²) + p (1 + (u.k)²)`` with the beam direction k, the normal n of the plane of polarization
-    and the fraction p of the light polarized in that plane (dxtbx convention); the same as
-    ``p (1 - (u.(k x n))²) + (1 - p) (1 - (u.n)²)``. Source: Kabsch (1988) J. Appl. Cryst. 21, 916, as in DIALS.
+    Attributes
+    ----------
+    name, help, default : of the switch
+    of_pixels : ``f(panel, scan, position)`` gives the (ny, nx) factors of a PanelGeometry, at a position in images from
+        the start of a ScanGeometry
+    varies : ``f(scan)``, do these factors change from image to image? Else they are those of mid-scan.
+    of_images : ``f(scan)`` gives the (n_images,) factors of the images of a dxtbx Scan
     """
-    along_normal = np.tensordot(np.asarray(normal) / np.linalg.norm(normal), directions, 1)
-    along_beam = np.tensordot(np.asarray(s0) / np.linalg.norm(s0), directions, 1)
-    return (1 - 2 * fraction) * (1 - along_normal**2) + fraction * (1 + along_beam**2)
+
+    name: str
+    help: str
+    default: bool = True
+    of_pixels: Callable[[PanelGeometry, ScanGeometry, float], np.ndarray] | None = None
+    varies: Callable[[ScanGeometry], bool] = lambda scan: False
+    of_images: Callable | None = None
 
 
-def sensor_efficiency(panel: PanelGeometry) -> np.ndarray:
-    """(ny, nx) fraction of photons stopped by the sensor, ``1 - exp(-mu t / cos(incidence))``; 1 if unknown."""
-    depth = panel.mu * panel.thickness
-    if depth <= 0:
-        return np.ones(panel.shape)
-    return -np.expm1(-depth / panel.cos_incidence.astype(float))
+#: the product is taken in this order
+CORRECTIONS = (
+    Correction(
+        "solid_angle",
+        "Solid angle of each pixel, relative to normal incidence at the shortest distance.",
+        of_pixels=lambda panel, scan, position: solid_angle(panel) / MICROSTERADIAN,
+    ),
+    Correction(
+        "polarization",
+        "Polarization, from the beam model's normal and fraction.",
+        of_pixels=lambda panel, scan, position: polarization(panel.directions, *scan.beam_at(position)),
+        varies=lambda scan: scan.beam_varies,
+    ),
+    Correction(
+        "efficiency",
+        "Sensor efficiency under oblique incidence, where the panel gives mu and thickness.",
+        of_pixels=lambda panel, scan, position: sensor_efficiency(panel),
+    ),
+    Correction(
+        "air",
+        "Attenuation on the longer air path to the edge of the detector.",
+        of_pixels=lambda panel, scan, position: air_transmission(panel, 1 / np.linalg.norm(scan.s0_at(position))),
+    ),
+    Correction("exposure", "Exposure times of the scan.", of_images=exposure_times),
+    Correction(
+        "flux",
+        "Relative intensity of each image, from its resolution profile against that of the whole sweep: a beam that "
+        "decays or is refilled, a crystal of uneven thickness. The factors are recorded in output.json.",
+    ),
+)
+
+Corrections = make_dataclass(
+    "Corrections",
+    [(c.name, bool, c.default) for c in CORRECTIONS],
+    namespace={"__doc__": "Which corrections enter the norm, a bool for each of them.", "__module__": __name__},
+    frozen=True,
+)
 
 
-def air_attenuation_coefficient(wavelength: float) -> float:
-    """Attenuation of air in 1/mm at a wavelength in Å (NIST tables of cctbx)."""
-    per_mass = sum(
-        fraction * attenuation_coefficient.get_table(element).mu_rho_at_angstrom(wavelength)
-        for element, fraction in AIR_COMPOSITION.items()
-    )
-    return per_mass * AIR_DENSITY / 10
+def switched_on(switches: Corrections) -> list:
+    """The rows of the table whose correction is to be made."""
+    return [row for row in CORRECTIONS if getattr(switches, row.name)]
 
 
-def air_transmission(panel: PanelGeometry, wavelength: float) -> np.ndarray:
-    """(ny, nx) transmission of the air between sample and pixel."""
-    return np.exp(-air_attenuation_coefficient(wavelength) * panel.distance.astype(float))
+def varying(scan: ScanGeometry, switches: Corrections) -> list:
+    """The rows of corrections of pixels that change from image to image."""
+    return [row for row in switched_on(switches) if row.of_pixels is not None and row.varies(scan)]
 
 
-def pixel_corrections(panel: PanelGeometry, s0, normal, fraction: float, switches: Corrections) -> np.ndarray:
-    """(ny, nx) float64 product of the corrections that are switched on; solid angles in microsteradian."""
+def pixel_corrections(panel: PanelGeometry, scan: ScanGeometry, position: float, rows) -> np.ndarray:
+    """(ny, nx) float64, product of the corrections of pixels among some rows of the table.
+
+    position : in images from the start of the scan
+    """
     product = np.ones(panel.shape)
-    if switches.solid_angle:
-        product *= solid_angle(panel) / MICROSTERADIAN
-    if switches.polarization:
-        product *= polarization(panel.directions, s0, normal, fraction)
-    if switches.efficiency:
-        product *= sensor_efficiency(panel)
-    if switches.air:
-        product *= air_transmission(panel, 1 / np.linalg.norm(s0))
+    for row in rows:
+        if row.of_pixels is not None:
+            product *= row.of_pixels(panel, scan, position)
+    return product
+
+
+def image_corrections(scan, switches: Corrections) -> np.ndarray:
+    """(n_images,) float64, product of the corrections of the images of a dxtbx Scan."""
+    product = np.ones(scan.get_num_images())
+    for row in switched_on(switches):
+        if row.of_images is not None:
+            product *= row.of_images(scan)
     return product

@@ -6,24 +6,23 @@ import logging
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
-from cctbx import uctbx
 
 from dials_diffuse.errors import DiffuseError
+from dials_diffuse.experiment.common_grid import choose_grid
 from dials_diffuse.experiment.detector import DetectorSetup, detector_setup
 from dials_diffuse.experiment.scan import scan_geometry
 from dials_diffuse.files.observations import ExperimentSummary, write_observations
 from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.kernels import accumulate as kernel
 from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.parallel import SERIAL, Executor, Progress, quiet
 from dials_diffuse.reduction.bragg_rows import bragg_rows
-from dials_diffuse.reduction.job import Job, prepare_job
+from dials_diffuse.reduction.job import Job
+from dials_diffuse.reduction.prepare import prepare_job
 from dials_diffuse.reduction.reduction_parameters import ReductionParameters
 from dials_diffuse.reduction.voxel_sums import MIN_FLUX, blocks_of_images, memory_estimate, observations, reduce_blocks
 
 logger = logging.getLogger("dials.diffuse.reduction")
-
-MAX_CELL_DIFFERENCE = 0.05
-MAX_ANGLE_DIFFERENCE = 3.0
 
 
 @dataclass(frozen=True)
@@ -67,43 +66,6 @@ class IntegrationResult:
         }
 
 
-def choose_grid(experiments, parameters: ReductionParameters) -> MapGrid:
-    """The common grid of all crystals: mean unit cell, d_min from the detector corners unless given.
-
-    Raises
-    ------
-    DiffuseError
-        If the crystals differ in space group, or by more than 5 % or 3 degrees in their cells.
-    """
-    groups = {e.crystal.get_space_group().type().hall_symbol().strip() for e in experiments}
-    if len(groups) > 1:
-        symbols = sorted({str(e.crystal.get_space_group().info()) for e in experiments})
-        raise DiffuseError(
-            f"crystals of different space groups ({', '.join(symbols)}) cannot share a map; integrate them one by one "
-            f"or bring them to one with dials.reindex"
-        )
-    first = experiments[0].crystal.get_unit_cell()
-    for e in experiments[1:]:
-        cell = e.crystal.get_unit_cell()
-        if not first.is_similar_to(cell, MAX_CELL_DIFFERENCE, MAX_ANGLE_DIFFERENCE):
-            raise DiffuseError(
-                f"unit cells {first!s} and {cell!s} differ by more than {100 * MAX_CELL_DIFFERENCE:.0f} % or "
-                f"{MAX_ANGLE_DIFFERENCE:g} degrees: the crystals are not isomorphous; leave some out"
-            )
-    cell = np.mean([e.crystal.get_unit_cell().parameters() for e in experiments], axis=0)
-    if len(experiments) > 1:  # averaging must not break the metric symmetry
-        cell = experiments[0].crystal.get_space_group().average_unit_cell(uctbx.unit_cell(tuple(cell))).parameters()
-    corner = min(e.detector.get_max_resolution(e.beam.get_s0()) for e in experiments)
-    d_min = corner if parameters.d_min is None else max(parameters.d_min, corner)
-    return MapGrid(
-        unit_cell=tuple(float(x) for x in cell),
-        hall_symbol=groups.pop(),
-        subdivide=tuple(parameters.subdivide),
-        d_min=float(d_min),
-        d_max=float("inf") if parameters.d_max is None else parameters.d_max,
-    )
-
-
 def check_excluded(experiments, excluded) -> None:
     """Raise DiffuseError where an excluded range names no image at all: it must be a mistake."""
     ranges = [e.scan.get_image_range() for e in experiments]
@@ -143,8 +105,8 @@ def integrate(
     reflections=None,
     background_experiments=(),
     excluded=(),
-    nproc: int = 1,
-    progress=lambda items, n, label: items,
+    executor: Executor = SERIAL,
+    progress: Progress = quiet,
 ) -> IntegrationResult:
     """Reduce all images of ``experiments`` to voxel sums and write them to ``path``.
 
@@ -154,7 +116,7 @@ def integrate(
     reflections : dials reflection table, needed only where there is no profile model
     background_experiments : experiments of images without crystal
     excluded : see :func:`images_to_use`
-    nproc : worker processes
+    executor : does the work, block of images by block
     progress : wraps an iterator as ``progress(items, total, label)``
 
     Raises
@@ -162,7 +124,7 @@ def integrate(
     DiffuseError
         On data that cannot be reduced; ``path`` is then left as it was.
     """
-    grid = choose_grid(experiments, parameters)
+    grid = choose_grid(experiments, parameters.d_min, parameters.d_max, parameters.subdivide)
     warnings = []
     if parameters.d_min is not None and grid.d_min > parameters.d_min * 1.0001:
         warnings.append(f"d_min={parameters.d_min:g} lies beyond the detector corner: {grid.d_min:.3f} Å used")
@@ -199,9 +161,7 @@ def integrate(
                 warnings.append(f"experiment {number}: all images are excluded")
                 continue
             logger.info("\nExperiment %d: %d images", number, len(images[number]))
-            estimate = memory_estimate(
-                grid, experiment.detector, parameters.sampling.pixel, nproc, experiment.beam, experiment.scan
-            )
+            estimate = memory_estimate(grid, experiment, parameters.sampling.pixel, executor.workers)
             logger.info("Memory: about %.2f GB", estimate / 1e9)
             if previous is None or previous.detector != experiment.detector:
                 setup = detector_setup(experiment.detector, parameters.sampling.pixel)
@@ -217,7 +177,7 @@ def integrate(
                 background_experiments,
                 progress,
             )
-            report = _reduce_experiment(job, experiment.identifier, reflections, writer, nproc, progress)
+            report = _reduce_experiment(job, experiment.identifier, reflections, writer, executor, progress)
             reports.append(report)
             summaries[number] = replace(summaries[number], n_images_used=report.n_images)
         if writer.n_rows == 0:
@@ -229,14 +189,16 @@ def integrate(
     return IntegrationResult(grid, writer.n_rows, reports, warnings + [w for r in reports for w in r.warnings])
 
 
-def _reduce_experiment(job: Job, identifier: str, reflections, writer, nproc: int, progress) -> ExperimentReport:
+def _reduce_experiment(
+    job: Job, identifier: str, reflections, writer, executor: Executor, progress
+) -> ExperimentReport:
     tally = np.zeros(kernel.N_TALLY, dtype=np.int64)
     before = writer.n_rows
     flux: dict = {}
     blocks = blocks_of_images(job)
     if job.n_sub_steps > 1:
         logger.info("Each image is divided into %d rotation sub-steps (sampling.oscillation)", job.n_sub_steps)
-    for block in progress(_written(job, writer, nproc), len(blocks), f"Integrating experiment {job.number}"):
+    for block in progress(_written(job, writer, executor), len(blocks), f"Integrating experiment {job.number}"):
         tally += block.tally
         flux.update(block.flux)
     dark = [job.scan.first_index + i + 1 for i, f in sorted(flux.items()) if f < MIN_FLUX]
@@ -273,8 +235,8 @@ def _reduce_experiment(job: Job, identifier: str, reflections, writer, nproc: in
     return report
 
 
-def _written(job: Job, writer, nproc: int):
-    for rows, block in observations(job, reduce_blocks(job, nproc)):
+def _written(job: Job, writer, executor: Executor):
+    for rows, block in observations(job, reduce_blocks(job, executor)):
         writer.append(rows)
         if block is not None:
             yield block

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from scipy import ndimage
 
-from dials_diffuse.kernels.image import excess_variance, shell_statistics
+from dials_diffuse.kernels.image import Pixels, excess_variance, shell_statistics
 
 N_SHELLS = 120
 MIN_SAMPLE = 60
@@ -43,9 +43,10 @@ class Frame:
     bragg: list
     usable: list | None
 
-    def bad(self, p: int, always: np.ndarray) -> np.ndarray:
-        """(ny, nx) uint8: pixels of panel ``p`` that are ``always`` bad, or in a shadow on this image."""
-        return always if self.usable is None else always | ~self.usable[p]
+    def pixels(self, p: int, bad: np.ndarray) -> Pixels:
+        """Panel ``p`` for kernels; bad : (ny, nx) uint8, its pixels that are always bad."""
+        bad = bad if self.usable is None else bad | ~self.usable[p]
+        return Pixels(self.raw[p], bad, self.bragg[p], self.number)
 
 
 @dataclass(frozen=True)
@@ -95,12 +96,11 @@ class ShellSample:
             mine = self.panel == p
             y, x = self.y[mine], self.x[mine]
             values = frame.raw[p][y, x]
-            good = (values >= geometry.trusted[0]) & (values <= geometry.trusted[1])
+            good = geometry.reading.trusted(values)
             good &= frame.bragg[p][y, x] != frame.number
             if frame.usable is not None:
                 good &= frame.usable[p][y, x]
-            counts = (values - geometry.pedestal) / geometry.gain
-            rates[mine] = np.where(good, counts / (self.correction[mine] * exposure), np.nan)
+            rates[mine] = np.where(good, geometry.reading.counts(values) / (self.correction[mine] * exposure), np.nan)
         return rates
 
     def shell_means(self, blocks: list, block: int) -> np.ndarray:

@@ -4,19 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from dials_diffuse.checks import fraction, not_negative, positive
 from dials_diffuse.errors import DiffuseError
-
-
-@dataclass(frozen=True)
-class Corrections:
-    """Which corrections enter the norm; all but ``exposure`` and ``flux`` differ from pixel to pixel."""
-
-    solid_angle: bool = True
-    polarization: bool = True
-    efficiency: bool = True
-    air: bool = True
-    exposure: bool = True
-    flux: bool = True
+from dials_diffuse.reduction.corrections import Corrections
 
 
 @dataclass(frozen=True)
@@ -42,16 +32,14 @@ class Masking:
     outlier_n_sigma: float = 6.0
 
     def __post_init__(self):
-        _positive("mask.bragg.n_sigma", self.n_sigma)
+        positive("mask.bragg.n_sigma", self.n_sigma)
         for name in ("sigma_b", "sigma_m"):
             if getattr(self, name) is not None:
-                _positive(f"mask.bragg.{name}", getattr(self, name))
+                positive(f"mask.bragg.{name}", getattr(self, name))
         if (self.sigma_b is None) != (self.sigma_m is None):
             raise DiffuseError("mask.bragg.sigma_b and mask.bragg.sigma_m: set both or neither (degrees)")
-        if self.shadow is None or not 0 <= self.shadow < 1:
-            raise DiffuseError(f"mask.shadow={self.shadow}: a fraction from 0 to below 1 is needed")
-        if self.outlier_n_sigma is None or self.outlier_n_sigma < 0:
-            raise DiffuseError(f"mask.outlier.n_sigma={self.outlier_n_sigma}: must not be negative (0 = off)")
+        fraction("mask.shadow", self.shadow)
+        not_negative("mask.outlier.n_sigma", self.outlier_n_sigma)
 
 
 @dataclass(frozen=True)
@@ -69,8 +57,8 @@ class Sampling:
 
     def __post_init__(self):
         if self.oscillation is not None:
-            _positive("sampling.oscillation", self.oscillation)
-        _positive("sampling.pixel", self.pixel)
+            positive("sampling.oscillation", self.oscillation)
+        positive("sampling.pixel", self.pixel)
 
 
 @dataclass(frozen=True)
@@ -82,9 +70,9 @@ class BackgroundSmoothing:
     scale: float = 1.0
 
     def __post_init__(self):
-        _positive("background_average.block", self.block)
-        _positive("background_average.angle", self.angle)
-        _positive("background_average.scale", self.scale)
+        positive("background_average.block", self.block)
+        positive("background_average.angle", self.angle)
+        positive("background_average.scale", self.scale)
 
 
 @dataclass(frozen=True)
@@ -109,11 +97,6 @@ class ReductionParameters:
     def __post_init__(self):
         for name in ("d_min", "d_max"):
             if getattr(self, name) is not None:
-                _positive(name, getattr(self, name))
+                positive(name, getattr(self, name))
         if self.images_per_block is not None:
-            _positive("images_per_block", self.images_per_block)
-
-
-def _positive(name: str, value) -> None:
-    if value is None or not value > 0:
-        raise DiffuseError(f"{name}={value}: a positive number is needed")
+            positive("images_per_block", self.images_per_block)

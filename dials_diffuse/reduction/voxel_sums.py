@@ -13,7 +13,8 @@ from scipy.ndimage import map_coordinates
 from dials_diffuse.files.observations import OBSERVATION_DTYPE
 from dials_diffuse.kernels import accumulate as kernel
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.parallel import forked
+from dials_diffuse.parallel import SERIAL, Executor
+from dials_diffuse.reduction.frames import empty_bragg, read_frame, shell_profile
 from dials_diffuse.reduction.job import Job
 
 logger = logging.getLogger("dials.diffuse.reduction")
@@ -47,106 +48,91 @@ class BlockSums:
 class VoxelTable:
     """A growing hash table from voxel keys to rows of sums."""
 
-    def __init__(self, capacity: int = 1 << 18):
+    def __init__(self, extent, capacity: int = 1 << 18):
         self.n_rows = 0
-        self._allocate(capacity)
-
-    def _allocate(self, capacity: int) -> None:
-        self.entries = np.full((2 * capacity, 2), -1, dtype=np.int64)
-        self.row_keys = np.empty(capacity, dtype=np.int64)
-        self.table = np.empty((capacity, kernel.N_COLUMNS))
+        self.rows = _empty_rows(np.array(extent, dtype=np.int64), capacity)
 
     def grow(self) -> None:
-        entries, row_keys, table = self.entries, self.row_keys, self.table
-        self._allocate(2 * len(row_keys))
-        kernel.rehash(self.entries, entries)
-        self.row_keys[: self.n_rows] = row_keys[: self.n_rows]
-        self.table[: self.n_rows] = table[: self.n_rows]
+        old, n = self.rows, self.n_rows
+        self.rows = _empty_rows(old.extent, 2 * len(old.keys))
+        kernel.rehash(self.rows.entries, old.entries)
+        self.rows.keys[:n] = old.keys[:n]
+        self.rows.sums[:n] = old.sums[:n]
 
     def sorted_rows(self) -> tuple:
-        order = np.argsort(self.row_keys[: self.n_rows])
-        return self.row_keys[order], self.table[order]
+        """(keys, sums) of all rows."""
+        order = np.argsort(self.rows.keys[: self.n_rows])
+        return self.rows.keys[order], self.rows.sums[order]
+
+
+def _empty_rows(extent: np.ndarray, capacity: int) -> kernel.VoxelRows:
+    return kernel.VoxelRows(
+        extent,
+        np.full((2 * capacity, 2), -1, dtype=np.int64),
+        np.empty(capacity, dtype=np.int64),
+        np.empty((capacity, kernel.N_COLUMNS)),
+    )
 
 
 def reduce_block(job: Job, images) -> BlockSums:
     """Sums over some images of a job; ``images`` are positions counted from the start of the scan, in any order."""
-    voxels = VoxelTable()
-    bragg = job.empty_bragg()
+    voxels = VoxelTable(job.grid.extent)
+    bragg = empty_bragg(job)
     tally = np.zeros(kernel.N_TALLY, dtype=np.int64)
     flux = {int(image): _add_image(job, int(image), voxels, bragg, tally) for image in images}
     keys, table = voxels.sorted_rows()
     return BlockSums(keys, table, tally, flux, max(flux) + 1)
 
 
-def voxel_transform(job: Job, position: float) -> tuple:
-    """(matrix, origin): a pixel in direction u lies at ``matrix @ u - origin`` on the subdivided lattice.
-
-    position : images from the start of the scan, 0.5 = middle of the first
-    """
-    s0 = job.scan.s0_at(position)
-    to_index = np.diag(job.grid.subdivide) @ np.linalg.inv(job.scan.matrix_at(position))
-    return to_index * np.linalg.norm(s0), to_index @ s0
-
-
 def _add_image(job: Job, image: int, voxels: VoxelTable, bragg: list, tally: np.ndarray) -> float:
     """Add one image to the voxel table; returns its relative flux."""
-    frame = job.read(image, bragg)
-    profile = job.shell_profile(frame)
+    frame = read_frame(job, image, bragg)
+    profile = shell_profile(job, frame)
     if profile.flux < MIN_FLUX:
         return profile.flux
     corrections = job.corrections_at(image)
     exposure = job.exposure(image) * profile.flux
     expected = profile.expected / profile.flux
-    positions = image + (np.arange(job.n_sub_steps) + 0.5) / job.n_sub_steps
-    transforms = [voxel_transform(job, t) for t in positions]
-    matrices = np.array([m for m, _ in transforms])
-    origins = np.array([o for _, o in transforms])
-    angles = np.array([job.scan.angle(t) for t in positions])
-    axis_cross_s0 = np.cross(job.scan.axis_at(image + 0.5), job.scan.s0_at(image + 0.5))
     background, background_sigma = job.background.at(job.scan.angle(image + 0.5), job.exposure(image))
-    extent = np.array(job.grid.extent, dtype=np.int64)
+    steps = _sub_steps(job, image)
     ignored = np.zeros_like(tally)
     for sub, (offset, directions) in enumerate(job.detector.sub_pixels):
         for p, panel in enumerate(job.panels):
-            bad = frame.bad(p, job.bad[p])
+            pixels = frame.pixels(p, job.bad[p])
+            norm = kernel.Norm(corrections[p], exposure)
+            guard = kernel.Guard(job.shells[p], expected, profile.threshold)
+            blocks = kernel.BackgroundBlocks(background[p], background_sigma[p], job.background.block)
+            view = kernel.View(directions[p], np.array(offset), 1.0 / len(job.detector.sub_pixels))
+            key_offset = 2 * p * job.grid.n_voxels
             row = 0
             while True:
                 row, voxels.n_rows = kernel.accumulate(
-                    frame.raw[p],
-                    bad,
-                    bragg[p],
-                    directions[p],
-                    corrections[p],
-                    exposure,
-                    job.shells[p],
-                    expected,
-                    profile.threshold,
-                    background[p],
-                    background_sigma[p],
-                    job.background.block,
-                    matrices,
-                    origins,
-                    angles,
-                    axis_cross_s0,
-                    np.array(panel.trusted),
-                    np.array([panel.pedestal, panel.gain]),
-                    frame.number,
+                    pixels,
+                    panel.reading,
+                    norm,
+                    guard,
+                    blocks,
+                    view,
+                    steps,
+                    voxels.rows,
+                    voxels.n_rows,
+                    key_offset,
                     image % 2 == 1,
                     row,
-                    2 * p * job.grid.n_voxels,
-                    extent,
-                    voxels.entries,
-                    voxels.row_keys,
-                    voxels.table,
-                    voxels.n_rows,
-                    1.0 / len(job.detector.sub_pixels),
-                    np.array(offset),
                     tally if sub == 0 else ignored,
                 )
                 if row == panel.shape[0]:
                     break
                 voxels.grow()
     return profile.flux
+
+
+def _sub_steps(job: Job, image: int) -> kernel.Steps:
+    """The rotation sub-steps of an image."""
+    positions = image + (np.arange(job.n_sub_steps) + 0.5) / job.n_sub_steps
+    matrices, origins = zip(*(job.scan.to_lattice(t, job.grid.subdivide) for t in positions))
+    axis_cross_s0 = np.cross(job.scan.axis_at(image + 0.5), job.scan.s0_at(image + 0.5))
+    return kernel.Steps(np.array(matrices), np.array(origins), job.scan.angle(positions), axis_cross_s0)
 
 
 class PassJoiner:
@@ -219,9 +205,7 @@ def sampled_s(job: Job, panel: np.ndarray, xyz: np.ndarray) -> np.ndarray:
     panel : (n,) int; xyz : (n, 3) mean position: px, px, rotation angle in degrees
     """
     start, width = job.scan.oscillation
-    points = np.atleast_2d(job.scan.s0)
-    position = np.clip((xyz[:, 2] - start) / width, 0, max(len(points) - 1, 0))
-    s0 = np.stack([np.interp(position, np.arange(len(points)), column) for column in points.T], axis=1)
+    s0 = np.broadcast_to(job.scan.s0_at((xyz[:, 2] - start) / width), xyz.shape)
     s = np.empty(len(xyz))
     for p in np.unique(panel):
         mine = panel == p
@@ -247,9 +231,9 @@ def blocks_of_images(job: Job) -> list:
     return [run[i : i + n] for run in runs for i in range(0, len(run), n)]
 
 
-def reduce_blocks(job: Job, nproc: int) -> Iterator[BlockSums]:
-    """Sums of all blocks in order, computed by ``nproc`` processes; at most two blocks per process are in flight."""
-    return forked(reduce_block, job, blocks_of_images(job), nproc)
+def reduce_blocks(job: Job, executor: Executor = SERIAL) -> Iterator[BlockSums]:
+    """Sums of all blocks in order."""
+    return executor.map(reduce_block, job, blocks_of_images(job))
 
 
 def observations(job: Job, blocks) -> Iterator[tuple]:
@@ -260,20 +244,20 @@ def observations(job: Job, blocks) -> Iterator[tuple]:
     yield to_observations(*joiner.finish(), job), None
 
 
-def memory_estimate(grid: MapGrid, detector, sub_pixel: int, nproc: int, beam, scan) -> float:
+def memory_estimate(grid: MapGrid, experiment, sub_pixel: int, workers: int) -> float:
     """Rough peak memory in bytes: pixel arrays are shared by the workers, voxel tables and images are per worker.
 
-    detector, beam, scan : dxtbx models
+    experiment : dxtbx Experiment; sub_pixel : sub-pixels along the edge of a pixel
     """
-    pixels = sum(math.prod(panel.get_image_size()) for panel in detector)
+    pixels = sum(math.prod(panel.get_image_size()) for panel in experiment.detector)
     shared = pixels * (24 * (1 + (sub_pixel**2 if sub_pixel > 1 else 0)) + 40)
-    width = min(BLOCK_ANGLE, MAX_BLOCK_IMAGES * abs(scan.get_oscillation()[1]))
-    s_max = min(1 / grid.d_min, 2 / beam.get_wavelength())
+    width = min(BLOCK_ANGLE, MAX_BLOCK_IMAGES * abs(experiment.scan.get_oscillation()[1]))
+    s_max = min(1 / grid.d_min, 2 / experiment.beam.get_wavelength())
     density = math.prod(grid.subdivide) / abs(np.linalg.det(grid.reciprocal_matrix))
     edge = density ** (-1 / 3)
     sphere = math.pi * s_max**2  # area of the Ewald sphere inside the resolution limit
     rows = min(sphere * (math.radians(width) * s_max / 2 + 2 * edge) * density, 2 * grid.n_voxels)
     row_bytes = 8 * kernel.N_COLUMNS
     per_worker = pixels * 24 + 3 * rows * (row_bytes + 24)
-    waiting = (2 * nproc if nproc > 1 else 1) + 2  # finished blocks, and what the joiner holds
-    return shared + nproc * per_worker + waiting * rows * row_bytes
+    waiting = (2 * workers if workers > 1 else 1) + 2  # finished blocks, and what the joiner holds
+    return shared + workers * per_worker + waiting * rows * row_bytes

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from dials_diffuse.experiment.modules import module_array
 from dials_diffuse.maps.grid import MapGrid
 
 #: columns of ``coordinates``: fraction of the sweep, position on the detector in its own size, |s|, module number, and
@@ -16,10 +17,6 @@ T, X, Y, S, MODULE, DIFFRACTED, INCIDENT = *range(6), 8
 
 
 N_COORDINATES = 11
-
-
-#: module size and gap in pixels, fast and slow, of detectors whose image size tells: Pilatus, Eiger, Eiger 2
-_MODULES = ((487, 195, 7, 17), (1030, 514, 10, 37), (1028, 512, 12, 38))
 
 
 @dataclass(frozen=True)
@@ -58,10 +55,8 @@ def make_layout(experiments, grid: MapGrid) -> Layout:
         start.append(e.oscillation[0])
         width.append(e.oscillation[1] * (last - first + 1))
         size.append(e.image_size)
-        found = (*e.image_size, 0, 0)
-        for fast, slow, gap_fast, gap_slow in _MODULES:
-            if (e.image_size[0] - fast) % (fast + gap_fast) == 0 and (e.image_size[1] - slow) % (slow + gap_slow) == 0:
-                found = (fast, slow, gap_fast, gap_slow)
+        modules = module_array(e.image_size)
+        found = (*modules.module, *modules.gap) if modules else (*e.image_size, 0, 0)
         module.append(found)
         columns = (e.image_size[0] + found[2]) // (found[0] + found[2])
         rows = (e.image_size[1] + found[3]) // (found[1] + found[3])

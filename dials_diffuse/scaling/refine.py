@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from dials_diffuse.parallel import Progress, in_threads, quiet
 from dials_diffuse.scaling.error_model import (
     ErrorModel,
     Weights,
@@ -103,8 +103,7 @@ class _Refiner:
         return _State(model, prediction, errors, rejected, strengths)
 
     def _by_fold(self, function) -> list:
-        with ThreadPoolExecutor(self.threads) as pool:
-            return list(pool.map(function, range(len(self.folds))))
+        return list(in_threads(function, range(len(self.folds)), self.threads))
 
     def predict(self, model: ScaleModel) -> Prediction:
         parts = self._by_fold(lambda k: model.predict_observations(self.folds[k]))
@@ -198,7 +197,7 @@ def refine(
     layout: Layout,
     parameters: ScalingParameters,
     threads: int = 1,
-    progress=lambda items, total, label: items,
+    progress: Progress = quiet,
     start: ScaleModel | None = None,
 ) -> Refinement:
     """Refine all terms together against the intensities of the unique voxels.

@@ -16,6 +16,7 @@ from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.settings import untested_in_words
 from dials_diffuse.maps.units import ARBITRARY, ELECTRONS
 from dials_diffuse.maps.voxels import Voxels, blocks_of_rows, check_distinct, common_grid, find_voxels
+from dials_diffuse.parallel import Progress, quiet
 from dials_diffuse.scaling.absolute import AbsoluteParameters, AbsoluteScale, absolute_scale
 from dials_diffuse.scaling.apply import Scaler, apply_levels, find_all_outliers, predict_all, voxel_priors, write_scaled
 from dials_diffuse.scaling.batches import Batch, crystal_correlations, residuals_by_batch, suggest_cuts
@@ -86,7 +87,7 @@ def scale_observations(
     path,
     provenance: Provenance,
     threads: int = 1,
-    progress=lambda items, total, label: items,
+    progress: Progress = quiet,
     absolute: AbsoluteParameters | None = None,
     bragg_scales: bool = True,
 ) -> ScalingResult:

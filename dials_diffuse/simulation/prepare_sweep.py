@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import math
 
 import numpy as np
 
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.experiment.build import module_mask
+from dials_diffuse.experiment.common_grid import resolution_limit
 from dials_diffuse.experiment.detector import detector_setup
+from dials_diffuse.experiment.modules import module_mask
 from dials_diffuse.experiment.scan import scan_geometry
 from dials_diffuse.simulation.sampling import choose_sampling
 from dials_diffuse.simulation.scales import module_responses, sweep_scales
@@ -142,11 +142,3 @@ def random_pixels(active: list, numbers: tuple, rng: np.random.Generator) -> lis
         flat = np.flatnonzero(mask)[chosen[mine] - (counts[p] - mask.sum())]
         pixels[mine, 1], pixels[mine, 2] = np.unravel_index(flat, mask.shape)
     return np.split(pixels, np.cumsum(numbers)[:-1])
-
-
-def resolution_limit(experiments, d_min: float | None) -> float:
-    """Å; that of the detector corners, unless ``d_min`` asks for less resolution."""
-    corner = min(e.detector.get_max_resolution(e.beam.get_s0()) for e in experiments)
-    if not math.isfinite(corner) or corner <= 0:
-        raise DiffuseError("the detector sees nothing: no pixel has a positive resolution; check the geometry")
-    return corner if d_min is None else max(d_min, corner)

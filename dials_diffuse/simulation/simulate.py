@@ -11,21 +11,20 @@ import numpy as np
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.experiment.cbf import attach_images, image_path, write_cbf, write_experiments
+from dials_diffuse.experiment.common_grid import choose_grid, resolution_limit
 from dials_diffuse.experiment.reflections import write_reflections
 from dials_diffuse.experiment.sweeps import background_experiment
 from dials_diffuse.files.atomic import Staging, check_writable
 from dials_diffuse.files.nexus import write_map
 from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.files.record import Output
-from dials_diffuse.parallel import forked
-from dials_diffuse.reduction.integrate import choose_grid
-from dials_diffuse.reduction.reduction_parameters import ReductionParameters
+from dials_diffuse.parallel import SERIAL, Executor, Progress, quiet
 from dials_diffuse.simulation.diffuse import diffuse_volume
-from dials_diffuse.simulation.prepare_sweep import prepare_sweep, resolution_limit
+from dials_diffuse.simulation.prepare_sweep import prepare_sweep
 from dials_diffuse.simulation.simulation_parameters import SimulationParameters
 from dials_diffuse.simulation.spots import spot_extent_model
 from dials_diffuse.simulation.sweep import Sweep, make_sample, overflow
-from dials_diffuse.simulation.truth import IdealSums, image_sums, record_of_scales, rim_of, true_map
+from dials_diffuse.simulation.truth import IdealSums, image_sums, record_of_scales, true_map
 from dials_diffuse.structure.factors import Dispersive, compton, dispersion
 from dials_diffuse.structure.solvent import bulk_solvent_structure_factors
 
@@ -100,7 +99,7 @@ class SimulationResult:
 
 
 @dataclass(frozen=True)
-class _ImageJob:
+class ImageJob:
     """What a worker needs to write the images of one sweep."""
 
     sweep: Sweep
@@ -117,7 +116,7 @@ class _SweepDone:
     record: dict
 
 
-def _write_image(job: _ImageJob, image: int) -> tuple:
+def write_image(job: ImageJob, image: int) -> tuple:
     """Write one image; returns its statistics, and voxel sums where the ideal map is wanted."""
     sweep = job.sweep
     expected = sweep.expected(image)
@@ -141,8 +140,8 @@ def simulate(
     parameters: SimulationParameters,
     outputs: Outputs,
     provenance: Provenance,
-    nproc: int = 1,
-    progress=lambda items, n, label: items,
+    executor: Executor = SERIAL,
+    progress: Progress = quiet,
 ) -> SimulationResult:
     """Simulate images, and write them with the models they were made from and the true map.
 
@@ -152,7 +151,7 @@ def simulate(
     model : its diffuse scattering, one of ``dials_diffuse.models``; Bragg spots have the form factors of its ``table``,
         or without a model (only with ``diffuse=False``) those of Waasmaier & Kirfel
     sweeps : list of lists of dxtbx experiments; those of one list are crystals on the same images
-    nproc : worker processes
+    executor : does the work, image by image
     progress : wraps an iterator as ``progress(items, total, label)``
 
     Raises
@@ -171,7 +170,7 @@ def simulate(
     _check_images(templates, outputs.prefix, "output.prefix")
     _check_images(empty_templates, outputs.background, "output.background")
     d_min = resolution_limit(experiments, parameters.d_min)
-    grid = choose_grid(experiments, ReductionParameters(d_min=parameters.d_min, subdivide=parameters.subdivide))
+    grid = choose_grid(experiments, parameters.d_min, subdivide=parameters.subdivide)
     # a voxel at the resolution limit is half beyond it, and must not hold pixels without diffuse scattering
     wavelength = None
     if parameters.anomalous:
@@ -180,7 +179,7 @@ def simulate(
         logger.info("f' + if'' at %.4f Å: %s", wavelength, ", ".join(terms))
     volume = None
     if parameters.diffuse:
-        volume = diffuse_volume(model, structure, 1 / (1 / d_min + rim_of(grid)), wavelength)
+        volume = diffuse_volume(model, structure, 1 / (1 / d_min + grid.diagonal), wavelength)
     f_squared = None
     if parameters.bragg:
         solvent = parameters.k_sol, parameters.b_sol
@@ -207,8 +206,8 @@ def simulate(
             logger.info("\nSweep %d: %d images, %s", number + 1, members[0].scan.get_num_images(), template)
             sweep = prepare_sweep(number, members, sample, f_squared, parameters, first)
             first += len(sweep.crystals)
-            job = _ImageJob(sweep, members[0], images.path(template), grid if ideal and sweep.crystals else None)
-            reports.append(_write_sweep(job, template, ideal, nproc, progress))
+            job = ImageJob(sweep, members[0], images.path(template), grid if ideal and sweep.crystals else None)
+            reports.append(_write_sweep(job, template, ideal, executor, progress))
             if sweep.crystals:
                 crystals = [(c.spots, None if c.spots is None else sweep.spot_photons(c)) for c in sweep.crystals]
                 done.append(_SweepDone(crystals, record_of_scales(sweep, members[0].scan.get_image_range()[0])))
@@ -261,10 +260,10 @@ def _common_wavelength(experiments) -> float:
     return found[0]
 
 
-def _write_sweep(job: _ImageJob, template: str, ideal, nproc: int, progress) -> SweepReport:
+def _write_sweep(job: ImageJob, template: str, ideal, executor: Executor, progress: Progress) -> SweepReport:
     n = job.sweep.scan.n_images
     statistics = []
-    for row, sums in progress(forked(_write_image, job, range(n), nproc), n, f"Simulating {Path(template).name}"):
+    for row, sums in progress(executor.map(write_image, job, range(n)), n, f"Simulating {Path(template).name}"):
         statistics.append(row)
         if sums is not None:
             ideal.add(*sums)

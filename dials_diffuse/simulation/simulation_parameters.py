@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
+from dials_diffuse.checks import fraction, not_negative, positive
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.simulation.spots import SpotShape
 
@@ -20,9 +20,9 @@ class Source:
     exposure: float | None = None
 
     def __post_init__(self):
-        _positive("source.flux", self.flux)
+        positive("source.flux", self.flux)
         if self.exposure is not None:
-            _positive("source.exposure", self.exposure)
+            positive("source.exposure", self.exposure)
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Background:
     compton: bool = True
 
     def __post_init__(self):
-        _not_negative("background.air", self.air)
-        _not_negative("background.liquid", self.liquid)
-        _fraction("background.liquid_variation", self.liquid_variation)
+        not_negative("background.air", self.air)
+        not_negative("background.liquid", self.liquid)
+        fraction("background.liquid_variation", self.liquid_variation)
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ class Scales:
     module: float = 0.0
 
     def __post_init__(self):
-        _fraction("scale.drift", self.drift)
-        _fraction("scale.absorption", self.absorption)
-        _fraction("scale.module", self.module)
+        fraction("scale.drift", self.drift)
+        fraction("scale.absorption", self.absorption)
+        fraction("scale.module", self.module)
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,9 @@ class Defects:
 
     def __post_init__(self):
         for name in ("hot_pixels", "dead_pixels"):
-            _not_negative(f"detector.{name}", getattr(self, name))
-        _not_negative("beam_stop.radius", self.beam_stop)
-        _not_negative("beam_stop.arm", self.arm)
+            not_negative(f"detector.{name}", getattr(self, name))
+        not_negative("beam_stop.radius", self.beam_stop)
+        not_negative("beam_stop.arm", self.arm)
 
 
 @dataclass(frozen=True)
@@ -135,31 +135,16 @@ class SimulationParameters:
         if not self.thickness:
             raise DiffuseError("crystal.thickness: at least one number is needed (mm)")
         for value in self.thickness:
-            _positive("crystal.thickness", value)
-        _not_negative("crystal.k_sol", self.k_sol)
-        _not_negative("crystal.b_sol", self.b_sol)
-        _positive("sampling.tolerance", self.tolerance)
+            positive("crystal.thickness", value)
+        not_negative("crystal.k_sol", self.k_sol)
+        not_negative("crystal.b_sol", self.b_sol)
+        positive("sampling.tolerance", self.tolerance)
         for name, value in (("sampling.oscillation", self.sub_steps), ("sampling.pixel", self.sub_pixels)):
             if value is not None:
-                _positive(name, value)
-        _not_negative("background.images", self.background_images)
-        _not_negative("seed", self.seed)
+                positive(name, value)
+        not_negative("background.images", self.background_images)
+        not_negative("seed", self.seed)
 
     def crystal_thickness(self, number: int) -> float:
         """mm; the last thickness given holds for all crystals that follow."""
         return self.thickness[min(number, len(self.thickness) - 1)]
-
-
-def _positive(name: str, value) -> None:
-    if value is None or not 0 < value < math.inf:
-        raise DiffuseError(f"{name}={value}: a positive number is needed")
-
-
-def _not_negative(name: str, value) -> None:
-    if value is None or not 0 <= value < math.inf:
-        raise DiffuseError(f"{name}={value}: a number is needed that is not negative")
-
-
-def _fraction(name: str, value) -> None:
-    if value is None or not 0 <= value < 1:
-        raise DiffuseError(f"{name}={value}: a number from 0 to below 1 is needed")

@@ -15,8 +15,9 @@ import numpy as np
 from cctbx import miller
 from cctbx.crystal import symmetry
 
+from dials_diffuse.checks import not_negative, positive
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.experiment.scan import ScanGeometry, scan_geometry
+from dials_diffuse.experiment.scan import ScanGeometry, between_points, scan_geometry
 from dials_diffuse.experiment.spot_prediction import MIN_ZETA, gaussian_profile, ray_intersections, to_pixels
 from dials_diffuse.kernels.spots import add_spots
 from dials_diffuse.maps.symmetry import laue_operators
@@ -47,14 +48,10 @@ class SpotShape:
     spot_size: float = 0.12
 
     def __post_init__(self):
-        for name, unit in (("mosaicity", "degrees"), ("spot_size", "mm")):
-            value = getattr(self, name)
-            if value is None or not 0 < value < math.inf:
-                raise DiffuseError(f"spots.{name}={value}: a positive number is needed ({unit})")
-        for name, unit in (("divergence", "degrees"), ("bandwidth", "relative")):
-            value = getattr(self, name)
-            if value is None or not 0 <= value < math.inf:
-                raise DiffuseError(f"spots.{name}={value}: must not be negative ({unit})")
+        positive("spots.mosaicity", self.mosaicity)
+        positive("spots.spot_size", self.spot_size)
+        not_negative("spots.divergence", self.divergence)
+        not_negative("spots.bandwidth", self.bandwidth)
 
 
 @dataclass(frozen=True)
@@ -208,9 +205,9 @@ def _crossings(scan: ScanGeometry, hkl: np.ndarray, padding: float) -> tuple:
     which : (m,) rows of ``hkl``
     z : (m,) position in images, up to ``padding`` images outside the scan
     """
-    middle = np.array([scan.n_images / 2])
-    s0 = _interpolate(scan.setting, middle)[0].T @ _interpolate(scan.s0, middle)[0]
-    s = hkl @ (scan.fixed @ _interpolate(scan.orientation, middle)[0]).T
+    middle = scan.n_images / 2
+    s0 = between_points(scan.setting, middle).T @ scan.s0_at(middle)
+    s = hkl @ (scan.fixed @ between_points(scan.orientation, middle)).T
     along = s @ scan.axis
     across = s - along[:, None] * scan.axis
     a, b = across @ s0, np.cross(scan.axis, across) @ s0
@@ -242,21 +239,12 @@ def _crossings(scan: ScanGeometry, hkl: np.ndarray, padding: float) -> tuple:
 
 def _vectors(scan: ScanGeometry, hkl: np.ndarray, z: np.ndarray) -> tuple:
     """(n, 3) beams s0 and scattering vectors s in the laboratory frame at positions z, 1/Å."""
-    s = np.einsum("nij,nj->ni", scan.fixed @ _interpolate(scan.orientation, z), hkl)
-    angle = np.radians(scan.oscillation[0] + scan.oscillation[1] * z)[:, None]
+    s = np.einsum("nij,nj->ni", scan.fixed @ between_points(scan.orientation, z), hkl)
+    angle = np.radians(scan.angle(z))[:, None]
     along = np.outer(s @ scan.axis, scan.axis)
     s = along + np.cos(angle) * (s - along) + np.sin(angle) * np.cross(scan.axis, s)
-    s = np.einsum("nij,nj->ni", _interpolate(scan.setting, z), s)
-    return np.broadcast_to(_interpolate(scan.s0, z), s.shape), s
-
-
-def _interpolate(points: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """Values between scan points at many positions; one row where nothing varies."""
-    if len(points) == 1:
-        return points
-    i = np.clip(z.astype(int), 0, len(points) - 2)
-    t = (z - i).reshape(-1, *[1] * (points.ndim - 1))
-    return (1 - t) * points[i] + t * points[i + 1]
+    s = np.einsum("nij,nj->ni", between_points(scan.setting, z), s)
+    return np.broadcast_to(scan.s0_at(z), s.shape), s
 
 
 def _excess(s0: np.ndarray, s: np.ndarray) -> np.ndarray:
@@ -268,7 +256,7 @@ def _zeta(scan: ScanGeometry, hkl: np.ndarray, z: np.ndarray) -> np.ndarray:
     """|m2 · (s1 × s0)| / |s1 × s0|, Kabsch (2010)."""
     s0, s = _vectors(scan, hkl, z)
     normal = np.cross(s, s0)
-    axis = _interpolate(scan.setting, z) @ scan.axis
+    axis = scan.axis_at(z)
     return np.abs(np.einsum("ni,ni->n", normal, np.broadcast_to(axis, normal.shape))) / np.linalg.norm(normal, axis=1)
 
 

@@ -8,10 +8,9 @@ from functools import cached_property
 import numpy as np
 
 from dials_diffuse.experiment.detector import DetectorSetup, s_magnitude
+from dials_diffuse.experiment.pixel_factors import air_transmission, polarization, sensor_efficiency, solid_angle
 from dials_diffuse.experiment.scan import ScanGeometry
 from dials_diffuse.kernels.spline import add_spline
-from dials_diffuse.reduction.corrections import pixel_corrections, solid_angle
-from dials_diffuse.reduction.reduction_parameters import Corrections
 from dials_diffuse.simulation import background_scattering as background
 from dials_diffuse.simulation.diffuse import DiffuseVolume
 from dials_diffuse.simulation.scales import SweepScales
@@ -32,7 +31,7 @@ _MOST_COUNTS = 1e15
 
 def overflow(panel) -> int:
     """What a pixel reads that counted too much: the first value that is not trusted, if 32 bits hold it."""
-    return int(min(np.floor(panel.trusted[1]) + 1, np.iinfo(np.int32).max))
+    return int(min(np.floor(panel.reading.high) + 1, np.iinfo(np.int32).max))
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Sweep:
-    """One sweep of images, ready to be simulated; workers inherit it.
+    """One sweep of images, ready to be simulated: what every worker receives.
 
     Attributes
     ----------
@@ -138,7 +137,7 @@ class Sweep:
         ]
 
     def sampled(self, sub_steps: int, detector: DetectorSetup) -> Sweep:
-        """The same sweep with other sub-steps and sub-pixels."""
+        """This sweep with other sub-steps and sub-pixels."""
         return replace(self, sub_steps=sub_steps, detector=detector)
 
     def photons(self, image: int, length: float, density: float) -> float:
@@ -190,9 +189,9 @@ class Sweep:
             counts = rng.poisson(total) if self.parameters.noise else np.rint(total)
             gone = self.dead[self.dead[:, 0] == p]
             counts[gone[:, 1], gone[:, 2]] = 0
-            raw = np.rint(counts * panel.gain + panel.pedestal)
+            raw = np.rint(counts * panel.reading.gain + panel.reading.pedestal)
             raw = np.minimum(raw, overflow(panel))
-            raw[~self.active[p]] = min(-1, np.ceil(panel.trusted[0]) - 1)
+            raw[~self.active[p]] = min(-1, np.ceil(panel.reading.low) - 1)
             result.append(raw.astype(np.int32))
         return result
 
@@ -232,9 +231,8 @@ class Sweep:
         for crystal in self.crystals:
             for step in range(self.sub_steps):
                 position = image + (step + 0.5) / self.sub_steps
-                s0 = crystal.scan.s0_at(position)
-                to_nodes = volume.subdivide[:, None] * np.linalg.inv(crystal.scan.matrix_at(position))
-                matrix, origin = to_nodes * np.linalg.norm(s0), to_nodes @ s0 - volume.extent
+                matrix, origin = crystal.scan.to_lattice(position, volume.subdivide)
+                origin = origin - volume.extent
                 weight = crystal.thickness / total / self.sub_steps / len(self.detector.sub_pixels)
                 for _, directions in self.detector.sub_pixels:
                     for p, panel_directions in enumerate(directions):
@@ -261,11 +259,10 @@ class Sweep:
         return [self._panel_factors(p, s0) for p in range(len(self.detector.panels))]
 
     def _panel_factors(self, p: int, s0: np.ndarray) -> tuple:
-        """Corrections without solid angle, and the isotropic intensities of crystal, water and air, (ny, nx) each."""
+        """What a pixel counts of a photon, and the isotropic intensities of crystal, water and air, (ny, nx) each."""
         panel = self.detector.panels[p]
-        switches = Corrections(solid_angle=False, polarization=self.scan.polarization_fraction is not None)
-        normal, fraction = self.scan.polarization_normal, self.scan.polarization_fraction
-        factors = pixel_corrections(panel, s0, normal, fraction, switches)
+        factors = polarization(panel.directions, s0, self.scan.polarization_normal, self.scan.polarization_fraction)
+        factors = factors * sensor_efficiency(panel) * air_transmission(panel, 1 / np.linalg.norm(s0))
         s = s_magnitude(panel.directions, s0)
         profiles = [self.sample.isotropic, background.water(self.sample.s), background.air(self.sample.s)]
         return (factors, *(np.interp(s, self.sample.s, profile) for profile in profiles))

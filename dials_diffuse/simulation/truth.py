@@ -23,11 +23,6 @@ RECORD_ANGLE = 5.0
 _POINTS = 3
 
 
-def rim_of(grid: MapGrid) -> float:
-    """Diagonal of a voxel in 1/Å: further than this beyond the resolution limit no voxel of the map reaches."""
-    return float(np.linalg.norm(grid.reciprocal_matrix, axis=0) @ (1 / np.array(grid.subdivide)))
-
-
 def true_map(volume: DiffuseVolume, grid: MapGrid, friedel: bool = True) -> DiffuseMap:
     """Noise-free diffuse intensity, averaged over each symmetry-unique voxel; electrons² per unit cell."""
     index = np.concatenate(list(possible_voxels(grid, friedel)))
@@ -66,12 +61,12 @@ def image_sums(grid: MapGrid, sweep: Sweep, image: int, raw: list, expected: lis
     subdivide, extent = np.array(grid.subdivide), np.array(grid.extent)
     keys, rows = [], []
     for p, (panel, values, e) in enumerate(zip(sweep.detector.panels, raw, expected)):
-        use = (values >= panel.trusted[0]) & (values <= panel.trusted[1]) & (e.norm > 0)
+        use = panel.reading.trusted(values) & (e.norm > 0)
         use &= e.bragg <= MAX_BRAGG * (e.total - e.bragg)
         for wrong in (sweep.hot, sweep.dead):
             mine = wrong[wrong[:, 0] == p]
             use[mine[:, 1], mine[:, 2]] = False
-        counts = (values[use] - panel.pedestal) / panel.gain
+        counts = panel.reading.counts(values[use])
         values = np.stack([counts - e.other[use] - e.bragg[use], e.norm[use], counts]) / steps
         for step in range(steps):
             position = image + (step + 0.5) / steps

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import scipy.fft
@@ -16,6 +15,7 @@ from dials_diffuse.errors import DiffuseError
 from dials_diffuse.kernels.pair_sum import amplitudes
 from dials_diffuse.kernels.peaks import add_peaks
 from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.parallel import in_threads, row_ranges
 from dials_diffuse.structure.crystal import Structure
 from dials_diffuse.structure.factors import form_factors, gaussian
 
@@ -152,18 +152,15 @@ def off_lattice_transform(structure: Structure, s, table: str = "wk1995") -> np.
     centre = low + step * (np.array(n_real) // 2)  # the point that finufft numbers 0
     result = np.empty(len(s), dtype=np.complex128)
 
-    def part(first, last):
+    def part(rows):
         # one thread each: wheels of finufft bring an OpenMP library of their own; after cctbx's, two threads give NaN
-        rows = slice(first, last)
         x, y, z = np.ascontiguousarray((2 * math.pi * step * s[rows]).T)
         options = {"isign": 1, "nthreads": 1, "upsampfac": _NUFFT_UPSAMPLING}
         finufft.nufft3d2(x, y, z, modes, out=result[rows], eps=_NUFFT_ERROR, **options)
         result[rows] *= np.exp(2 * math.pi**2 * widening * s2[rows] + 2j * math.pi * (s[rows] @ centre))
 
     number = max(1, min(available_cores(), len(s) // _NUFFT_POINTS))
-    limits = np.linspace(0, len(s), number + 1).astype(int)
-    with ThreadPoolExecutor(number) as pool:
-        list(pool.map(part, limits, limits[1:]))
+    list(in_threads(part, row_ranges(len(s), number), number))
     return result
 
 

@@ -8,7 +8,8 @@ from dials_diffuse.experiment.build import BeamParameters, DetectorParameters, S
 from dials_diffuse.experiment.load import load_input
 from dials_diffuse.merging.compare import Comparison, compare_maps
 from dials_diffuse.models.llm.llm import LiquidLikeMotions
-from dials_diffuse.reduction.reduction_parameters import Corrections, Masking, ReductionParameters
+from dials_diffuse.reduction.corrections import Corrections
+from dials_diffuse.reduction.reduction_parameters import Masking, ReductionParameters
 from dials_diffuse.simulation.plan import plan_sweeps
 from dials_diffuse.simulation.simulate import Outputs, simulate
 from dials_diffuse.simulation.simulation_parameters import Background, Defects, SimulationParameters, Source

@@ -1,0 +1,91 @@
+"""One image of a job: read, with its Bragg peaks marked, and its resolution profile."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from dials_diffuse.experiment.images import image_mask, read_image
+from dials_diffuse.kernels.image import Discs, paint_discs
+from dials_diffuse.reduction.job import Job
+from dials_diffuse.reduction.outliers import Frame, relative_flux
+
+
+@dataclass(frozen=True)
+class ShellProfile:
+    """What one image looks like on the average.
+
+    Attributes
+    ----------
+    expected : (N_SHELLS,) float64, C/c per resolution shell (c without flux)
+    threshold : (N_SHELLS,) float64, limit of the outlier guard in sigma; negative = no test
+    flux : intensity relative to the sweep
+    """
+
+    expected: np.ndarray
+    threshold: np.ndarray
+    flux: float
+
+
+def empty_bragg(job: Job) -> list:
+    """Arrays for :func:`read_frame` to mark Bragg peaks in."""
+    return [np.zeros(p.shape, dtype=np.int32) for p in job.panels]
+
+
+def read_frame(job: Job, image: int, bragg: list) -> Frame:
+    """Read one image and mark its Bragg peaks in ``bragg``, (ny, nx) int32 per panel."""
+    raw = read_image(job.imageset, image)
+    paint_bragg(job, bragg, image)
+    return Frame(image + 1, raw, bragg, image_mask(job.imageset, image))
+
+
+def paint_bragg(job: Job, masks: list, image: int) -> None:
+    """Set ``masks`` (one (ny, nx) int32 per panel) to ``image + 1`` where a Bragg peak lies in this image.
+
+    The masked region is the ellipsoid of DIALS's profile model: n sigma_b on the detector for images that hold the
+    spot's centre, shrinking to nothing n sigma_m away from it.
+    """
+    if not job.parameters.masking.bragg:
+        return
+    n_sigma = job.parameters.masking.n_sigma
+    for spots in job.spots:
+        outside = np.maximum(np.abs(spots.centre[:, 2] - (image + 0.5)) - 0.5, 0)  # images from the spot's centre
+        remaining = 1 - (outside / (n_sigma * spots.sigma_z)) ** 2
+        for p, panel in enumerate(job.panels):
+            mine = np.flatnonzero((remaining > 0) & (spots.panel == p))
+            if len(mine) == 0:
+                continue
+            pixel_angle = math.sqrt(panel.pixel_area) / panel.distance.min()
+            radius = n_sigma * spots.sigma_b[mine] * np.sqrt(remaining[mine]) + 0.5 * pixel_angle
+            y = np.clip(spots.centre[mine, 1].astype(int), 0, panel.shape[0] - 1)
+            x = np.clip(spots.centre[mine, 0].astype(int), 0, panel.shape[1] - 1)
+            # an angle spans more pixels where the panel is hit obliquely
+            per_pixel = math.sqrt(panel.pixel_area) * panel.cos_incidence[y, x] / panel.distance[y, x]
+            discs = Discs(
+                np.ascontiguousarray(spots.centre[mine, :2]),
+                np.ascontiguousarray(spots.direction[mine]),
+                np.cos(radius),
+                radius / per_pixel + 2,
+            )
+            paint_discs(masks[p], image + 1, panel.directions, discs)
+
+
+def net_profile(job: Job, centre: np.ndarray, image: int) -> np.ndarray:
+    """(N_SHELLS,) C/c of an image less its background."""
+    counts, _ = job.background.at(job.scan.angle(image + 0.5), job.exposure(image))
+    return centre - job.sample.shell_means(counts, job.background.block) / job.exposure(image)
+
+
+def shell_profile(job: Job, frame: Frame) -> ShellProfile:
+    """Resolution profile of one image and its flux relative to the sweep."""
+    image = frame.number - 1
+    exposure = job.exposure(image)
+    centre, spread = job.sample.statistics(frame, job.panels, exposure)
+    flux = 1.0
+    if job.reference is not None:
+        flux = relative_flux(net_profile(job, centre, image), job.reference, job.sample.norm, exposure)
+    n_sigma = job.parameters.masking.outlier_n_sigma
+    threshold = np.where(np.isfinite(centre) & (n_sigma > 0), n_sigma * spread, -1.0)
+    return ShellProfile(np.nan_to_num(centre), threshold, flux)

@@ -1,0 +1,204 @@
+"""The steps that make a job of an experiment: corrections, spots, bad pixels, background and flux."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from dials_diffuse.experiment.detector import DetectorSetup, s_magnitude
+from dials_diffuse.experiment.images import image_shift, read_image, static_mask
+from dials_diffuse.experiment.scan import scan_geometry, sub_steps
+from dials_diffuse.experiment.spot_prediction import PredictedSpots, SpotSize, predict_spots, spot_size
+from dials_diffuse.kernels.image import Tracked, Usual, track_outliers, track_range
+from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.parallel import Progress, quiet
+from dials_diffuse.reduction.background import measure_background, no_background
+from dials_diffuse.reduction.corrections import image_corrections, pixel_corrections, switched_on, varying
+from dials_diffuse.reduction.frames import empty_bragg, net_profile, read_frame
+from dials_diffuse.reduction.job import Job
+from dials_diffuse.reduction.outliers import (
+    MIN_IMAGES,
+    persistent_outliers,
+    reference_profile,
+    resolution_shells,
+    sample_shells,
+    stuck_pixels,
+    widen_regions,
+)
+from dials_diffuse.reduction.reduction_parameters import ReductionParameters
+
+logger = logging.getLogger("dials.diffuse.reduction")
+
+SAMPLE_IMAGES = 16
+
+
+def prepare_job(
+    number: int,
+    experiments,
+    images: np.ndarray,
+    grid: MapGrid,
+    parameters: ReductionParameters,
+    detector: DetectorSetup,
+    reflections=None,
+    background_experiments=(),
+    progress: Progress = quiet,
+) -> Job:
+    """Predict Bragg peaks, compute corrections, find bad pixels and average the background for one experiment.
+
+    Parameters
+    ----------
+    number : which of ``experiments``
+    experiments : all experiments, because other crystals on the same images have Bragg peaks, too
+    images : positions to use, counted from the start of the scan
+    reflections : dials reflection table of all experiments, or None
+    """
+    experiment = experiments[number]
+    scan = scan_geometry(experiment)
+    middle = scan.n_images / 2
+    rows, varying_rows = switched_on(parameters.corrections), varying(scan, parameters.corrections)
+    corrections = [pixel_corrections(p, scan, middle, rows).astype(np.float32) for p in detector.panels]
+    s0 = scan.s0_at(middle)
+    s_panels = [s_magnitude(p.directions, s0) for p in detector.panels]
+    margin = grid.diagonal / 2
+    outside = [(s > 1 / grid.d_min + margin) | (s < 1 / grid.d_max - margin) for s in s_panels]
+    masks = static_mask(experiment.imageset)
+    bad = [(~m | o | ~(c > 0)).astype(np.uint8) for m, o, c in zip(masks, outside, corrections)]
+    s_max = max(float(s.max()) for s in s_panels)
+    shells = resolution_shells(s_panels, min(s_max, 1 / grid.d_min + margin))
+    n_sub = parameters.sampling.oscillation or sub_steps(grid, scan)
+    job = Job(
+        number=number,
+        imageset=experiment.imageset,
+        images=images,
+        grid=grid,
+        parameters=parameters,
+        detector=detector,
+        scan=scan,
+        corrections=corrections,
+        varying=[pixel_corrections(p, scan, middle, varying_rows) for p in detector.panels] if varying_rows else None,
+        exposures=image_corrections(experiment.scan, parameters.corrections),
+        bad=bad,
+        shells=shells,
+        sample=sample_shells(shells, bad, corrections),
+        spots=_all_spots(number, experiments, grid.d_min, parameters, reflections),
+        background=no_background(len(detector.panels)),
+        n_sub_steps=n_sub,
+    )
+    if parameters.masking.persistent:
+        job = _mask_persistent(job, progress)
+    if background_experiments:
+        job = _subtract_background(job, experiment.detector, background_experiments, progress)
+    if parameters.corrections.flux:
+        job = _measure_flux(job)
+    return job
+
+
+def _all_spots(number, experiments, d_min, parameters: ReductionParameters, reflections) -> list[PredictedSpots]:
+    """Spots of every crystal whose peaks lie on the images of this experiment."""
+    if not parameters.masking.bragg:
+        return []
+    result = []
+    for i, experiment in enumerate(experiments):
+        shift = image_shift(experiments[number].imageset, experiment.imageset)
+        if shift is None or experiment.crystal is None:
+            continue
+        own = reflections.select(reflections["id"] == i) if reflections is not None else None
+        if parameters.masking.sigma_b is not None:
+            b, m = math.radians(parameters.masking.sigma_b), math.radians(parameters.masking.sigma_m)
+            size = SpotSize(np.array([b]), np.array([m]), "mask.bragg.sigma_b, sigma_m")
+        else:
+            size = spot_size(experiment, own)
+        spots = predict_spots(experiment, size, d_min, parameters.masking.n_sigma).moved(-shift)
+        logger.info(
+            "Bragg mask: %d reflections predicted; sigma_b %.3f, sigma_m %.3f degrees from the %s",
+            len(spots),
+            math.degrees(np.median(size.sigma_b)),
+            math.degrees(np.median(size.sigma_m)),
+            size.source,
+        )
+        result.append(spots)
+    return result
+
+
+def _sample_images(job: Job) -> list:
+    """Some images spread over the sweep."""
+    return [int(i) for i in job.images[np.unique(np.linspace(0, len(job.images) - 1, SAMPLE_IMAGES).astype(int))]]
+
+
+def _measure_flux(job: Job) -> Job:
+    """Add the mean resolution profile of a sample of images, which the flux of each is compared with."""
+    bragg = empty_bragg(job)
+    profiles = []
+    for image in _sample_images(job):
+        centre = job.sample.statistics(read_frame(job, image, bragg), job.panels, job.exposure(image))[0]
+        profiles.append(net_profile(job, centre, image))
+    reference = reference_profile(profiles, job.sample.norm)
+    if reference is None:
+        warning = f"experiment {job.number}: too few pixels to measure the flux of the images, it is not corrected"
+        return replace(job, warnings=(*job.warnings, warning))
+    return replace(job, reference=reference)
+
+
+def _subtract_background(job: Job, detector, experiments, progress) -> Job:
+    """Add the background, and mask the pixels where it was not measured."""
+    smoothing, corrections = job.parameters.background, job.parameters.corrections
+    background = measure_background(experiments, detector, job.bad, smoothing, corrections, progress)
+    unknown = [background.unmeasured_pixels(p, panel.shape) for p, panel in enumerate(job.panels)]
+    warnings = list(job.warnings)
+    far = max(background.distances(job.scan.angle(i + 0.5)).min() for i in job.images)
+    if len(background.angles) > 1 and far > smoothing.angle:
+        warnings.append(
+            f"experiment {job.number}: the nearest background images are up to {far:.0f} degrees away from the data"
+        )
+    return replace(_without(job, unknown), background=background, warnings=tuple(warnings))
+
+
+def _mask_persistent(job: Job, progress) -> Job:
+    """Mask pixels that are wrong on most of a sample of images."""
+    if len(job.images) < MIN_IMAGES:
+        return job
+    chosen = _sample_images(job)
+    shapes = [p.shape for p in job.panels]
+    smallest = [np.full(s, np.inf, dtype=np.float32) for s in shapes]
+    largest = [np.full(s, -np.inf, dtype=np.float32) for s in shapes]
+    for image in progress(chosen, len(chosen), "Looking for stuck pixels"):
+        for p, raw in enumerate(read_image(job.imageset, image)):
+            track_range(raw, job.panels[p].reading, smallest[p], largest[p])
+    stuck = stuck_pixels(smallest, largest, job.shells, len(chosen))
+    job = _without(job, stuck)
+
+    tracked = [
+        Tracked(np.zeros((3, *s), dtype=np.int16), *(np.zeros(s, dtype=np.float32) for _ in range(3))) for s in shapes
+    ]
+    bragg = empty_bragg(job)
+    for image in progress(chosen, len(chosen), "Looking for hot, dead and shadowed pixels"):
+        frame = read_frame(job, image, bragg)
+        centre, spread = job.sample.statistics(frame, job.panels, job.exposure(image))
+        limit = (job.parameters.masking.outlier_n_sigma or 6.0) * spread
+        read_variance = job.sample.read_variance(frame, job.panels, job.exposure(image), centre)
+        for p, panel in enumerate(job.panels):
+            track_outliers(
+                frame.pixels(p, job.bad[p]),
+                panel.reading,
+                job.corrections[p],
+                job.exposure(image),
+                Usual(job.shells[p], centre, limit, read_variance),
+                tracked[p],
+            )
+    shadow = job.parameters.masking.shadow
+    found = [widen_regions(persistent_outliers(*t, shadow) | s) for t, s in zip(tracked, stuck)]
+    logger.info(
+        "Bad pixels (hot, dead, stuck or shadowed on most images): %d of %d",
+        sum(int(f.sum()) for f in found),
+        sum(f.size for f in found),
+    )
+    return _without(job, found)
+
+
+def _without(job: Job, pixels: list) -> Job:
+    """The job with more bad pixels; (ny, nx) bool per panel."""
+    bad = [b | more.astype(np.uint8) for b, more in zip(job.bad, pixels)]
+    return replace(job, bad=bad, sample=sample_shells(job.shells, bad, job.corrections))
