@@ -1,7 +1,7 @@
 """What decides how much of the scattering a pixel counts: solid angle, polarization, sensor and air.
 
 Both the reduction, which divides by these factors, and the simulation, which multiplies by them, take them from here.
-There is no Lorentz factor among them, see "The measurement" in docs/theory.md.
+There is no Lorentz factor among them, see docs/theory.md, The measurement.
 """
 
 from __future__ import annotations

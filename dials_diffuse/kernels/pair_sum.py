@@ -47,7 +47,7 @@ def pair_sum(q, site, f, v, out):
     v : (n, n, 3, 3) float64, Å², V_ij = <d_i d_j^T>; V_ji = V_ij^T is taken for granted
     out : (m,) float64, written
 
-    Source: "Models" in docs/theory.md
+    Source: docs/theory.md, Models
     """
     n = site.shape[0]
     a = np.empty(n, dtype=np.complex128)

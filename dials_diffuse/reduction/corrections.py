@@ -2,7 +2,7 @@
 
 A pixel of an image counts ``C = c I + b``. The norm c is the product of the corrections that are switched on. The
 switches of the program, the parameters of the library and the product all come from the rows of ``CORRECTIONS``.
-Source: "Corrections" in docs/theory.md.
+Source: docs/theory.md, Corrections.
 """
 
 from __future__ import annotations
