@@ -102,6 +102,7 @@ def test_json(work):
         "simulated.refl",
         "truth.nxs",
         "ideal.nxs",
+        "diffuse_simulate.json",
     }
     assert all({"path", "kind", "importance"} == set(item) for item in content["outputs"])
 
@@ -644,7 +645,7 @@ def test_a_failure_in_between_leaves_what_was_there(work, capsys, monkeypatch):
 
 
 def test_a_killed_worker(work, capsys, monkeypatch):
-    monkeypatch.setattr(simulation, "_write_image", lambda job, image: os._exit(9))
+    monkeypatch.setattr(simulation, "write_image", lambda job, image: os._exit(9))
     fails(run, [*BASE, "nproc=2"], capsys, words=["nproc=2", "memory"])
 
 
