@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from dials_diffuse.kernels.pair_sum import displaced_squares
-from dials_diffuse.models.covariance.motion import JointMotion, in_threads
+from dials_diffuse.models.covariance.motion import JointMotion, on_rows
 from dials_diffuse.models.voxel_means import relative_scattering
 from dials_diffuse.structure.crystal import Structure
 from dials_diffuse.structure.factors import form_factors
@@ -109,7 +109,7 @@ class GroupScattering:
             for group in np.unique(labels[weight != 0]):
                 mine = labels == group
                 arrays = structure.u_cart[mine], weight[mine]
-                in_threads(
+                on_rows(
                     lambda q, rows, out, kind=structure.type_index[mine], arrays=arrays: displaced_squares(
                         q, kind, np.ascontiguousarray(f2[:, rows]), *arrays, out
                     ),

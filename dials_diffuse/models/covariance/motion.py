@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -20,6 +19,7 @@ from dials_diffuse.kernels.pair_sum import (
     pair_form,
     pair_form_isotropic,
 )
+from dials_diffuse.parallel import in_threads, row_ranges
 from dials_diffuse.structure.crystal import Structure
 from dials_diffuse.structure.factors import form_factors
 
@@ -190,9 +190,9 @@ class JointMotion(Motion):
             if engine == "chebyshev":
                 result[where] = chebyshev_form(np.sum(q**2, axis=1), a, self.covariance, tolerance)
             elif self.isotropic:
-                result[where] = in_threads(pair_form_isotropic, (np.sum(q**2, axis=1), a), (self.covariance,))
+                result[where] = on_rows(pair_form_isotropic, (np.sum(q**2, axis=1), a), (self.covariance,))
             else:
-                result[where] = in_threads(pair_form, (q, a), (self.covariance,))
+                result[where] = on_rows(pair_form, (q, a), (self.covariance,))
         return result
 
     def amplitudes(self, s: np.ndarray, table: str, offsets: np.ndarray | None = None) -> np.ndarray:
@@ -206,7 +206,7 @@ class JointMotion(Motion):
         order = np.argsort(self.labels, kind="stable")
         terms = np.empty((len(s), structure.n_atoms), dtype=np.complex128)
         sites, kinds, own = structure.site_cart[order], structure.type_index[order], self.own[order]
-        in_threads(
+        on_rows(
             lambda q, rows, out: amplitudes(q, sites, kinds, _columns(f, rows), own, out),
             (2 * math.pi * s, np.arange(len(s))),
             (),
@@ -311,8 +311,7 @@ def _fill(x: float, v: np.ndarray, out: np.ndarray) -> None:
     """:func:`exponential_matrix` of all rows, those of each thread with equal shares of the triangle."""
     threads = available_cores() if len(v) > _COLUMNS else 1
     limits = np.rint(len(v) * np.sqrt(np.linspace(0, 1, threads + 1))).astype(int)
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda i: exponential_matrix(x, v, limits[i], limits[i + 1], out), range(threads)))
+    list(in_threads(lambda i: exponential_matrix(x, v, limits[i], limits[i + 1], out), range(threads), threads))
 
 
 def _quadratic(a: np.ndarray, lower: np.ndarray) -> np.ndarray:
@@ -338,7 +337,7 @@ def cost_of_chebyshev(m: int, n: int, span: float, largest: float, tolerance: fl
     return nodes * n**2 * (2 * m + 0.5 * number * _PRODUCTS_PER_EXPONENTIAL)
 
 
-def in_threads(kernel, rows: tuple, rest: tuple, out: np.ndarray | None = None) -> np.ndarray:
+def on_rows(kernel, rows: tuple, rest: tuple, out: np.ndarray | None = None) -> np.ndarray:
     """Call ``kernel(*rows, *rest, out)`` with a part of the rows in each thread; it must release the lock.
 
     rows : arrays of equal length m; out : (m, ...) array, by default (m,) float64
@@ -346,14 +345,11 @@ def in_threads(kernel, rows: tuple, rest: tuple, out: np.ndarray | None = None) 
     m = len(rows[0])
     out = np.empty(m) if out is None else out
     threads = min(available_cores(), max(1, m // 16))
-    limits = np.linspace(0, m, threads + 1).astype(int)
 
-    def part(i):
-        where = slice(limits[i], limits[i + 1])
+    def part(where):
         kernel(*(array[where] for array in rows), *rest, out[where])
 
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(part, range(threads)))
+    list(in_threads(part, row_ranges(m, threads), threads))
     return out
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import scipy.fft
@@ -20,6 +19,7 @@ from dials_diffuse.errors import DiffuseError
 from dials_diffuse.kernels.peaks import add_peaks
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.models.covariance.motion import Motion
+from dials_diffuse.parallel import in_threads
 from dials_diffuse.structure.factors import form_factors
 from dials_diffuse.structure.transform import s_squared
 
@@ -68,9 +68,9 @@ def patterson_sum(motion: Motion, grid: MapGrid, table: str) -> np.ndarray:
     densities = np.empty((threads, *n_real))
     sites = structure.site_cart
 
-    def add(part, density):
+    def add(task):
         """Two peaks for each of some pairs."""
-        i, j = part
+        i, j, density = task
         v = motion.between(i, j)
         moving = np.any(v != 0, axis=(1, 2))
         i, j, v = i[moving], j[moving], v[moving]
@@ -90,9 +90,9 @@ def patterson_sum(motion: Motion, grid: MapGrid, table: str) -> np.ndarray:
 
     for one, other in itertools.combinations_with_replacement(range(len(structure.types)), 2):
         densities[...] = 0
-        with ThreadPoolExecutor(threads) as pool:
-            for block in _pairs(structure.type_index, one, other):
-                list(pool.map(add, zip(*(np.array_split(x, threads) for x in block)), densities))
+        for block in _pairs(structure.type_index, one, other):
+            parts = (np.array_split(x, threads) for x in block)
+            list(in_threads(add, zip(*parts, densities), threads))
         if densities.any():
             total += np.interp(s2, _nodes(s2), f[one] * f[other]) * _transform(densities.sum(axis=0), grid)
     volume = structure.cell.volume() * math.prod(grid.subdivide)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from itertools import product
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from dials_diffuse.errors import DiffuseError
 from dials_diffuse.kernels.group_pairs import pair_gradient, pair_jacobian, pair_values
 from dials_diffuse.models.covariance.group_covariance import GroupCovariance
 from dials_diffuse.models.covariance.group_scattering import GroupScattering
+from dials_diffuse.parallel import in_threads, row_ranges
 from dials_diffuse.structure.tensors import six_elements, slope_tensor, square_features
 
 
@@ -66,9 +68,8 @@ class TensorGroups(GroupCovariance):
             for features, amplitudes, own in zip(self._features, self._amplitudes, self._own):
                 pair_jacobian(features[rows][mine], amplitudes[rows][mine], own[rows][mine], six, self._free, out[mine])
 
-        limits = np.linspace(0, len(out), available_cores() + 1).astype(int)
-        with ThreadPoolExecutor(available_cores()) as pool:
-            list(pool.map(part, [slice(a, b) for a, b in zip(limits, limits[1:])]))
+        threads = available_cores()
+        list(in_threads(part, row_ranges(len(out), threads), threads))
         return out.reshape(len(out), -1)
 
     def _second_derivatives(self, v, r) -> np.ndarray:
@@ -79,13 +80,14 @@ class TensorGroups(GroupCovariance):
         total = [self._constant.copy(), np.zeros(self.n)]
         six, change = self._six(v), self._six(dv)
 
-        def part(number, rows):
+        def part(task):
+            number, rows = task
             out, slope = np.empty(rows.stop - rows.start), np.empty(rows.stop - rows.start)
             data = self._features[number][rows], self._amplitudes[number, rows], self._own[number, rows]
             pair_values(*data, six, change, self._free, out, slope)
             return rows, out, slope
 
-        for rows, out, slope in self._in_threads(part):
+        for rows, out, slope in self._of_all_rows(part):
             total[0][rows] += out
             total[1][rows] += slope
         return self._restored(total[0]), self._restored(total[1])
@@ -94,20 +96,19 @@ class TensorGroups(GroupCovariance):
         six, change = self._six(v), self._six(dv)
         r = np.asarray(r, dtype=float)[self._order]
 
-        def part(number, rows):
+        def part(task):
+            number, rows = task
             out = np.zeros_like(six)
             data = self._amplitudes[number, rows], self._own[number, rows]
             pair_gradient(self._features[number][rows], r[rows], *data, six, change, self._free, directional, out)
             return out
 
-        return sum(self._in_threads(part))
+        return sum(self._of_all_rows(part))
 
-    def _in_threads(self, part) -> list:
-        """``part(copy, rows)`` of all copies and points."""
-        limits = np.linspace(0, self.n, available_cores() + 1).astype(int)
-        tasks = [(number, slice(a, b)) for number in range(len(self._features)) for a, b in zip(limits, limits[1:])]
-        with ThreadPoolExecutor(available_cores()) as pool:
-            return list(pool.map(lambda task: part(*task), tasks))
+    def _of_all_rows(self, part) -> Iterator:
+        """``part((copy, rows))`` of all copies and points."""
+        threads = available_cores()
+        return in_threads(part, product(range(len(self._features)), row_ranges(self.n, threads)), threads)
 
     def _six(self, v: np.ndarray) -> np.ndarray:
         """(P, 6), elements of the symmetric part of V_ab, a >= b."""
