@@ -6,11 +6,13 @@ import doctest
 
 import pytest
 
+from dials_diffuse.experiment.common_grid import choose_grid
 from dials_diffuse.models.base import DiffuseModel
 from dials_diffuse.models.compute import compute_model
+from dials_diffuse.simulation.simulate import simulate
 
 #: what a script meets first
-EXAMPLES = [DiffuseModel, compute_model]
+EXAMPLES = [DiffuseModel, choose_grid, compute_model, simulate]
 
 
 @pytest.mark.parametrize("thing", EXAMPLES, ids=lambda thing: thing.__name__)

@@ -36,6 +36,17 @@ def choose_grid(experiments, d_min: float | None = None, d_max: float | None = N
     ------
     DiffuseError
         If the crystals differ in space group, or by more than 5 % or 3 degrees in their cells.
+
+    Examples
+    --------
+    >>> from dials_diffuse.experiment.build import DetectorParameters, build_crystal, build_experiment
+    >>> crystal = build_crystal((20, 22, 24, 90, 90, 90), "P 21 21 21")
+    >>> experiment = build_experiment(DetectorParameters("1M"), crystal=crystal)
+    >>> grid = choose_grid([experiment], d_min=2.0, subdivide=(2, 2, 2))
+    >>> grid.shape, grid.space_group_symbol, grid.d_min
+    ((41, 45, 49), 'P 21 21 21', 2.0)
+    >>> print(f"{resolution_limit([experiment]):.2f} Å at the corners of the detector")
+    1.84 Å at the corners of the detector
     """
     groups = {e.crystal.get_space_group().type().hall_symbol().strip() for e in experiments}
     if len(groups) > 1:

@@ -158,6 +158,28 @@ def simulate(
     ------
     DiffuseError
         If structure and crystals do not fit together, or something cannot be written; no file is left behind then.
+
+    Examples
+    --------
+    Two images of a crystal in a random orientation:
+
+    >>> import tempfile
+    >>> from dials_diffuse.experiment.build import BeamParameters, DetectorParameters, ScanParameters
+    >>> from dials_diffuse.models.rigid_body.rigid_body import RigidBody
+    >>> from dials_diffuse.simulation.plan import plan_sweeps
+    >>> from dials_diffuse.structure.atoms import make_structure
+    >>> structure = make_structure((20, 22, 24, 90, 90, 90), "P 21 21 21", ["O", "N"], [[0.1, 0.2, 0], [0.2, 0.2, 0]])
+    >>> detector = DetectorParameters((60, 50), distance=40, pixel_size=0.8)
+    >>> sweeps = plan_sweeps(structure, detector, BeamParameters(), ScanParameters(n_images=2))
+    >>> parameters = SimulationParameters(d_min=4.0)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     names = "image", "background", "simulated.expt", "simulated.refl", "truth.nxs"
+    ...     outputs = Outputs(*(f"{folder}/{name}" for name in names))
+    ...     result = simulate(structure, RigidBody(sigma=0.3), sweeps, parameters, outputs, Provenance("script", "", ""))
+    ...     print(sorted(path.name for path in Path(folder).iterdir()))
+    ['image_1_00001.cbf', 'image_1_00002.cbf', 'simulated.expt', 'simulated.refl', 'truth.nxs']
+    >>> result.sweeps[0].n_images, result.sweeps[0].crystals, result.d_min
+    (2, 1, 4.0)
     """
     experiments = [e for sweep in sweeps for e in sweep]
     table = "wk1995" if model is None else model.table
