@@ -32,6 +32,7 @@ from dials_diffuse.reduction.reduction_parameters import (
     ReductionParameters,
     Sampling,
 )
+from dials_diffuse.report.integrate import integration_record
 
 logger = logging.getLogger("dials.diffuse.integrate")
 
@@ -153,7 +154,8 @@ def _main(params, files, provenance, warnings) -> None:
     if params.output.json:
         outputs = [Output(params.output.observations, "observations"), Output(params.output.json, "statistics")]
         logger.info("Saving the summary to %s", params.output.json)
-        write_record(params.output.json, "dials.diffuse_integrate/1", provenance, outputs, warnings, **result.as_dict())
+        content = integration_record(result)
+        write_record(params.output.json, "dials.diffuse_integrate/1", provenance, outputs, warnings, **content)
     logger.info("Next: dials.diffuse_merge %s", params.output.observations)
 
 

@@ -6,7 +6,6 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from libtbx.phil import parse
 
 from dials_diffuse.cli.model_scope import FORM_FACTOR_PHIL, MODEL_PHIL, automatic_orders, model_from_phil
@@ -17,7 +16,8 @@ from dials_diffuse.files.nexus import read_map
 from dials_diffuse.files.record import Output, write_record
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.models.compute import compute_model
-from dials_diffuse.report.agreement import comparison_record, format_comparison, write_comparison_png
+from dials_diffuse.report.agreement import format_comparison, write_comparison_png
+from dials_diffuse.report.model import model_record
 from dials_diffuse.report.planes import write_planes_png
 
 logger = logging.getLogger("dials.diffuse.model")
@@ -124,17 +124,7 @@ def main(params, files, provenance, warnings) -> None:
     if params.output.json:
         logger.info("Saving the summary to %s", params.output.json)
         outputs.append(Output(params.output.json, "statistics"))
-        content = {
-            "model": found.model.record(),
-            "space_group": grid.space_group_symbol,
-            "unit_cell": grid.unit_cell,
-            "subdivide": grid.subdivide,
-            "d_min": grid.d_min,
-            "voxels": "centre" if result.at_centres else "mean",
-            "mean_intensity": float(np.mean(result.intensity)),
-        }
-        if comparison is not None:
-            content["comparison"] = {"map": map_path, **comparison_record(comparison)}
+        content = model_record(found, map_path)
         write_record(params.output.json, "dials.diffuse_model/1", provenance, outputs, warnings, **content)
 
 

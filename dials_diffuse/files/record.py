@@ -12,6 +12,7 @@ from dials_diffuse import __version__
 from dials_diffuse.checks import choice
 from dials_diffuse.files.atomic import atomic_path
 from dials_diffuse.files.provenance import Provenance
+from dials_diffuse.maps.grid import MapGrid
 
 #: main: what the program is for; aid: what helps to judge it
 IMPORTANCE = ("main", "aid")
@@ -63,6 +64,11 @@ def make_record(
         "warnings": list(warnings),
         **content,
     }
+
+
+def grid_record(grid: MapGrid) -> dict:
+    """What records say about the lattice of a map."""
+    return {"space_group": grid.space_group_symbol, "unit_cell": grid.unit_cell, "subdivide": grid.subdivide}
 
 
 def write_record(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -51,19 +51,6 @@ class IntegrationResult:
     n_observations: int
     experiments: list = field(default_factory=list)
     warnings: list = field(default_factory=list)
-
-    def as_dict(self) -> dict:
-        return {
-            "space_group": self.grid.space_group_symbol,
-            "hall_symbol": self.grid.hall_symbol,
-            "unit_cell": self.grid.unit_cell,
-            "d_min": self.grid.d_min,
-            "d_max": self.grid.d_max,
-            "subdivide": self.grid.subdivide,
-            "n_observations": self.n_observations,
-            "n_images_used": sum(e.n_images for e in self.experiments),
-            "experiments": [asdict(e) for e in self.experiments],
-        }
 
 
 def check_excluded(experiments, excluded) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from operator import itemgetter
 
+from dials_diffuse.files.record import grid_record
 from dials_diffuse.merging.laue import MergeResult
 from dials_diffuse.merging.statistics import ShellTable
 from dials_diffuse.report.tables import Column, text_table
@@ -36,9 +37,7 @@ def merge_record(result: MergeResult) -> dict:
     """Content of ``output.json``, schema ``dials.diffuse_merge/1``; with a reference ``comparison`` is added to it."""
     grid = result.map.grid
     return {
-        "space_group": grid.space_group_symbol,
-        "unit_cell": grid.unit_cell,
-        "subdivide": grid.subdivide,
+        **grid_record(grid),
         "d_min": grid.d_min,
         "n_observations": result.n_observations,
         "n_off_grid": result.n_off_grid,
