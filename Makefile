@@ -7,6 +7,7 @@ BIN = $(shell .ci/make_env --where $(VENV))
 
 help:
 	@echo "make test   run the tests                  make test PYTEST_ARGS='-k grid -x'"
+	@echo "                                           in this process only   make test PYTEST_ARGS='-n 0'"
 	@echo "make demo   simulated images to a diffuse map, compared with the truth, in demo-output/"
 	@echo "make snase  the images of a real crystal to a map   make snase DIALS_DIFFUSE_DATA=/path/to/data"
 	@echo "make bench  run the benchmarks"
@@ -18,7 +19,7 @@ env:
 	@.ci/make_env $(VENV)
 
 test: env
-	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n auto --dist worksteal $(PYTEST_ARGS)
 
 demo: env
 	PATH="$(BIN):$$PATH" docs/demo.sh

@@ -12,9 +12,18 @@ pytest.register_assert_rewrite("helpers")
 
 from helpers.checkout import ROOT  # noqa: E402
 
+from dials_diffuse.compat import available_cores  # noqa: E402
+
 os.environ.setdefault("MPLBACKEND", "Agg")
 if not os.access(ROOT / "dials_diffuse", os.W_OK):  # numba caches beside the kernels, which may be read-only
     os.environ.setdefault("NUMBA_CACHE_DIR", tempfile.mkdtemp(prefix="dials_diffuse-numba-"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """``-n auto``: a worker for each core that this process may use; none beside this process if there is only one."""
+    cores = available_cores()
+    return cores if cores > 1 else 0
 
 
 @pytest.fixture(scope="session")
