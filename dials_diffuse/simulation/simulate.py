@@ -175,7 +175,8 @@ def simulate(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     names = "image", "background", "simulated.expt", "simulated.refl", "truth.nxs"
     ...     outputs = Outputs(*(f"{folder}/{name}" for name in names))
-    ...     result = simulate(structure, RigidBody(sigma=0.3), sweeps, parameters, outputs, Provenance("script", "", ""))
+    ...     provenance = Provenance("script", "", "")
+    ...     result = simulate(structure, RigidBody(sigma=0.3), sweeps, parameters, outputs, provenance)
     ...     print(sorted(path.name for path in Path(folder).iterdir()))
     ['image_1_00001.cbf', 'image_1_00002.cbf', 'simulated.expt', 'simulated.refl', 'truth.nxs']
     >>> result.sweeps[0].n_images, result.sweeps[0].crystals, result.d_min
