@@ -313,7 +313,7 @@ class Covariance(DiffuseModel):
             return laue_average(volume, grid)
         index = np.argwhere(inside(grid, s_squared(grid))) - np.array(grid.extent)
         index = index[: len(index) // 2 + 1]  # of Friedel mates one, and the origin
-        s = (index / np.array(grid.subdivide)) @ grid.reciprocal_matrix.T
+        s = grid.s(index)
         values = bodies * molecule_sum(self, self.placed(structure)[0].share, motion, s, engine)
         volume = np.full(grid.n_voxels, np.nan)
         volume[grid.key(index)] = volume[grid.key(-index)] = values

@@ -223,8 +223,7 @@ class LatticeDynamics(DiffuseModel):
 
     def parts_at_voxels(self, structure: Structure, grid: MapGrid, index: np.ndarray) -> tuple:
         """:meth:`parts` at voxels of a grid, (n, 3) integers."""
-        hkl = index / np.array(grid.subdivide)
-        return self.parts(structure, hkl @ grid.reciprocal_matrix.T, 1 / np.array(grid.subdivide))
+        return self.parts(structure, grid.s(index), 1 / np.array(grid.subdivide))
 
     def intensity_at(self, structure: Structure, s: np.ndarray) -> np.ndarray:
         """Diffuse intensity at any points but those of the reciprocal lattice, which raise DiffuseError."""

@@ -48,7 +48,7 @@ class PreparedLiquidLikeMotions(Prepared):
         structure, grid = fitted(structure, grid)
         if self._overall:
             structure = structure.without_displacements()
-        s = (index / np.array(grid.subdivide)) @ grid.reciprocal_matrix.T
+        s = grid.s(index)
         s2 = np.sum(s**2, axis=1)
         self._square = Square(2 * np.pi * s, components)
         self._constant = self._own = 0.0
