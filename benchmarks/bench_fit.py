@@ -19,7 +19,8 @@ import numpy as np
 from scipy.spatial.distance import cdist
 
 from dials_diffuse.fitting.data import Selection, select
-from dials_diffuse.fitting.fit import Candidate, FitOptions, fit_models
+from dials_diffuse.fitting.fit import Candidate, fit_models
+from dials_diffuse.fitting.fit_parameters import FitOptions
 from dials_diffuse.fitting.linear import Background, Projection
 from dials_diffuse.fitting.pairs.group_fit import fit_groups, sampled_rows
 from dials_diffuse.fitting.pairs.pair_freedom import pair_freedom
@@ -39,6 +40,7 @@ from dials_diffuse.structure.factors import form_factors
 from dials_diffuse.structure.groups import group_centres, group_labels
 
 TRIALS = 50
+OPTIONS = FitOptions(background=10, starts=1, profile=False)
 VOXELS = 500_000
 
 #: name -> (model, noise relative to the rms of the anisotropic signal)
@@ -86,7 +88,7 @@ def recovery(trials: int = TRIALS) -> None:
         scores, found = [], []
         for seed in range(trials):
             noisy = clean[data.row] + sigma * np.random.default_rng(seed).normal(size=data.n)
-            (fit,) = fit_models(replace(data, intensity=noisy), [start], FitOptions(starts=1, profile=False))
+            (fit,) = fit_models(replace(data, intensity=noisy), [start], OPTIONS)
             found.append([e.value for e in fit.estimates])
             scores.append([(e.value - v) / e.esd for e, v in zip(fit.estimates, values)])
         scores, found = np.array(scores), np.array(found)
@@ -122,7 +124,7 @@ def speed() -> None:
         prepared = prepare(model, structure, data.grid, data.index, means=means)
         ready = time.perf_counter()
         start = Candidate("llm", prepared, np.array([p.start for p in prepared.parameters]))
-        (fit,) = fit_models(data, [start], FitOptions())
+        (fit,) = fit_models(data, [start], FitOptions(background=10))
         end = time.perf_counter()
         text = ", ".join(f"{e.name} {e.value:.4f} ± {e.esd:.4f}" for e in fit.estimates)
         print(
@@ -215,7 +217,7 @@ def groups(n_groups: int = 100, d_min: float = 2.0) -> None:
     rows = sampled_rows(data.free, n_groups)
     sample = None if rows is None else Sample(rows, group_covariance(structure, labels, s[data.row[rows]], **means))
     ready = time.perf_counter()
-    found = fit_groups(data, model, prior, (1.0, 0.1, 0.01, 0.001), sample=sample)
+    found = fit_groups(data, model, prior, (1.0, 0.1, 0.01, 0.001), n_background=10, sample=sample)
     lower = np.tril_indices(n_groups)
     before, after = (np.corrcoef(v[lower], truth[lower])[0, 1] for v in (prior, found.covariance))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

@@ -12,6 +12,7 @@ from dials_diffuse.experiment.common_grid import choose_grid
 from dials_diffuse.files.formats import save_map
 from dials_diffuse.files.nexus import read_map
 from dials_diffuse.files.provenance import Provenance
+from dials_diffuse.fitting.run import fit_map
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.merging.laue import MergeParameters, merge_observations
@@ -29,6 +30,7 @@ EXAMPLES = [
     merge_observations,
     DiffuseModel,
     compute_model,
+    fit_map,
     simulate,
 ]
 

@@ -16,7 +16,8 @@ from dials_diffuse.fitting.agreement import statistics
 from dials_diffuse.fitting.choice import choose
 from dials_diffuse.fitting.data import SIGMA_FLOOR, Selection, free_voxels, select, unique_blocks
 from dials_diffuse.fitting.displacements import compare_displacements
-from dials_diffuse.fitting.fit import Candidate, FitOptions, fit_models
+from dials_diffuse.fitting.fit import Candidate, fit_models
+from dials_diffuse.fitting.fit_parameters import FitOptions
 from dials_diffuse.fitting.linear import Background, Projection
 from dials_diffuse.fitting.minimise import minimise
 from dials_diffuse.fitting.region import Region
@@ -276,7 +277,7 @@ def test_parameters_and_errors(structure, voxels, name):
     for seed in range(4):
         noisy = noisy_map(grid, index, truth, sigma, seed)
         data = replace(data, intensity=noisy.intensity[data.row])
-        (fit,) = fit_models(data, [start], FitOptions(starts=1, profile=False))
+        (fit,) = fit_models(data, [start], FitOptions(background=10, starts=1, profile=False))
         assert fit.minimum.converged and not any(e.at_bound for e in fit.estimates)
         assert fit.statistics["chi2"] == pytest.approx(9, rel=0.2)
         errors = np.array([e.esd for e in fit.estimates])
@@ -297,7 +298,7 @@ def test_a_sum_that_ends_too_early_is_told(structure, voxels):
     deviations = {}
     for orders in (3, 12):
         start = candidate("llm", replace(whole, orders=orders), structure, data, 1.1)
-        (fit,) = fit_models(data, [start], FitOptions(starts=1, profile=False))
+        (fit,) = fit_models(data, [start], FitOptions(background=10, starts=1, profile=False))
         deviations[orders] = [(e.value - v) / e.esd for e, v in zip(fit.estimates, (0.6, 6.0))]
         told = [text for text in fit.warnings if "orders" in text]
         assert len(told) == (orders == 3)
@@ -313,7 +314,7 @@ def test_absolute_scale_determines_sigma(structure, voxels):
     start = candidate("llm", model, structure, data)
     found = {}
     for scale in (None, 1.0):
-        (found[scale],) = fit_models(data, [start], FitOptions(scale=scale))
+        (found[scale],) = fit_models(data, [start], FitOptions(background=10, scale=scale))
     free, fixed = (found[scale].estimates[0] for scale in (None, 1.0))
     assert fixed.esd < 0.5 * free.esd
     assert abs(fixed.value - 0.3) < 4 * fixed.esd
@@ -361,7 +362,7 @@ def test_a_flat_tensor(seed):
     data = select(noisy_map(grid, index, truth, 0.3 * 0.02 * truth.std(), seed), Selection(bragg=True))
     prepared = prepare(body, atoms, data.grid, data.index)
     start = Candidate("body", prepared, np.array([0.1, 0.1, 0.1, 0.0, 0.0, 0.0]))
-    (fit,) = fit_models(data, [start], FitOptions(starts=4, profile=False))
+    (fit,) = fit_models(data, [start], FitOptions(background=10, starts=4, profile=False))
     assert fit.minimum.converged and fit.reached == 4
     lowest = np.linalg.eigvalsh(prepared.tensors[0][1].tensor(fit.minimum.values))[0]
     assert lowest >= 1e-4
@@ -385,7 +386,7 @@ def test_what_is_set_aside_does_not_matter(structure, voxels):
     start = candidate("rigid_body", model, structure, data)
     nonsense = np.where(data.free, np.random.default_rng(0).normal(size=data.n), data.intensity)
     fits = [
-        fit_models(replace(data, intensity=y), [start], FitOptions(profile=False, weights=weights))[0]
+        fit_models(replace(data, intensity=y), [start], FitOptions(background=10, profile=False, weights=weights))[0]
         for y in (data.intensity, nonsense)
         for weights in ("sigma", "shell")
     ]
@@ -412,7 +413,7 @@ class Valleys(Prepared):
         return np.full((1, 1), 6 * values[0] * float(weights @ self._pattern))
 
     def model(self, values):
-        return None
+        return Uncorrelated()
 
 
 def test_other_minima_are_told(voxels):
@@ -422,11 +423,11 @@ def test_other_minima_are_told(voxels):
     data = select(noisy_map(grid, index, 0.5 * pattern, 0.01, scale=1.0), Selection(bragg=True))
     for first in (1.2, 0.8):
         start = Candidate("valleys", Valleys(pattern[data.row]), np.array([first]))
-        (fit,) = fit_models(data, [start], FitOptions(scale=1.0, starts=8, profile=False))
+        (fit,) = fit_models(data, [start], FitOptions(background=10, scale=1.0, starts=8, profile=False))
         assert fit.estimates[0].value == pytest.approx(1.81, abs=0.01)
         assert fit.starts == 8 and 1 <= fit.reached < 8
         assert f"valleys: {fit.reached} of 8 starts reached the best minimum, it has others" in fit.warnings
-    (fit,) = fit_models(data, [start], FitOptions(scale=1.0, starts=1, profile=False))
+    (fit,) = fit_models(data, [start], FitOptions(background=10, scale=1.0, starts=1, profile=False))
     assert fit.reached == 1 and not [text for text in fit.warnings if "starts" in text]
 
 
@@ -436,7 +437,7 @@ def test_bounds_are_kept_and_told(structure, voxels):
     truth = independent(LiquidLikeMotions(sigma=0.3, gamma=0.7), structure, s)
     data = select(noisy_map(grid, index, truth, 0.05), Selection())
     start = candidate("llm", LiquidLikeMotions(sigma=0.3, gamma=3.0), structure, data)
-    (fit,) = fit_models(data, [start], FitOptions())
+    (fit,) = fit_models(data, [start], FitOptions(background=10))
     gamma = fit.estimates[1]
     assert gamma.at_bound and gamma.value == pytest.approx(1.0, abs=1e-3) and np.isnan(gamma.esd)
     assert np.isfinite(fit.estimates[0].esd)
@@ -452,7 +453,7 @@ def test_data_that_contradict_a_model(structure, voxels):
     for sign in (1, -1):
         data = select(noisy_map(grid, index, sign * truth, 0.3), Selection(bragg=True))
         start = start or candidate("rigid_body", model, structure, data)
-        (fit,) = fit_models(data, [start], FitOptions(profile=False, starts=1))
+        (fit,) = fit_models(data, [start], FitOptions(background=10, profile=False, starts=1))
         told = [text for text in fit.warnings if "the scale is not positive: the data contradict the model" in text]
         assert fit.scale.value == pytest.approx(sign * 0.02, rel=0.1) and len(told) == (sign < 0)
 
@@ -467,7 +468,8 @@ def test_weights_by_shell_undo_errors_that_are_wrong(structure, voxels):
     data = select(replace(data, intensity=data.intensity + noise), Selection(bragg=True))
     start = candidate("rigid_body", model, structure, data)
     plain, shells = (
-        fit_models(data, [start], FitOptions(weights=w, profile=False, n_shells=20))[0] for w in ("sigma", "shell")
+        fit_models(data, [start], FitOptions(background=10, weights=w, profile=False, n_shells=20))[0]
+        for w in ("sigma", "shell")
     )
     assert shells.estimates[0].esd < 0.7 * plain.estimates[0].esd
     assert abs(shells.estimates[0].value - 0.3) < 4 * shells.estimates[0].esd
@@ -483,7 +485,9 @@ def test_weights_by_shell_are_those_of_the_best_model(structure, voxels):
     data = noisy_map(grid, index, independent(model, structure, s), 0.3, claimed=1 / 2)
     data = select(data, Selection(bragg=True))
     cases = [candidate("uncorrelated", Uncorrelated(), structure, data), candidate("body", model, structure, data)]
-    nothing, body = fit_models(data, cases, FitOptions(weights="shell", profile=False, starts=1, n_shells=5))
+    nothing, body = fit_models(
+        data, cases, FitOptions(background=10, weights="shell", profile=False, starts=1, n_shells=5)
+    )
     np.testing.assert_array_equal(nothing.weights, body.weights)
     np.testing.assert_allclose(body.weights * data.sigma**2, 1 / 4, rtol=0.3)
     assert nothing.statistics["chi2"] > 10 and body.statistics["chi2"] == pytest.approx(1, abs=0.1)
@@ -523,15 +527,15 @@ def test_models_are_compared(structure, voxels):
     ]
     both = PreparedSum([c.prepared for c in cases], ["llm", "rigid_body"], structure)
     cases.append(Candidate("llm+rigid_body", both, np.concatenate([c.start for c in cases])))
-    fits = fit_models(data, cases, FitOptions(profile=False))
+    fits = fit_models(data, cases, FitOptions(background=10, profile=False))
     assert choose(fits, data).best.name == "llm"
     llm, rigid, added = fits
     assert rigid.criteria["aic"] > llm.criteria["aic"] + 10
     assert added.minimum.objective <= llm.minimum.objective * (1 + 1e-9)
     assert [e.name for e in added.estimates] == ["llm.sigma", "llm.gamma", "rigid_body.sigma"]
-    assert isinstance(added.model, tuple) and isinstance(added.model[1], RigidBody)
+    assert len(llm.models) == 1 and isinstance(added.models[1], RigidBody)
     with pytest.raises(DiffuseError, match="given twice"):
-        fit_models(data, [cases[0], cases[0]], FitOptions())
+        fit_models(data, [cases[0], cases[0]], FitOptions(background=10))
 
 
 def test_a_sum_starts_from_its_parts(structure, voxels):
@@ -542,7 +546,7 @@ def test_a_sum_starts_from_its_parts(structure, voxels):
     llm = candidate("llm", model, structure, data)
     rigid = candidate("rigid_body", RigidBody(sigma=0.3), structure, data)
     both = PreparedSum([llm.prepared, rigid.prepared], ["llm", "rigid_body"], structure)
-    options = FitOptions(profile=False, starts=1)
+    options = FitOptions(background=10, profile=False, starts=1)
     alone, added = fit_models(data, [llm, Candidate("both", both, np.array([0.05, 8.0, 0.9]))], options)
     # the body cannot quite vanish, its sigma stays above its lower bound
     assert added.minimum.objective <= alone.minimum.objective * 1.01
@@ -595,17 +599,17 @@ def test_free_voxels_agree_with_the_truth_as_well_as_the_others():
 
 def test_displacements_are_compared_with_the_atoms(structure):
     lowest = structure.u_iso.min()
-    (below,) = compare_displacements(LiquidLikeMotions(sigma=0.99 * np.sqrt(lowest), gamma=5.0), structure)
+    (below,) = compare_displacements([LiquidLikeMotions(sigma=0.99 * np.sqrt(lowest), gamma=5.0)], structure)
     assert below.n_exceeded == 0 and below.warning == ""
-    (above,) = compare_displacements(RigidBody(sigma=1.01 * np.sqrt(lowest)), structure)
+    (above,) = compare_displacements([RigidBody(sigma=1.01 * np.sqrt(lowest))], structure)
     assert above.n_exceeded == 1 and "exceeds that of 1 of 6 atoms" in above.warning
     assert above.u_model == pytest.approx(1.01**2 * lowest) and above.u_structure == pytest.approx(
         structure.u_iso.mean()
     )
-    (network,) = compare_displacements(Covariance(kernel="elastic_network"), structure)
+    (network,) = compare_displacements([Covariance(kernel="elastic_network")], structure)
     assert np.isfinite(network.correlation)
     bodies = RigidBody(sigma=(0.2, 0.3), body="selection", selections=("element C", "not element C"))
-    (each,) = compare_displacements(bodies, structure)
+    (each,) = compare_displacements([bodies], structure)
     carbon = np.array([element == "C" for element in structure.element])
     assert each.u_model == pytest.approx(np.mean(np.where(carbon, 0.04, 0.09)))
     both = LiquidLikeMotions(sigma=0.35, gamma=5.0), RigidBody(sigma=0.3)

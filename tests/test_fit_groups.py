@@ -14,7 +14,8 @@ from scipy.spatial.distance import cdist
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.fitting.data import Selection, select
-from dials_diffuse.fitting.fit import Candidate, FitOptions, fit_models
+from dials_diffuse.fitting.fit import Candidate, fit_models
+from dials_diffuse.fitting.fit_parameters import FitOptions, PairParameters
 from dials_diffuse.fitting.pairs import group_fit as groups_module
 from dials_diffuse.fitting.pairs.fit_pairs import fit_all_pairs, number_of_starts
 from dials_diffuse.fitting.pairs.group_fit import fit_groups, other_starts, sampled_rows
@@ -55,11 +56,11 @@ def test_all_pairs_are_found(case, adp):
         s = (index / 3) @ grid.reciprocal_matrix.T
         groups = group_covariance(structure.without_displacements(), np.arange(6), s, adp="free")
     clean = select(noisy_map(grid, index, groups.intensity(truth), 1e-4), Selection(bragg=True))
-    exact = fit_groups(clean, groups, prior, (0.0,), scale=0.02, max_iterations=1000)
+    exact = fit_groups(clean, groups, prior, (0.0,), scale=0.02, n_background=10, max_iterations=1000)
     determined = np.ones((6, 6), dtype=bool) if adp == "free" else ~np.eye(6, dtype=bool)
     np.testing.assert_allclose(exact.covariance[determined], truth[determined], atol=0.01 * truth.max())
     assert np.linalg.eigvalsh(exact.covariance)[0] > -1e-12
-    firm = fit_groups(clean, groups, prior, (1e6,), scale=0.02)
+    firm = fit_groups(clean, groups, prior, (1e6,), scale=0.02, n_background=10)
     np.testing.assert_allclose(firm.covariance, prior, atol=0.01 * prior.max())
 
 
@@ -68,7 +69,7 @@ def test_the_strength_is_chosen_by_free_voxels(case):
     noise = 0.3 * 0.02 * groups.intensity(truth).std()
     whole = noisy_map(grid, index, groups.intensity(truth), noise)
     data = select(whole, Selection(bragg=True, free_fraction=0.2))
-    fit = fit_groups(data, groups, prior, (1e-4, 1.0, 100.0), scale=0.02)
+    fit = fit_groups(data, groups, prior, (1e-4, 1.0, 100.0), scale=0.02, n_background=10)
     assert [trial[0] for trial in fit.trials] == [100.0, 1.0, 1e-4]
     assert fit.strength == max(fit.trials, key=lambda trial: trial[1])[0] < 100
     lower = np.tril_indices(6)
@@ -77,7 +78,7 @@ def test_the_strength_is_chosen_by_free_voxels(case):
     # free voxels that know the prior alone: it wins, though the others are fitted better without it
     known = noisy_map(grid, index, groups.intensity(prior), noise).intensity[data.row]
     other = fit_groups(
-        replace(data, intensity=np.where(data.free, known, data.intensity)), groups, prior, (1e-4, 100.0), scale=0.02
+        replace(data, intensity=np.where(data.free, known, data.intensity)), groups, prior, (1e-4, 100.0), 0.02, 10
     )
     assert other.strength == 100.0 and other.trials[1][2] > other.trials[0][2]
     with pytest.raises(DiffuseError, match="free voxels choose one"):
@@ -130,30 +131,30 @@ def test_all_pairs_beside_a_kernel(case, monkeypatch):
     model = Covariance(sigma=0.3, gamma=5.0)
     prepared = prepare(model, structure, data.grid, data.index)
     start = Candidate("covariance", prepared, np.array([p.value for p in prepared.parameters]))
-    options = FitOptions(profile=False, weights="shell")
+    options = FitOptions(background=10, profile=False, weights="shell")
     (kernel,) = fit_models(data, [start], options)
-    pairs = fit_all_pairs(data, kernel, structure, options, (0.1, 0.001))
+    pairs = fit_all_pairs(data, kernel, structure, options, PairParameters((0.1, 0.001)))
     assert pairs.statistics["free"]["cc_anisotropic"] > kernel.statistics["free"]["cc_anisotropic"] + 0.01
     assert pairs.starts == options.starts == 2
-    asked = {}
+    asked, one = {}, PairParameters((0.1,), starts=1)
     with monkeypatch.context() as patch:
         patch.setattr(groups_module, "other_starts", lambda prior, n, seed: asked.update(n=n, seed=seed) or [])
-        fit_all_pairs(data, kernel, structure, replace(options, seed=5), (0.1,), starts=3, max_iterations=1)
+        fit_all_pairs(data, kernel, structure, replace(options, seed=5), replace(one, starts=3, max_iterations=1))
     assert asked == {"n": 2, "seed": 5}
     esd = [
-        fit_all_pairs(data, replace(kernel, adjustment=a), structure, options, (0.1,), starts=1).pairs.freedom.esd
+        fit_all_pairs(data, replace(kernel, adjustment=a), structure, options, one).freedom.esd
         for a in (1.0, 4.0)  # a robust loss has errors that are twice as large
     ]
     np.testing.assert_allclose(esd[1], 2 * esd[0])
     means = Candidate("covariance", prepare(model, structure, data.grid, data.index, True), start.start)
     (averaged,) = fit_models(data, [means], options)
-    again = fit_all_pairs(data, averaged, structure, options, (0.1,), starts=1, max_iterations=1)
+    again = fit_all_pairs(data, averaged, structure, options, replace(one, max_iterations=1))
     assert averaged.means and again.means and not (kernel.means or pairs.means)
     assert pairs.statistics["free"]["chi2"] < kernel.statistics["free"]["chi2"]
     # of 21 covariances those that the prior leaves to the data count as parameters, besides scale and background
-    assert pairs.criteria["n_parameters"] == round(pairs.pairs.freedom.n_effective) + 11
-    assert 5 < pairs.pairs.freedom.n_effective < 21
-    volume = pairs.model.intensity(structure, data.grid).reshape(-1)[data.grid.key(data.index)]
+    assert pairs.criteria["n_parameters"] == round(pairs.freedom.n_effective) + 11
+    assert 5 < pairs.freedom.n_effective < 21
+    volume = pairs.models[0].intensity(structure, data.grid).reshape(-1)[data.grid.key(data.index)]
     np.testing.assert_allclose(volume, pairs.intensity, atol=1e-5 * pairs.intensity.max())
     np.testing.assert_allclose(pairs.fitted, pairs.scale.value * pairs.intensity + pairs.background)
 
@@ -167,25 +168,25 @@ def test_tensors_beside_a_kernel(case):
     s = (index / 3) @ grid.reciprocal_matrix.T
     clean = Covariance(kernel="free", matrix=truth).intensity_at(structure, s)
     data = select(noisy_map(grid, index, clean, 0.02 * 0.02 * clean.std()), Selection(bragg=True, free_fraction=0.2))
-    options = FitOptions(profile=False, starts=1)
-    found = {}
+    options = FitOptions(background=10, profile=False, starts=1)
+    found, how = {}, PairParameters((0.01, 0.001), max_iterations=100)
     for model in (Covariance(sigma=0.3, gamma=5.0), Covariance(V=(0.09, 0.09, 0.09, 0, 0, 0), gamma=5.0)):
         prepared = prepare(model, structure, data.grid, data.index)
         start = Candidate("covariance", prepared, np.array([p.value for p in prepared.parameters]))
         (kernel,) = fit_models(data, [start], options)
-        found[model.V is None] = fit_all_pairs(data, kernel, structure, options, (0.01, 0.001), max_iterations=100)
+        found[model.V is None] = fit_all_pairs(data, kernel, structure, options, how)
     numbers, tensors = found[True], found[False]
-    freedom = tensors.pairs.freedom
-    assert tensors.pairs.covariance.shape == freedom.esd.shape == freedom.share.shape == (6, 6, 3, 3)
+    freedom = tensors.freedom
+    assert tensors.covariance.shape == freedom.esd.shape == freedom.share.shape == (6, 6, 3, 3)
     assert 21 < freedom.n_effective < 6 * 21 == len(freedom.errors)
     assert tensors.statistics["free"]["cc_anisotropic"] > numbers.statistics["free"]["cc_anisotropic"] + 0.01
     assert tensors.criteria["n_parameters"] == round(freedom.n_effective) + 11
-    flat = tensors.model.matrix
+    flat = tensors.models[0].matrix
     assert flat.shape == (18, 18) and np.linalg.eigvalsh(flat)[0] > -1e-9
-    volume = tensors.model.intensity(structure, data.grid).reshape(-1)[data.grid.key(data.index)]
+    volume = tensors.models[0].intensity(structure, data.grid).reshape(-1)[data.grid.key(data.index)]
     np.testing.assert_allclose(volume, tensors.intensity, atol=1e-4 * tensors.intensity.max())
     with pytest.raises(DiffuseError, match=r"pairs\.minimiser=newton"):
-        fit_all_pairs(data, kernel, structure, options, (0.01,), "newton")
+        fit_all_pairs(data, kernel, structure, options, PairParameters((0.01,), "newton"))
 
 
 def test_sampled_rows():

@@ -13,7 +13,8 @@ from scipy.optimize import least_squares
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.fitting.data import Selection, select
-from dials_diffuse.fitting.fit import FitOptions, fit_models
+from dials_diffuse.fitting.fit import fit_models
+from dials_diffuse.fitting.fit_parameters import FitOptions
 from dials_diffuse.fitting.robust import _FUNCTIONS, THRESHOLDS, robust
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import possible_voxels
@@ -111,7 +112,7 @@ def test_one_percent_of_gross_outliers(case, loss, weights):
             data = select(replace(clean, intensity=intensity), Selection(bragg=True))
             start = candidate("llm", model, structure, data)
             kind = "squares" if name == "clean" else name
-            options = FitOptions(starts=1, profile=False, loss=kind, weights=weights)
+            options = FitOptions(background=10, starts=1, profile=False, loss=kind, weights=weights)
             (fit,) = fit_models(data, [start], options)
             found[name].append([(e.value, e.esd) for e in fit.estimates])
         assert fit.weights.min() < 0.2 * np.median(fit.weights)
@@ -131,11 +132,11 @@ def test_outliers_are_those_of_the_best_model(case):
     structure, grid, index, model, truth = case
     data = select(noisy_map(grid, index, truth, 0.3), Selection(bragg=True))
     both = [candidate("llm", model, structure, data), candidate("body", RigidBody(sigma=0.3), structure, data)]
-    llm, body = fit_models(data, both, FitOptions(starts=1, profile=False, loss="cauchy"))
+    llm, body = fit_models(data, both, FitOptions(background=10, starts=1, profile=False, loss="cauchy"))
     np.testing.assert_array_equal(llm.weights, body.weights)
-    (alone,) = fit_models(data, both[:1], FitOptions(starts=1, profile=False, loss="cauchy"))
+    (alone,) = fit_models(data, both[:1], FitOptions(background=10, starts=1, profile=False, loss="cauchy"))
     np.testing.assert_allclose(alone.weights, llm.weights, rtol=1e-3)
-    (plain,) = fit_models(data, both[:1], FitOptions(starts=1, profile=False))
+    (plain,) = fit_models(data, both[:1], FitOptions(background=10, starts=1, profile=False))
     np.testing.assert_array_equal(plain.weights, 1 / data.sigma**2)
     assert plain.estimates[0].esd == pytest.approx(llm.estimates[0].esd, rel=0.1)
     work = ~data.free

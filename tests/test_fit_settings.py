@@ -10,7 +10,7 @@ from helpers.builders import small_grid
 from helpers.structures import CELL, random_structure, small_molecule
 
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.fitting.setting_search import compare_settings, reindex, untested_settings
+from dials_diffuse.fitting.setting_search import compare_settings, find_setting, reindex, untested_settings
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.maps.settings import alternative_settings
@@ -131,7 +131,7 @@ def test_settings_and_unequal_subdivision(symbol, cell, subdivide, expected):
 
 
 @pytest.mark.parametrize("subdivide", [(2, 2, 3), (4, 2, 2)])
-def test_a_setting_that_the_subdivision_forbids(subdivide, caplog):
+def test_a_setting_that_the_subdivision_forbids(subdivide):
     """It is left out, and said so; the given one is used."""
     atoms = random_structure("P 1 21 1", MONOCLINIC, elements="CNOCSC", u=(0.15, 0.3))
     model = LiquidLikeMotions(sigma=0.3, gamma=6.0)
@@ -139,13 +139,16 @@ def test_a_setting_that_the_subdivision_forbids(subdivide, caplog):
     ((setting, data, cc),) = compare_settings(truth, model, atoms, np.inf, 3.0)
     assert setting.operator == "h,k,l" and data is truth and np.isnan(cc)
     (other,) = untested_settings(truth.grid, atoms)
-    assert f"no test whether the setting is {other.operator}" in caplog.text
-    assert f"grid.subdivide={','.join(map(str, subdivide))}" in caplog.text
+    search = find_setting(truth, model, atoms, np.inf, 3.0)
+    assert search.data is truth and [one.operator for one in search.compared] == ["h,k,l", other.operator]
+    assert all(np.isnan(one.cc_anisotropic) for one in search.compared)
+    (warning,) = search.warnings
+    assert f"no test whether the setting is {other.operator}" in warning
+    assert f"grid.subdivide={','.join(map(str, subdivide))}" in warning
     even = model_map(model, atoms, MapGrid(MONOCLINIC, atoms.hall_symbol, (2, 2, 2), 3.0))
-    caplog.clear()
-    found = compare_settings(even, model, atoms, np.inf, 3.0)
-    assert [setting.operator for setting, *_ in found] == ["h,k,l", other.operator] and not caplog.text
-    assert found[0][2] > 0.99 > found[1][2]
+    search = find_setting(even, model, atoms, np.inf, 3.0)
+    assert [one.operator for one in search.compared] == ["h,k,l", other.operator] and not search.warnings
+    assert search.compared[0].cc_anisotropic > 0.99 > search.compared[1].cc_anisotropic
     with pytest.raises(DiffuseError, match="unit cells of the model"):
         compare_settings(truth, model, random_structure("P 1 21 1", (11.0, *MONOCLINIC[1:])), np.inf, 3.0)
 

@@ -20,8 +20,9 @@ from dials_diffuse.cli.simulate import run
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.fitting import orders as orders_module
 from dials_diffuse.fitting.data import Selection, select
-from dials_diffuse.fitting.fit import Candidate, FitOptions, fit_models
-from dials_diffuse.fitting.orders import fit_with_enough_orders, orders_of, with_orders_at
+from dials_diffuse.fitting.fit import Candidate, fit_models
+from dials_diffuse.fitting.fit_parameters import FitOptions
+from dials_diffuse.fitting.orders import fit_with_enough_orders, orders_of
 from dials_diffuse.fitting.sums import PreparedSum
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import possible_voxels
@@ -154,14 +155,13 @@ class Preparation:
         self.asked = []
         self._structure, self._data = structure, data
 
-    def __call__(self, name, models):
+    def __call__(self, models):
         self.asked.append(models)
-        parts = models if isinstance(models, tuple) else (models,)
-        prepared = [prepare(m, self._structure, self._data.grid, self._data.index) for m in parts]
-        return prepared[0] if len(parts) == 1 else PreparedSum(prepared, ["llm", "rigid_body"], self._structure)
+        prepared = [prepare(m, self._structure, self._data.grid, self._data.index) for m in models]
+        return prepared[0] if len(models) == 1 else PreparedSum(prepared, ["llm", "rigid_body"], self._structure)
 
-    def candidate(self, name, models, start):
-        return Candidate(name, self(name, models), np.array(start))
+    def candidate(self, name, models, start, **options):
+        return Candidate(name, self(models), np.array(start), **options)
 
 
 def low(sigma=0.2):
@@ -169,28 +169,34 @@ def low(sigma=0.2):
     return replace(TRUTH, orders=replace(TRUTH, sigma=sigma).enough_orders(2.5))
 
 
-OPTIONS = FitOptions(starts=1, profile=False)
+OPTIONS = FitOptions(background=10, starts=1, profile=False)
 
 
 def test_orders_follow_the_fitted_displacement(structure, data):
     """From a start that needs 2 orders: the fit ends with what its result needs, at the truth."""
-    assert with_orders_at(TRUTH, structure, {"sigma": 0.2}, 2.5) == low() and low().orders == 2
+    assert TRUTH.with_orders_for(structure, {"sigma": 0.2}, 2.5) == low() and low().orders == 2
     rigid = RigidBody(sigma=0.3)
-    assert with_orders_at(rigid, structure, {"sigma": 0.2}, 2.5) is rigid
+    assert rigid.with_orders_for(structure, {"sigma": 0.2}, 2.5) is rigid
     preparation = Preparation(structure, data)
-    candidates = [preparation.candidate("llm", low(), [0.2, 5.0]), preparation.candidate("rigid_body", rigid, [0.3])]
+    candidates = [
+        preparation.candidate("llm", [low()], [0.2, 5.0]),
+        preparation.candidate("rigid_body", [rigid], [0.3]),
+    ]
     (before, _) = fit_models(data, candidates, OPTIONS)
     fit, other = fit_with_enough_orders(data, candidates, OPTIONS, preparation)
-    assert fit.model.orders == fit.model.enough_orders(1 / data.s.max()) == 7
+    assert orders_of(fit.models) == (fit.models[0].enough_orders(1 / data.s.max()),) == (7,)
     assert not [text for text in fit.warnings if "orders" in text]
     assert [text for text in before.warnings if "orders" in text]
     for estimate, value in zip(fit.estimates, (0.65, 6.0)):
         assert abs(estimate.value - value) < 4 * estimate.esd < 0.01 * value
     assert max(abs(e.value - v) / e.esd for e, v in zip(before.estimates, (0.65, 6.0))) > 20
     again = preparation.asked[2:]  # only the liquid, as it was but for the orders: its bounds stay the same
-    assert len(again) <= 3 and again[-1] == replace(TRUTH, orders=7)
-    assert all(replace(model, orders=7) == again[-1] for model in again)
-    assert other.name == "rigid_body" and orders_of(other.model) == ()
+    assert len(again) <= 3 and again[-1] == (replace(TRUTH, orders=7),)
+    assert all((replace(model, orders=7),) == again[-1] for (model,) in again)
+    assert other.name == "rigid_body" and orders_of(other.models) == ()
+    held = preparation.candidate("llm", [low()], [0.2, 5.0], choose_orders=(False,))
+    (kept,) = fit_with_enough_orders(data, [held], OPTIONS, preparation)
+    assert orders_of(kept.models) == (2,) and kept.estimates == before.estimates
 
 
 def test_more_orders_start_where_fewer_ended(structure, data, monkeypatch):
@@ -202,7 +208,7 @@ def test_more_orders_start_where_fewer_ended(structure, data, monkeypatch):
         return fits
 
     monkeypatch.setattr(orders_module, "fit_models", recorded)
-    fit_with_enough_orders(data, [preparation.candidate("llm", low(), [0.2, 5.0])], OPTIONS, preparation)
+    fit_with_enough_orders(data, [preparation.candidate("llm", [low()], [0.2, 5.0])], OPTIONS, preparation)
     assert len(rounds) > 1
     for (_, (before,)), ((after,), _) in zip(rounds, rounds[1:]):
         np.testing.assert_array_equal(after.start, before.minimum.values)
@@ -212,14 +218,14 @@ def test_weights_of_all_models_are_those_of_the_last_round(structure, data):
     """With weights that depend on all models each is fitted with the same ones, also those without orders."""
     preparation = Preparation(structure, data)
     candidates = [
-        preparation.candidate("rigid_body", RigidBody(sigma=0.3), [0.3]),
-        preparation.candidate("llm", low(0.4), [0.4, 5.0]),
+        preparation.candidate("rigid_body", [RigidBody(sigma=0.3)], [0.3]),
+        preparation.candidate("llm", [low(0.4)], [0.4, 5.0]),
     ]
     options = replace(OPTIONS, weights="shell")
     rigid, liquid = fit_with_enough_orders(data, candidates, options, preparation)
-    assert liquid.model.orders == 7
+    assert orders_of(liquid.models) == (7,)
     np.testing.assert_array_equal(rigid.weights, liquid.weights)
-    enough = Candidate("llm", preparation("llm", replace(TRUTH, orders=7)), np.array([0.65, 6.0]))
+    enough = Candidate("llm", preparation([replace(TRUTH, orders=7)]), np.array([0.65, 6.0]))
     straight = fit_models(data, [candidates[0], enough], options)
     np.testing.assert_allclose(rigid.weights, straight[0].weights, rtol=0.1)
     assert rigid.scale.value == pytest.approx(straight[0].scale.value, rel=0.01)
@@ -232,7 +238,7 @@ def test_liquids_in_sums(structure, data):
     parts = low(0.4), RigidBody(sigma=0.1)
     start = preparation.candidate("llm+rigid_body", parts, [0.4, 5.0, 0.1])
     (fit,) = fit_with_enough_orders(data, [start], OPTIONS, preparation)
-    assert orders_of(fit.model) == (7,) and not [text for text in fit.warnings if "orders" in text]
+    assert orders_of(fit.models) == (7,) and not [text for text in fit.warnings if "orders" in text]
     assert fit.estimates[0].name == "llm.sigma" and fit.estimates[0].value == pytest.approx(0.65, abs=0.005)
     assert fit.estimates[2].value < 0.05
 
@@ -240,9 +246,9 @@ def test_liquids_in_sums(structure, data):
 def test_orders_end_somewhere(structure, data, monkeypatch):
     """At the most that there are the fit ends, and says what is missing."""
     preparation = Preparation(structure, data)
-    start = preparation.candidate("llm", low(), [0.2, 5.0])
+    start = preparation.candidate("llm", [low()], [0.2, 5.0])
     monkeypatch.setattr(series, "MOST_ORDERS", 4)
     (fit,) = fit_with_enough_orders(data, [start], OPTIONS, preparation)
-    assert fit.model.orders == 4
+    assert orders_of(fit.models) == (4,)
     (told,) = [text for text in fit.warnings if "orders" in text]
     assert told.startswith("llm: llm.orders=4 leaves out") and "there are no more than 4" in told

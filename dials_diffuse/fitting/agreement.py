@@ -6,15 +6,15 @@ import math
 
 import numpy as np
 
+from dials_diffuse.fitting.data import FitData
 from dials_diffuse.maps.shells import correlation, shell_residual, shells_of
 
 
-def statistics(data, fitted: np.ndarray, weights: np.ndarray, n_parameters: int, n_shells: int) -> dict:
+def statistics(data: FitData, fitted: np.ndarray, weights: np.ndarray, n_parameters: int, n_shells: int) -> dict:
     """``cc``, ``cc_anisotropic``, ``r``, ``chi2``, ``n``, the same under ``free``, and ``shells``.
 
     Parameters
     ----------
-    data : FitData
     fitted : (n,) float64, k I_calc + b
     weights : (n,) float64, of the fit
     n_parameters : all that were fitted; ``chi2`` is divided by the voxels fitted less these, that of ``free`` by n
@@ -22,11 +22,11 @@ def statistics(data, fitted: np.ndarray, weights: np.ndarray, n_parameters: int,
 
     Notes
     -----
-    The isotropic part, which ``cc_anisotropic`` subtracts, is that of all voxels: a shell may hold few that are free.
+    ``cc_anisotropic`` is the correlation of :func:`anisotropic_parts`.
     ``r`` is sum |I_obs - I_fit| / sum |I_obs|, background included, and thus small where the background is large.
     """
     observed = data.intensity
-    x, y = shell_residual(observed, data.s), shell_residual(fitted, data.s)
+    x, y = anisotropic_parts(data, fitted)
     deviation = np.abs(observed - fitted)
     chi = weights * deviation**2
 
@@ -65,6 +65,26 @@ def statistics(data, fitted: np.ndarray, weights: np.ndarray, n_parameters: int,
             }
         )
     return {**row(~data.free, n_parameters), "free": row(data.free, 0), "shells": shells}
+
+
+def anisotropic_parts(data: FitData, fitted: np.ndarray) -> tuple:
+    """Data and model, (n,) float64 each, without what is isotropic in them, see :func:`shells.shell_residual`.
+
+    The isotropic part is that of all voxels: a shell may hold few that are free.
+
+    fitted : (n,) float64, k I_calc + b
+    """
+    return shell_residual(data.intensity, data.s), shell_residual(fitted, data.s)
+
+
+def criteria(objective: float, n: int, n_parameters: int) -> dict:
+    """Akaike's and the Bayesian information criterion for errors known up to one factor: n ln(chi²/n) + penalty."""
+    log_likelihood = n * math.log(max(objective, 1e-300) / n)
+    return {
+        "aic": log_likelihood + 2 * n_parameters,
+        "bic": log_likelihood + n_parameters * math.log(n),
+        "n_parameters": n_parameters,
+    }
 
 
 def _centred(values: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from dials_diffuse.checks import positive
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.map import DiffuseMap
@@ -58,6 +59,11 @@ class Selection:
             raise DiffuseError(
                 f"bragg=True keeps what bragg_distance={self.bragg_distance:g} leaves out; give one of them"
             )
+        for name, limit in (("d_max", self.d_max), ("d_min", self.d_min)):
+            if limit is not None:
+                positive(name, limit)
+        if self.seed < 0:
+            raise DiffuseError(f"seed={self.seed}: must not be negative")
         if not 0 <= self.free_fraction <= 0.5:
             raise DiffuseError(f"free_fraction={self.free_fraction:g}: need a fraction from 0 to 0.5")
         if self.d_max is not None and self.d_min is not None and self.d_max <= self.d_min:
@@ -190,11 +196,9 @@ def unique_blocks(grid: MapGrid, index: np.ndarray, friedel: bool) -> np.ndarray
 
     index : (n, 3) integers on the subdivided lattice
     """
-    edge = np.linalg.norm(grid.reciprocal_matrix, axis=0) / grid.subdivide  # 1/Å from voxel to voxel along each axis
     index, _ = map_to_asu(index, grid.space_group, friedel)  # halfway between two points mates could part
-    coarse = index / np.maximum(np.round(BLOCK / edge), 1)
-    step = grid.reciprocal_matrix / grid.subdivide * np.maximum(np.round(BLOCK / edge), 1)
-    point, _ = _nearest_points(coarse, step)
+    across = np.maximum(np.round(BLOCK / grid.edges), 1)  # voxels, along each axis
+    point, _ = _nearest_points(index / across, grid.reciprocal_matrix / grid.subdivide * across)
     asu, _ = map_to_asu(point, grid.space_group, friedel)
     lowest = asu.min(axis=0)
     return np.ravel_multi_index((asu - lowest).T, np.ptp(asu, axis=0) + 1)

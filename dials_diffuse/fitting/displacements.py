@@ -7,11 +7,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from dials_diffuse.models.covariance.covariance import Covariance
-from dials_diffuse.models.llm.llm import LiquidLikeMotions
-from dials_diffuse.models.rigid_body.rigid_body import RigidBody
 from dials_diffuse.structure.crystal import Structure
-from dials_diffuse.structure.groups import group_labels
 
 #: Å², rounding of coordinate files
 _TOLERANCE = 1e-4
@@ -23,7 +19,7 @@ class DisplacementComparison:
 
     Attributes
     ----------
-    model : kind of model
+    model : its name in the programs, of a sum all with + between them
     u_model, u_structure : Å², mean over the atoms of a third of the trace
     correlation : of the two over groups of atoms; NaN if the model gives all the same
     n_exceeded : atoms that move less than what the model says they share
@@ -50,31 +46,20 @@ class DisplacementComparison:
         return asdict(self)
 
 
-def compare_displacements(model, structure: Structure) -> list:
-    """A DisplacementComparison of a model; of a tuple that of each one and that of their sum, as they are independent.
+def compare_displacements(models, structure: Structure) -> tuple:
+    """A DisplacementComparison of each model, and of their sum, as models of a sum move independently.
 
-    None of models without common displacements, such as ensembles.
+    Parameters
+    ----------
+    models : one, or those of a sum; models that do not say what displacement their atoms share are left out
     """
-    parts = [(part, _tensors(part, structure)) for part in (model if isinstance(model, tuple) else (model,))]
-    known = [(part.name, tensors) for part, tensors in parts if tensors is not None]
+    shared = [(model.name, model.shared_displacements(structure)) for model in models]
+    known = [(name, tensors) for name, tensors in shared if tensors is not None]
     found = [_compared(name, tensors, structure) for name, tensors in known]
     if len(known) > 1:
         names, tensors = zip(*known)
         found.append(_compared("+".join(names), sum(tensors), structure))
-    return found
-
-
-def _tensors(model, structure: Structure) -> np.ndarray | None:
-    """(atoms, 3, 3) float64, Å², what a model says that atoms share with others."""
-    if isinstance(model, LiquidLikeMotions):
-        return np.broadcast_to(model.tensor, (structure.n_atoms, 3, 3))
-    if isinstance(model, RigidBody) and not model.tls:
-        if not model.separate:
-            return np.broadcast_to(model.displacements[0], (structure.n_atoms, 3, 3))
-        return model.displacements[group_labels(structure, _groups(model), model.selections)]
-    if isinstance(model, (RigidBody, Covariance)):
-        return model.motion(structure).shared[: structure.n_atoms]  # of a block of cells the first copy
-    return None
+    return tuple(found)
 
 
 def _compared(name: str, common: np.ndarray, structure: Structure) -> DisplacementComparison:
@@ -88,7 +73,3 @@ def _compared(name: str, common: np.ndarray, structure: Structure) -> Displaceme
         n_exceeded=int(np.count_nonzero(np.linalg.eigvalsh(structure.u_cart - common)[:, 0] < -_TOLERANCE)),
         n_atoms=structure.n_atoms,
     )
-
-
-def _groups(model: RigidBody) -> str:
-    return "molecule" if model.body in ("cell", "asu") else model.body

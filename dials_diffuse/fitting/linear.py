@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.interpolate import BSpline
+from scipy.sparse import csr_matrix
 
 from dials_diffuse.errors import DiffuseError
 
 _DEGREE = 3
-#: stands for the number that :func:`background_terms` gives
-AUTO_TERMS = -1
 #: 1/Å between the knots of the background: the rings of water and of bulk solvent are 0.05 wide
 _SPACING = 0.02
 #: voxels for each spline, at least, on the average
@@ -25,33 +24,47 @@ def background_terms(s: np.ndarray) -> int:
     return max(min(wanted, len(s) // _PER_TERM), _DEGREE + 1)
 
 
+def check_terms(n_terms: int) -> int:
+    """The number of splines; DiffuseError if there are too few for a cubic one."""
+    if n_terms != 0 and n_terms <= _DEGREE:
+        raise DiffuseError(f"background.n_terms={n_terms}: a cubic spline has at least {_DEGREE + 1}; or give 0")
+    return n_terms
+
+
 class Background:
     """b(|s|), a cubic spline with equidistant knots over the range of the data.
 
     Parameters
     ----------
     s : (n,) float64, 1/Å
-    n_terms : number of B-splines, at least 4; 0 for no background
+    n_terms : number m of B-splines, at least 4; 0 for no background; None: see :func:`background_terms`
+
+    Attributes
+    ----------
+    matrix : (n, m) sparse, the splines at the points
+
+    Raises
+    ------
+    DiffuseError
+        If there are too few splines for a cubic one.
     """
 
-    def __init__(self, s: np.ndarray, n_terms: int):
-        if n_terms != 0 and n_terms <= _DEGREE:
-            raise DiffuseError(f"background.n_terms={n_terms}: a cubic spline has at least {_DEGREE + 1}; or give 0")
-        self.n_terms = n_terms
-        self.matrix = None
-        if n_terms:
-            inner = np.linspace(s.min(), s.max(), n_terms - _DEGREE + 1)
+    def __init__(self, s: np.ndarray, n_terms: int | None):
+        self.n_terms = background_terms(s) if n_terms is None else check_terms(n_terms)
+        self.matrix = csr_matrix((len(s), 0))
+        if self.n_terms:
+            inner = np.linspace(s.min(), s.max(), self.n_terms - _DEGREE + 1)
             knots = np.concatenate([[inner[0]] * _DEGREE, inner, [inner[-1]] * _DEGREE])
             self.matrix = BSpline.design_matrix(np.clip(s, inner[0], inner[-1]), knots, _DEGREE)
 
     def at(self, rows: np.ndarray) -> Background:
-        """The same splines at some of the points."""
+        """The splines at some of the points."""
         part = copy.copy(self)
-        part.matrix = None if self.matrix is None else self.matrix[rows]
+        part.matrix = self.matrix[rows]
         return part
 
     def values(self, coefficients: np.ndarray) -> np.ndarray:
-        """(n,) float64"""
+        """(n,) float64, b at the points; coefficients : (m,) float64"""
         return self.matrix @ coefficients
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+import math
+from dataclasses import asdict, dataclass, replace
 from itertools import compress
 
 import numpy as np
@@ -15,6 +16,7 @@ from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.maps.settings import Setting, alternative_settings, untested_in_words
 from dials_diffuse.maps.shells import correlation, shell_residual
 from dials_diffuse.maps.symmetry import laue_operators, map_to_asu
+from dials_diffuse.models.base import DiffuseModel
 from dials_diffuse.models.prepared import prepare
 from dials_diffuse.structure.crystal import Structure
 from dials_diffuse.structure.transform import cells_agree, check_cells
@@ -48,17 +50,76 @@ def reindex(data: DiffuseMap, setting: Setting) -> DiffuseMap:
     return replace(data, grid=grid, index=index)
 
 
-def compare_settings(data: DiffuseMap, model, structure: Structure, d_max: float, d_min: float) -> list:
-    """(Setting, reindexed map, correlation with the model) of all settings, the best one first.
+@dataclass(frozen=True)
+class SettingComparison:
+    """How well the model fits the map in a setting.
+
+    Attributes
+    ----------
+    operator : as in Setting
+    cc_anisotropic : correlation of the anisotropic parts, see :func:`shells.shell_residual`; NaN if it is not known
+    """
+
+    operator: str
+    cc_anisotropic: float
+
+    def record(self) -> dict:
+        return asdict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class SettingSearch:
+    """The setting in which a model fits the map.
+
+    Attributes
+    ----------
+    data : the map in this setting
+    compared : tuple of SettingComparison, the best first, those that cannot be tested last
+    warnings : tuple of str
+    """
+
+    data: DiffuseMap
+    compared: tuple
+    warnings: tuple
+
+
+def find_setting(
+    data: DiffuseMap, model: DiffuseModel, structure: Structure, d_max: float, d_min: float
+) -> SettingSearch:
+    """The setting of a map; what :func:`compare_settings` finds, with what a user should know."""
+    found = compare_settings(data, model, structure, d_max, d_min)
+    untested = untested_settings(data.grid, structure)
+    compared = [SettingComparison(setting.operator, cc) for setting, _, cc in found]
+    best, _, cc = found[0]
+    warnings = [untested_in_words(untested, data.grid.subdivide)] if untested else []
+    if len(found) > 1:
+        lines = [f"  {one.operator:<14}{one.cc_anisotropic:8.3f}" for one in compared]
+        logger.info("Settings of the map, and correlation with the first model:\n%s", "\n".join(lines))
+    if not _is_given(best):
+        warnings.append(
+            f"The map is indexed otherwise than the structure: it is reindexed by {best.operator} (indexing=given does "
+            "not)"
+        )
+    elif len(found) > 1 and not cc - found[1][2] >= UNDECIDED:
+        warnings.append(
+            "the first model fits the map as well in another setting; the map is taken as it is indexed. Name a model "
+            "first that can tell the settings apart, such as llm"
+        )
+    compared += [SettingComparison(setting.operator, math.nan) for setting in untested]
+    return SettingSearch(found[0][1], tuple(compared), tuple(warnings))
+
+
+def compare_settings(data: DiffuseMap, model: DiffuseModel, structure: Structure, d_max: float, d_min: float) -> list:
+    """(Setting, reindexed map, correlation with the model) of all settings that can be tested, the best one first.
 
     The given setting is first, too, if no other is better by UNDECIDED, or if none correlates positively. Of settings
-    that the structure's own symmetry, higher than the map's, makes alike there is one. Settings that cannot be tested,
-    see :func:`untested_settings`, are left out with a warning.
+    that the structure's own symmetry, higher than the map's, makes alike there is one. If there is one setting only the
+    correlation is NaN.
 
     Parameters
     ----------
-    model : a diffuse model with plausible parameters; its intensity decides
-    d_max, d_min : Å, range of the correlation of the anisotropic parts, see :func:`agreement.shell_residual`
+    model : with plausible parameters; its intensity decides
+    d_max, d_min : Å, range of the correlation of the anisotropic parts, see :func:`shells.shell_residual`
 
     Raises
     ------
@@ -66,13 +127,13 @@ def compare_settings(data: DiffuseMap, model, structure: Structure, d_max: float
         If the map has the cell of the structure in no setting that can be tested.
     """
     settings, untested = _settings(data.grid, structure)
-    if untested:
-        text = untested_in_words(untested, data.grid.subdivide)
-        if not settings:
-            raise DiffuseError(f"the cell of the map, as it is indexed, is not that of the structure; {text}")
-        logger.warning("Warning: %s", text)
+    if not settings:
+        raise DiffuseError(
+            "the cell of the map, as it is indexed, is not that of the structure; "
+            f"{untested_in_words(untested, data.grid.subdivide)}"
+        )
     if len(settings) == 1 and _is_given(settings[0]):
-        return [(settings[0], data, float("nan"))]
+        return [(settings[0], data, math.nan)]
     rows = _sample(data, d_max, d_min)
     s = data.grid.s_magnitude(data.index[rows])  # of all settings: what is in which shell must not change by rounding
     found = []

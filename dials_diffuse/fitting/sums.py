@@ -22,7 +22,6 @@ class PreparedSum(Prepared):
 
     def __init__(self, parts, names, structure: Structure):
         self._parts, self.structure = tuple(parts), structure
-        self.origin = tuple(part.origin for part in parts)
         self.means = all(part.means for part in parts)
         names = [
             f"{name}_{list(names[:i]).count(name) + 1}" if list(names).count(name) > 1 else name
@@ -34,7 +33,6 @@ class PreparedSum(Prepared):
         )
 
     def split(self, values) -> list:
-        """(part, its own values) pairs."""
         values = self._checked(values)
         return [(part, values[a:b]) for part, a, b in zip(self._parts, self._ends, self._ends[1:])]
 
@@ -59,7 +57,3 @@ class PreparedSum(Prepared):
             for part, a, b in zip(self._parts, self._ends, self._ends[1:])
             for own, components in part.tensors
         ]
-
-    def model(self, values) -> tuple:
-        """The models of the parts."""
-        return tuple(part.model(own) for part, own in self.split(values))

@@ -9,7 +9,7 @@ from scipy.linalg import null_space
 
 from dials_diffuse.fitting.minimise import Minimum, minimise
 from dials_diffuse.fitting.region import Region
-from dials_diffuse.models.llm.llm import LiquidLikeMotions
+from dials_diffuse.models.prepared import Prepared
 
 #: correlations of parameters from here on are reported
 _STRONG = 0.95
@@ -69,32 +69,33 @@ def kind(name: str) -> str:
     return name.rstrip("0123456789_")
 
 
-def warnings(candidate, minimum, estimates, scale, correlations, reached, starts) -> list:
+def warnings(prepared: Prepared, minimum: Minimum, estimates, scale, correlations: np.ndarray) -> list:
+    """What a user should know of the parameters.
+
+    Parameters
+    ----------
+    estimates, scale : Estimates of the parameters and of the scale
+    correlations : of :func:`errors`
+    """
     found = []
     if not minimum.converged:
-        found.append(f"{candidate.name}: no minimum after {minimum.iterations} steps; start from other values")
-    found += [f"{candidate.name}: {text}" for text in Region(candidate.prepared).warnings(minimum.values)]
+        found.append(f"no minimum after {minimum.iterations} steps; start from other values")
+    found += Region(prepared).warnings(minimum.values)
     if scale.value <= 0:
-        found.append(f"{candidate.name}: the scale is not positive: the data contradict the model")
+        found.append("the scale is not positive: the data contradict the model")
     names = [e.name for e in estimates] + ["scale"]
     for i in range(len(correlations)):
         for j in range(i):
             if abs(correlations[i, j]) > _STRONG:
                 found.append(
-                    f"{candidate.name}: {names[j]} and {names[i]} are correlated, {correlations[i, j]:.3f}: the data "
-                    "determine little more than one combination of them"
+                    f"{names[j]} and {names[i]} are correlated, {correlations[i, j]:.3f}: the data determine little "
+                    "more than one combination of them"
                 )
     if estimates and not np.all(np.isfinite([e.esd for e in estimates if not e.at_bound])):
-        found.append(f"{candidate.name}: the Hessian is not positive definite, errors are not known")
-    if reached < starts:
-        found.append(f"{candidate.name}: {reached} of {starts} starts reached the best minimum, it has others")
+        found.append("the Hessian is not positive definite, errors are not known")
     return found
 
 
-def missing_orders(name: str, model, d_min: float) -> list:
-    """Warnings of fitted liquids, whose sum over l ends too early for their displacements."""
-    found = []
-    for part in model if isinstance(model, tuple) else (model,):
-        if isinstance(part, LiquidLikeMotions) and (lack := part.lack_of_orders(d_min)):
-            found.append(f"{name}: {lack}")
-    return found
+def other_minima(reached: int, starts: int) -> list:
+    """What to tell a user if not all starts reached the best minimum."""
+    return [f"{reached} of {starts} starts reached the best minimum, it has others"] if reached < starts else []

@@ -120,8 +120,13 @@ def shell_residual(values: np.ndarray, s: np.ndarray) -> np.ndarray:
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Of centred values, NaN where one of them does not vary."""
-    square = float(a @ a) * float(b @ b)
-    return float(a @ b) / math.sqrt(square) if square > 0 else math.nan
+    return float(correlation_of_sums(a @ a, a @ b, b @ b))
+
+
+def correlation_of_sums(aa, ab, bb) -> np.ndarray:
+    """Of sums over centred values, arrays of one shape: of a², a b and b²; NaN where one of them does not vary."""
+    square = np.asarray(aa * bb)
+    return np.divide(ab, np.sqrt(np.maximum(square, 0)), out=np.full(square.shape, np.nan), where=square > 0)
 
 
 def shells_of(s: np.ndarray, n_shells: int) -> tuple:

@@ -61,6 +61,10 @@ class Prepared(ABC):
         """
         return self.origin.with_values(self.structure, dict(zip(self.names, values)))
 
+    def split(self, values) -> list:
+        """(part, its own values) pairs: the parts of a sum of models; one model is its only part."""
+        return [(self, values)]
+
     @cached_property
     def tensors(self) -> list:
         """(slice of the parameters, TensorComponents) of each tensor among them."""

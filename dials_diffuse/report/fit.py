@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import numpy as np
 
-from dials_diffuse.fitting.fit import Estimate, Fit
+from dials_diffuse.fitting.choice import Choice
 from dials_diffuse.fitting.orders import orders_of
+from dials_diffuse.fitting.pairs.fit_pairs import PairFit
 from dials_diffuse.fitting.pairs.pair_freedom import DETERMINED
+from dials_diffuse.fitting.result import Estimate, Fit, ModelFit
+from dials_diffuse.fitting.run import FitResult
 from dials_diffuse.report.tables import Column, cells, heads, text_table
+
+logger = logging.getLogger("dials.diffuse.fit")
 
 _SHELLS = (
     Column("d_max", 8, ".2f", lambda row: row["d_max"]),
@@ -84,11 +90,8 @@ def centres_note(fits) -> str:
     return f"Not averaged over voxels, but taken at their centres: {', '.join(centres)}" if centres else ""
 
 
-def format_choice(fits, choice) -> str:
-    """How far the free correlation of each model is below the highest, with the error of the difference.
-
-    choice : choice.Choice
-    """
+def format_choice(fits, choice: Choice) -> str:
+    """How far the free correlation of each model is below the highest, with the error of the difference."""
     width = max(len(f.name) for f in fits)
     return "\n".join(
         f"  {fit.name:<{width}}{below:9.4f} ± {error:.4f}".replace("nan", "  -")
@@ -96,14 +99,22 @@ def format_choice(fits, choice) -> str:
     )
 
 
-def format_pairs(pairs) -> list:
-    """What the data determine of the covariances of all pairs of groups, as lines for logs.
+def verdict(choice: Choice) -> str:
+    """The best model, and by what."""
+    return f"The best model by {'free voxels' if choice.criterion == 'free' else 'BIC'}: {choice.best.name}"
 
-    pairs : groups.GroupFit
-    """
-    lines = [f"strength of the prior = {pairs.strength:g}"]
-    if pairs.freedom is not None:
-        freedom = pairs.freedom
+
+def model_lines(fit: ModelFit) -> list:
+    """The numbers of a fitted model."""
+    lines = [format_estimate(estimate) for estimate in (*fit.estimates, fit.scale)]
+    return lines + [f"{model.name}.orders = {model.orders}" for model in fit.models if model.orders is not None]
+
+
+def pair_lines(fit: PairFit) -> list:
+    """The scale, and what the data determine of the covariances of all pairs of groups."""
+    lines = [format_estimate(fit.scale), f"strength of the prior = {fit.strength:g}"]
+    if fit.freedom is not None:
+        freedom = fit.freedom
         lines += [
             f"{freedom.n_effective:.1f} of {len(freedom.errors)} covariances come from the data, not the prior",
             f"{freedom.n_determined} combinations are determined to {DETERMINED:g} of the variances by the data alone",
@@ -111,45 +122,95 @@ def format_pairs(pairs) -> list:
     return lines
 
 
-def fit_record(fit: Fit) -> dict:
-    """What ``diffuse_fit.json`` says about a model."""
+def log_result(result: FitResult) -> None:
+    """All of a result in the log: each model, with its warnings, and their comparison."""
+    for fit in result.models:
+        _log_fit(fit, model_lines(fit))
+    for fit in result.pairs:
+        logger.info(
+            "Strengths of the prior, and correlation on free voxels and on the others:\n%s",
+            "\n".join(f"{strength:10.3g}{free:9.4f}{own:9.4f}" for strength, free, own in fit.trials),
+        )
+        _log_fit(fit, pair_lines(fit))
+    fits, choice, loss = result.fits, result.choice, result.parameters.options.loss
+    logger.info("All models:\n\n%s\n", format_models(fits))
+    logger.info(
+        "Errors are those of the least-squares fit times the root of the reduced chi², as if the data's errors were "
+        "all too small by one factor%s",
+        "" if loss == "squares" else f"; those of the loss {loss} from the spread of its residuals",
+    )
+    logger.info("%s", verdict(choice))
+    if len(fits) > 1 and choice.criterion == "free":
+        logger.info("Free CC(aniso) below the highest:\n%s", format_choice(fits, choice))
+
+
+def _log_fit(fit: Fit, lines) -> None:
+    logger.info("%s:\n  %s\n\n%s\n", fit.name, "\n  ".join(lines), format_shells(fit))
+    for text in fit.warnings:
+        logger.warning("Warning: %s", text)
+
+
+def result_record(result: FitResult) -> dict:
+    """What ``diffuse_fit.json`` says about the fit of models to a map."""
+    data = result.data
+    return {
+        "space_group": data.grid.space_group_symbol,
+        "unit_cell": data.grid.unit_cell,
+        "subdivide": data.grid.subdivide,
+        "d_max": 1 / data.s.min(),
+        "d_min": 1 / data.s.max(),
+        "units": result.map.units,
+        "indexing": [setting.record() for setting in result.settings],
+        "models": [*map(model_record, result.models), *map(pair_record, result.pairs)],
+        "best": result.best.name,
+        "choice": result.choice.record(result.fits),
+    }
+
+
+def model_record(fit: ModelFit) -> dict:
+    """What the file says about a fitted model."""
     names = [e.name for e in fit.estimates]
     if len(fit.correlations) > len(names):
         names = [*names, "scale"]
-    record = {
+    identifiability = {
+        "order": names,
+        "correlations": fit.correlations.tolist(),
+        "eigenvalues": fit.eigenvalues.tolist(),
+        "loosest": fit.loosest.tolist(),
+    }
+    orders = orders_of(fit.models)
+    return {
+        **_record(fit, {e.name: _estimate(e) for e in fit.estimates}, identifiability),
+        **({"orders": list(orders)} if orders else {}),
+    }
+
+
+def pair_record(fit: PairFit) -> dict:
+    """What the file says about fitted covariances of all pairs of groups; none of them is a parameter with a name."""
+    trials = [{"strength": s, "free": free, "work": work} for s, free, work in fit.trials]
+    pairs = {"strength": fit.strength, "trials": trials, "steps": fit.iterations}
+    if fit.freedom is not None:
+        pairs["n_effective"] = fit.freedom.n_effective
+        pairs["n_determined"] = fit.freedom.n_determined
+        pairs["errors"] = fit.freedom.errors.tolist()
+    nothing = {"order": [], "correlations": [], "eigenvalues": [], "loosest": []}
+    return {**_record(fit, {}, nothing), "pairs": pairs}
+
+
+def _record(fit: Fit, parameters: dict, identifiability: dict) -> dict:
+    return {
         "model": fit.name,
-        "parameters": {e.name: _estimate(e) for e in fit.estimates},
+        "parameters": parameters,
         "scale": _estimate(fit.scale),
         "statistics": fit.statistics,
-        "aic": fit.criteria["aic"],
-        "bic": fit.criteria["bic"],
-        "n_parameters": fit.criteria["n_parameters"],
-        "identifiability": {
-            "order": names,
-            "correlations": fit.correlations.tolist(),
-            "eigenvalues": fit.eigenvalues.tolist(),
-            "loosest": fit.loosest.tolist(),
-        },
-        "converged": fit.minimum.converged,
+        **fit.criteria,
+        "identifiability": identifiability,
+        "converged": fit.converged,
         "voxels": "mean" if fit.means else "centre",
         "starts": {"number": fit.starts, "reached": fit.reached},
-        "warnings": fit.warnings,
+        "warnings": list(fit.warnings),
+        "displacements": [comparison.record() for comparison in fit.displacements],
     }
-    if orders := orders_of(fit.model):
-        record["orders"] = list(orders)
-    if fit.pairs is not None:
-        record["pairs"] = _pairs(fit.pairs)
-    return record
-
-
-def _pairs(pairs) -> dict:
-    trials = [{"strength": s, "free": free, "work": work} for s, free, work in pairs.trials]
-    record = {"strength": pairs.strength, "trials": trials, "steps": pairs.iterations}
-    if pairs.freedom is not None:
-        record["n_effective"] = pairs.freedom.n_effective
-        record["n_determined"] = pairs.freedom.n_determined
-        record["errors"] = pairs.freedom.errors.tolist()
-    return record
 
 
 def _estimate(estimate: Estimate) -> dict:

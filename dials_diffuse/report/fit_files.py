@@ -1,52 +1,95 @@
-"""Files that a fit leaves: map, pictures, covariances."""
+"""Files that a fit leaves: map, pictures, covariances, report and record."""
 
 from __future__ import annotations
 
 import logging
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from dials_diffuse.files.atomic import atomic_path
 from dials_diffuse.files.formats import save_map
-from dials_diffuse.files.record import Output
-from dials_diffuse.fitting.data import FitData
+from dials_diffuse.files.provenance import Provenance
+from dials_diffuse.files.record import Output, make_record, write_json
+from dials_diffuse.fitting.pairs.fit_pairs import PairFit
+from dials_diffuse.fitting.run import FitResult
 from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.models.covariance.motion import flattened
+from dials_diffuse.report.fit import result_record
 from dials_diffuse.report.fit_covariance import write_correlations_png
+from dials_diffuse.report.fit_page import write_fit_page
 from dials_diffuse.report.planes import write_planes_png
 
 logger = logging.getLogger("dials.diffuse.fit")
 
 
-def write_fit(output, provenance, data_map: DiffuseMap, data: FitData, best) -> list:
-    """Map and picture of the best model; returns the outputs for the record.
+@dataclass(frozen=True)
+class FitFiles:
+    """Names of the files that a fit leaves; None for those that are not wanted.
 
-    Parameters
+    Attributes
     ----------
-    output : paths, the scope of the program's parameters; None for files that are not wanted
-    data_map : of which the voxels of ``data`` are rows
-    best : Fit
+    map : the voxels of the fit with the data, and model, background and residual of the best model
+    volume : also write the data as a full three-dimensional array into it
+    json, html, png : record for programs, report for people, pictures of planes
+    covariance, covariance_esd, covariance_png : of all pairs of groups, and their errors; where they were fitted
     """
 
-    def part(intensity, **changes):
-        columns = {name: None for name in ("half_a", "half_b")}
+    map: str = "diffuse_fit.nxs"
+    volume: bool = True
+    json: str | None = "diffuse_fit.json"
+    html: str | None = "diffuse_fit.html"
+    png: str | None = "diffuse_fit.png"
+    covariance: str | None = "diffuse_fit_covariance.npy"
+    covariance_esd: str | None = "diffuse_fit_covariance_esd.npy"
+    covariance_png: str | None = "diffuse_fit_covariance.png"
+
+
+def write_result(result: FitResult, files: FitFiles, provenance: Provenance, warnings=()) -> tuple:
+    """Write all files; a tuple of Output.
+
+    warnings : for the record
+
+    Raises
+    ------
+    DiffuseError
+        If a file cannot be written.
+    """
+    outputs = _write_map(result, files, provenance)
+    for fit in result.pairs:
+        outputs += _write_covariance(fit, files)
+    outputs += [Output(path, kind) for path, kind in ((files.html, "report"), (files.json, "statistics")) if path]
+    record = make_record("dials.diffuse_fit/1", provenance, outputs, warnings, **result_record(result))
+    if files.html:
+        logger.info("Saving the report to %s", files.html)
+        write_fit_page(files.html, record, result, (files.png, files.covariance_png if result.pairs else None))
+    if files.json:
+        logger.info("Saving the summary to %s", files.json)
+        write_json(files.json, record)
+    return tuple(outputs)
+
+
+def _write_map(result: FitResult, files: FitFiles, provenance: Provenance) -> list:
+    """Map and picture of the best model."""
+    data, best = result.data, result.best
+
+    def part(intensity, half_a=None, half_b=None) -> DiffuseMap:
         return replace(
-            data_map,
+            result.map,
             grid=data.grid,
-            index=data_map.index[data.row],
+            index=result.map.index[data.row],
             intensity=intensity,
-            sigma=data_map.sigma[data.row],
-            multiplicity=data_map.multiplicity[data.row],
+            sigma=result.map.sigma[data.row],
+            multiplicity=result.map.multiplicity[data.row],
+            half_a=half_a,
+            half_b=half_b,
             sums={},
             statistics={},
             overall={},
-            **{**columns, **changes},
         )
 
-    halves = {name: getattr(data, name) for name in ("half_a", "half_b")}
-    logger.info("Saving the data and the model %s to %s", best.name, output.map)
+    logger.info("Saving the data and the model %s to %s", best.name, files.map)
     columns = {
         "model": best.scale.value * best.intensity,
         "background": best.background,
@@ -54,37 +97,37 @@ def write_fit(output, provenance, data_map: DiffuseMap, data: FitData, best) -> 
         "sigma": data.sigma,
         "free": data.free.astype(np.uint8),
     }
-    measured = part(data.intensity, **halves)
-    save_map(output.map, measured, provenance, output.volume, {"fit": columns})
-    outputs = [Output(output.map, "map")]
-    if output.png:
-        logger.info("Saving pictures to %s", output.png)
+    measured = part(data.intensity, data.half_a, data.half_b)
+    save_map(files.map, measured, provenance, files.volume, {"fit": columns})
+    outputs = [Output(files.map, "map")]
+    if files.png:
+        logger.info("Saving pictures to %s", files.png)
         free = best.statistics["free"]["cc_anisotropic"]
         title = (
             f"Anisotropic diffuse scattering, {data.grid.space_group_symbol}; left half of each plane: data, "
             f"right half: {best.name}, mirrored; correlation {best.statistics['cc_anisotropic']:.3f}"
             f"{f', free {free:.3f}' if math.isfinite(free) else ''}; grey: left out"
         )
-        write_planes_png(output.png, part(data.intensity), title, part(columns["model"]))
-        outputs.append(Output(output.png, "picture", "aid"))
+        write_planes_png(files.png, part(data.intensity), title, part(columns["model"]))
+        outputs.append(Output(files.png, "picture", "aid"))
     return outputs
 
 
-def write_covariance(output, fit) -> list:
-    """Covariances of all pairs of groups as arrays and as a picture; returns the outputs for the record."""
+def _write_covariance(fit: PairFit, files: FitFiles) -> list:
+    """Covariances of all pairs of groups as arrays and as a picture."""
     outputs = []
-    arrays = [(output.covariance, "covariances", "covariance", flattened(fit.pairs.covariance))]
-    if fit.pairs.freedom is not None:
-        arrays.append((output.covariance_esd, "errors of the covariances", "esd", flattened(fit.pairs.freedom.esd)))
+    arrays = [(files.covariance, "covariances", "covariance", flattened(fit.covariance))]
+    if fit.freedom is not None:
+        arrays.append((files.covariance_esd, "errors of the covariances", "esd", flattened(fit.freedom.esd)))
     for path, text, kind, array in arrays:
         if path:
             logger.info("Saving the %s of %s to %s", text, fit.name, path)
             with atomic_path(path) as temporary, open(temporary, "wb") as handle:
                 np.save(handle, array, allow_pickle=False)
             outputs.append(Output(path, kind, "main" if kind == "covariance" else "aid"))
-    if output.covariance_png:
-        logger.info("Saving their picture to %s", output.covariance_png)
-        share = None if fit.pairs.freedom is None else fit.pairs.freedom.share
-        write_correlations_png(output.covariance_png, fit.pairs.covariance, fit.name, share)
-        outputs.append(Output(output.covariance_png, "picture", "aid"))
+    if files.covariance_png:
+        logger.info("Saving their picture to %s", files.covariance_png)
+        share = None if fit.freedom is None else fit.freedom.share
+        write_correlations_png(files.covariance_png, fit.covariance, fit.name, share)
+        outputs.append(Output(files.covariance_png, "picture", "aid"))
     return outputs

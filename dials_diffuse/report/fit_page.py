@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import math
 
-from dials_diffuse.fitting.choice import Choice
-from dials_diffuse.report.fit import centres_note, comparison_table, format_estimate, shell_table
+from dials_diffuse.fitting.result import Fit, ModelFit
+from dials_diffuse.fitting.run import FitResult
+from dials_diffuse.report.fit import (
+    centres_note,
+    comparison_table,
+    model_lines,
+    pair_lines,
+    shell_table,
+    verdict,
+)
 from dials_diffuse.report.page import embedded, write_page
 
 _CAPTIONS = (
@@ -14,14 +22,12 @@ _CAPTIONS = (
 )
 
 
-def write_fit_page(path, content: dict, fits, choice: Choice, pictures) -> None:
+def write_fit_page(path, record: dict, result: FitResult, pictures) -> None:
     """Write the report.
 
     Parameters
     ----------
-    content : what ``diffuse_fit.json`` says
-    fits : list of Fit
-    choice : of the best of them
+    record : what ``diffuse_fit.json`` says
     pictures : PNG files of :mod:`report.fit_files`: of planes, and of covariances if there are any; None for none
 
     Raises
@@ -29,6 +35,7 @@ def write_fit_page(path, content: dict, fits, choice: Choice, pictures) -> None:
     DiffuseError
         If the file cannot be written.
     """
+    fits, choice = result.fits, result.choice
     best = choice.best
     n = best.statistics["n"], best.statistics["free"]["n"]
     heads, rows = comparison_table(fits)
@@ -40,66 +47,51 @@ def write_fit_page(path, content: dict, fits, choice: Choice, pictures) -> None:
         path,
         "fit.html",
         title=f"dials.diffuse_fit: {best.name}",
-        version=content["version"],
-        dials_version=content["dials_version"],
-        parameters=content["parameters"].strip(),
+        version=record["version"],
+        dials_version=record["dials_version"],
+        parameters=record["parameters"].strip(),
         summary=[
-            ("structure", content["inputs"][0]),
-            ("map", content["inputs"][1]),
-            ("space group", content["space_group"]),
-            ("unit cell", " ".join(f"{x:.6g}" for x in content["unit_cell"])),
-            ("voxels per reciprocal cell", "×".join(map(str, content["subdivide"]))),
-            ("resolution", f"{content['d_max']:.2f}–{content['d_min']:.2f} Å"),
+            ("structure", record["inputs"][0]),
+            ("map", record["inputs"][1]),
+            ("space group", record["space_group"]),
+            ("unit cell", " ".join(f"{x:.6g}" for x in record["unit_cell"])),
+            ("voxels per reciprocal cell", "×".join(map(str, record["subdivide"]))),
+            ("resolution", f"{record['d_max']:.2f}–{record['d_min']:.2f} Å"),
             ("voxels", f"{n[0]} fitted, {n[1]} free"),
-            ("unit of the map", content["units"]),
+            ("unit of the map", record["units"]),
         ],
-        verdict=f"The best model by {'free voxels' if choice.criterion == 'free' else 'BIC'}: {best.name}.",
-        comparison={"heads": heads, "rows": rows, "best": list(fits).index(best)},
+        verdict=f"{verdict(choice)}.",
+        comparison={"heads": heads, "rows": rows, "best": fits.index(best)},
         note=centres_note(fits),
         shells=embedded(_shells(fits)),
         pictures=[(embedded(path), caption) for path, caption in zip(pictures, _CAPTIONS) if path],
-        models=[_model(fit, record) for fit, record in zip(fits, content["models"])],
-        settings=[(s["operator"], _number(s["cc_anisotropic"], ".3f")) for s in content["indexing"]],
+        models=[
+            *(_section(fit, model_lines(fit)) | _known(fit) for fit in result.models),
+            *(_section(fit, pair_lines(fit)) for fit in result.pairs),
+        ],
+        settings=[(s.operator, _number(s.cc_anisotropic, ".3f")) for s in result.settings],
     )
 
 
-def _model(fit, record: dict) -> dict:
-    """What the page says about one model; record: of the summary."""
-    identifiability = record["identifiability"]
-    names = identifiability["order"]
-    profiles = [
-        {
-            "heads": [f"{e.name} ({e.unit})", *(_number(value, ".4g") for value, _ in e.profile)],
-            "rows": [["rise", *(_number(rise, ".2f") for _, rise in e.profile)]],
-        }
-        for e in fit.estimates
-        if e.profile
-    ]
+def _section(fit: Fit, lines) -> dict:
+    """What the page says about any fit."""
     heads, rows = shell_table(fit)
     displacements = [
         [
-            d["model"],
-            _number(d["u_model"], ".3f"),
-            _number(d["u_structure"], ".3f"),
-            _number(d["correlation"], ".3f"),
-            f"{d['n_exceeded']} of {d['n_atoms']}",
+            d.model,
+            _number(d.u_model, ".3f"),
+            _number(d.u_structure, ".3f"),
+            _number(d.correlation, ".3f"),
+            f"{d.n_exceeded} of {d.n_atoms}",
         ]
-        for d in record["displacements"]
+        for d in fit.displacements
     ]
     return {
         "name": fit.name,
         "warnings": [text.removeprefix(f"{fit.name}: ") for text in fit.warnings],
-        "estimates": [
-            *(format_estimate(e) for e in (*fit.estimates, fit.scale)),
-            *(f"llm.orders = {number}" for number in record.get("orders", ())),
-        ],
-        "correlations": {
-            "heads": ["", *names],
-            "rows": [
-                [name, *(_number(x, ".3f") for x in row)] for name, row in zip(names, identifiability["correlations"])
-            ],
-        },
-        "profiles": profiles,
+        "estimates": lines,
+        "correlations": None,
+        "profiles": [],
         "displacements": {
             "heads": ["", "mean U of the model (Å²)", "of the atoms", "correlation", "atoms that it exceeds"],
             "rows": displacements,
@@ -107,6 +99,27 @@ def _model(fit, record: dict) -> dict:
         if displacements
         else None,
         "shells": {"heads": heads, "rows": rows},
+    }
+
+
+def _known(fit: ModelFit) -> dict:
+    """How well the parameters of a model are known."""
+    names = [*(e.name for e in fit.estimates), "scale"][: len(fit.correlations)]
+    return {
+        "correlations": {
+            "heads": ["", *names],
+            "rows": [[name, *(_number(x, ".3f") for x in row)] for name, row in zip(names, fit.correlations)],
+        }
+        if len(names) > 1
+        else None,
+        "profiles": [
+            {
+                "heads": [f"{e.name} ({e.unit})", *(_number(value, ".4g") for value, _ in e.profile)],
+                "rows": [["rise", *(_number(rise, ".2f") for _, rise in e.profile)]],
+            }
+            for e in fit.estimates
+            if e.profile
+        ],
     }
 
 

@@ -4,133 +4,133 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.fitting.agreement import statistics
+from dials_diffuse.fitting.agreement import criteria, statistics
 from dials_diffuse.fitting.data import FitData
-from dials_diffuse.fitting.fit import Estimate, Fit, FitOptions, criteria
-from dials_diffuse.fitting.minimise import Minimum
+from dials_diffuse.fitting.displacements import compare_displacements
+from dials_diffuse.fitting.fit_parameters import FitOptions, PairParameters
 from dials_diffuse.fitting.pairs.group_fit import GroupFit, fit_groups, sampled_rows
+from dials_diffuse.fitting.pairs.pair_freedom import PairFreedom
 from dials_diffuse.fitting.pairs.pair_minimisers import MOST_ELEMENTS
 from dials_diffuse.fitting.pairs.pair_objective import Sample
+from dials_diffuse.fitting.result import Estimate, Fit, ModelFit
+from dials_diffuse.fitting.uncertainty import other_minima
 from dials_diffuse.models.checks import fitted as fitted_to_grid
+from dials_diffuse.models.covariance.covariance import Covariance
 from dials_diffuse.models.covariance.group_covariance import GroupCovariance
-from dials_diffuse.models.covariance.group_factory import group_covariance
 from dials_diffuse.models.covariance.motion import flattened
-from dials_diffuse.models.voxel_means import gauss_points
-from dials_diffuse.structure.groups import group_labels
+from dials_diffuse.structure.crystal import Structure
 
 logger = logging.getLogger("dials.diffuse.fit")
 
 
+@dataclass(frozen=True, eq=False)
+class PairFit(Fit):
+    """The covariance of every pair of groups, fitted.
+
+    Attributes
+    ----------
+    covariance : (g, g) or (g, g, 3, 3) float64, V in Å², positive semidefinite
+    strength : of the prior; trials : (strength, correlation on free voxels, on the others) of each that was tried
+    iterations : of the minimisation that is kept
+    freedom : what the data determine; None for many groups
+    """
+
+    covariance: np.ndarray
+    strength: float
+    trials: tuple
+    iterations: int
+    freedom: PairFreedom | None
+
+
 def fit_all_pairs(
     data: FitData,
-    kernel_fit: Fit,
-    structure,
+    kernel_fit: ModelFit,
+    structure: Structure,
     options: FitOptions,
-    strengths,
-    minimiser: str = "auto",
-    max_iterations: int = 200,
+    parameters: PairParameters,
     name: str = "",
-    starts: int | None = None,
     groups: GroupCovariance | None = None,
-) -> Fit:
-    """The covariance of every pair of groups, with that of a fitted kernel as prior, see :func:`groups.fit_groups`.
+) -> PairFit:
+    """The covariance of every pair of groups, with that of a fitted kernel as prior, see :func:`group_fit.fit_groups`.
 
     Parameters
     ----------
     kernel_fit : of a Covariance; its weights are used. If its displacements are tensors (V), those of all pairs are;
         if it is averaged over voxels, they are, too, if that can be afforded
-    strengths : of the prior; the best on free voxels is taken
-    minimiser : one of ``pair_minimisers.MINIMISERS``
     name : for tables; by default that of the kernel with ``/pairs``
-    starts : of the minimisation with the strength that is taken; None: options.starts for up to
-        ``pair_minimisers.MOST_ELEMENTS`` covariances, else one, as each takes long
     groups : at all voxels of the data, as the kernel was prepared; None: made anew
+
+    Raises
+    ------
+    DiffuseError
+        If the map and the structure have different Laue groups, or the minimiser is not one for these covariances.
 
     Notes
     -----
     AIC and BIC count as many parameters as the data determine beside the prior; of many groups all, an upper limit.
     """
-    model, name = kernel_fit.model, name or f"{kernel_fit.name}/pairs"
+    (model,) = kernel_fit.models
+    name = name or f"{kernel_fit.name}/pairs"
     laue = [g.build_derived_laue_group() for g in (structure.space_group, data.grid.space_group)]
     if laue[0] != laue[1]:
         raise DiffuseError(f"{name}: the structure and the map need the same Laue group")
-    placed, grid = fitted_to_grid(structure, data.grid)
-    motion = model.motion(placed)
-    prior = motion.covariance
-    points = gauss_points(data.grid) if kernel_fit.means else None
-    labels = group_labels(placed, model.groups, model.selections)
-
-    def groups_at(rows) -> GroupCovariance:
-        return group_covariance(
-            placed if model.soft else placed.without_displacements(),
-            labels,
-            (data.index[rows] / np.array(grid.subdivide)) @ grid.reciprocal_matrix.T,
-            adp="held" if model.soft else "free",
-            tensor=prior.ndim == 4,
-            table=model.table,
-            tolerance=model.tolerance,
-            points=points,
-            u=motion.mean_square,
-        )
-
-    groups = groups or groups_at(slice(None))
+    placed, _ = fitted_to_grid(structure, data.grid)
+    prior = model.motion(placed).covariance
+    groups = groups or model.group_covariance(structure, data.grid, data.index, kernel_fit.means)
     if kernel_fit.means and not groups.means:
         logger.info("%s: too large to be averaged over voxels, taken at their centres", name)
-        points = None
-    rows = sampled_rows(data.free, len(prior), prior.ndim == 4)
-    weights = kernel_fit.weights
+    sample, rows = None, sampled_rows(data.free, len(prior), prior.ndim == 4)
+    if rows is not None:
+        sample = Sample(rows, model.group_covariance(structure, data.grid, data.index[rows], groups.means))
     found = fit_groups(
         data,
         groups,
         prior,
-        strengths,
+        parameters.strengths,
         options.scale,
         options.background,
-        max_iterations,
-        minimiser,
-        weights,
-        None if rows is None else Sample(rows, groups_at(rows)),
-        number_of_starts(len(flattened(prior)), options.starts) if starts is None else starts,
+        parameters.max_iterations,
+        parameters.minimiser,
+        kernel_fit.weights,
+        sample,
+        parameters.starts or number_of_starts(len(flattened(prior)), options.starts),
         options.seed,
         kernel_fit.adjustment,
     )
-    logger.info(
-        "Strengths of the prior, and correlation on free voxels and on the others:\n%s",
-        "\n".join(f"{strength:10.3g}{free:9.4f}{own:9.4f}" for strength, free, own in found.trials),
-    )
+    models = (_with_covariance(model, found.covariance),)
+    displacements = compare_displacements(models, structure)
     fitted = found.scale * found.intensity + found.background
-    g = len(prior)
-    n_elements = g * (g + 1) // 2 * (1 if prior.ndim == 2 else 6)
-    n_free = n_elements if found.freedom is None else round(found.freedom.n_effective)
-    n_parameters = n_free + options.background + (options.scale is None)
-    work = ~data.free
+    n_parameters = found.n_free + found.n_background + (options.scale is None)
+    work, weights = ~data.free, kernel_fit.weights
     objective = float(np.sum(weights[work] * (data.intensity - fitted)[work] ** 2))
-    return Fit(
+    warnings = [*_warnings(found), *(comparison.warning for comparison in displacements)]
+    return PairFit(
         name=name,
-        estimates=(),
+        models=models,
         scale=Estimate("scale", "", found.scale, math.nan if options.scale is None else 0.0),
-        fitted=fitted,
         intensity=found.intensity,
         background=found.background,
+        fitted=fitted,
+        weights=weights,
         statistics=statistics(data, fitted, weights, n_parameters, options.n_shells),
         criteria=criteria(objective, np.count_nonzero(work), n_parameters),
-        correlations=np.zeros((0, 0)),
-        eigenvalues=np.zeros(0),
-        loosest=np.zeros(0),
-        minimum=Minimum(np.zeros(0), objective, found.iterations, found.converged),
-        reached=found.reached,
+        converged=found.converged,
         starts=found.starts,
-        weights=weights,
-        pairs=found,
-        warnings=_warnings(name, found),
-        model=_free(model, found.covariance),
+        reached=found.reached,
         means=groups.means,
         adjustment=kernel_fit.adjustment,
+        displacements=displacements,
+        warnings=tuple(f"{name}: {text}" for text in warnings if text),
+        covariance=found.covariance,
+        strength=found.strength,
+        trials=found.trials,
+        iterations=found.iterations,
+        freedom=found.freedom,
     )
 
 
@@ -139,20 +139,19 @@ def number_of_starts(size: int, wanted: int) -> int:
     return wanted if size * (size + 1) // 2 <= MOST_ELEMENTS else 1
 
 
-def _free(model, covariance: np.ndarray):
+def _with_covariance(model: Covariance, covariance: np.ndarray) -> Covariance:
     """The model with a matrix in place of its kernel."""
     return replace(model, kernel="free", matrix=flattened(covariance), modes=None, sigma=None, V=None, gamma=None)
 
 
-def _warnings(name: str, found: GroupFit) -> list:
+def _warnings(found: GroupFit) -> list:
     warnings = []
     if not found.converged:
-        warnings.append(f"{name}: no minimum after {found.iterations} steps; raise pairs.max_iterations")
-    if found.reached < found.starts:
-        warnings.append(f"{name}: {found.reached} of {found.starts} starts reached the best minimum, it has others")
+        warnings.append(f"no minimum after {found.iterations} steps; raise pairs.max_iterations")
+    warnings += other_minima(found.reached, found.starts)
     if len(found.trials) > 1 and found.strength in (found.trials[0][0], found.trials[-1][0]):
         side = "strongest" if found.strength == found.trials[0][0] else "weakest"
         warnings.append(
-            f"{name}: the {side} prior fits the free voxels best, {found.strength:g}: try more strengths on that side"
+            f"the {side} prior fits the free voxels best, {found.strength:g}: try more strengths on that side"
         )
     return warnings

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from dials_diffuse.errors import DiffuseError
+from dials_diffuse.fitting.agreement import anisotropic_parts
 from dials_diffuse.fitting.data import FitData
 from dials_diffuse.fitting.linear import Background, Linear, Projection
 from dials_diffuse.fitting.pairs.pair_freedom import PairFreedom, pair_freedom
-from dials_diffuse.fitting.pairs.pair_minimisers import MOST_ELEMENTS, Descent, chosen, minimise_pairs
+from dials_diffuse.fitting.pairs.pair_minimisers import MOST_ELEMENTS, chosen, minimise_pairs
+from dials_diffuse.fitting.pairs.pair_minimum import PairMinimum
 from dials_diffuse.fitting.pairs.pair_objective import PairObjective, Sample
-from dials_diffuse.maps.shells import correlation, shell_residual
+from dials_diffuse.maps.shells import correlation
 from dials_diffuse.models.covariance.group_covariance import GroupCovariance
 from dials_diffuse.models.covariance.motion import flattened
 
@@ -28,7 +30,7 @@ _FREEDOM, _MORE = 2, 0.05
 _FTOL, _FTOL_MANY = 1e-8, 1e-6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GroupFit:
     """Fitted covariance of groups.
 
@@ -44,6 +46,7 @@ class GroupFit:
     starts : with the strength that is kept; ``reached``: how many of them ended as low as the best, within what changes
         chi² by the reduced chi²
     freedom : what the data determine; None for many groups
+    n_background : number of splines
     """
 
     covariance: np.ndarray
@@ -56,7 +59,19 @@ class GroupFit:
     converged: bool
     starts: int
     reached: int
-    freedom: PairFreedom | None = None
+    freedom: PairFreedom | None
+    n_background: int
+
+    @property
+    def n_free(self) -> int:
+        """How many covariances the data determine beside the prior; if that is not known, all.
+
+        Of tensors the six elements of each symmetric part count.
+        """
+        if self.freedom is not None:
+            return round(self.freedom.n_effective)
+        g = len(self.covariance)
+        return g * (g + 1) // 2 * (1 if self.covariance.ndim == 2 else 6)
 
 
 def other_starts(prior: np.ndarray, number: int, seed: int) -> list:
@@ -91,7 +106,7 @@ def fit_groups(
     prior: np.ndarray,
     strengths=(1.0,),
     scale: float | None = None,
-    n_background: int = 10,
+    n_background: int | None = None,
     max_iterations: int = 200,
     minimiser: str = "auto",
     weights: np.ndarray | None = None,
@@ -113,6 +128,7 @@ def fit_groups(
     prior : (g, g) or, if ``groups`` has tensors, (g, g, 3, 3) float64, Å², for example of a kernel that was fitted
     strengths : positive, or 0 for none
     scale : hold k at this value; None: fit it
+    n_background : as for :class:`linear.Background`
     minimiser : one of ``pair_minimisers.MINIMISERS``
     weights : (n,) float64; by default 1/sigma²
     sample : of the voxels that are fitted, from which second derivatives are estimated; by default all
@@ -135,7 +151,6 @@ def fit_groups(
     weights = 1 / data.sigma**2 if weights is None else weights
     background = Background(data.s, n_background)
     projection = Projection(data.intensity[work], weights[work], background.at(work), scale)
-    observed = shell_residual(data.intensity, data.s)
     objective = PairObjective(groups, projection, weights, work, prior, background, sample)
     minimiser = chosen(minimiser, objective)
     ftol = _FTOL if objective.axes == 1 and len(objective.triangle[0]) <= MOST_ELEMENTS else _FTOL_MANY
@@ -144,9 +159,9 @@ def fit_groups(
         found = minimise_pairs(objective, start, strength, minimiser, max_iterations, ftol)
         intensity = groups.intensity(objective.unfolded(found.covariance))
         solved = projection.solve(intensity[work])
-        b = background.values(solved.background) if n_background else np.zeros(data.n)
-        residual = shell_residual(solved.scale * intensity + b, data.s)
-        ccs = (correlation(observed[use], residual[use]) for use in (data.free, work))
+        b = background.values(solved.background)
+        x, y = anisotropic_parts(data, solved.scale * intensity + b)
+        ccs = (correlation(x[use], y[use]) for use in (data.free, work))
         return _Minimum(found, intensity, solved, b, (strength, *ccs))
 
     minima, v = [], objective.prior
@@ -172,14 +187,15 @@ def fit_groups(
         starts=len(same),
         reached=sum(m.found.value - best.found.value <= best.found.value / objective.n for m in same),
         freedom=freedom,
+        n_background=background.n_terms,
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Minimum:
     """Where a minimisation ended: intensity, scale and background there, (strength, free and other correlation)."""
 
-    found: Descent
+    found: PairMinimum
     intensity: np.ndarray
     solved: Linear
     background: np.ndarray

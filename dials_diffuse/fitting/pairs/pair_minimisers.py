@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize
 
+from dials_diffuse.checks import choice
 from dials_diffuse.errors import DiffuseError
+from dials_diffuse.fitting.pairs.pair_minimum import PairMinimum, nearest_semidefinite
 from dials_diffuse.fitting.pairs.pair_objective import PairObjective
+from dials_diffuse.fitting.pairs.reference_descent import reference_descent
 
 logger = logging.getLogger("dials.diffuse.fit")
 
 #: newton: Levenberg-Marquardt steps by the elements of V, then lbfgs where these become short, as V is singular;
-#: lbfgs: L-BFGS by the elements of L; descent: down the gradient by the elements of V; auto: newton where its matrix is
-#: affordable, else lbfgs
+#: lbfgs: L-BFGS by the elements of L; descent: the reference, down the gradient by the elements of V; auto: newton
+#: where its matrix is affordable, else lbfgs
 MINIMISERS = ("auto", "newton", "lbfgs", "descent")
 
 #: elements of V up to which newton is affordable: it makes a matrix of their second derivatives at each step
@@ -37,26 +39,6 @@ _MAX_SPLITTINGS = 300
 _SPLIT = 1e-3
 #: relative gain of a step below which, if its splittings did not end, L-BFGS goes on
 _SMALL_GAIN = 0.1
-#: a step of the descent is kept if it gains this fraction of what the slope promises
-_ARMIJO = 1e-4
-
-
-@dataclass(frozen=True)
-class Descent:
-    """Where a minimisation ended.
-
-    Attributes
-    ----------
-    covariance : (m, m) float64, Å², V; of tensors (3g, 3g)
-    value : of the objective
-    iterations : int
-    converged : bool
-    """
-
-    covariance: np.ndarray
-    value: float
-    iterations: int
-    converged: bool
 
 
 def chosen(minimiser: str, objective: PairObjective) -> str:
@@ -67,8 +49,7 @@ def chosen(minimiser: str, objective: PairObjective) -> str:
     DiffuseError
         If it is unknown, or ``newton`` for tensors or too many groups.
     """
-    if minimiser not in MINIMISERS:
-        raise DiffuseError(f"pairs.minimiser={minimiser}: choose from {', '.join(MINIMISERS)}")
+    choice("pairs.minimiser", minimiser, MINIMISERS)
     possible = objective.axes == 1 and len(objective.triangle[0]) <= MOST_ELEMENTS
     if minimiser == "newton" and not possible:
         raise DiffuseError(
@@ -86,7 +67,7 @@ def minimise_pairs(
     minimiser: str,
     max_iterations: int,
     ftol: float = 1e-10,
-) -> Descent:
+) -> PairMinimum:
     """Lower the objective from a V.
 
     Parameters
@@ -96,7 +77,7 @@ def minimise_pairs(
     ftol : relative gain of a step at which ``lbfgs`` ends
     """
     if minimiser == "descent":
-        return _descent(objective, start, strength, max_iterations)
+        return reference_descent(objective, start, strength, max_iterations)
     done = 0
     if minimiser == "newton":
         found = _newton(objective, start, strength, max_iterations)
@@ -112,10 +93,10 @@ def minimise_pairs(
         method="L-BFGS-B",
         options={"maxiter": steps, "maxfun": 2 * steps, "maxcor": 30, "ftol": ftol, "gtol": 0.0},
     )
-    return Descent(objective.covariance(result.x), result.fun, done + result.nit, result.nit < steps)
+    return PairMinimum(objective.covariance(result.x), result.fun, done + result.nit, result.nit < steps)
 
 
-def _newton(objective: PairObjective, v, strength: float, max_iterations: int) -> Descent:
+def _newton(objective: PairObjective, v, strength: float, max_iterations: int) -> PairMinimum:
     """Levenberg-Marquardt steps by the elements of V inside the cone of positive semidefinite matrices."""
     damping, dual = objective.stiff(1.0), None
     value, slope = objective.slope(v, strength)
@@ -124,24 +105,24 @@ def _newton(objective: PairObjective, v, strength: float, max_iterations: int) -
         while True:
             trial, dual, promise, exact = _step(objective, curvature, v, slope, strength, damping, dual)
             if promise <= _TOLERANCE * value / objective.n:
-                return Descent(v, value, iteration, True)
+                return PairMinimum(v, value, iteration, True)
             with np.errstate(over="ignore", invalid="ignore"):  # steps that go too far
                 found = objective.value(trial, strength)
             if found < value:
                 break
             damping = 10 * max(damping, objective.stiff(_SOME_DAMPING))
             if damping > _MAX_DAMPING:
-                return Descent(v, value, iteration, True)
+                return PairMinimum(v, value, iteration, True)
         gain = (value - found) / promise
         if gain > 0.25:
             damping = damping / 10 if damping > objective.stiff(_SOME_DAMPING) else 0.0
         logger.debug("objective %.10g after step %d, promised %.3g more (%.3g)", found, iteration, promise, damping)
         v = trial
         if not exact and value - found < _SMALL_GAIN * value:  # many such steps would be needed
-            return Descent(v, found, iteration + 1, False)
+            return PairMinimum(v, found, iteration + 1, False)
         value, slope = objective.slope(v, strength)
         curvature = Curvature(objective, v)
-    return Descent(v, value, max_iterations, False)
+    return PairMinimum(v, value, max_iterations, False)
 
 
 class Curvature:
@@ -194,7 +175,7 @@ def _step(objective, curvature: Curvature, v, slope, strength: float, damping: f
 
     def projected(z):
         matrix = element(z) / np.outer(inner, inner)  # the cone is the same for relative elements
-        return relative(_positive(matrix) * np.outer(inner, inner))
+        return relative(nearest_semidefinite(matrix) * np.outer(inner, inner))
 
     rho = float(np.sqrt(max(values[0], 1e-6 * values[-1]) * values[-1]))
     y = z
@@ -214,33 +195,3 @@ def _step(objective, curvature: Curvature, v, slope, strength: float, damping: f
         elif moved > 10 * primal:
             rho, u = rho / 2, u * 2
     return element(y), u * rho, promised(y - z), False
-
-
-def _descent(objective: PairObjective, v: np.ndarray, strength: float, max_iterations: int) -> Descent:
-    """v <- v - t dO/dv for every element, negative eigenvalues of V set to 0; t doubled or halved as it goes."""
-    v = _positive(v)
-    value, slope = objective.slope(v, strength)
-    t = 0.01 * np.abs(v).max() / max(np.abs(slope).max(), 1e-300)
-    for iteration in range(max_iterations):
-        while True:
-            trial = _positive(v - t * slope)
-            moved = float(np.sum((trial - v) ** 2))
-            found = objective.value(trial, strength)
-            if found <= value - _ARMIJO * moved / t:
-                break
-            t *= 0.5
-            if moved <= 1e-30 * float(np.sum(v**2)):
-                return Descent(v, value, iteration, True)
-        gained = value - found
-        v = trial
-        value, slope = objective.slope(v, strength)
-        if gained <= _TOLERANCE**2 * value / objective.n:  # short steps gain little long before the end
-            return Descent(v, value, iteration + 1, True)
-        t *= 2
-    return Descent(v, value, max_iterations, False)
-
-
-def _positive(v: np.ndarray) -> np.ndarray:
-    """The nearest positive semidefinite matrix."""
-    values, vectors = np.linalg.eigh(v)
-    return v if values[0] >= 0 else (vectors * np.maximum(values, 0)) @ vectors.T
