@@ -95,13 +95,15 @@ SITES = [(0.1, 0.1, 0.1), (0.4, 0.3, 0.2), (0.8, 0.4, 0.5), (0.2, 0.7, 0.6), (0.
 def scaled(closed):
     folder, structure, _ = closed
     parameters = ScalingParameters(terms=("b",), max_observations=30_000)
-    absolute = AbsoluteParameters(expectation(structure), "krogh_moe", True)
+    absolute = AbsoluteParameters(**model_file(folder, structure), method="krogh_moe", required=True)
     return scale_observations([folder / "n.h5"], parameters, folder / "s.h5", PROVENANCE, 1, absolute=absolute)
 
 
-def expectation(structure):
-    contents = contents_of_structure(structure, bulk_solvent=False, hydrogens=False)
-    return lambda grid: expectation_of(contents, grid.d_min)
+def model_file(folder, structure):
+    """What AbsoluteParameters need to know that the cell holds this and nothing else."""
+    path = folder / "model.pdb"
+    path.write_text(structure.xray_structure.as_pdb_file())
+    return {"model": str(path), "bulk_solvent": False, "hydrogens": False}
 
 
 def test_closed_loop(closed, scaled):
@@ -208,7 +210,7 @@ def test_an_old_file_is_scaled_all_the_same(closed, tmp_path):
                 source.copy(name, target)
         target.attrs.update(source.attrs)
     parameters = ScalingParameters(terms=(), max_observations=5000)
-    absolute = AbsoluteParameters(expectation(structure))
+    absolute = AbsoluteParameters(**model_file(tmp_path, structure))
     result = scale_observations([tmp_path / "old.h5"], parameters, tmp_path / "s.h5", PROVENANCE, 1, absolute=absolute)
     assert result.absolute is None and len(result.bragg) == 0
     with ObservationFile(tmp_path / "s.h5") as file:
@@ -223,7 +225,7 @@ def test_too_few_reflections_are_no_error_unless_a_scale_was_asked_for(closed, t
             column.resize(50, axis=0)
     parameters = ScalingParameters(terms=(), max_observations=5000)
     for required in (False, True):
-        absolute = AbsoluteParameters(expectation(structure), required=required)
+        absolute = AbsoluteParameters(**model_file(tmp_path, structure), required=required)
         arguments = ([tmp_path / "few.h5"], parameters, tmp_path / "s.h5", PROVENANCE, 1)
         if required:
             with pytest.raises(DiffuseError, match="50 Bragg reflections are too few"):
@@ -236,15 +238,12 @@ def test_too_few_reflections_are_no_error_unless_a_scale_was_asked_for(closed, t
 
 def test_contents_that_do_not_fit_are_no_error_unless_a_scale_was_asked_for(closed, tmp_path):
     folder = closed[0]
-
-    def expectation(grid):
-        raise DiffuseError("400 copies do not fit the cell")
-
+    contents = {"sequence": "MKV", "copies": 400}
     parameters = ScalingParameters(terms=(), max_observations=5000)
     arguments = ([folder / "n.h5"], parameters, tmp_path / "s.h5", PROVENANCE, 1)
-    assert scale_observations(*arguments, absolute=AbsoluteParameters(expectation)).absolute is None
-    with pytest.raises(DiffuseError, match="400 copies"):
-        scale_observations(*arguments, absolute=AbsoluteParameters(expectation, required=True))
+    assert scale_observations(*arguments, absolute=AbsoluteParameters(**contents)).absolute is None
+    with pytest.raises(DiffuseError, match="need more room than the unit cell has"):
+        scale_observations(*arguments, absolute=AbsoluteParameters(**contents, required=True))
 
 
 @pytest.fixture(scope="module")

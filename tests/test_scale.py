@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -26,9 +27,9 @@ from dials_diffuse.merging.laue import MergeParameters, merge_observations
 from dials_diffuse.scaling.apply import Predictions, Scaler, apply_levels, predict_all, scaled_rows
 from dials_diffuse.scaling.batches import Batch, suggest_cuts
 from dials_diffuse.scaling.error_model import first_error_model, reject, weigh
-from dials_diffuse.scaling.layout import N_COORDINATES, coordinates, directions_in_head, make_layout
+from dials_diffuse.scaling.layout import Rows, S, T, coordinates, directions_in_head, make_layout, places
 from dials_diffuse.scaling.levels import find_levels, minus_log_likelihood, without_offsets
-from dials_diffuse.scaling.model import MAX_PARAMETERS, MAX_PARAMETERS_B, MAX_PARAMETERS_C, start_model
+from dials_diffuse.scaling.model import start_model
 from dials_diffuse.scaling.normal import chi2, normal_equations
 from dials_diffuse.scaling.patterns import absorption, absorption_functions, harmonics, symmetric_patterns
 from dials_diffuse.scaling.record import suggested_cuts
@@ -37,6 +38,10 @@ from dials_diffuse.scaling.sample import COLUMNS, sample_observations
 from dials_diffuse.scaling.scale import scale_observations
 from dials_diffuse.scaling.scaling_parameters import ScalingParameters
 from dials_diffuse.scaling.solve import gauge
+from dials_diffuse.scaling.terms import absorption_spline, drift, offset
+from dials_diffuse.scaling.terms.absorption import AbsorptionOptions
+from dials_diffuse.scaling.terms.drift import DriftOptions
+from dials_diffuse.scaling.terms.offset import OffsetOptions
 
 GRID = small_grid("P 41", (20, 20, 24, 90, 90, 90), d_min=3.0)
 SIZE = (487, 407)  # two Pilatus modules, one above the other
@@ -45,7 +50,9 @@ EXPERIMENTS = [ExperimentSummary(f"id-{i}", (1, 40), (0.0, 1.0), 40, 1.0, 1, SIZ
 #: the same with what harmonics need
 HEAD = {"orientation": (0.05, 0, 0, 0, 0.05, 0, 0, 0, 1 / 24), "axis": (1, 0, 0), "beam": (0, 0, -1)}
 TURNING = [replace(e, **HEAD) for e in EXPERIMENTS]
-SMALL = {"nodes_a": 4, "angle_a": 10, "angle_b": 10, "angle_c": 8, "nodes_c": 5}
+SMALL = {
+    "options": (AbsorptionOptions(nodes=4, angle=10), DriftOptions(angle=10), OffsetOptions(angle=8, nodes=5)),
+}
 
 
 def true_b(experiment, t):
@@ -203,10 +210,10 @@ def test_many_sweeps_have_fewer_nodes_each(tmp_path):
     layout = make_layout(60 * [replace(EXPERIMENTS[0], image_range=(1, 360))], GRID)
     sizes = {}
     for form in ("spline", "harmonics"):
-        model = start_model(data, layout, ScalingParameters(form_a=form))
-        sizes |= {b.name: b.size * b.n_sets for b in model.blocks}
-    assert sizes["b"] <= MAX_PARAMETERS_B and sizes["c"] <= MAX_PARAMETERS_C + 60 * 3 * 6
-    assert sizes["a"] <= max(MAX_PARAMETERS, 60 * 3**3)
+        model = start_model(data, layout, ScalingParameters(options=(AbsorptionOptions(form=form),)))
+        sizes |= {b.key: b.size * b.n_sets for b in model.blocks}
+    assert sizes["b"] <= drift.MAX_PARAMETERS and sizes["c"] <= offset.MAX_PARAMETERS + 60 * 3 * 6
+    assert sizes["a"] <= max(absorption_spline.MAX_PARAMETERS, 60 * 3**3)
 
 
 def test_overall_scale_is_fixed_and_changes_nothing(tmp_path):
@@ -267,7 +274,7 @@ def test_without_scale_factors_rows_stay_as_they_are(tmp_path):
     data, layout = read_sample(write(tmp_path / "a.h5", rows))
     model = start_model(data, layout, ScalingParameters(**SMALL))
     x = coordinates(layout, rows["experiment"].astype(int), rows)
-    prediction = model.predict(x, rows["experiment"].astype(int), rows["norm"], rows["s"].astype(float))
+    prediction = model.predict(Rows(x, rows["experiment"].astype(int)), rows["norm"], rows["s"].astype(float))
     block = {name: rows[name] for name in OBSERVATION_DTYPE.names}
     unit, added = prediction.unit, np.zeros(len(rows))
     same = scaled_rows(block, unit, added, 0, 1.0)
@@ -307,11 +314,9 @@ def test_closed_loop_curves(planted):
     model = result.refinement.model
     assert set(model.terms) == {"a", "b", "c", "m"}
     t = (np.arange(40) + 0.5) / 40
-    x = np.zeros((40, N_COORDINATES))
-    x[:, 0], x[:, 3] = t, 0.2
     ratios = []
     for e in range(2):
-        fitted = np.exp(model.value("b", x, np.full(40, e)))
+        fitted = np.exp(model.value("b", places(e, {T: t, S: 0.2})))
         ratios.append(fitted / true_b(e, t))
     ratios = np.concatenate(ratios)
     assert np.std(ratios / ratios.mean()) < 0.01
@@ -489,7 +494,7 @@ def test_closed_loop_of_harmonics(absorbed):
     layout = make_layout(TURNING, GRID)
     e = rows["experiment"].astype(int)
     x = coordinates(layout, e, rows)
-    fitted = model.value("b", x, e) + model.value("h", x, e)
+    fitted = model.value("b", Rows(x, e)) + model.value("h", Rows(x, e))
     truth = np.log(true_b(e, x[:, 0])) + true_harmonics(layout, rows)
     difference = fitted - truth
     assert np.std(truth) > 0.3
@@ -707,15 +712,15 @@ def test_scaling_twice_is_refused(planted, tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"terms": ("b", "x")}, "no term x"),
-        ({"outlier_n_sigma": -1.0}, "outlier.n_sigma"),
-        ({"angle_b": 0.0}, "scale_model.b.angle"),
-        ({"nodes_a": 2}, "scale_model.a.nodes"),
+        (partial(ScalingParameters, terms=("b", "x")), "no term x"),
+        (partial(ScalingParameters, outlier_n_sigma=-1.0), "outlier.n_sigma"),
+        (partial(DriftOptions, angle=0.0), "scale_model.b.angle"),
+        (partial(AbsorptionOptions, nodes=2), "scale_model.a.nodes"),
     ],
 )
 def test_bad_parameters(change, message):
     with pytest.raises(DiffuseError, match=message):
-        replace(ScalingParameters(), **change)
+        change()
 
 
 def test_program(planted, tmp_path, monkeypatch, capsys):
