@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import re
 import shutil
 from dataclasses import replace
@@ -620,3 +621,32 @@ def test_a_model_that_does_not_fit_is_not_trusted():
     result = absolute_scale(*data, model_of(contents, data, rng=np.random.default_rng(0)), "auto")
     assert result.method == "krogh_moe" and result.k == pytest.approx(K, rel=0.002)
     assert any("correlate" in w for w in result.warnings)
+
+
+def test_what_threads_are_sent_and_give_back_can_be_pickled(closed, scaled, tmp_path, monkeypatch):
+    """Everything is pickled on its way, and the numbers are the same bit for bit; so is the result."""
+    sent = []
+
+    def through_pickle(function, items, threads):
+        for item in items:
+            work, argument = pickle.loads(pickle.dumps((function, item)))
+            sent.append(function)
+            yield pickle.loads(pickle.dumps(work(argument)))
+
+    for name in ("sample", "refine", "apply"):
+        monkeypatch.setattr(f"dials_diffuse.scaling.{name}.in_threads", through_pickle)
+    folder, structure, _ = closed
+    parameters = ScalingParameters(terms=("b",), max_observations=30_000)
+    absolute = AbsoluteParameters(**model_file(tmp_path, structure), method="krogh_moe", required=True)
+    assert pickle.loads(pickle.dumps((parameters, absolute))) == (parameters, absolute)
+    arguments = parameters, tmp_path / "s.h5", PROVENANCE, 1
+    result = scale_observations([folder / "n.h5"], *arguments, absolute=absolute)
+    assert len(sent) > 20
+    with ObservationFile(tmp_path / "s.h5") as file, ObservationFile(folder / "s.h5") as other:
+        rows, expected = (f.read(*OBSERVATION_DTYPE.names) for f in (file, other))
+    for name, column in expected.items():
+        np.testing.assert_array_equal(rows[name], column)
+    again = pickle.loads(pickle.dumps(result))
+    assert again.absolute.k == scaled.absolute.k
+    np.testing.assert_array_equal(again.refinement.model.coefficients, scaled.refinement.model.coefficients)
+    np.testing.assert_array_equal(again.bragg.columns["intensity"], scaled.bragg.columns["intensity"])

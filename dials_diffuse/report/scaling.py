@@ -173,7 +173,7 @@ def _curves(result: ScalingResult, term: Term) -> dict:
 
 def _draw_curves(term: Term, curves: dict, axes, result: ScalingResult) -> None:
     for number, curve in curves.items():
-        axes.plot(curve.x, curve.y, color=f"C{number % 10}", label=f"sweep {number}")
+        axes.plot(curve.x, curve.y, curve.line, color=f"C{number % 10}", label=f"sweep {number}")
         axes.set(xlabel=curve.xlabel, ylabel=curve.ylabel, title=term.label)
     if 1 < len(curves) <= _LEGEND:
         axes.legend(fontsize="small")

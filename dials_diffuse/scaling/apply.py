@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from dials_diffuse.files.observations import OBSERVATION_DTYPE
-from dials_diffuse.kernels.scaling import orbit_sums
+from dials_diffuse.kernels.scaling import Residuals, orbit_sums
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.voxels import Voxels
 from dials_diffuse.parallel import in_threads
@@ -112,9 +112,8 @@ def sums_by_sweep(predictions: Predictions, rejected: np.ndarray, voxel: np.ndar
         unique = predictions.unique[rows]
         row = np.where(unique >= 0, voxel[unique], -1)
         row = np.where(row >= 0, row * n_sweeps + predictions.experiment[rows], -1)
-        orbit_sums(
-            row, predictions.weight[rows], predictions.residual[rows], predictions.unit[rows], rejected[rows], sums
-        )
+        p = predictions
+        orbit_sums(Residuals(row, p.weight[rows], p.residual[rows], p.unit[rows]), rejected[rows], sums)
     return sums.reshape(-1, n_sweeps, 2)
 
 

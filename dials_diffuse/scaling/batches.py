@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dials_diffuse.kernels.scaling import orbit_sums
+from dials_diffuse.kernels.scaling import Residuals, orbit_sums
 from dials_diffuse.maps.shells import correlation, less_group_means
 from dials_diffuse.scaling.error_model import ErrorModel, weigh
 from dials_diffuse.scaling.layout import T
@@ -58,7 +58,7 @@ def residuals_by_batch(
     weights = weigh(prediction, data, errors, np.zeros(data.n, dtype=bool))
     residual, unit = data.net - prediction.isotropic, prediction.unit
     sums = np.zeros((len(data.unique), 2))
-    orbit_sums(data.orbit, weights.weight, residual, unit, rejected, sums)
+    orbit_sums(Residuals(data.orbit, weights.weight, residual, unit), rejected, sums)
     total = (sums[:, 1] + weights.prior)[data.orbit]
     leverage = np.where(rejected, 0.0, weights.weight * unit**2 / total)
     r2 = weights.weight * (residual - unit * sums[data.orbit, 0] / total) ** 2 / np.maximum(1 - leverage, 0.05)
@@ -119,7 +119,8 @@ def crystal_correlations(
     residual, unit = data.net - prediction.isotropic, prediction.unit
     n = len(data.unique)
     sums = np.zeros((n * n_experiments, 2))
-    orbit_sums(data.orbit * n_experiments + data.experiment, weights.weight, residual, unit, rejected, sums)
+    orbit = data.orbit * n_experiments + data.experiment
+    orbit_sums(Residuals(orbit, weights.weight, residual, unit), rejected, sums)
     seen = sums[:, 1] > 0
     values = np.divide(sums[:, 0], sums[:, 1], out=np.zeros(len(sums)), where=seen)
     values, seen = values.reshape(n, -1), seen.reshape(n, -1)

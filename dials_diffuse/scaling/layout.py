@@ -25,6 +25,7 @@ _ANGLE = 1.0
 #: points along each edge of the detector of a function of it
 _N_DETECTOR = 11
 
+
 @dataclass(frozen=True)
 class Layout:
     """What is common to all sweeps: where modules and sweeps are.

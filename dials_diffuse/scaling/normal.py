@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg.blas import dsyrk as syrk
 
-from dials_diffuse.kernels.scaling import add_normal, add_orbits, orbit_sums
+from dials_diffuse.kernels.scaling import Design, Residuals, add_normal, add_orbits, orbit_sums
 from dials_diffuse.scaling.error_model import Weights
 from dials_diffuse.scaling.layout import S
 from dials_diffuse.scaling.model import Prediction, ScaleModel
@@ -52,8 +52,8 @@ def add(parts) -> Normal:
     )
 
 
-def design(model: ScaleModel, data: Observations, prediction: Prediction, anisotropic) -> tuple:
-    """Sparse derivatives of the expected counts: index and value, (n, w) each.
+def design(model: ScaleModel, data: Observations, prediction: Prediction, anisotropic) -> Design:
+    """Derivatives of the expected counts by all parameters.
 
     anisotropic : (n,) float64, J of the voxel of each observation
     """
@@ -66,11 +66,11 @@ def design(model: ScaleModel, data: Observations, prediction: Prediction, anisot
         Acts.SMOOTH: unit * prediction.profile,
     }
     width = sum(b.width for b in model.blocks)
-    index, value, at = np.empty((data.n, width), dtype=np.int64), np.empty((data.n, width)), 0
+    design, at = Design(np.empty((data.n, width), dtype=np.int64), np.empty((data.n, width))), 0
     for b in model.blocks:
-        b.fill(rows, factors[b.acts], index, value, at)
+        b.fill(rows, factors[b.acts], design, at)
         at += b.width
-    return index, value
+    return design
 
 
 def _neighbours(model: ScaleModel, index: np.ndarray) -> tuple:
@@ -92,9 +92,9 @@ def _slope_of_logarithm(model: ScaleModel, data: Observations, share: np.ndarray
     result = np.zeros(model.n_parameters)
     for b in model.blocks:
         if b.acts in (Acts.GAIN, Acts.SCALE):
-            index, value = np.empty((data.n, b.width), dtype=np.int64), np.empty((data.n, b.width))
-            b.fill(data.rows, share, index, value, 0)
-            result += np.bincount(index.ravel(), value.ravel(), minlength=model.n_parameters)
+            own = Design(np.empty((data.n, b.width), dtype=np.int64), np.empty((data.n, b.width)))
+            b.fill(data.rows, share, own, 0)
+            result += np.bincount(own.index.ravel(), own.value.ravel(), minlength=model.n_parameters)
     return result
 
 
@@ -106,7 +106,7 @@ def chi2(prediction: Prediction, data: Observations, weights: Weights) -> float:
 
 def _sums(prediction, data, weights, residual) -> np.ndarray:
     sums = np.zeros((len(data.unique), 2))
-    orbit_sums(data.orbit, weights.weight, residual, prediction.unit, weights.weight <= 0, sums)
+    orbit_sums(Residuals(data.orbit, weights.weight, residual, prediction.unit), weights.weight <= 0, sums)
     return sums
 
 
@@ -126,15 +126,16 @@ def normal_equations(model: ScaleModel, prediction: Prediction, data: Observatio
     residual = data.net - prediction.expected
     sums = _sums(prediction, data, weights, residual)
     total = sums[:, 1] + weights.prior
-    index, value = design(model, data, prediction, (sums[:, 0] / total)[data.orbit] + smooth)
+    derivatives = design(model, data, prediction, (sums[:, 0] / total)[data.orbit] + smooth)
     matrix, vector = np.zeros((model.n_parameters,) * 2), np.zeros(model.n_parameters)
-    add_normal(index, value, *_neighbours(model, index), weight, residual, matrix, vector)
+    add_normal(derivatives, *_neighbours(model, derivatives.index), weight, residual, matrix, vector)
     vector -= _slope_of_logarithm(model, data, weight * unit**2 / total[data.orbit])
     for start in range(0, len(total), _ORBITS):
         mine = slice(start, min(start + _ORBITS, len(total)))
         rows = slice(*np.searchsorted(data.orbit, [mine.start, mine.stop]))
         coupling = np.zeros((mine.stop - mine.start, model.n_parameters))
-        add_orbits(index[rows], value[rows], weight[rows] * unit[rows], data.orbit[rows] - start, coupling)
+        own = Design(derivatives.index[rows], derivatives.value[rows])
+        add_orbits(own, weight[rows] * unit[rows], data.orbit[rows] - start, coupling)
         vector -= (sums[mine, 0] / total[mine]) @ coupling
         coupling /= np.sqrt(total[mine])[:, None]
         syrk(-1.0, coupling.T, 1.0, matrix.T, lower=1, overwrite_c=1)

@@ -119,7 +119,8 @@ def _absolute(absolute: AbsoluteScale) -> dict:
 
 
 def _s_range(model: ScaleModel) -> np.ndarray:
-    (low, step), n = model.block(Profile.key).limits[0], model.block(Profile.key).size
+    block = model.block(Profile.key)
+    (low, step), n = block.tensor.limits[0], block.size
     return np.linspace(low, low + step * (n - 2), _N_S)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dials_diffuse.kernels.scaling import fill_dense
+from dials_diffuse.kernels.scaling import Design, fill_dense
 from dials_diffuse.scaling.layout import DIFFRACTED, Rows
 from dials_diffuse.scaling.patterns import absorption, degrees_of
 from dials_diffuse.scaling.terms.absorption import RINGS, AbsorptionOptions, overlaps
@@ -61,8 +61,8 @@ class AbsorptionHarmonics(Term):
             return absorption(rows.coordinates[:, DIFFRACTED:], own, rows.experiment, self.degree)
         return np.einsum("nk,nk->n", rows.harmonics, own[rows.experiment])
 
-    def fill(self, rows: Rows, factor: np.ndarray, index: np.ndarray, value: np.ndarray, at: int) -> None:
-        fill_dense(self.offset(rows.experiment), rows.harmonics, factor, index, value, at)
+    def fill(self, rows: Rows, factor: np.ndarray, design: Design, at: int) -> None:
+        fill_dense(self.offset(rows.experiment), rows.harmonics, factor, design, at)
 
     def penalty(self) -> np.ndarray:
         """The mean square of the Laplacian on the sphere."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from dials_diffuse.kernels.scaling import Tensor
 from dials_diffuse.scaling.layout import T, X, Y, detector_points, rotation_points
 from dials_diffuse.scaling.terms.absorption import RINGS, AbsorptionOptions, overlaps
 from dials_diffuse.scaling.terms.absorption_harmonics import AbsorptionHarmonics
@@ -52,13 +53,13 @@ class AbsorptionSpline(Spline):
 
         That is b and c, for all but the small anisotropic part.
         """
-        plane = replace(self, axes=self.axes[1:], limits=self.limits[1:], n_sets=1)
+        plane = replace(self, tensor=Tensor(*(x[1:] for x in self.tensor)), n_sets=1)
         basis = plane.basis(rows)
         ring = rings(rows, RINGS)
         means = np.array([np.asarray(basis[r].mean(axis=0))[0] for r in ring])
         gram = (basis.T @ basis).toarray() / len(rows.experiment)
         radial = overlaps(gram, means.T @ means / len(ring), _RADIAL_SHARE)
-        return np.kron(np.eye(self.n_sets * self.axes[0, 1]), radial)
+        return np.kron(np.eye(self.n_sets * self.tensor.axes[0, 1]), radial)
 
     def record(self, coefficients, layout, number) -> dict:
         t, angles = (x[::_EVERY] for x in rotation_points(layout, number))

@@ -14,6 +14,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from scipy import sparse
 
+from dials_diffuse.kernels.scaling import Design
 from dials_diffuse.scaling.layout import Layout, Rows, S
 
 
@@ -90,12 +91,13 @@ def chosen(options: tuple, kind: type) -> TermOptions:
 
 
 class Curve(NamedTuple):
-    """What is drawn of a term for one sweep: ``y`` (n,) over ``x`` (n,), and what both axes are."""
+    """What is drawn of a term for one sweep: ``y`` (n,) over ``x`` (n,), what both axes are, and a style."""
 
     x: np.ndarray
     y: np.ndarray
     xlabel: str
     ylabel: str
+    line: str = "-"
 
 
 @dataclass(frozen=True)
@@ -174,13 +176,13 @@ class Term(ABC):
         """(n,) float64, its value; coefficients : (p,) float64, all parameters of the model."""
 
     @abstractmethod
-    def fill(self, rows: Rows, factor: np.ndarray, index: np.ndarray, value: np.ndarray, at: int) -> None:
+    def fill(self, rows: Rows, factor: np.ndarray, design: Design, at: int) -> None:
         """Write its columns of the sparse design matrix, the derivatives of the expected counts by its coefficients.
 
         Parameters
         ----------
         factor : (n,) float64, derivative of the expected counts by the value of the term
-        index : (n, w) int64, parameters, and value : (n, w) float64, derivatives; written from column ``at`` on
+        design : written from column ``at`` on
         """
 
     @abstractmethod
@@ -217,8 +219,8 @@ class Term(ABC):
     def basis(self, rows: Rows) -> sparse.csr_matrix:
         """(n, size x n_sets), its functions at some observations."""
         n = len(rows.experiment)
-        index, value = np.zeros((n, self.width), dtype=np.int64), np.zeros((n, self.width))
-        self.placed(0).fill(rows, np.ones(n), index, value, 0)
+        index, value = design = Design(np.zeros((n, self.width), dtype=np.int64), np.zeros((n, self.width)))
+        self.placed(0).fill(rows, np.ones(n), design, 0)
         row = np.repeat(np.arange(n), self.width)
         return sparse.csr_matrix((value.ravel(), (row, index.ravel())), shape=(n, self.size * self.n_sets))
 

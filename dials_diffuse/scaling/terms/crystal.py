@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.kernels.scaling import evaluate_block, evaluate_patterns, fill_patterns
+from dials_diffuse.kernels.scaling import Design, Patterns, Tensor, evaluate_block, evaluate_patterns, fill_patterns
 from dials_diffuse.scaling.layout import Rows, S
 from dials_diffuse.scaling.terms.base import Acts, Extent
 from dials_diffuse.scaling.terms.spline import Axis, Spline
@@ -38,8 +38,8 @@ class Profile(Spline):
     def at_s(self, coefficients: np.ndarray, s: np.ndarray) -> np.ndarray:
         """(n,) float64, its value at |s| (n,)."""
         result, offset = np.empty(len(s)), np.full(len(s), self.start)
-        axes = np.array([[0, self.size]])
-        evaluate_block(np.asarray(s, dtype=float)[:, None], offset, axes, self.limits, coefficients, result)
+        tensor = Tensor(np.array([[0, self.size]]), self.tensor.limits)
+        evaluate_block(np.asarray(s, dtype=float)[:, None], offset, tensor, coefficients, result)
         return result
 
     def roughness(self, reference: np.ndarray) -> np.ndarray:
@@ -61,7 +61,7 @@ class Profile(Spline):
         DiffuseError
             If there is no signal anywhere.
         """
-        (low, step), n = self.limits[0], self.size
+        (low, step), n = self.tensor.limits[0], self.size
         node = np.clip(np.rint((s - low) / step + 0.5).astype(int), 0, n - 1)
         net, norm = (np.bincount(node, x, minlength=n) for x in (net, norm))
         filled = np.flatnonzero((norm > 0) & (net > 0))
@@ -92,20 +92,21 @@ class SmoothPart(Spline):
     @classmethod
     def make(cls, extent: Extent, start: int) -> SmoothPart:
         one = super().make(extent, start)
-        return cls(start, extent.n_patterns, one.axes, one.limits)
+        return cls(start, extent.n_patterns, one.tensor)
 
     @property
     def width(self) -> int:
         return 3 * self.n_sets
 
     def value(self, coefficients: np.ndarray, rows: Rows) -> np.ndarray:
-        result, x = np.zeros(len(rows.experiment)), rows.coordinates
-        evaluate_patterns(x, self.start, self.axes, self.limits, coefficients, rows.patterns, rows.orbit, result)
+        result = np.zeros(len(rows.experiment))
+        patterns = Patterns(rows.patterns, rows.orbit)
+        evaluate_patterns(rows.coordinates, self.start, self.tensor, coefficients, patterns, result)
         return result
 
-    def fill(self, rows: Rows, factor: np.ndarray, index: np.ndarray, value: np.ndarray, at: int) -> None:
-        x, pattern, orbit = rows.coordinates, rows.patterns, rows.orbit
-        fill_patterns(x, self.start, self.axes, self.limits, factor, pattern, orbit, index, value, at)
+    def fill(self, rows: Rows, factor: np.ndarray, design: Design, at: int) -> None:
+        patterns = Patterns(rows.patterns, rows.orbit)
+        fill_patterns(rows.coordinates, self.start, self.tensor, factor, patterns, design, at)
 
     def ridge(self, spread: float) -> float:
         return spread**-2.0

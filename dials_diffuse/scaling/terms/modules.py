@@ -36,4 +36,4 @@ class Modules(Spline):
     def curve(self, coefficients, layout, number) -> Curve | None:
         """Drawn once, with the first sweep."""
         factors = np.exp(coefficients[self.all])
-        return None if number else Curve(np.arange(self.size), factors, "module", "factor")
+        return None if number else Curve(np.arange(self.size), factors, "module", "factor", "o")

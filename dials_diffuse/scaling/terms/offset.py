@@ -63,7 +63,7 @@ class Offset(Spline):
 
     def gauge(self, rows, terms) -> np.ndarray:
         """Mean 0 over all sweeps at each |s|: that is the isotropic profile."""
-        along, nodes = self.axes[:, 1]
+        along, nodes = self.tensor.axes[:, 1]
         return np.tile(np.eye(nodes), self.n_sets * along)
 
     def record(self, coefficients, layout, number) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dials_diffuse.kernels.scaling import evaluate_block, fill_basis
+from dials_diffuse.kernels.scaling import Design, Tensor, evaluate_block, fill_basis
 from dials_diffuse.scaling.layout import Rows
 from dials_diffuse.scaling.terms.base import Extent, Term
 
@@ -32,12 +32,10 @@ class Spline(Term):
 
     Attributes
     ----------
-    axes : (k, 2) int64, column of the positions and number of basis functions
-    limits : (k, 2) float64, lower end and step; a step of zero: numbered categories
+    tensor : its axes, columns of the positions; a step of zero: numbered categories
     """
 
-    axes: np.ndarray
-    limits: np.ndarray
+    tensor: Tensor
 
     @classmethod
     @abstractmethod
@@ -49,15 +47,15 @@ class Spline(Term):
         shape = cls.shape(extent)
         axes = np.array([(a.column, a.n) for a in shape], dtype=np.int64)
         limits = np.array([(a.low, (a.high - a.low) / (a.n - 2) if a.high > a.low else 0.0) for a in shape])
-        return cls(start, extent.n_sweeps if cls.each_sweep else 1, axes, limits)
+        return cls(start, extent.n_sweeps if cls.each_sweep else 1, Tensor(axes, limits))
 
     @property
     def size(self) -> int:
-        return math.prod(self.axes[:, 1].tolist())
+        return math.prod(self.tensor.axes[:, 1].tolist())
 
     @property
     def width(self) -> int:
-        return math.prod(1 if step == 0 else 3 for step in self.limits[:, 1])
+        return math.prod(1 if step == 0 else 3 for step in self.tensor.limits[:, 1])
 
     def positions(self, coordinates: np.ndarray) -> np.ndarray:
         """(n, m) float64, columns that the axes refer to: by default the coordinates themselves."""
@@ -65,19 +63,19 @@ class Spline(Term):
 
     def value(self, coefficients: np.ndarray, rows: Rows) -> np.ndarray:
         result, x = np.empty(len(rows.experiment)), self.positions(rows.coordinates)
-        evaluate_block(x, self.offset(rows.experiment), self.axes, self.limits, coefficients, result)
+        evaluate_block(x, self.offset(rows.experiment), self.tensor, coefficients, result)
         return result
 
-    def fill(self, rows: Rows, factor: np.ndarray, index: np.ndarray, value: np.ndarray, at: int) -> None:
-        x = self.positions(rows.coordinates)
-        fill_basis(x, self.offset(rows.experiment), self.axes, self.limits, factor, index, value, at)
+    def fill(self, rows: Rows, factor: np.ndarray, design: Design, at: int) -> None:
+        fill_basis(self.positions(rows.coordinates), self.offset(rows.experiment), self.tensor, factor, design, at)
 
     def penalty(self) -> np.ndarray:
         """Sum of squared second differences along each axis; of squares for numbered categories."""
         result = np.zeros((self.size, self.size))
-        for k, (n, step) in enumerate(zip(self.axes[:, 1], self.limits[:, 1])):
+        number, steps = self.tensor.axes[:, 1], self.tensor.limits[:, 1]
+        for k, (n, step) in enumerate(zip(number, steps)):
             d = np.eye(n) if step == 0 else np.diff(np.eye(n), 2, axis=0)
-            factors = [np.eye(m) for m in self.axes[:, 1]]
+            factors = [np.eye(m) for m in number]
             factors[k] = d.T @ d
             product = factors[0]
             for f in factors[1:]:
