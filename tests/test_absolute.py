@@ -27,7 +27,13 @@ from dials_diffuse.experiment.common_grid import choose_grid
 from dials_diffuse.experiment.detector import detector_setup
 from dials_diffuse.experiment.scan import scan_geometry
 from dials_diffuse.files.nexus import read_map
-from dials_diffuse.files.observations import BRAGG_DTYPE, ExperimentSummary, ObservationFile, write_observations
+from dials_diffuse.files.observations import (
+    BRAGG_DTYPE,
+    OBSERVATION_DTYPE,
+    ExperimentSummary,
+    ObservationFile,
+    write_observations,
+)
 from dials_diffuse.merging.compare import common_voxels
 from dials_diffuse.merging.laue import MergeParameters, merge_observations
 from dials_diffuse.models.uncorrelated import Uncorrelated

@@ -7,7 +7,8 @@ from functools import partial
 
 import numpy as np
 
-from dials_diffuse.files.atomic import atomic_path
+from dials_diffuse.report.figures import new_figure, write_png
+from dials_diffuse.report.tables import Column, text_table
 from dials_diffuse.scaling.absolute import AbsoluteScale
 from dials_diffuse.scaling.record import curve_of_b, dials_scale_curve, suggested_cuts
 from dials_diffuse.scaling.scale import ScalingResult
@@ -20,18 +21,30 @@ _LEGEND = 8
 _COLUMNS = 3
 
 
+def _smoothing(row) -> str:
+    test, refinement = row
+    if test.name not in refinement.model.terms:
+        return "not used"
+    return f"{refinement.strengths[test.name]:.0e}" if test.name in refinement.strengths else "none"
+
+
+#: rows : (TermTest, Refinement)
+_TERMS = (
+    Column("term", -24, "", lambda row: row[0].label),
+    Column("fall of chi2 per observation of held-out voxels", 47, ".4f", lambda row: row[0].gain),
+    Column("e.s.d.", 10, ".4f", lambda row: row[0].esd),
+    Column("smoothing", 12, "", _smoothing),
+)
+
+
 def scaling_text(result: ScalingResult) -> str:
     """Text for the log: terms, curves and residuals in a few lines."""
     refinement = result.refinement
     lines = [
         f"{result.n_outliers} of {result.n_observations} observations are outliers and are left out",
         "",
-        f"{'term':22}  fall of chi2 per observation of held-out voxels   smoothing",
+        text_table(_TERMS, [(test, refinement) for test in refinement.tests]),
     ]
-    for test in refinement.tests:
-        smoothing = f"{refinement.strengths[test.name]:.0e}" if test.name in refinement.strengths else "none"
-        kept = smoothing if test.name in refinement.model.terms else "not used"
-        lines.append(f"{test.label:22}  {test.gain:12.4f} +- {test.esd:<24.4f} {kept}")
     lines += [
         "",
         "Not determined by the data and set by convention: mean of log b 0 over all sweeps; what of a depends on s or",
@@ -81,9 +94,7 @@ def write_scaling_png(path, result: ScalingResult) -> None:
     DiffuseError
         If the file cannot be written.
     """
-    figure = scaling_figure(result)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    write_png(path, scaling_figure(result))
 
 
 def scaling_figure(result: ScalingResult):
@@ -93,17 +104,13 @@ def scaling_figure(result: ScalingResult):
     -------
     matplotlib.figure.Figure with an Agg canvas
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     panels = [_draw_totals, _draw_estimates] if result.absolute else []
     panels.append(_draw_scales)
     terms = [(term, _curves(result, term)) for term in result.refinement.model.of_experiment]
     panels += [partial(_draw_curves, term, curves) for term, curves in terms if curves]
     columns = min(len(panels), _COLUMNS)
     rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(5.5 * columns, 4.6 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(5.5 * columns, 4.6 * rows)
     for number, draw in enumerate(panels, start=1):
         draw(figure.add_subplot(rows, columns, number), result)
     return figure

@@ -102,7 +102,7 @@ class _Source:
 
     files: list
     grid: MapGrid
-    progress: object
+    progress: Progress
 
     @property
     def experiments(self) -> tuple:
