@@ -28,6 +28,12 @@ def fraction(name: str, value) -> float:
     return float(value)
 
 
+def at_least(name: str, value, least) -> None:
+    """DiffuseError unless the value is a number that is not less than ``least``."""
+    if value is None or not value >= least:
+        raise DiffuseError(f"{name}={value}: at least {least} is needed")
+
+
 def choice(name: str, value, choices) -> str:
     """The value; DiffuseError unless it is one of ``choices``."""
     if value not in choices:

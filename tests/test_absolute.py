@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import re
 import shutil
 from dataclasses import replace
@@ -26,7 +27,13 @@ from dials_diffuse.experiment.common_grid import choose_grid
 from dials_diffuse.experiment.detector import detector_setup
 from dials_diffuse.experiment.scan import scan_geometry
 from dials_diffuse.files.nexus import read_map
-from dials_diffuse.files.observations import BRAGG_DTYPE, ExperimentSummary, ObservationFile, write_observations
+from dials_diffuse.files.observations import (
+    BRAGG_DTYPE,
+    OBSERVATION_DTYPE,
+    ExperimentSummary,
+    ObservationFile,
+    write_observations,
+)
 from dials_diffuse.merging.compare import common_voxels
 from dials_diffuse.merging.laue import MergeParameters, merge_observations
 from dials_diffuse.models.uncorrelated import Uncorrelated
@@ -95,13 +102,15 @@ SITES = [(0.1, 0.1, 0.1), (0.4, 0.3, 0.2), (0.8, 0.4, 0.5), (0.2, 0.7, 0.6), (0.
 def scaled(closed):
     folder, structure, _ = closed
     parameters = ScalingParameters(terms=("b",), max_observations=30_000)
-    absolute = AbsoluteParameters(expectation(structure), "krogh_moe", True)
+    absolute = AbsoluteParameters(**model_file(folder, structure), method="krogh_moe", required=True)
     return scale_observations([folder / "n.h5"], parameters, folder / "s.h5", PROVENANCE, 1, absolute=absolute)
 
 
-def expectation(structure):
-    contents = contents_of_structure(structure, bulk_solvent=False, hydrogens=False)
-    return lambda grid: expectation_of(contents, grid.d_min)
+def model_file(folder, structure):
+    """What AbsoluteParameters need to know that the cell holds this and nothing else."""
+    path = folder / "model.pdb"
+    path.write_text(structure.xray_structure.as_pdb_file())
+    return {"model": str(path), "bulk_solvent": False, "hydrogens": False}
 
 
 def test_closed_loop(closed, scaled):
@@ -208,7 +217,7 @@ def test_an_old_file_is_scaled_all_the_same(closed, tmp_path):
                 source.copy(name, target)
         target.attrs.update(source.attrs)
     parameters = ScalingParameters(terms=(), max_observations=5000)
-    absolute = AbsoluteParameters(expectation(structure))
+    absolute = AbsoluteParameters(**model_file(tmp_path, structure))
     result = scale_observations([tmp_path / "old.h5"], parameters, tmp_path / "s.h5", PROVENANCE, 1, absolute=absolute)
     assert result.absolute is None and len(result.bragg) == 0
     with ObservationFile(tmp_path / "s.h5") as file:
@@ -223,7 +232,7 @@ def test_too_few_reflections_are_no_error_unless_a_scale_was_asked_for(closed, t
             column.resize(50, axis=0)
     parameters = ScalingParameters(terms=(), max_observations=5000)
     for required in (False, True):
-        absolute = AbsoluteParameters(expectation(structure), required=required)
+        absolute = AbsoluteParameters(**model_file(tmp_path, structure), required=required)
         arguments = ([tmp_path / "few.h5"], parameters, tmp_path / "s.h5", PROVENANCE, 1)
         if required:
             with pytest.raises(DiffuseError, match="50 Bragg reflections are too few"):
@@ -236,15 +245,12 @@ def test_too_few_reflections_are_no_error_unless_a_scale_was_asked_for(closed, t
 
 def test_contents_that_do_not_fit_are_no_error_unless_a_scale_was_asked_for(closed, tmp_path):
     folder = closed[0]
-
-    def expectation(grid):
-        raise DiffuseError("400 copies do not fit the cell")
-
+    contents = {"sequence": "MKV", "copies": 400}
     parameters = ScalingParameters(terms=(), max_observations=5000)
     arguments = ([folder / "n.h5"], parameters, tmp_path / "s.h5", PROVENANCE, 1)
-    assert scale_observations(*arguments, absolute=AbsoluteParameters(expectation)).absolute is None
-    with pytest.raises(DiffuseError, match="400 copies"):
-        scale_observations(*arguments, absolute=AbsoluteParameters(expectation, required=True))
+    assert scale_observations(*arguments, absolute=AbsoluteParameters(**contents)).absolute is None
+    with pytest.raises(DiffuseError, match="need more room than the unit cell has"):
+        scale_observations(*arguments, absolute=AbsoluteParameters(**contents, required=True))
 
 
 @pytest.fixture(scope="module")
@@ -621,3 +627,32 @@ def test_a_model_that_does_not_fit_is_not_trusted():
     result = absolute_scale(*data, model_of(contents, data, rng=np.random.default_rng(0)), "auto")
     assert result.method == "krogh_moe" and result.k == pytest.approx(K, rel=0.002)
     assert any("correlate" in w for w in result.warnings)
+
+
+def test_what_threads_are_sent_and_give_back_can_be_pickled(closed, scaled, tmp_path, monkeypatch):
+    """Everything is pickled on its way, and the numbers are the same bit for bit; so is the result."""
+    sent = []
+
+    def through_pickle(function, items, threads):
+        for item in items:
+            work, argument = pickle.loads(pickle.dumps((function, item)))
+            sent.append(function)
+            yield pickle.loads(pickle.dumps(work(argument)))
+
+    for name in ("sample", "refine", "apply"):
+        monkeypatch.setattr(f"dials_diffuse.scaling.{name}.in_threads", through_pickle)
+    folder, structure, _ = closed
+    parameters = ScalingParameters(terms=("b",), max_observations=30_000)
+    absolute = AbsoluteParameters(**model_file(tmp_path, structure), method="krogh_moe", required=True)
+    assert pickle.loads(pickle.dumps((parameters, absolute))) == (parameters, absolute)
+    arguments = parameters, tmp_path / "s.h5", PROVENANCE, 1
+    result = scale_observations([folder / "n.h5"], *arguments, absolute=absolute)
+    assert len(sent) > 20
+    with ObservationFile(tmp_path / "s.h5") as file, ObservationFile(folder / "s.h5") as other:
+        rows, expected = (f.read(*OBSERVATION_DTYPE.names) for f in (file, other))
+    for name, column in expected.items():
+        np.testing.assert_array_equal(rows[name], column)
+    again = pickle.loads(pickle.dumps(result))
+    assert again.absolute.k == scaled.absolute.k
+    np.testing.assert_array_equal(again.refinement.model.coefficients, scaled.refinement.model.coefficients)
+    np.testing.assert_array_equal(again.bragg.columns["intensity"], scaled.bragg.columns["intensity"])

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from dials_diffuse.checks import choice, fraction, not_negative, positive
+from dials_diffuse.checks import at_least, choice, fraction, not_negative, positive
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.shells import group_means, less_group_means
 from dials_diffuse.maps.voxels import rows_of
@@ -27,6 +27,13 @@ def test_numbers(check, good, bad):
     for value in bad:
         with pytest.raises(DiffuseError, match=r"a\.b=.*number"):
             check("a.b", value)
+
+
+def test_least_values():
+    at_least("a.b", 3, 3)
+    for value in (None, 2, math.nan):
+        with pytest.raises(DiffuseError, match=r"a\.b=.*at least 3 is needed"):
+            at_least("a.b", value, 3)
 
 
 def test_choices():

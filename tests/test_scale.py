@@ -4,97 +4,48 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 from helpers.builders import PROVENANCE, all_voxels, observation_rows, small_grid, true_intensity
 from helpers.programs import fails
 from helpers.synthetic import make_experiment
+from helpers.two_crystals import EXPERIMENTS, GRID, MODULES, SMALL, TURNING, anisotropic, make_rows, true_b, write
 from scipy.stats import multivariate_normal, poisson
 from scitbx import matrix
 
 from dials_diffuse.cli import scale as cli
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.experiment.scan import scan_geometry
-from dials_diffuse.files.observations import OBSERVATION_DTYPE, ExperimentSummary, ObservationFile, write_observations
-from dials_diffuse.kernels.scaling import add_normal, deviance
+from dials_diffuse.files.observations import OBSERVATION_DTYPE, ObservationFile
+from dials_diffuse.files.record import write_json
+from dials_diffuse.kernels.scaling import Design, add_normal, deviance
 from dials_diffuse.maps.settings import alternative_settings
 from dials_diffuse.maps.symmetry import laue_operators
 from dials_diffuse.maps.voxels import BLOCK, blocks_of_rows, find_voxels
 from dials_diffuse.merging.laue import MergeParameters, merge_observations
+from dials_diffuse.report.scaling import scaling_text
 from dials_diffuse.scaling.apply import Predictions, Scaler, apply_levels, predict_all, scaled_rows
 from dials_diffuse.scaling.batches import Batch, suggest_cuts
 from dials_diffuse.scaling.error_model import first_error_model, reject, weigh
-from dials_diffuse.scaling.layout import N_COORDINATES, coordinates, directions_in_head, make_layout
+from dials_diffuse.scaling.layout import Rows, S, T, coordinates, directions_in_head, make_layout, places
 from dials_diffuse.scaling.levels import find_levels, minus_log_likelihood, without_offsets
-from dials_diffuse.scaling.model import MAX_PARAMETERS, MAX_PARAMETERS_B, MAX_PARAMETERS_C, start_model
+from dials_diffuse.scaling.model import start_model
 from dials_diffuse.scaling.normal import chi2, normal_equations
 from dials_diffuse.scaling.patterns import absorption, absorption_functions, harmonics, symmetric_patterns
-from dials_diffuse.scaling.record import suggested_cuts
+from dials_diffuse.scaling.record import scaling_record, suggested_cuts
 from dials_diffuse.scaling.refine import fold_of_blocks, refine
 from dials_diffuse.scaling.sample import COLUMNS, sample_observations
 from dials_diffuse.scaling.scale import scale_observations
 from dials_diffuse.scaling.scaling_parameters import ScalingParameters
 from dials_diffuse.scaling.solve import gauge
-
-GRID = small_grid("P 41", (20, 20, 24, 90, 90, 90), d_min=3.0)
-SIZE = (487, 407)  # two Pilatus modules, one above the other
-TURN = 40.0
-EXPERIMENTS = [ExperimentSummary(f"id-{i}", (1, 40), (0.0, 1.0), 40, 1.0, 1, SIZE) for i in range(2)]
-#: the same with what harmonics need
-HEAD = {"orientation": (0.05, 0, 0, 0, 0.05, 0, 0, 0, 1 / 24), "axis": (1, 0, 0), "beam": (0, 0, -1)}
-TURNING = [replace(e, **HEAD) for e in EXPERIMENTS]
-SMALL = {"nodes_a": 4, "angle_a": 10, "angle_b": 10, "angle_c": 8, "nodes_c": 5}
-
-
-def true_b(experiment, t):
-    """Two crystals, one twice as thick as the other, that lose 15 % of their scattering."""
-    return np.where(experiment == 0, 2.0, 1.0) * (1 - 0.15 * t)
-
-
-def true_a(experiment, t, x, y):
-    return np.exp(0.1 * (x - 0.5) * np.cos(3 * t + experiment) + 0.08 * (y - 0.5) * np.sin(2 * t))
-
-
-def true_c(experiment, t, s):
-    return np.exp(-5 * s) * (0.3 + 0.2 * np.cos(4 * t + 2 * experiment))
-
-
-MODULES = np.array([1.02, 0.98])
-
-
-def make_rows(rng, scale=3000.0, copies=2, grid=GRID, a=True, b=True, c=True, d=True, noise=True):
-    """Observations of every voxel, ``copies`` for each of two experiments, anywhere on its ring on the detector."""
-    index = np.tile(all_voxels(grid), (2 * copies, 1))
-    n = len(index)
-    rows = np.zeros(n, OBSERVATION_DTYPE)
-    rows["experiment"] = np.arange(n) * 2 // n
-    radius = 0.49 * grid.s_magnitude(index) * grid.d_min  # from the middle of the detector
-    azimuth = rng.uniform(0, 2 * math.pi, n)
-    position = [0.5 + radius * np.cos(azimuth), 0.5 + radius * np.sin(azimuth), rng.uniform(0, 1, n)]
-    rows["xyz"] = np.stack(position, axis=1) * [*SIZE, TURN]
-    x, y, t = (rows["xyz"] / [*SIZE, TURN]).T
-    e = rows["experiment"]
-    intensity = true_intensity(grid, index)
-    expected = intensity * (true_b(e, t) if b else 1.0)
-    if c:
-        expected = expected + true_c(e, t, grid.s_magnitude(index))
-    if a:
-        expected = expected * true_a(e, t, x, y)
-    if d:
-        expected = expected * MODULES[(rows["xyz"][:, 1] >= 212).astype(int)]
-    plain = observation_rows(grid, index, expected, rng, scale=scale, noise=noise)
-    for name in OBSERVATION_DTYPE.names:
-        if name not in ("experiment", "xyz"):
-            rows[name] = plain[name]
-    return rows
-
-
-def write(path, rows, experiments=EXPERIMENTS, grid=GRID):
-    with write_observations(path, grid, experiments, PROVENANCE) as writer:
-        writer.append(rows)
-    return path
+from dials_diffuse.scaling.terms import absorption_spline, drift, offset
+from dials_diffuse.scaling.terms.absorption import AbsorptionOptions
+from dials_diffuse.scaling.terms.drift import DriftOptions
+from dials_diffuse.scaling.terms.table import CRYSTAL, NAMES, OPTIONS, TERMS, help_of_names
 
 
 def read_sample(path, share=1.0):
@@ -120,12 +71,6 @@ def planted(tmp_path_factory):
     """Scaled observations with all terms planted: (folder, result)."""
     folder = tmp_path_factory.mktemp("planted")
     return folder, scale(folder, make_rows(np.random.default_rng(1)), max_observations=25_000)
-
-
-def anisotropic(grid, index, values):
-    """Less a smooth function of |s|."""
-    s = grid.s_magnitude(index)
-    return values - np.polynomial.Polynomial.fit(s, values, 6)(s)
 
 
 def test_normal_equations_equal_dense_algebra(tmp_path):
@@ -192,7 +137,7 @@ def test_normal_matrix_from_rows_that_share_parameters():
     for order in (np.arange(60), np.lexsort(index.T)):
         for n_shared in (0, 3, 5):
             matrix, vector = np.zeros((17, 17)), np.zeros(17)
-            add_normal(index, value, order, n_shared, weight, residual, matrix, vector)
+            add_normal(Design(index, value), order, n_shared, weight, residual, matrix, vector)
             whole = np.triu(matrix) + np.tril(matrix, -1).T
             np.testing.assert_allclose(whole, np.triu(dense.T @ (weight[:, None] * dense)), atol=1e-12)
             np.testing.assert_allclose(vector, dense.T @ (weight * residual), atol=1e-12)
@@ -203,10 +148,10 @@ def test_many_sweeps_have_fewer_nodes_each(tmp_path):
     layout = make_layout(60 * [replace(EXPERIMENTS[0], image_range=(1, 360))], GRID)
     sizes = {}
     for form in ("spline", "harmonics"):
-        model = start_model(data, layout, ScalingParameters(form_a=form))
-        sizes |= {b.name: b.size * b.n_sets for b in model.blocks}
-    assert sizes["b"] <= MAX_PARAMETERS_B and sizes["c"] <= MAX_PARAMETERS_C + 60 * 3 * 6
-    assert sizes["a"] <= max(MAX_PARAMETERS, 60 * 3**3)
+        model = start_model(data, layout, ScalingParameters(options=(AbsorptionOptions(form=form),)))
+        sizes |= {b.key: b.size * b.n_sets for b in model.blocks}
+    assert sizes["b"] <= drift.MAX_PARAMETERS and sizes["c"] <= offset.MAX_PARAMETERS + 60 * 3 * 6
+    assert sizes["a"] <= max(absorption_spline.MAX_PARAMETERS, 60 * 3**3)
 
 
 def test_overall_scale_is_fixed_and_changes_nothing(tmp_path):
@@ -267,7 +212,7 @@ def test_without_scale_factors_rows_stay_as_they_are(tmp_path):
     data, layout = read_sample(write(tmp_path / "a.h5", rows))
     model = start_model(data, layout, ScalingParameters(**SMALL))
     x = coordinates(layout, rows["experiment"].astype(int), rows)
-    prediction = model.predict(x, rows["experiment"].astype(int), rows["norm"], rows["s"].astype(float))
+    prediction = model.predict(Rows(x, rows["experiment"].astype(int)), rows["norm"], rows["s"].astype(float))
     block = {name: rows[name] for name in OBSERVATION_DTYPE.names}
     unit, added = prediction.unit, np.zeros(len(rows))
     same = scaled_rows(block, unit, added, 0, 1.0)
@@ -307,11 +252,9 @@ def test_closed_loop_curves(planted):
     model = result.refinement.model
     assert set(model.terms) == {"a", "b", "c", "m"}
     t = (np.arange(40) + 0.5) / 40
-    x = np.zeros((40, N_COORDINATES))
-    x[:, 0], x[:, 3] = t, 0.2
     ratios = []
     for e in range(2):
-        fitted = np.exp(model.value("b", x, np.full(40, e)))
+        fitted = np.exp(model.value("b", places(e, {T: t, S: 0.2})))
         ratios.append(fitted / true_b(e, t))
     ratios = np.concatenate(ratios)
     assert np.std(ratios / ratios.mean()) < 0.01
@@ -489,7 +432,7 @@ def test_closed_loop_of_harmonics(absorbed):
     layout = make_layout(TURNING, GRID)
     e = rows["experiment"].astype(int)
     x = coordinates(layout, e, rows)
-    fitted = model.value("b", x, e) + model.value("h", x, e)
+    fitted = model.value("b", Rows(x, e)) + model.value("h", Rows(x, e))
     truth = np.log(true_b(e, x[:, 0])) + true_harmonics(layout, rows)
     difference = fitted - truth
     assert np.std(truth) > 0.3
@@ -707,15 +650,15 @@ def test_scaling_twice_is_refused(planted, tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"terms": ("b", "x")}, "no term x"),
-        ({"outlier_n_sigma": -1.0}, "outlier.n_sigma"),
-        ({"angle_b": 0.0}, "scale_model.b.angle"),
-        ({"nodes_a": 2}, "scale_model.a.nodes"),
+        (partial(ScalingParameters, terms=("b", "x")), "no term x"),
+        (partial(ScalingParameters, outlier_n_sigma=-1.0), "outlier.n_sigma"),
+        (partial(DriftOptions, angle=0.0), "scale_model.b.angle"),
+        (partial(AbsorptionOptions, nodes=2), "scale_model.a.nodes"),
     ],
 )
 def test_bad_parameters(change, message):
     with pytest.raises(DiffuseError, match=message):
-        replace(ScalingParameters(), **change)
+        change()
 
 
 def test_program(planted, tmp_path, monkeypatch, capsys):
@@ -756,3 +699,24 @@ def test_panels_get_factors_of_their_own(tmp_path):
     factors = model.coefficients[model.block("m").all]
     assert factors[1] - factors[0] == pytest.approx(math.log(1.05), abs=0.002)
     assert any("several panels" in w for w in result.warnings)
+
+
+def test_terms_tell_what_the_tables_of_the_program_say():
+    """Keys are unique, names, labels and words are there, and the phil defaults are those of the options."""
+    terms = (*CRYSTAL, *TERMS)
+    assert len({term.key for term in terms}) == len({term.label for term in terms}) == len(terms)
+    assert ScalingParameters().terms == NAMES == tuple(cli.phil_scope.extract().model.split(","))
+    assert all(f"{name}: " in help_of_names() for name in NAMES)
+    defaults = cli.parameters_from_phil(cli.phil_scope.extract())
+    assert defaults.options == tuple(kind() for kind in OPTIONS)
+    assert replace(defaults, options=()) == ScalingParameters()
+
+
+@pytest.mark.parametrize("kept", ["planted", "absorbed"])
+def test_what_scaling_found_can_be_pickled(kept, request, tmp_path):
+    result = request.getfixturevalue(kept)[1]
+    again = pickle.loads(pickle.dumps(result))
+    for name, found in (("first", result), ("again", again)):
+        write_json(tmp_path / name, scaling_record(found))
+    assert (tmp_path / "again").read_text() == (tmp_path / "first").read_text()
+    assert scaling_text(again) == scaling_text(result)

@@ -20,16 +20,17 @@ from dials_diffuse.files.observations import OBSERVATION_DTYPE, ObservationFile,
 from dials_diffuse.merging.laue import MergeParameters, merge_observations
 from dials_diffuse.reduction.integrate import integrate
 from dials_diffuse.reduction.reduction_parameters import BackgroundSmoothing
-from dials_diffuse.scaling.layout import coordinates, make_layout
+from dials_diffuse.scaling.layout import Rows, coordinates, make_layout
 from dials_diffuse.scaling.scale import scale_observations
 from dials_diffuse.scaling.scaling_parameters import ScalingParameters
+from dials_diffuse.scaling.terms.drift import DriftOptions
 from dials_diffuse.simulation.plan import plan_sweeps
 from dials_diffuse.simulation.simulate import Outputs, simulate
 from dials_diffuse.simulation.simulation_parameters import Background, Scales
 
 THICKNESS = (0.2, 0.12)
 STRUCTURE = random_structure("P 41", (16, 16, 14, 90, 90, 90), "CNOCS" * 2, u=(0.3, 0.45))
-SCALING = ScalingParameters(angle_b=20.0)
+SCALING = ScalingParameters(options=(DriftOptions(angle=20.0),))
 
 
 def make_images(folder, scales, thickness):
@@ -135,7 +136,7 @@ def test_curves_are_the_true_ones(uneven):
     x = coordinates(layout, experiment, rows)
     model, truth = result.refinement.model, np.log(true_gain(folder, rows))
     assert {"b", "h", "c"} <= set(model.terms)
-    difference = sum(model.value(name, x, experiment) for name in "bhd") - truth
+    difference = sum(model.value(key, Rows(x, experiment)) for key in "bhd") - truth
     first, second = (difference[experiment == k] for k in (0, 1))
     assert np.std(truth[experiment == 0]) > 0.05
     assert np.std(first) < 0.01 and np.std(second) < 0.01

@@ -7,10 +7,57 @@ its step is zero, a table of numbered categories. Every observation touches few 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
 from dials_diffuse.kernels.jit import njit
+
+
+class Tensor(NamedTuple):
+    """The axes of a block.
+
+    axes : (k, 2) int64, for each axis the column of the coordinates and the number of basis functions; k is 1 to 3
+    limits : (k, 2) float64, lower end and step of each axis
+    """
+
+    axes: np.ndarray
+    limits: np.ndarray
+
+
+class Design(NamedTuple):
+    """Sparse rows of a design matrix: w derivatives of the expected counts of n observations.
+
+    index : (n, w) int64, of the parameters, ascending in each row; value : (n, w) float64
+    """
+
+    index: np.ndarray
+    value: np.ndarray
+
+
+class Patterns(NamedTuple):
+    """Functions of the unique voxels.
+
+    value : (m, k) float64; orbit : (n,) int64, unique voxel of each observation
+    """
+
+    value: np.ndarray
+    orbit: np.ndarray
+
+
+class Residuals(NamedTuple):
+    """What the model leaves of n observations.
+
+    orbit : (n,) integers, unique voxel, negative: none
+    weight : (n,) floats, 1 / variance
+    residual : (n,) floats, counts less what is expected without anisotropic part
+    unit : (n,) floats, counts per unit of intensity
+    """
+
+    orbit: np.ndarray
+    weight: np.ndarray
+    residual: np.ndarray
+    unit: np.ndarray
 
 
 @njit
@@ -34,14 +81,13 @@ def axis_weights(x, low, step, n, weights):
 
 
 @njit
-def block_basis(row, axes, limits, w, index, value, at):
+def block_basis(row, tensor, w, index, value, at):
     """Append the non-zero basis functions of one block at one observation to ``index`` and ``value``.
 
     Parameters
     ----------
     row : (m,) float64, coordinates of the observation
-    axes : (k, 2) int64, for each axis the column of ``row`` and the number of basis functions; k is 1 to 3
-    limits : (k, 2) float64, lower end and step of each axis
+    tensor : Tensor
     w : (3, 3) float64, scratch
     index, value : int64 and float64, written from position ``at``; the index counts from 0 within the block
 
@@ -49,6 +95,7 @@ def block_basis(row, axes, limits, w, index, value, at):
     -------
     int, the position after the last entry
     """
+    axes, limits = tensor.axes, tensor.limits
     w0, w1, w2 = w[0], w[1], w[2]
     j0, k0 = axis_weights(row[axes[0, 0]], limits[0, 0], limits[0, 1], axes[0, 1], w0)
     if axes.shape[0] == 1:
@@ -78,39 +125,40 @@ def block_basis(row, axes, limits, w, index, value, at):
 
 
 @njit
-def evaluate_block(coordinates, offset, axes, limits, coefficients, out):
+def evaluate_block(coordinates, offset, tensor, coefficients, out):
     """Value of one block at every observation.
 
     Parameters
     ----------
     coordinates : (n, m) float64
     offset : (n,) int64, first parameter of the block for the observation
-    axes, limits : as for :func:`block_basis`
+    tensor : Tensor
     coefficients : (p,) float64, all parameters
     out : (n,) float64, written
     """
     index, value, w = np.empty(27, dtype=np.int64), np.empty(27), np.empty((3, 3))
     for i in range(coordinates.shape[0]):
         total = 0.0
-        n = block_basis(coordinates[i], axes, limits, w, index, value, 0)
+        n = block_basis(coordinates[i], tensor, w, index, value, 0)
         for k in range(n):
             total += value[k] * coefficients[offset[i] + index[k]]
         out[i] = total
 
 
 @njit
-def fill_basis(coordinates, offset, axes, limits, factor, index, value, at):
+def fill_basis(coordinates, offset, tensor, factor, design, at):
     """Put one block into the sparse rows of the design matrix.
 
     Parameters
     ----------
     factor : (n,) float64, derivative of the expected counts by the value of the block
-    index : (n, w) int64; value : (n, w) float64; written from column ``at`` on
+    design : Design, written from column ``at`` on
     others : as for :func:`evaluate_block`
     """
+    index, value = design
     w = np.empty((3, 3))
     for i in range(coordinates.shape[0]):
-        end = block_basis(coordinates[i], axes, limits, w, index[i], value[i], at)
+        end = block_basis(coordinates[i], tensor, w, index[i], value[i], at)
         for k in range(at, end):
             index[i, k] += offset[i]
             value[i, k] *= factor[i]
@@ -144,12 +192,13 @@ def evaluate_monomials(directions, exponents, coefficients, row, out):
 
 
 @njit
-def fill_dense(offset, basis, factor, index, value, at):
+def fill_dense(offset, basis, factor, design, at):
     """Put functions that are nowhere zero into the sparse rows of the design matrix.
 
     offset : (n,) int64, first parameter for the observation; basis : (n, k) float64
     others : as for :func:`fill_basis`
     """
+    index, value = design
     for i in range(basis.shape[0]):
         for k in range(basis.shape[1]):
             index[i, at + k] = offset[i] + k
@@ -157,15 +206,16 @@ def fill_dense(offset, basis, factor, index, value, at):
 
 
 @njit
-def fill_patterns(coordinates, start, axes, limits, factor, pattern, orbit, index, value, at):
+def fill_patterns(coordinates, start, tensor, factor, patterns, design, at):
     """Put parameters that multiply patterns of the unique voxels, each with a spline in one coordinate, into the rows.
 
     Parameters
     ----------
-    start : int, first parameter; pattern k has ``axes[0, 1]`` of them
-    pattern : (m, k) float64, value of each pattern at the unique voxels; orbit : (n,) int64, which of them
+    start : int, first parameter; pattern k has as many as the only axis of ``tensor`` has functions
+    patterns : Patterns
     others : as for :func:`fill_basis`
     """
+    (axes, limits), (pattern, orbit), (index, value) = tensor, patterns, design
     w = np.empty(3)
     for i in range(coordinates.shape[0]):
         j, n = axis_weights(coordinates[i, axes[0, 0]], limits[0, 0], limits[0, 1], axes[0, 1], w)
@@ -177,8 +227,9 @@ def fill_patterns(coordinates, start, axes, limits, factor, pattern, orbit, inde
 
 
 @njit
-def evaluate_patterns(coordinates, start, axes, limits, coefficients, pattern, orbit, out):
+def evaluate_patterns(coordinates, start, tensor, coefficients, patterns, out):
     """Sum of the patterns with their splines; out : (n,) float64, written; others as for :func:`fill_patterns`."""
+    (axes, limits), (pattern, orbit) = tensor, patterns
     w = np.empty(3)
     for i in range(coordinates.shape[0]):
         j, n = axis_weights(coordinates[i, axes[0, 0]], limits[0, 0], limits[0, 1], axes[0, 1], w)
@@ -199,16 +250,17 @@ def flush(local, index, matrix):
 
 
 @njit
-def add_normal(index, value, order, n_shared, weight, residual, matrix, vector):
+def add_normal(design, order, n_shared, weight, residual, matrix, vector):
     """Add observations to one half of the normal matrix and to the gradient.
 
     ``matrix += sum w J J^T`` and ``vector += sum w r J``; of a pair of elements (j, k) and (k, j) only one is
     incremented. Neighbours in ``order`` that have the first ``n_shared`` parameters in common are summed in a small
     dense matrix, which is many times faster; any order gives the same.
 
-    index : (n, w) int64, ascending in each row; value : (n, w) float64; order : (n,) int64
+    design : Design; order : (n,) int64
     weight, residual : (n,) float64; matrix : (p, p) and vector : (p,) float64, incremented
     """
+    index, value = design
     local = np.zeros((n_shared, n_shared))
     current = -1
     for i in order:
@@ -241,11 +293,12 @@ def add_normal(index, value, order, n_shared, weight, residual, matrix, vector):
 
 
 @njit
-def add_orbits(index, value, factor, orbit, rows):
+def add_orbits(design, factor, orbit, rows):
     """``rows[orbit[i]] += factor[i] * J_i``: what couples the intensities of unique voxels to the parameters.
 
-    factor : (n,) float64; orbit : (n,) int64; rows : (m, p) float64, incremented
+    design : Design; factor : (n,) float64; orbit : (n,) int64; rows : (m, p) float64, incremented
     """
+    index, value = design
     for i in range(index.shape[0]):
         x = factor[i]
         if x == 0.0:
@@ -255,12 +308,12 @@ def add_orbits(index, value, factor, orbit, rows):
 
 
 @njit
-def orbit_sums(orbit, weight, residual, unit, rejected, sums):
+def orbit_sums(residuals, rejected, sums):
     """``sums[orbit] += (w r u, w u^2)``, what the intensity of a unique voxel is found from.
 
-    orbit : (n,) integers, negative: skip; weight, residual, unit : (n,) floats; rejected : (n,) bool, skip them too
-    sums : (m, 2) float64, incremented
+    residuals : Residuals; rejected : (n,) bool, to leave out; sums : (m, 2) float64, incremented
     """
+    orbit, weight, residual, unit = residuals
     for i in range(orbit.shape[0]):
         j = orbit[i]
         if j >= 0 and not rejected[i]:
@@ -280,20 +333,21 @@ def deviance(counts, expected):
 
 
 @njit
-def deviations(orbit, weight, residual, unit, counts, least, prior, sums, rejected, out):
+def deviations(residuals, rejected, counts, least, prior, sums, out):
     """Size of the deviation of each observation from what the others of its unique voxel predict, in sigma.
 
     The prediction is their mean, shrunk towards the isotropic part with the spread expected of the anisotropic part.
 
     Parameters
     ----------
-    orbit, weight, residual, unit, rejected : as for :func:`orbit_sums`; the rejected ones are tested too
+    residuals, rejected : as for :func:`orbit_sums`; the rejected ones are tested too
     counts : (n,) floats, total counts; those that are expected without anisotropic part are ``counts - residual``
     least : float, what is expected at least
     prior : (m,) floats, 1 / variance of the anisotropic part
     sums : (m, 2) float64, from :func:`orbit_sums`
     out : (n,) float32, written
     """
+    orbit, weight, residual, unit = residuals
     for i in range(orbit.shape[0]):
         j = orbit[i]
         out[i] = 0.0

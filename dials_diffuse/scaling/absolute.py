@@ -13,19 +13,19 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import lsq_linear
 
+from dials_diffuse.checks import choice
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.maps.voxels import rows_of
 from dials_diffuse.scaling.totals import Bragg, Shells, UniqueBragg, mean_intensities, merge_bragg
-from dials_diffuse.structure.expectation import Expectation
+from dials_diffuse.structure.expectation import Expectation, make_expectation
 
 logger = logging.getLogger("dials.diffuse.scaling")
-
 
 METHODS = ("auto", "krogh_moe", "envelope", "model", "none")
 
@@ -56,23 +56,30 @@ class AbsoluteParameters:
 
     Attributes
     ----------
-    expectation : function of the MapGrid, the Expectation for its cell
+    model : path of coordinates of what is in the cell, or None
+    sequence, copies : without a model: see :func:`dials_diffuse.structure.contents.contents_of_sequence`, or None
+    bulk_solvent, hydrogens : with a model: see :func:`dials_diffuse.structure.contents.contents_of_structure`
     method : one of METHODS
-    required : is it an error when there are no Bragg reflections?
+    required : is it an error when the scale cannot be found?
 
     Raises
     ------
     DiffuseError
-        If the method is unknown.
+        If the method is unknown, or is "none" though a model or a sequence is given.
     """
 
-    expectation: Callable
+    model: str | None = None
+    sequence: str | None = None
+    copies: int | None = None
+    bulk_solvent: bool = True
+    hydrogens: bool | None = None
     method: str = "auto"
     required: bool = False
 
     def __post_init__(self):
-        if self.method not in METHODS:
-            raise DiffuseError(f"absolute_scale.method={self.method}: choose from {', '.join(METHODS)}")
+        choice("absolute_scale.method", self.method, METHODS)
+        if self.method == "none" and (self.model or self.sequence):
+            raise DiffuseError("absolute_scale.method=none: leave out absolute_scale.model and absolute_scale.sequence")
 
     def expectation_for(self, grid: MapGrid, n_bragg: int, paths) -> Expectation | None:
         """What the cell should scatter; None where no absolute scale is wanted or, without being required, possible.
@@ -88,7 +95,7 @@ class AbsoluteParameters:
             return None
         if n_bragg:
             try:
-                return self.expectation(grid)
+                return make_expectation(grid, self.model, self.sequence, self.copies, self.bulk_solvent, self.hydrogens)
             except DiffuseError as error:
                 if self.required:
                     raise
@@ -318,15 +325,10 @@ def against_model(unique: UniqueBragg, expectation: Expectation) -> Estimate:
 
     ``ln(Σ |F|² / Σ I)`` in shells beyond the influence of bulk solvent is a line in s², which ends in ln k at s = 0.
     """
-    hkl = np.asarray(expectation.hkl)
-    low = np.minimum(hkl.min(axis=0), unique.hkl.min(axis=0))
-    size = np.maximum(hkl.max(axis=0), unique.hkl.max(axis=0)) - low + 1
-    keys, mine = (np.ravel_multi_index((h - low).T, size) for h in (hkl, unique.hkl))
-    order = np.argsort(keys)
-    row = order[np.minimum(np.searchsorted(keys, mine, sorter=order), len(keys) - 1)]
-    use = (keys[row] == mine) & unique.measured & (unique.s > _MODEL_FROM)
+    row = rows_of(unique.hkl, np.asarray(expectation.hkl))
+    use = (row >= 0) & unique.measured & (unique.s > _MODEL_FROM)
     if np.count_nonzero(use) < 200:
-        use = (keys[row] == mine) & unique.measured
+        use = (row >= 0) & unique.measured
     if np.count_nonzero(use) < 50:
         raise DiffuseError(
             f"absolute_scale.model: only {np.count_nonzero(use)} of its reflections were measured; check that the "

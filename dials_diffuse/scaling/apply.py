@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from dials_diffuse.files.observations import OBSERVATION_DTYPE
-from dials_diffuse.kernels.scaling import orbit_sums
+from dials_diffuse.kernels.scaling import Residuals, orbit_sums
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.voxels import Voxels
 from dials_diffuse.parallel import in_threads
+from dials_diffuse.scaling.absolute import AbsoluteScale
 from dials_diffuse.scaling.error_model import ErrorModel, reject
-from dials_diffuse.scaling.layout import Layout, S, coordinates
+from dials_diffuse.scaling.layout import Layout, Rows, S, coordinates
 from dials_diffuse.scaling.model import ScaleModel
 from dials_diffuse.scaling.sample import unique_of
 
@@ -40,7 +42,8 @@ class Scaler:
         """(Prediction, (n,) float64 |s| where the pixels were) of a block of rows; first : experiment of its file."""
         experiment = block["experiment"].astype(np.int64) + first
         x = coordinates(self.layout, experiment, block)
-        prediction = self.model.predict(x, experiment, block["norm"], self.grid.s_magnitude(block["index"]))
+        s_voxel = self.grid.s_magnitude(block["index"])
+        prediction = self.model.predict(Rows(x, experiment), block["norm"], s_voxel)
         return prediction, x[:, S]
 
 
@@ -70,31 +73,32 @@ class Predictions:
 
 
 def predict_all(scaler: Scaler, blocks, n_rows: int, threads: int) -> Predictions:
-    """Predictions of all rows; blocks : (first experiment, {column: array}) with ``data.COLUMNS``."""
+    """Predictions of all rows; blocks : (first experiment, {column: array}) with ``sample.COLUMNS``."""
     dtypes = np.int32, np.uint16, *5 * (np.float32,)
     result = Predictions(*(np.empty(n_rows, dtype) for dtype in dtypes))
 
-    def work(item):
-        first, block = item
-        prediction, s = scaler.predict(block, first)
-        unit, background = prediction.unit, block["background"]
-        return {
-            "unique": unique_of(block, scaler.grid, scaler.voxels),
-            "experiment": block["experiment"].astype(np.int64) + first,
-            "unit": unit,
-            "added": prediction.gain * prediction.offset + unit * (prediction.profile - prediction.profile_at_voxel),
-            "weight": 1 / scaler.errors.variance(prediction, background, block["background_variance"], s),
-            "residual": block["counts"] - background - prediction.isotropic,
-            "counts": block["counts"],
-        }
-
     start = 0
-    for columns in in_threads(work, blocks, threads):
+    for columns in in_threads(partial(_predict_block, scaler), blocks, threads):
         stop = start + len(columns["unit"])
         for name, column in columns.items():
             getattr(result, name)[start:stop] = column
         start = stop
     return result
+
+
+def _predict_block(scaler: Scaler, item: tuple) -> dict:
+    first, block = item
+    prediction, s = scaler.predict(block, first)
+    unit, background = prediction.unit, block["background"]
+    return {
+        "unique": unique_of(block, scaler.grid, scaler.voxels),
+        "experiment": block["experiment"].astype(np.int64) + first,
+        "unit": unit,
+        "added": prediction.gain * prediction.offset + unit * (prediction.profile - prediction.profile_at_voxel),
+        "weight": 1 / scaler.errors.variance(prediction, background, block["background_variance"], s),
+        "residual": block["counts"] - background - prediction.isotropic,
+        "counts": block["counts"],
+    }
 
 
 def sums_by_sweep(predictions: Predictions, rejected: np.ndarray, voxel: np.ndarray, n_sweeps: int) -> np.ndarray:
@@ -108,9 +112,8 @@ def sums_by_sweep(predictions: Predictions, rejected: np.ndarray, voxel: np.ndar
         unique = predictions.unique[rows]
         row = np.where(unique >= 0, voxel[unique], -1)
         row = np.where(row >= 0, row * n_sweeps + predictions.experiment[rows], -1)
-        orbit_sums(
-            row, predictions.weight[rows], predictions.residual[rows], predictions.unit[rows], rejected[rows], sums
-        )
+        p = predictions
+        orbit_sums(Residuals(row, p.weight[rows], p.residual[rows], p.unit[rows]), rejected[rows], sums)
     return sums.reshape(-1, n_sweeps, 2)
 
 
@@ -171,30 +174,32 @@ def scaled_rows(block: dict, unit, added, first: int, factor: float, incoherent=
 
 
 def write_scaled(
-    predictions: Predictions, blocks, rejected: np.ndarray, factor: float, writer, threads: int, compton=lambda s: 0.0
+    predictions: Predictions, blocks, rejected: np.ndarray, scale: AbsoluteScale | None, writer, threads: int
 ) -> Iterator[int]:
     """Append the scaled rows of all blocks to a file; yields the number of rows read after each block.
 
     blocks : (first experiment, {column: array}) with all columns
     rejected : (n,) bool, rows of all files to leave out
-    factor : intensities are multiplied by it; compton : function of (n,) |s|, what is then taken off
+    scale : intensities are multiplied by it, and Compton scattering is then taken off; None: they stay as they are
     """
 
     def numbered():
         start = 0
         for first, block in blocks:
             rows = slice(start, start + len(block["norm"]))
-            yield first, block, rows
+            unit, added = (x[rows] for x in (predictions.unit, predictions.added))
+            yield first, block, unit, added, ~rejected[rows], rows.stop
             start = rows.stop
 
-    def work(item):
-        first, block, rows = item
-        unit, added = (x[rows].astype(float) for x in (predictions.unit, predictions.added))
-        columns = scaled_rows(block, unit, added, first, factor, compton(block["s"]))
-        kept = np.flatnonzero(~rejected[rows])
-        dtypes = {name: OBSERVATION_DTYPE[name].base for name in columns}
-        return {name: column[kept].astype(dtypes[name], copy=False) for name, column in columns.items()}, rows.stop
-
-    for columns, stop in in_threads(work, numbered(), threads):
+    for columns, stop in in_threads(partial(_scaled_block, scale), numbered(), threads):
         writer.append(columns)
         yield stop
+
+
+def _scaled_block(scale: AbsoluteScale | None, item: tuple) -> tuple:
+    first, block, unit, added, kept, stop = item
+    factor, compton = (scale.k, scale.compton(block["s"])) if scale else (1.0, 0.0)
+    columns = scaled_rows(block, unit.astype(float), added.astype(float), first, factor, compton)
+    kept = np.flatnonzero(kept)
+    dtypes = {name: OBSERVATION_DTYPE[name].base for name in columns}
+    return {name: column[kept].astype(dtypes[name], copy=False) for name, column in columns.items()}, stop

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dials_diffuse.kernels.scaling import orbit_sums
-from dials_diffuse.scaling.error_model import weigh
+from dials_diffuse.kernels.scaling import Residuals, orbit_sums
+from dials_diffuse.maps.shells import correlation, less_group_means
+from dials_diffuse.scaling.error_model import ErrorModel, weigh
 from dials_diffuse.scaling.layout import T
-from dials_diffuse.scaling.refine import Refinement
+from dials_diffuse.scaling.model import Prediction
 from dials_diffuse.scaling.sample import Observations
 
 #: rotation that a batch spans at least, degrees
@@ -39,20 +40,25 @@ class Batch:
     outliers: float
 
 
-def residuals_by_batch(refinement: Refinement, data: Observations, experiments, rejected: np.ndarray) -> list:
+def residuals_by_batch(
+    prediction: Prediction, data: Observations, errors: ErrorModel, experiments, rejected: np.ndarray
+) -> list:
     """Residuals of the refined observations in batches of at least BATCH_ANGLE degrees.
 
-    experiments : ExperimentSummary of each; rejected : (n,) bool
+    Parameters
+    ----------
+    prediction : of the data
+    experiments : ExperimentSummary of each
+    rejected : (n,) bool
 
     Returns
     -------
     list of Batch, without those that have no observations
     """
-    prediction = refinement.model.predict_observations(data)
-    weights = weigh(prediction, data, refinement.errors, np.zeros(data.n, dtype=bool))
+    weights = weigh(prediction, data, errors, np.zeros(data.n, dtype=bool))
     residual, unit = data.net - prediction.isotropic, prediction.unit
     sums = np.zeros((len(data.unique), 2))
-    orbit_sums(data.orbit, weights.weight, residual, unit, rejected, sums)
+    orbit_sums(Residuals(data.orbit, weights.weight, residual, unit), rejected, sums)
     total = (sums[:, 1] + weights.prior)[data.orbit]
     leverage = np.where(rejected, 0.0, weights.weight * unit**2 / total)
     r2 = weights.weight * (residual - unit * sums[data.orbit, 0] / total) ** 2 / np.maximum(1 - leverage, 0.05)
@@ -101,22 +107,25 @@ def suggest_cuts(batches: list) -> list:
     return cuts
 
 
-def crystal_correlations(refinement: Refinement, data: Observations, n_experiments: int, rejected) -> np.ndarray:
+def crystal_correlations(
+    prediction: Prediction, data: Observations, errors: ErrorModel, n_experiments: int, rejected: np.ndarray
+) -> np.ndarray:
     """(e, e) correlation of the anisotropic part of the scaled intensities between experiments, on common voxels.
 
-    Means in shells of |s| are taken off on both sides: what is left of the isotropic part is no agreement.
+    Means in shells of |s| are taken off on both sides: what is left of the isotropic part is no agreement. Arguments
+    as for :func:`residuals_by_batch`.
     """
-    prediction = refinement.model.predict_observations(data)
-    weights = weigh(prediction, data, refinement.errors, rejected)
+    weights = weigh(prediction, data, errors, rejected)
     residual, unit = data.net - prediction.isotropic, prediction.unit
     n = len(data.unique)
     sums = np.zeros((n * n_experiments, 2))
-    orbit_sums(data.orbit * n_experiments + data.experiment, weights.weight, residual, unit, rejected, sums)
+    orbit = data.orbit * n_experiments + data.experiment
+    orbit_sums(Residuals(orbit, weights.weight, residual, unit), rejected, sums)
     seen = sums[:, 1] > 0
     values = np.divide(sums[:, 0], sums[:, 1], out=np.zeros(len(sums)), where=seen)
     values, seen = values.reshape(n, -1), seen.reshape(n, -1)
     first = np.searchsorted(data.orbit, np.arange(n))
-    shell = refinement.errors.shell(data.s_voxel[first])
+    shell = errors.shell(data.s_voxel[first])
     result = np.full((n_experiments, n_experiments), np.nan)
     for i in range(n_experiments):
         result[i, i] = 1.0
@@ -124,12 +133,6 @@ def crystal_correlations(refinement: Refinement, data: Observations, n_experimen
             both = seen[:, i] & seen[:, j]
             if np.count_nonzero(both) < 10:
                 continue
-            x, y = (_less_shell_means(values[both, k], shell[both]) for k in (i, j))
-            norm = np.sqrt((x @ x) * (y @ y))
-            result[i, j] = result[j, i] = x @ y / norm if norm > 0 else np.nan
+            x, y = (less_group_means(values[both, k], shell[both]) for k in (i, j))
+            result[i, j] = result[j, i] = correlation(x, y)
     return result
-
-
-def _less_shell_means(values: np.ndarray, shell: np.ndarray) -> np.ndarray:
-    n = shell.max() + 1
-    return values - (np.bincount(shell, values, n) / np.maximum(np.bincount(shell, minlength=n), 1))[shell]

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dials_diffuse.files.observations import BRAGG_DTYPE
-from dials_diffuse.scaling.layout import N_COORDINATES, Layout, T, coordinates
+from dials_diffuse.scaling.layout import Layout, Rows, T, coordinates, places
 from dials_diffuse.scaling.model import ScaleModel
+from dials_diffuse.scaling.terms.drift import Drift
 from dials_diffuse.scaling.totals import Bragg
 
 #: degrees of rotation over which dials.scale's factors of single reflections are averaged, and reflections needed
@@ -48,7 +49,7 @@ def scaled_bragg(bragg: BraggColumns, layout: Layout, model: ScaleModel) -> Brag
     experiment = columns["experiment"].astype(np.int64)
     block = {"index": columns["hkl"] * layout.lattice, **{name: columns[name] for name in ("panel", "xyz", "s")}}
     x = coordinates(layout, experiment, block)
-    unit = model.predict(x, experiment, np.ones(len(experiment)), columns["s"].astype(float)).unit
+    unit = model.predict(Rows(x, experiment), np.ones(len(experiment)), columns["s"].astype(float)).unit
     return Bragg(columns["hkl"], columns["intensity"] / unit, columns["variance"] / unit**2)
 
 
@@ -78,20 +79,15 @@ def start_from_bragg(model: ScaleModel, layout: Layout, bragg: BraggColumns) -> 
 
     The overall scale is left out, by the convention of the refinement: the mean of log b is 0.
     """
-    block = model.block("b")
+    block = model.block(Drift.key)
     if block is None:
         return model
     n = 4 * block.size
-    x = np.zeros((n, N_COORDINATES))
-    x[:, T] = (np.arange(n) + 0.5) / n
-    basis = np.empty((n, block.size))
-    for k in range(block.size):
-        unit = np.zeros(model.n_parameters)
-        unit[block.start + k] = 1.0
-        basis[:, k] = replace(model, coefficients=unit).value("b", x, np.zeros(n, dtype=np.int64))
+    t = (np.arange(n) + 0.5) / n
+    basis = block.basis(places(0, {T: t})).toarray()[:, : block.size]
     logs = []
     for number in range(len(layout.start)):
-        curve = bragg_scale_curve(bragg, layout, number, layout.start[number] + x[:, T] * layout.width[number])
+        curve = bragg_scale_curve(bragg, layout, number, layout.start[number] + t * layout.width[number])
         if curve is None:
             return model
         logs.append(np.log(curve))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dials_diffuse.kernels.scaling import deviations, orbit_sums, worst_deviation
+from dials_diffuse.kernels.scaling import Residuals, deviations, orbit_sums, worst_deviation
 from dials_diffuse.scaling.layout import S
 from dials_diffuse.scaling.model import Prediction
 from dials_diffuse.scaling.sample import Observations
@@ -86,7 +86,7 @@ def update_errors(prediction: Prediction, data: Observations, errors: ErrorModel
     w, unit = weights.weight, prediction.unit
     residual = data.net - prediction.expected
     sums = np.zeros((len(data.unique), 2))
-    orbit_sums(data.orbit, w, residual, unit, rejected, sums)
+    orbit_sums(Residuals(data.orbit, w, residual, unit), rejected, sums)
     measured = sums[:, 1] > 0
     anisotropic = np.divide(sums[:, 0], sums[:, 1], out=np.zeros(len(sums)), where=measured)
     error = np.divide(1, sums[:, 1], out=np.zeros(len(sums)), where=measured)
@@ -140,12 +140,12 @@ def find_outliers(prediction: Prediction, data: Observations, errors: ErrorModel
 
 def reject(orbit, weight, residual, unit, counts, prior, n_sigma: float, rounds: int = 4) -> np.ndarray:
     """The rounds of :func:`find_outliers` on plain arrays, see ``kernels.scaling.deviations``."""
-    rejected = np.zeros(len(orbit), dtype=bool)
+    residuals, rejected = Residuals(orbit, weight, residual, unit), np.zeros(len(orbit), dtype=bool)
     deviation = np.empty(len(orbit), dtype=np.float32)
     for _ in range(rounds):
         sums = np.zeros((len(prior), 2))
-        orbit_sums(orbit, weight, residual, unit, rejected, sums)
-        deviations(orbit, weight, residual, unit, counts, _LEAST_COUNTS, prior, sums, rejected, deviation)
+        orbit_sums(residuals, rejected, sums)
+        deviations(residuals, rejected, counts, _LEAST_COUNTS, prior, sums, deviation)
         worst = np.zeros(len(prior), dtype=np.float32)
         worst_deviation(orbit, deviation, rejected, n_sigma, worst)
         bad = np.flatnonzero(deviation > n_sigma)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from dials_diffuse.experiment.modules import module_array
+from dials_diffuse.experiment.modules import ModuleArray, module_array
 from dials_diffuse.maps.grid import MapGrid
 
 #: columns of ``coordinates``: fraction of the sweep, position on the detector in its own size, |s|, module number, and
@@ -17,6 +18,12 @@ T, X, Y, S, MODULE, DIFFRACTED, INCIDENT = *range(6), 8
 
 
 N_COORDINATES = 11
+
+#: degrees between points of a curve over the rotation, at least
+_ANGLE = 1.0
+
+#: points along each edge of the detector of a function of it
+_N_DETECTOR = 11
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,28 @@ class Layout:
     lattice: np.ndarray
 
 
+class Rows(NamedTuple):
+    """Where n observations are: what terms of the scale model are functions of.
+
+    coordinates : (n, N_COORDINATES) float64
+    experiment : (n,) int64, row of the layout
+    harmonics : (n, k) float64, functions of the absorption as harmonics; None: they are computed
+    orbit, patterns : (n,) int64, unique voxel of each, and (m, k) float64, patterns of these, see
+        :mod:`dials_diffuse.scaling.patterns`; None where they are not needed
+    """
+
+    coordinates: np.ndarray
+    experiment: np.ndarray
+    harmonics: np.ndarray | None = None
+    orbit: np.ndarray | None = None
+    patterns: np.ndarray | None = None
+
+    def at(self, wanted: np.ndarray) -> Rows:
+        """Some of the observations; wanted : (m,) int."""
+        mine = (None if x is None else x[wanted] for x in self[:4])
+        return Rows(*mine, self.patterns)
+
+
 def make_layout(experiments, grid: MapGrid) -> Layout:
     """Layout of a list of ExperimentSummary."""
     start, width, size, module, n_modules = [], [], [], [], 1
@@ -55,11 +84,11 @@ def make_layout(experiments, grid: MapGrid) -> Layout:
         start.append(e.oscillation[0])
         width.append(e.oscillation[1] * (last - first + 1))
         size.append(e.image_size)
-        modules = module_array(e.image_size)
-        found = (*modules.module, *modules.gap) if modules else (*e.image_size, 0, 0)
-        module.append(found)
-        columns = (e.image_size[0] + found[2]) // (found[0] + found[2])
-        rows = (e.image_size[1] + found[3]) // (found[1] + found[3])
+        array = module_array(e.image_size) or ModuleArray(e.image_size, (0, 0))
+        (fast, slow), (gap_fast, gap_slow) = array.module, array.gap
+        module.append((fast, slow, gap_fast, gap_slow))
+        columns = (e.image_size[0] + gap_fast) // (fast + gap_fast)
+        rows = (e.image_size[1] + gap_slow) // (slow + gap_slow)
         n_modules = max(n_modules, e.n_panels * max(columns * rows, 1))
     return Layout(
         np.array(start, dtype=float),
@@ -111,3 +140,41 @@ def directions_in_head(layout: Layout, experiment: np.ndarray, index: np.ndarray
         result[mine, :3] = diffracted / np.linalg.norm(diffracted, axis=1, keepdims=True)
         result[mine, 3:] = -incident / np.linalg.norm(incident, axis=1, keepdims=True)
     return result
+
+
+def rotation_points(layout: Layout, number: int) -> tuple:
+    """(n,) fractions of a sweep, and (n,) angles in degrees, evenly along its rotation."""
+    n = max(2, int(abs(layout.width[number]) / _ANGLE))
+    t = (np.arange(n) + 0.5) / n
+    return t, layout.start[number] + t * layout.width[number]
+
+
+def places(number: int, columns: dict) -> Rows:
+    """Some places of a sweep; columns : number of a coordinate, such as ``T`` -> (n,) float64; the others are 0."""
+    n = len(next(iter(columns.values())))
+    x = np.zeros((n, N_COORDINATES))
+    for column, values in columns.items():
+        x[:, column] = values
+    return Rows(x, np.full(n, number))
+
+
+def detector_points(layout: Layout, number: int, t: np.ndarray) -> tuple:
+    """A grid over rotation and detector of a sweep.
+
+    Parameters
+    ----------
+    t : (k,) float64, fractions of the sweep
+
+    Returns
+    -------
+    Rows of the k m m points; x and y (m,) in pixels; shape (k, m, m) of what belongs to the points, with y before x
+    """
+    edge = (np.arange(_N_DETECTOR) + 0.5) / _N_DETECTOR
+    grid = np.meshgrid(t, edge, edge, indexing="ij")
+    size = layout.size[number]
+    return (
+        places(number, {c: x.ravel() for c, x in zip((T, Y, X), grid)}),
+        edge * size[0],
+        edge * size[1],
+        grid[0].shape,
+    )

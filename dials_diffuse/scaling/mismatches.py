@@ -8,7 +8,9 @@ import numpy as np
 
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.settings import alternative_settings
+from dials_diffuse.maps.shells import less_group_means
 from dials_diffuse.maps.symmetry import map_to_asu
+from dials_diffuse.maps.voxels import rows_of
 from dials_diffuse.scaling.apply import Predictions, sums_by_sweep
 
 #: voxels x sweeps that are compared, those of lowest |s|
@@ -70,8 +72,8 @@ def find_mismatches(
     value = np.divide(sums[..., 0], sums[..., 1] * profile[order, None], out=np.zeros(seen.shape), where=seen)
     shell = np.searchsorted(np.linspace(s[order].min(), s[order].max(), _N_SHELLS), s[order])
     for e in range(n_sweeps):
-        number = np.maximum(np.bincount(shell, seen[:, e]), 1)
-        value[:, e] -= np.where(seen[:, e], (np.bincount(shell, value[:, e]) / number)[shell], 0)
+        mine = seen[:, e]
+        value[mine, e] = less_group_means(value[mine, e], shell[mine])
     reference = int(np.argmax(np.count_nonzero(seen, axis=0)))
     places = [np.arange(len(order)), *(_reindexed(index[order], grid, x.matrix) for x in settings)]
     result = []
@@ -102,12 +104,7 @@ def _settings(grid: MapGrid) -> tuple:
 def _reindexed(index: np.ndarray, grid: MapGrid, matrix: np.ndarray) -> np.ndarray:
     """(m,) int, which of the voxels each one becomes, -1 where it is none of them."""
     moved, _ = map_to_asu(index.astype(np.int64) @ matrix, grid.space_group, True)
-    low = np.minimum(moved.min(axis=0), index.min(axis=0))
-    shape = np.maximum(moved.max(axis=0), index.max(axis=0)) - low + 1
-    keys, wanted = (np.ravel_multi_index((x - low).T, shape) for x in (index, moved))
-    order = np.argsort(keys)
-    place = order[np.clip(np.searchsorted(keys, wanted, sorter=order), 0, len(keys) - 1)]
-    return np.where(keys[place] == wanted, place, -1)
+    return rows_of(moved, index)
 
 
 def _agreement(value, seen, sweep: int, reference: int, place: np.ndarray) -> tuple:

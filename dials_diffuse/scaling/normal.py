@@ -16,11 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg.blas import dsyrk as syrk
 
-from dials_diffuse.kernels.scaling import add_normal, add_orbits, fill_basis, fill_dense, fill_patterns, orbit_sums
+from dials_diffuse.kernels.scaling import Design, Residuals, add_normal, add_orbits, orbit_sums
 from dials_diffuse.scaling.error_model import Weights
 from dials_diffuse.scaling.layout import S
 from dials_diffuse.scaling.model import Prediction, ScaleModel
 from dials_diffuse.scaling.sample import Observations
+from dials_diffuse.scaling.terms.base import Acts
 
 #: unique voxels whose couplings are in memory together
 _ORBITS = 2048
@@ -51,45 +52,37 @@ def add(parts) -> Normal:
     )
 
 
-def design(model: ScaleModel, data: Observations, prediction: Prediction, anisotropic) -> tuple:
-    """Sparse derivatives of the expected counts: index and value, (n, w) each.
+def design(model: ScaleModel, data: Observations, prediction: Prediction, anisotropic) -> Design:
+    """Derivatives of the expected counts by all parameters.
 
     anisotropic : (n,) float64, J of the voxel of each observation
     """
-    unit, x, experiment = prediction.unit, data.coordinates, data.experiment
-    expected = prediction.isotropic + unit * anisotropic
+    unit, rows = prediction.unit, data.rows
     factors = {
-        "p": unit * (1 + prediction.smooth),
-        "b": unit * (prediction.profile + anisotropic),
-        "c": prediction.gain * model.profile(x[:, S], True),
+        Acts.GAIN: prediction.isotropic + unit * anisotropic,
+        Acts.SCALE: unit * (prediction.profile + anisotropic),
+        Acts.OFFSET: prediction.gain * model.profile(rows.coordinates[:, S], True),
+        Acts.PROFILE: unit * (1 + prediction.smooth),
+        Acts.SMOOTH: unit * prediction.profile,
     }
-    width = sum(b.width * (b.n_sets if b.name == "q" else 1) for b in model.blocks)
-    index, value, at = np.empty((data.n, width), dtype=np.int64), np.empty((data.n, width)), 0
+    width = sum(b.width for b in model.blocks)
+    design, at = Design(np.empty((data.n, width), dtype=np.int64), np.empty((data.n, width))), 0
     for b in model.blocks:
-        if b.name == "q":
-            level = unit * prediction.profile
-            fill_patterns(x, b.start, b.axes, b.limits, level, data.patterns, data.orbit, index, value, at)
-            at += b.width * b.n_sets
-            continue
-        factor = factors.get(b.name, expected)
-        if b.name == "h":
-            fill_dense(b.offset(experiment), data.harmonics, factor, index, value, at)
-        else:
-            fill_basis(x, b.offset(experiment), b.axes, b.limits, factor, index, value, at)
+        b.fill(rows, factors[b.acts], design, at)
         at += b.width
-    return index, value
+    return design
 
 
 def _neighbours(model: ScaleModel, index: np.ndarray) -> tuple:
     """An order in which rows with the same parameters are neighbours, and how many leading parameters they share.
 
-    Those of functions of the detector are left out: in them hardly two rows are the same.
+    Terms in which hardly two rows are the same are left out; they are the last ones of the model.
     """
     key, at, n_shared = np.zeros(len(index), dtype=np.int64), 0, 0
     for b in model.blocks:
-        if b.name not in "adm":
+        if b.repeats:
             key = key * (b.size * b.n_sets) + index[:, at] - b.start
-            at += b.width * (b.n_sets if b.name == "q" else 1)
+            at += b.width
             n_shared = at
     return np.argsort(key, kind="stable"), n_shared
 
@@ -98,14 +91,10 @@ def _slope_of_logarithm(model: ScaleModel, data: Observations, share: np.ndarray
     """(p,) half the derivative of Σ log(Σ w u² + 1/τ²); share : (n,) float64, w u² / (Σ w u² + 1/τ²)."""
     result = np.zeros(model.n_parameters)
     for b in model.blocks:
-        if b.name in "pqc":
-            continue
-        index, value = np.empty((data.n, b.width), dtype=np.int64), np.empty((data.n, b.width))
-        if b.name == "h":
-            fill_dense(b.offset(data.experiment), data.harmonics, share, index, value, 0)
-        else:
-            fill_basis(data.coordinates, b.offset(data.experiment), b.axes, b.limits, share, index, value, 0)
-        result += np.bincount(index.ravel(), value.ravel(), minlength=model.n_parameters)
+        if b.acts in (Acts.GAIN, Acts.SCALE):
+            own = Design(np.empty((data.n, b.width), dtype=np.int64), np.empty((data.n, b.width)))
+            b.fill(data.rows, share, own, 0)
+            result += np.bincount(own.index.ravel(), own.value.ravel(), minlength=model.n_parameters)
     return result
 
 
@@ -117,7 +106,7 @@ def chi2(prediction: Prediction, data: Observations, weights: Weights) -> float:
 
 def _sums(prediction, data, weights, residual) -> np.ndarray:
     sums = np.zeros((len(data.unique), 2))
-    orbit_sums(data.orbit, weights.weight, residual, prediction.unit, weights.weight <= 0, sums)
+    orbit_sums(Residuals(data.orbit, weights.weight, residual, prediction.unit), weights.weight <= 0, sums)
     return sums
 
 
@@ -137,15 +126,16 @@ def normal_equations(model: ScaleModel, prediction: Prediction, data: Observatio
     residual = data.net - prediction.expected
     sums = _sums(prediction, data, weights, residual)
     total = sums[:, 1] + weights.prior
-    index, value = design(model, data, prediction, (sums[:, 0] / total)[data.orbit] + smooth)
+    derivatives = design(model, data, prediction, (sums[:, 0] / total)[data.orbit] + smooth)
     matrix, vector = np.zeros((model.n_parameters,) * 2), np.zeros(model.n_parameters)
-    add_normal(index, value, *_neighbours(model, index), weight, residual, matrix, vector)
+    add_normal(derivatives, *_neighbours(model, derivatives.index), weight, residual, matrix, vector)
     vector -= _slope_of_logarithm(model, data, weight * unit**2 / total[data.orbit])
     for start in range(0, len(total), _ORBITS):
         mine = slice(start, min(start + _ORBITS, len(total)))
         rows = slice(*np.searchsorted(data.orbit, [mine.start, mine.stop]))
         coupling = np.zeros((mine.stop - mine.start, model.n_parameters))
-        add_orbits(index[rows], value[rows], weight[rows] * unit[rows], data.orbit[rows] - start, coupling)
+        own = Design(derivatives.index[rows], derivatives.value[rows])
+        add_orbits(own, weight[rows] * unit[rows], data.orbit[rows] - start, coupling)
         vector -= (sums[mine, 0] / total[mine]) @ coupling
         coupling /= np.sqrt(total[mine])[:, None]
         syrk(-1.0, coupling.T, 1.0, matrix.T, lower=1, overwrite_c=1)

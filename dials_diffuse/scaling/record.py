@@ -8,23 +8,21 @@ import numpy as np
 
 from dials_diffuse.scaling.absolute import AbsoluteScale
 from dials_diffuse.scaling.bragg_scales import bragg_scale_curve
-from dials_diffuse.scaling.layout import MODULE, N_COORDINATES, S, T, X, Y
+from dials_diffuse.scaling.layout import S, T, places, rotation_points
 from dials_diffuse.scaling.model import ScaleModel
 from dials_diffuse.scaling.scale import ScalingResult
+from dials_diffuse.scaling.terms.base import Acts
+from dials_diffuse.scaling.terms.crystal import Profile
 
-#: points of the curves
+#: points of curves over |s|
 _N_S = 20
-_N_DETECTOR = 11
-
-#: degrees between points of a curve over the rotation, at least
-_ANGLE = 1.0
 
 
 def scaling_record(result: ScalingResult) -> dict:
     """What scaling found, for ``dials.diffuse_scale/1``."""
     refinement = result.refinement
     model = refinement.model
-    return {
+    record = {
         "n_observations": result.n_observations,
         "n_refined_against": result.n_sample,
         "n_outliers": result.n_outliers,
@@ -45,11 +43,14 @@ def scaling_record(result: ScalingResult) -> dict:
         "levels": _levels(result),
         "indexed_otherwise": [asdict(m) for m in result.mismatches],
         "sweeps": [_sweep(result, i) for i in range(len(result.experiments))],
-        "modules": _modules(model),
+        "modules": [],
         "residuals": [asdict(b) for b in result.batches],
         "suggested_exclude_images": [{"file": f, "exclude_images": text} for f, text in suggested_cuts(result).items()],
         "correlations": [list(row) for row in result.correlations],
     }
+    for block in model.of_experiment:
+        record.update(block.record_of_all(model.coefficients))
+    return record
 
 
 def _levels(result: ScalingResult) -> dict | None:
@@ -68,15 +69,11 @@ def suggested_cuts(result: ScalingResult) -> dict:
 
 def curve_of_b(result: ScalingResult, number: int) -> tuple:
     """(angles in degrees, b, c relative to the mean isotropic part) of an experiment along its rotation; (n,) each."""
-    model, layout = result.refinement.model, result.layout
-    n = max(2, int(abs(layout.width[number]) / _ANGLE))
-    x = np.zeros((n, N_COORDINATES))
-    x[:, T] = (np.arange(n) + 0.5) / n
-    x[:, S] = _s_range(model).mean()
-    experiment = np.full(n, number)
-    angles = layout.start[number] + x[:, T] * layout.width[number]
-    c = model.offset(x, experiment) / model.profile(x[:, S], reference=True)
-    return angles, np.exp(model.value("b", x, experiment)), c
+    model = result.refinement.model
+    t, angles = rotation_points(result.layout, number)
+    rows = places(number, {T: t, S: _s_range(model).mean()})
+    c = model.offset(rows) / model.profile(rows.coordinates[:, S], reference=True)
+    return angles, np.exp(model.total(Acts.SCALE, rows)), c
 
 
 def dials_scale_curve(result: ScalingResult, number: int) -> dict | None:
@@ -122,8 +119,8 @@ def _absolute(absolute: AbsoluteScale) -> dict:
 
 
 def _s_range(model: ScaleModel) -> np.ndarray:
-    block = model.block("p")
-    (low, step), n = block.limits[0], block.size
+    block = model.block(Profile.key)
+    (low, step), n = block.tensor.limits[0], block.size
     return np.linspace(low, low + step * (n - 2), _N_S)
 
 
@@ -137,36 +134,12 @@ def _sweep(result: ScalingResult, number: int) -> dict:
     angles, b, _ = curve_of_b(result, number)
     record = {"identifier": result.experiments[number].identifier, "angle": angles, "b": b}
     record["dials_scale"] = dials_scale_curve(result, number)
-    if model.block("c"):
-        s = _s_range(model)
-        t, s_grid = np.meshgrid((np.arange(len(angles)) + 0.5) / len(angles), s, indexing="ij")
-        x = np.zeros((t.size, N_COORDINATES))
-        x[:, T], x[:, S] = t.ravel(), s_grid.ravel()
-        experiment = np.full(t.size, number)
-        offset = model.offset(x, experiment)
-        record["c"] = {"s": s, "offset": offset.reshape(t.shape)}
-    for name in "ad":
-        if model.block(name):
-            edge = (np.arange(_N_DETECTOR) + 0.5) / _N_DETECTOR
-            t = np.array([0.5]) if name == "d" else (np.arange(len(angles))[::10] + 0.5) / len(angles)
-            grid = np.meshgrid(t, edge, edge, indexing="ij")
-            x = np.zeros((grid[0].size, N_COORDINATES))
-            for column, values in zip((T, Y, X), grid):
-                x[:, column] = values.ravel()
-            factor = np.exp(model.value(name, x, np.full(len(x), number))).reshape(grid[0].shape)
-            size = result.layout.size[number]
-            record[name] = {"angle": angles[::10], "x": edge * size[0], "y": edge * size[1], "factor": factor}
-    block = model.block("h")
-    if block:
-        own = model.coefficients[block.all].reshape(-1, block.size)[number]
-        record["a"] = {"degree": block.degree, "harmonics": own}
+    if any(block.acts is Acts.OFFSET for block in model.blocks):
+        t, s = np.meshgrid(rotation_points(result.layout, number)[0], _s_range(model), indexing="ij")
+        offset = model.offset(places(number, {T: t.ravel(), S: s.ravel()}))
+        record["c"] = {"s": s[0], "offset": offset.reshape(t.shape)}
+    for block in model.of_experiment:
+        own = block.record(model.coefficients, result.layout, number)
+        if own is not None:
+            record[block.name] = own
     return record
-
-
-def _modules(model: ScaleModel) -> list:
-    block = model.block("m")
-    if block is None:
-        return []
-    x = np.zeros((block.size, N_COORDINATES))
-    x[:, MODULE] = np.arange(block.size)
-    return list(np.exp(model.value("m", x, np.zeros(block.size, dtype=np.int64))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from dials_diffuse.scaling.error_model import (
 )
 from dials_diffuse.scaling.layout import Layout
 from dials_diffuse.scaling.model import Prediction, ScaleModel, start_model
-from dials_diffuse.scaling.normal import add, chi2, normal_equations
+from dials_diffuse.scaling.normal import Normal, add, chi2, normal_equations
 from dials_diffuse.scaling.sample import Observations
 from dials_diffuse.scaling.scaling_parameters import ScalingParameters
 from dials_diffuse.scaling.solve import (
@@ -32,11 +33,10 @@ from dials_diffuse.scaling.solve import (
     make_system,
     penalty,
 )
+from dials_diffuse.scaling.terms.base import Acts, Term
+from dials_diffuse.scaling.terms.table import TERMS
 
 logger = logging.getLogger("dials.diffuse.scaling")
-
-#: terms are added in this order. c comes last: as long as the crystals are not on one scale it is much the same as b
-ORDER = "bmhadc"
 
 #: observations on which the terms are tried
 _TRIAL_OBSERVATIONS = 250_000
@@ -59,7 +59,7 @@ class Refinement:
     Attributes
     ----------
     model, errors : ScaleModel and ErrorModel
-    strengths : smoothing of each term, by cross-validation
+    strengths : key -> smoothing of each term, by cross-validation
     tests : list of TermTest, in the order in which the terms were tried
     history : list of dictionaries, one for each step: terms, χ² per observation before it and as expected after it,
         share of the step that was taken, rejected observations, largest step of each term
@@ -102,11 +102,8 @@ class _Refiner:
             rejected = find_outliers(prediction, self.data, errors, self.parameters.outlier_n_sigma)
         return _State(model, prediction, errors, rejected, strengths)
 
-    def _by_fold(self, function) -> list:
-        return list(in_threads(function, range(len(self.folds)), self.threads))
-
     def predict(self, model: ScaleModel) -> Prediction:
-        parts = self._by_fold(lambda k: model.predict_observations(self.folds[k]))
+        parts = in_threads(model.predict_observations, self.folds, self.threads)
         return Prediction(*(np.concatenate(columns) for columns in zip(*(vars(p).values() for p in parts))))
 
     def weights(self, state: _State) -> Weights:
@@ -115,12 +112,11 @@ class _Refiner:
     def normals(self, state: _State, weights: Weights) -> list:
         """Normal equations of each fold."""
 
-        def normal(k):
-            rows = self.rows[k]
-            own = Weights(weights.weight[rows], weights.prior[self.voxels[k]])
-            return normal_equations(state.model, state.prediction.rows(rows), self.folds[k], own)
-
-        return self._by_fold(normal)
+        folds = (
+            (state.prediction.rows(rows), data, Weights(weights.weight[rows], weights.prior[voxels]))
+            for rows, voxels, data in zip(self.rows, self.voxels, self.folds)
+        )
+        return list(in_threads(partial(_normal, state.model), folds, self.threads))
 
     def system(self, state: _State) -> System:
         terms = state.model.terms
@@ -128,8 +124,8 @@ class _Refiner:
             self.spaces[terms] = make_space(state.model, self.data)
         return make_system(state.model, self.spaces[terms], float(np.median(state.errors.spread)))
 
-    def improve(self, state: _State, n_steps: int, names, new: bool = True) -> _State:
-        """Up to ``n_steps`` Gauss-Newton steps; in the first two the strengths of ``names`` are chosen.
+    def improve(self, state: _State, n_steps: int, keys, new: bool = True) -> _State:
+        """Up to ``n_steps`` Gauss-Newton steps; in the first two the strengths of terms with these keys are chosen.
 
         new : those of terms that are new, from all that there are
         """
@@ -141,8 +137,8 @@ class _Refiner:
                 state = replace(state, rejected=find_outliers(state.prediction, self.data, errors, limit))
             weights, system = self.weights(state), self.system(state)
             folds = self.normals(state, weights)
-            if number < 2 and names:
-                strengths = choose_strengths(folds, system, state.strengths, names, new)
+            if number < 2 and keys:
+                strengths = choose_strengths(folds, system, state.strengths, keys, new)
                 state = replace(state, strengths=strengths)
             normal = add(folds)
             step = best_step(normal, system, state.strengths)
@@ -153,13 +149,13 @@ class _Refiner:
                 break
         return state
 
-    def test(self, name: str, without: _State, having: _State) -> TermTest:
+    def test(self, term: Term, without: _State, having: _State) -> TermTest:
         """Are voxels that were kept out predicted better by having a term? Both with the same weights."""
         weights = self.weights(having)
         chi2_of = [
             held_out(self.normals(state, weights), self.system(state), state.strengths) for state in (without, having)
         ]
-        return judge(name, *chi2_of, int(np.count_nonzero(weights.weight)))
+        return judge(term, *chi2_of, int(np.count_nonzero(weights.weight)))
 
     def _moved(self, state, weights, normal, system, step) -> tuple:
         """Share of a step that lowers χ² and penalties, and the state after it: the model is not linear."""
@@ -178,7 +174,7 @@ class _Refiner:
         return best
 
     def _note(self, state, normal, step, length) -> None:
-        blocks = [b for b in state.model.blocks if b.name != "p"]
+        blocks = [b for b in state.model.blocks if b.acts is not Acts.PROFILE]
         self.history.append(
             {
                 "terms": list(state.model.terms),
@@ -186,7 +182,7 @@ class _Refiner:
                 "chi2_expected": normal.at(length * step) / max(normal.n, 1),
                 "length": length,
                 "rejected": int(state.rejected.sum()),
-                "largest_steps": {b.name: float(np.abs(step[b.all]).max()) for b in blocks},
+                "largest_steps": {b.key: float(np.abs(step[b.all]).max()) for b in blocks},
             }
         )
         logger.debug("step %d: %s", len(self.history), self.history[-1])
@@ -213,29 +209,36 @@ def refine(
     """
     full = start_model(data, layout, parameters) if start is None else start
     share = min(1.0, _TRIAL_OBSERVATIONS / data.n)
-    chosen = np.flatnonzero(np.random.default_rng(parameters.seed).random(len(data.unique)) < share)
-    trial = _Refiner(data.orbits(chosen), parameters, threads)
+    some = np.flatnonzero(np.random.default_rng(parameters.seed).random(len(data.unique)) < share)
+    trial = _Refiner(data.orbits(some), parameters, threads)
     state = trial.state(full.with_terms(()), first_error_model(trial.data), {})
     state = trial.improve(state, _TRIAL_STEPS, ())
     tests: dict = {}
-    order = sorted(full.terms, key=ORDER.index)
-    for name in progress(2 * order, 2 * len(order), "Trying the terms"):
-        tried = tests.get(name)
-        if tried is not None and (name in state.model.terms or tried[1] == state.model.terms):
+    order = [full.block(term.key) for term in TERMS if term.key in full.terms]
+    for term in progress(2 * order, 2 * len(order), "Trying the terms"):
+        key = term.key
+        tried = tests.get(key)
+        if tried is not None and (key in state.model.terms or tried[1] == state.model.terms):
             continue  # the second round is for those that the first, without the others, found to be useless
-        strengths = state.strengths if name == "m" else {**state.strengths, name: _FIRST_STRENGTH}
-        candidate = trial.state(state.model.with_term(full, name), state.errors, strengths)
-        candidate = trial.improve(candidate, _TRIAL_STEPS, () if name == "m" else (name,))
-        result = trial.test(name, state, candidate)
+        chosen = (key,) if term.smoothing is None else ()
+        strengths = {**state.strengths, **dict.fromkeys(chosen, _FIRST_STRENGTH)}
+        candidate = trial.state(state.model.with_term(full, key), state.errors, strengths)
+        candidate = trial.improve(candidate, _TRIAL_STEPS, chosen)
+        result = trial.test(term, state, candidate)
         if result.kept or not parameters.automatic:
             state = candidate
-        tests[name] = (result, state.model.terms)
+        tests[key] = (result, state.model.terms)
     every = _Refiner(data, parameters, threads)
     every.history = trial.history
     state = every.state(state.model, state.errors, state.strengths)
     for _ in progress(range(1), 1, "Refining the scale model"):
         state = every.improve(state, parameters.n_cycles, tuple(state.strengths), new=False)
     return Refinement(state.model, state.errors, state.strengths, [t for t, _ in tests.values()], every.history)
+
+
+def _normal(model: ScaleModel, fold: tuple) -> Normal:
+    prediction, data, weights = fold
+    return normal_equations(model, prediction, data, weights)
 
 
 def fold_of_blocks(block: np.ndarray, n_folds: int, seed: int) -> np.ndarray:

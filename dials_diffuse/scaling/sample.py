@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import partial
 
 import numpy as np
 
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.voxels import Voxels, blocks_of_voxels, keys_in_box
 from dials_diffuse.parallel import in_threads
-from dials_diffuse.scaling.layout import DIFFRACTED, Layout, coordinates
+from dials_diffuse.scaling.layout import DIFFRACTED, Layout, Rows, coordinates
 from dials_diffuse.scaling.patterns import absorption_functions, symmetric_patterns
 
 COLUMNS = ("index", "experiment", "panel", "counts", "norm", "background", "background_variance", "xyz", "s")
@@ -53,6 +54,10 @@ class Observations:
     def net(self) -> np.ndarray:
         return self.counts - self.background
 
+    @property
+    def rows(self) -> Rows:
+        return Rows(self.coordinates, self.experiment, self.harmonics, self.orbit, self.patterns)
+
     def orbits(self, wanted: np.ndarray) -> Observations:
         """The rows of some voxels; wanted : (k,) int, rows of ``unique`` in the order that is wanted."""
         rank = np.full(len(self.unique), -1)
@@ -93,16 +98,7 @@ def sample_observations(
     wanted : (u,) bool, by row of ``voxels.index``
     degree : of the harmonics of the absorption
     """
-
-    def work(item) -> dict:
-        first, block = item
-        unique = unique_of(block, grid, voxels)
-        use = np.flatnonzero((unique >= 0) & wanted[unique])
-        part = {name: block[name][use] for name in COLUMNS}
-        part["experiment"] = part["experiment"] + first
-        return {**part, "unique": unique[use]}
-
-    parts = list(in_threads(work, blocks, threads))
+    parts = list(in_threads(partial(_wanted_rows, grid, voxels, wanted), blocks, threads))
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     order = np.argsort(columns["unique"], kind="stable")
     columns = {name: column[order] for name, column in columns.items()}
@@ -121,3 +117,12 @@ def sample_observations(
         block=blocks_of_voxels(grid, voxels.index[unique]),
         harmonics=absorption_functions(position[:, DIFFRACTED:], degree) if known else np.zeros((len(orbit), 0)),
     )
+
+
+def _wanted_rows(grid: MapGrid, voxels: Voxels, wanted: np.ndarray, item: tuple) -> dict:
+    first, block = item
+    unique = unique_of(block, grid, voxels)
+    use = np.flatnonzero((unique >= 0) & wanted[unique])
+    part = {name: block[name][use] for name in COLUMNS}
+    part["experiment"] = part["experiment"] + first
+    return {**part, "unique": unique[use]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -18,8 +19,16 @@ from dials_diffuse.maps.units import ARBITRARY, ELECTRONS
 from dials_diffuse.maps.voxels import Voxels, blocks_of_rows, check_distinct, common_grid, find_voxels
 from dials_diffuse.parallel import Progress, quiet
 from dials_diffuse.scaling.absolute import AbsoluteParameters, AbsoluteScale, absolute_scale
-from dials_diffuse.scaling.apply import Scaler, apply_levels, find_all_outliers, predict_all, voxel_priors, write_scaled
-from dials_diffuse.scaling.batches import Batch, crystal_correlations, residuals_by_batch, suggest_cuts
+from dials_diffuse.scaling.apply import (
+    Predictions,
+    Scaler,
+    apply_levels,
+    find_all_outliers,
+    predict_all,
+    voxel_priors,
+    write_scaled,
+)
+from dials_diffuse.scaling.batches import crystal_correlations, residuals_by_batch, suggest_cuts
 from dials_diffuse.scaling.bragg_scales import BraggColumns, read_bragg, scaled_bragg, start_from_bragg
 from dials_diffuse.scaling.error_model import find_outliers
 from dials_diffuse.scaling.layout import Layout, S, make_layout
@@ -29,6 +38,12 @@ from dials_diffuse.scaling.model import start_model
 from dials_diffuse.scaling.refine import Refinement, refine
 from dials_diffuse.scaling.sample import COLUMNS, Observations, sample_observations
 from dials_diffuse.scaling.scaling_parameters import ScalingParameters
+from dials_diffuse.scaling.terms.absorption import AbsorptionOptions
+from dials_diffuse.scaling.terms.absorption_spline import AbsorptionSpline
+from dials_diffuse.scaling.terms.base import chosen
+from dials_diffuse.scaling.terms.drift import Drift
+from dials_diffuse.scaling.terms.offset import Offset
+from dials_diffuse.scaling.terms.response import Response
 
 logger = logging.getLogger("dials.diffuse.scaling")
 
@@ -81,6 +96,48 @@ def memory_estimate(grid: MapGrid, n_rows: int, n_sample: int) -> float:
     return 5 * grid.n_voxels + 34 * n_rows + 500 * n_sample + 8 * _ROWS * 250
 
 
+@dataclass(frozen=True)
+class _Source:
+    """Open observation files, as one."""
+
+    files: list
+    grid: MapGrid
+    progress: Progress
+
+    @property
+    def experiments(self) -> tuple:
+        return tuple(e for file in self.files for e in file.experiments)
+
+    @property
+    def first(self) -> np.ndarray:
+        """Number of the first experiment of each file among all."""
+        return np.cumsum([0] + [len(file.experiments) for file in self.files])
+
+    @property
+    def n_rows(self) -> int:
+        return sum(file.n_rows for file in self.files)
+
+    def blocks(self, columns, label: str) -> Iterator:
+        """(first experiment of the file, {column: array}) of all rows; label : of the progress."""
+        pairs = (
+            (int(n), block)
+            for n, file in zip(self.first, self.files)
+            for block in blocks_of_rows([file], columns, _ROWS)
+        )
+        return self.progress(pairs, sum(math.ceil(file.n_rows / _ROWS) for file in self.files), label)
+
+
+def _open(paths, space_group: str | None, progress, stack: ExitStack) -> _Source:
+    check_distinct(paths)
+    files = [stack.enter_context(ObservationFile(p)) for p in paths]
+    for file in files:
+        if file.n_rows == 0:
+            raise DiffuseError(f"{file.path}: holds no observations; integrate again, or leave the file out")
+        if file.scaled:
+            raise DiffuseError(f"{file.path}: scaled already; give the files of dials.diffuse_integrate")
+    return _Source(files, common_grid(files, space_group), progress)
+
+
 def scale_observations(
     paths,
     parameters: ScalingParameters,
@@ -107,21 +164,14 @@ def scale_observations(
     DiffuseError
         On files that do not fit together or were scaled before, or lack what the absolute scale needs; ``path`` is
         then left as it was.
+
+    Source: docs/theory.md, Scaling
     """
-    check_distinct(paths)
     with ExitStack() as stack:
-        files = [stack.enter_context(ObservationFile(p)) for p in paths]
-        for file in files:
-            if file.n_rows == 0:
-                raise DiffuseError(f"{file.path}: holds no observations; integrate again, or leave the file out")
-            if file.scaled:
-                raise DiffuseError(f"{file.path}: scaled already; give the files of dials.diffuse_integrate")
-        grid = common_grid(files, parameters.space_group)
-        experiments = tuple(e for file in files for e in file.experiments)
-        first = np.cumsum([0] + [len(file.experiments) for file in files])
-        bragg = read_bragg(files, first)
+        source = _open(paths, parameters.space_group, progress, stack)
+        grid, experiments, n_rows = source.grid, source.experiments, source.n_rows
+        bragg = read_bragg(source.files, source.first)
         expectation = absolute.expectation_for(grid, len(bragg), paths) if absolute else None
-        n_rows = sum(file.n_rows for file in files)
         n_sample = min(n_rows, parameters.max_observations)
         logger.info(
             "%d observations of %d sweeps; about %d of them refine the model; memory about %.1f GB",
@@ -130,74 +180,86 @@ def scale_observations(
             n_sample,
             memory_estimate(grid, n_rows, n_sample) / 1e9,
         )
-        total = sum(math.ceil(file.n_rows / _ROWS) for file in files)
-
-        def blocks(columns, label):
-            pairs = (
-                (int(n), block) for n, file in zip(first, files) for block in blocks_of_rows([file], columns, _ROWS)
-            )
-            return progress(pairs, total, label)
-
-        voxels, _ = find_voxels((b for _, b in blocks(("index", "norm"), "Finding voxels")), grid, True, threads)
+        blocks = (block for _, block in source.blocks(("index", "norm"), "Finding voxels"))
+        voxels, _ = find_voxels(blocks, grid, True, threads)
         if len(voxels.index) == 0:
-            raise DiffuseError(f"{files[0].path}: no observation has a positive norm inside d_min; integrate again")
+            raise DiffuseError(f"{paths[0]}: no observation has a positive norm inside d_min; integrate again")
         layout = make_layout(experiments, grid)
-        data = _sample(blocks(COLUMNS, "Choosing observations"), grid, voxels, layout, n_rows, parameters, threads)
+        data = _sample(source, voxels, layout, parameters, threads)
         start = None
         if bragg_scales and np.any(bragg.inverse_scale_factor > 0):
             start = start_from_bragg(start_model(data, layout, parameters), layout, bragg)
         refinement = refine(data, layout, parameters, threads, progress, start)
         scaler = Scaler(grid, voxels, layout, refinement.model, refinement.errors)
-        predictions = predict_all(scaler, blocks(COLUMNS, "Finding outliers"), n_rows, threads)
+        predictions = predict_all(scaler, source.blocks(COLUMNS, "Finding outliers"), n_rows, threads)
         n_off_grid = int(np.count_nonzero(predictions.unique < 0))
         rejected = find_all_outliers(predictions, voxel_priors(scaler), parameters.outlier_n_sigma)
         rejected |= predictions.unique < 0
         profile = refinement.model.profile(grid.s_magnitude(voxels.index))
         mismatches = find_mismatches(predictions, rejected, profile, grid, voxels.index, len(experiments))
-        untested = untested_settings(grid) if len(experiments) > 1 else []
         levels = None
-        if len(experiments) > 1 and {"b", "c"} <= set(refinement.model.terms):
+        if len(experiments) > 1 and {Drift.key, Offset.key} <= set(refinement.model.terms):
             levels = find_levels(predictions, rejected, profile, grid, voxels.index, len(experiments), parameters.seed)
             apply_levels(predictions, levels.factor, profile)
             refinement = replace(refinement, model=replace(refinement.model, levels=levels.factor))
-        scale, notes = None, [untested_in_words(untested, grid.subdivide)] if untested else []
+        scale, notes = None, []
         if expectation is not None:
             try:
                 scale = _absolute_scale(grid, data, layout, refinement, bragg, expectation, absolute.method)
-                notes += scale.warnings
+                notes = scale.warnings
             except DiffuseError as error:
                 if absolute.required:
                     raise
-                notes += [f"intensities stay on an arbitrary scale: {error}"]
-        logger.info("Saving the scaled observations to %s", path)
-        provenance = replace(provenance, identifiers=tuple(e.identifier for e in experiments))
-        units = ELECTRONS if scale else ARBITRARY
-        with write_observations(path, grid, experiments, provenance, units, scaled=True) as writer:
-            rows = blocks(OBSERVATION_DTYPE.names, "Writing")
-            factor, compton = (scale.k, scale.compton) if scale else (1.0, lambda s: 0.0)
-            for _ in write_scaled(predictions, rows, rejected, factor, writer, threads, compton):
-                pass
-    summary = _summary(
-        grid, experiments, layout, refinement, data, parameters, n_rows, int(rejected.sum()) - n_off_grid, n_off_grid
-    )
-    return replace(
-        summary,
+                notes = [f"intensities stay on an arbitrary scale: {error}"]
+        _write(source, path, provenance, predictions, rejected, scale, threads)
+        origins = tuple((file.path, i) for file in source.files for i in range(len(file.experiments)))
+    n_outliers = int(rejected.sum()) - n_off_grid
+    lost = [t.label for t in refinement.tests if not t.kept]
+    if parameters.automatic and lost:
+        logger.info("Left out, because held-out voxels are not predicted better with them: %s", ", ".join(lost))
+    prediction = refinement.model.predict_observations(data)
+    rejected = find_outliers(prediction, data, refinement.errors, parameters.outlier_n_sigma)
+    batches = residuals_by_batch(prediction, data, refinement.errors, experiments, rejected)
+    untested = untested_settings(grid) if len(experiments) > 1 else []
+    return ScalingResult(
+        grid=grid,
+        experiments=experiments,
+        layout=layout,
+        refinement=refinement,
         levels=levels,
-        origins=tuple((file.path, i) for file in files for i in range(len(file.experiments))),
+        n_observations=n_rows,
+        n_outliers=n_outliers,
+        n_off_grid=n_off_grid,
+        n_sample=data.n,
+        batches=batches,
+        mismatches=mismatches,
+        correlations=crystal_correlations(prediction, data, refinement.errors, len(experiments), rejected),
+        cuts=suggest_cuts(batches),
+        origins=origins,
+        warnings=[
+            *_too_many_outliers(n_outliers, n_rows),
+            *_without_terms(layout, parameters),
+            *([untested_in_words(untested, grid.subdivide)] if untested else []),
+            *notes,
+            *(_in_words(m, experiments) for m in mismatches),
+        ],
         absolute=scale,
         bragg=bragg if bragg_scales else None,
-        mismatches=mismatches,
-        warnings=summary.warnings + notes + [_in_words(m, experiments) for m in mismatches],
     )
 
 
-def _in_words(mismatch: Mismatch, experiments) -> str:
-    names = [f"sweep {k} ({experiments[k].identifier})" for k in (mismatch.sweep, mismatch.reference)]
-    return (
-        f"{names[0]} is indexed otherwise than {names[1]}: their anisotropic parts correlate by {mismatch.cc:.2f} "
-        f"after {mismatch.operator}, and by {mismatch.cc_as_given:.2f} as they are. Index all alike (dials.cosym, or "
-        f"dials.reindex change_of_basis_op={mismatch.operator}), and integrate again"
-    )
+def _sample(
+    source: _Source, voxels: Voxels, layout: Layout, parameters: ScalingParameters, threads: int
+) -> Observations:
+    """All observations of unique voxels chosen at random, as many as are wanted."""
+    share = parameters.max_observations / source.n_rows
+    wanted = np.random.default_rng(parameters.seed).random(len(voxels.index)) < share
+    degree = chosen(parameters.options, AbsorptionOptions).degree
+    blocks = source.blocks(COLUMNS, "Choosing observations")
+    data = sample_observations(blocks, source.grid, voxels, layout, wanted, degree, threads)
+    if data.n < 1000:
+        raise DiffuseError(f"{data.n} observations are too few for a scale model; merge them as they are")
+    return data
 
 
 def _absolute_scale(grid, data, layout, refinement, bragg, expectation, method) -> AbsoluteScale:
@@ -217,53 +279,47 @@ def _absolute_scale(grid, data, layout, refinement, bragg, expectation, method) 
     )
 
 
-def _sample(
-    blocks, grid: MapGrid, voxels: Voxels, layout: Layout, n_rows: int, parameters: ScalingParameters, threads: int
-) -> Observations:
-    """All observations of unique voxels chosen at random, as many as are wanted."""
-    share = parameters.max_observations / n_rows
-    wanted = np.random.default_rng(parameters.seed).random(len(voxels.index)) < share
-    data = sample_observations(blocks, grid, voxels, layout, wanted, parameters.degree_a, threads)
-    if data.n < 1000:
-        raise DiffuseError(f"{data.n} observations are too few for a scale model; merge them as they are")
-    return data
+def _write(
+    source: _Source,
+    path,
+    provenance: Provenance,
+    predictions: Predictions,
+    rejected: np.ndarray,
+    scale: AbsoluteScale | None,
+    threads: int,
+) -> None:
+    logger.info("Saving the scaled observations to %s", path)
+    provenance = replace(provenance, identifiers=tuple(e.identifier for e in source.experiments))
+    units = ELECTRONS if scale else ARBITRARY
+    with write_observations(path, source.grid, source.experiments, provenance, units, scaled=True) as writer:
+        rows = source.blocks(OBSERVATION_DTYPE.names, "Writing")
+        for _ in write_scaled(predictions, rows, rejected, scale, writer, threads):
+            pass
 
 
-def _summary(grid, experiments, layout, refinement, data, parameters, n_rows, n_outliers, n_off_grid) -> ScalingResult:
-    prediction = refinement.model.predict_observations(data)
-    rejected = find_outliers(prediction, data, refinement.errors, parameters.outlier_n_sigma)
-    batches: list[Batch] = residuals_by_batch(refinement, data, experiments, rejected)
-    warnings = []
-    if n_outliers > 0.02 * n_rows:
-        warnings.append(
-            f"{100 * n_outliers / n_rows:.1f} % of the observations are outliers: are Bragg peaks masked widely enough?"
-        )
-    if layout.n_panels > 1 and {"a", "d"} & set(parameters.terms):
-        warnings.append(
-            "the detector has several panels: no smooth response over it, one factor for each panel"
-            + ("" if layout.orientation is not None and parameters.form_a == "harmonics" else ", and no a")
-        )
-    elif layout.orientation is None and "a" in parameters.terms and parameters.form_a == "harmonics":
-        warnings.append("files of an older version without crystal orientation: a is a spline over the detector")
-    lost = [t.name for t in refinement.tests if not t.kept]
-    if parameters.automatic and lost:
-        logger.info("Left out, because held-out voxels are not predicted better with them: %s", ", ".join(lost))
-    return ScalingResult(
-        grid=grid,
-        experiments=experiments,
-        layout=layout,
-        refinement=refinement,
-        levels=None,
-        n_observations=n_rows,
-        n_outliers=n_outliers,
-        n_off_grid=n_off_grid,
-        n_sample=data.n,
-        batches=batches,
-        mismatches=[],
-        correlations=crystal_correlations(refinement, data, len(experiments), rejected),
-        cuts=suggest_cuts(batches),
-        origins=(),
-        warnings=warnings,
-        absolute=None,
-        bragg=None,
+def _too_many_outliers(n_outliers: int, n_rows: int) -> list:
+    share = n_outliers / n_rows
+    if share <= 0.02:
+        return []
+    return [f"{100 * share:.1f} % of the observations are outliers: are Bragg peaks masked widely enough?"]
+
+
+def _without_terms(layout: Layout, parameters: ScalingParameters) -> list:
+    """What the user is told of terms that the files do not allow."""
+    a, d = (term.name in parameters.terms for term in (AbsorptionSpline, Response))
+    harmonics = chosen(parameters.options, AbsorptionOptions).form == "harmonics"
+    if layout.n_panels > 1 and (a or d):
+        text = "the detector has several panels: no smooth response over it, one factor for each panel"
+        return [text if harmonics and layout.orientation is not None else f"{text}, and no a"]
+    if layout.orientation is None and a and harmonics:
+        return ["files of an older version without crystal orientation: a is a spline over the detector"]
+    return []
+
+
+def _in_words(mismatch: Mismatch, experiments) -> str:
+    names = [f"sweep {k} ({experiments[k].identifier})" for k in (mismatch.sweep, mismatch.reference)]
+    return (
+        f"{names[0]} is indexed otherwise than {names[1]}: their anisotropic parts correlate by {mismatch.cc:.2f} "
+        f"after {mismatch.operator}, and by {mismatch.cc_as_given:.2f} as they are. Index all alike (dials.cosym, or "
+        f"dials.reindex change_of_basis_op={mismatch.operator}), and integrate again"
     )

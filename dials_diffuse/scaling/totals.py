@@ -12,6 +12,7 @@ from scipy.special import xlogy
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.maps.voxels import rows_of
 
 #: shells of |s|: at least so wide (1/Å), and with so many unique reflections
 _STEP, _PER_SHELL = 0.008, 40
@@ -28,7 +29,7 @@ _OUTLIER = 100.0
 
 @dataclass(frozen=True)
 class Bragg:
-    """n Bragg reflections on the scale of the scale model, see ``maps.observations.BRAGG_DTYPE``.
+    """n Bragg reflections on the scale of the scale model, see ``files.observations.BRAGG_DTYPE``.
 
     hkl : (n, 3) int; intensity, variance : (n,) float64
     """
@@ -129,24 +130,18 @@ def merge_bragg(grid: MapGrid, bragg: Bragg) -> UniqueBragg:
     possible = miller.build_set(symmetry, anomalous_flag=False, d_min=(1 - 1e-6) / s_max)
     hkl = np.array(possible.indices().as_vec3_double()).reshape(-1, 3).astype(int)
     rows = np.array(measured.as_vec3_double()).reshape(-1, 3).astype(int)
-    low, size = hkl.min(axis=0), np.ptp(hkl, axis=0) + 1
-    inside = np.all((rows >= low) & (rows < low + size), axis=1)
-    keys = np.ravel_multi_index((hkl - low).T, size)
-    order = np.argsort(keys)
-    wanted = np.ravel_multi_index((rows[inside] - low).T, size)
-    at = np.minimum(np.searchsorted(keys, wanted, sorter=order), len(keys) - 1)
-    row = order[at]
-    known = keys[row] == wanted  # absences are not among those possible
+    row = rows_of(rows, hkl)
+    known = row >= 0  # absences are not among those possible
     row = row[known]
-    n = np.bincount(row, minlength=len(keys))
+    n = np.bincount(row, minlength=len(hkl))
     divisor = np.maximum(n, 1)
     return UniqueBragg(
         hkl=hkl,
         s=1 / possible.d_spacings().data().as_numpy_array(),
         orbit=possible.multiplicities().data().as_numpy_array().astype(float),
         measured=n > 0,
-        intensity=np.bincount(row, bragg.intensity[inside][known], len(keys)) / divisor,
-        variance=np.bincount(row, bragg.variance[inside][known], len(keys)) / divisor**2,
+        intensity=np.bincount(row, bragg.intensity[known], len(hkl)) / divisor,
+        variance=np.bincount(row, bragg.variance[known], len(hkl)) / divisor**2,
     )
 
 

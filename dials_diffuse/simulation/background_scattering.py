@@ -9,17 +9,14 @@ from __future__ import annotations
 import numpy as np
 from cctbx.eltbx import tiny_pse
 
+from dials_diffuse.structure.contents import water_molecules
 from dials_diffuse.structure.factors import atom_form_factor, incoherent
 
-#: molecules per Å³ of air (20 °C, 1013 hPa) and of water
+#: molecules per Å³ of air (20 °C, 1013 hPa)
 AIR_DENSITY = 2.504e-5
-WATER_DENSITY = 0.03343
 
 #: Å², the square of the classical radius of the electron
 R_E_SQUARED = 2.8179403e-5**2
-
-#: Å³ per dalton of protein, partial specific volume 0.73 cm³/g (Harpaz, Gerstein & Chothia 1994)
-PROTEIN_VOLUME = 1.21
 
 #: air by molecules, N2 and O2 with their bond lengths in Å
 _AIR = (("N", 1.098, 0.79), ("O", 1.207, 0.21))
@@ -52,8 +49,8 @@ def solvent_molecules(structure) -> float:
     """Water molecules that fill what the molecules of a crystal leave of the unit cell."""
     mass = {element: tiny_pse.table(str(element)).weight() for element in set(structure.element)}
     per_atom = np.array([mass[element] for element in structure.element])
-    volume = PROTEIN_VOLUME * float(np.sum(per_atom * structure.occupancy * structure.multiplicity))
-    return WATER_DENSITY * max(structure.cell.volume() - volume, 0.0)
+    total = float(np.sum(per_atom * structure.occupancy * structure.multiplicity))
+    return water_molecules(structure.cell.volume(), total)
 
 
 def _gaussian(s: np.ndarray, centre: float, width: float) -> np.ndarray:

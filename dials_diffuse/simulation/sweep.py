@@ -17,6 +17,7 @@ from dials_diffuse.simulation.scales import SweepScales
 from dials_diffuse.simulation.simulation_parameters import SimulationParameters
 from dials_diffuse.simulation.spots import Spots
 from dials_diffuse.simulation.streams import random_stream
+from dials_diffuse.structure.contents import WATER_DENSITY
 
 ANGSTROM_PER_MM = 1e7
 
@@ -160,7 +161,7 @@ class Sweep:
         liquid = 0.0
         if self.crystals:
             liquid = self.scales.liquid_factor(self.scan.angle(position)) * self.photons(
-                image, self.parameters.background.liquid, background.WATER_DENSITY
+                image, self.parameters.background.liquid, WATER_DENSITY
             )
         air = self.photons(image, self.parameters.background.air, background.AIR_DENSITY)
         crystal = self.scales.b(fraction) * sum(self.per_electron(image, c) for c in self.crystals)

@@ -305,15 +305,21 @@ def _mass(atoms: dict) -> float:
     return sum(n * tiny_pse.table(e).weight() for e, n in atoms.items())
 
 
+def water_molecules(volume: float, mass: float) -> float:
+    """Molecules of water that fill what molecules of ``mass`` daltons leave of ``volume`` Å³."""
+    return WATER_DENSITY * max(volume - PROTEIN_VOLUME * mass, 0.0)
+
+
 def _add_water(contents: CellContents, name: str) -> CellContents:
     """Water in what the atoms leave of the cell, with its own neighbours."""
-    left = contents.volume - PROTEIN_VOLUME * _mass(contents.atoms)
+    mass = _mass(contents.atoms)
+    left = contents.volume - PROTEIN_VOLUME * mass
     if left < -0.1 * contents.volume:
         raise DiffuseError(
-            f"{name}: {_mass(contents.atoms) / 1000:.1f} kDa need more room than the unit cell has, "
+            f"{name}: {mass / 1000:.1f} kDa need more room than the unit cell has, "
             f"{contents.volume:.0f} Å³; check the space group and the number of copies"
         )
-    n = WATER_DENSITY * max(left, 0.0)
+    n = water_molecules(contents.volume, mass)
     source = (
         f"{contents.source}; water fills the {100 * max(left, 0) / contents.volume:.0f} % of the cell that "
         f"{PROTEIN_VOLUME} Å³ for each dalton leave"

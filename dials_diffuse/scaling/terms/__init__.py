@@ -1,0 +1,1 @@
+"""Terms of the scale model, one file for each; ``table`` lists them."""
