@@ -16,9 +16,10 @@ from dials_diffuse.models.covariance.covariance import Covariance
 from dials_diffuse.models.covariance.elastic_network import ElasticNetwork
 from dials_diffuse.models.ensemble.ensemble import Ensemble
 from dials_diffuse.models.llm.llm import LiquidLikeMotions
-from dials_diffuse.models.refinable import ELEMENTS, tensor_components
+from dials_diffuse.models.refinable import tensor_components
 from dials_diffuse.models.rigid_body.rigid_body import RigidBody
 from dials_diffuse.models.uncorrelated import Uncorrelated
+from dials_diffuse.structure.tensors import ELEMENTS
 
 ROUND = (0.05, 0.05, 0.05, 0.0, 0.0, 0.0)
 
