@@ -12,6 +12,7 @@ from dials_diffuse.cli.model import sort_files
 from dials_diffuse.cli.model_scope import FORM_FACTOR_PHIL, SCOPES_PHIL
 from dials_diffuse.cli.program import run_program, track
 from dials_diffuse.errors import CommandLineError
+from dials_diffuse.files.formats import formats_in_words
 from dials_diffuse.files.nexus import read_map
 from dials_diffuse.fitting.run import fit_map
 from dials_diffuse.models.table import all_models
@@ -129,6 +130,9 @@ output {
   map = diffuse_fit.nxs
     .type = path
     .help = "The voxels of the fit with the data, and model, background and residual of the best model."
+            "The suffix of the name chooses the format. """
+    + formats_in_words()
+    + """"
   volume = True
     .type = bool
     .help = "Also write the data as a full three-dimensional array, for viewers."

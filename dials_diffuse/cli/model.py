@@ -17,7 +17,7 @@ from dials_diffuse.files.record import Output, write_record
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.models.compute import compute_model
 from dials_diffuse.report.agreement import format_comparison, write_comparison_png
-from dials_diffuse.report.model import model_record
+from dials_diffuse.report.model import model_map_record
 from dials_diffuse.report.planes import write_planes_png
 
 logger = logging.getLogger("dials.diffuse.model")
@@ -124,7 +124,7 @@ def main(params, files, provenance, warnings) -> None:
     if params.output.json:
         logger.info("Saving the summary to %s", params.output.json)
         outputs.append(Output(params.output.json, "statistics"))
-        content = model_record(found, map_path)
+        content = model_map_record(found, map_path)
         write_record(params.output.json, "dials.diffuse_model/1", provenance, outputs, warnings, **content)
 
 

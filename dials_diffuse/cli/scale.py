@@ -8,7 +8,7 @@ from libtbx.phil import parse
 
 from dials_diffuse.cli.program import run_program, track
 from dials_diffuse.compat import available_cores
-from dials_diffuse.files.record import Output, write_record
+from dials_diffuse.files.record import Output, grid_record, write_record
 from dials_diffuse.report.scaling import scaling_text, write_scaling_png
 from dials_diffuse.scaling.absolute import AbsoluteParameters
 from dials_diffuse.scaling.record import scaling_record
@@ -180,18 +180,8 @@ def main(params, files, provenance, warnings) -> None:
     if params.output.json:
         outputs.append(Output(params.output.json, "statistics", "aid"))
         logger.info("Saving the scale model to %s", params.output.json)
-        grid = result.grid
-        write_record(
-            params.output.json,
-            "dials.diffuse_scale/1",
-            provenance,
-            outputs,
-            warnings,
-            space_group=grid.space_group_symbol,
-            unit_cell=grid.unit_cell,
-            subdivide=grid.subdivide,
-            **scaling_record(result),
-        )
+        content = {**grid_record(result.grid), **scaling_record(result)}
+        write_record(params.output.json, "dials.diffuse_scale/1", provenance, outputs, warnings, **content)
     logger.info("Next: dials.diffuse_merge %s", path)
 
 

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 
+from dials_diffuse.files.record import grid_record
 from dials_diffuse.fitting.choice import Choice
 from dials_diffuse.fitting.orders import orders_of
 from dials_diffuse.fitting.pairs.fit_pairs import PairFit
@@ -154,9 +155,7 @@ def result_record(result: FitResult) -> dict:
     """What ``diffuse_fit.json`` says about the fit of models to a map."""
     data = result.data
     return {
-        "space_group": data.grid.space_group_symbol,
-        "unit_cell": data.grid.unit_cell,
-        "subdivide": data.grid.subdivide,
+        **grid_record(data.grid),
         "d_max": 1 / data.s.min(),
         "d_min": 1 / data.s.max(),
         "units": result.map.units,

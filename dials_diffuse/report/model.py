@@ -9,7 +9,7 @@ from dials_diffuse.models.compute import ComputedModel
 from dials_diffuse.report.agreement import comparison_record
 
 
-def model_record(computed: ComputedModel, data_path=None) -> dict:
+def model_map_record(computed: ComputedModel, data_path=None) -> dict:
     """Content of ``output.json``, schema ``dials.diffuse_model/1``; data_path : of the map in the comparison."""
     data = computed.map
     record = {
