@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,10 @@ def imports(text: str) -> list:
     return found
 
 
-def defined(text: str) -> set:
+@cache
+def defined(path: Path) -> set:
     """Names that a module binds by definition or assignment outside of its functions and classes."""
-    names, left = set(), list(ast.parse(text).body)
+    names, left = set(), list(ast.parse(path.read_text(encoding="utf-8")).body)
     while left:
         node = left.pop()
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
@@ -47,7 +49,7 @@ def misplaced(text: str, root: Path) -> list:
         if (place / name).is_dir() or (place / f"{name}.py").is_file():
             continue
         source = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
-        if not source.is_file() or name not in defined(source.read_text(encoding="utf-8")):
+        if not source.is_file() or name not in defined(source):
             wrong.append(f"{module}.{name}")
     return wrong
 
