@@ -6,12 +6,12 @@ import logging
 from dataclasses import dataclass
 from functools import cached_property
 
-import iotbx.pdb
 import numpy as np
 
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.structure.atoms import file_frame
+from dials_diffuse.structure.coordinate_file import read_coordinates
 from dials_diffuse.structure.crystal import Structure
+from dials_diffuse.structure.ncs import operators_to_apply
 from dials_diffuse.structure.tensors import symmetric_tensor
 
 logger = logging.getLogger("dials.diffuse.structure")
@@ -88,7 +88,7 @@ def rigid_motions(x: np.ndarray) -> np.ndarray:
 
 
 def load_tls(path) -> tuple:
-    """The TLS groups of a PDB file's header.
+    """The TLS groups of the header of a PDB or mmCIF file.
 
     What is not quite a covariance because of refinement or rounding is replaced by the nearest one, with a warning.
 
@@ -99,21 +99,18 @@ def load_tls(path) -> tuple:
     Raises
     ------
     DiffuseError
-        If the file cannot be read, or has none.
+        If the file cannot be read, or has none, or holds only some of the atoms that they are to move.
     """
-    rotation, position = file_frame(path)  # refuses what is no coordinate file
-    source = iotbx.pdb.input(file_name=str(path))
-    found = getattr(source, "extract_tls_params", lambda hierarchy: None)(source.construct_hierarchy())
-    groups = [] if found is None else found.tls_params
+    file = read_coordinates(path)
+    groups = file.header_tls()
     if not groups:
         raise DiffuseError(f"{path}: has no TLS groups in its header; give T, L and S as parameters")
-    result = []
-    for group in groups:
-        t, l = (rotation @ symmetric_tensor(six) @ rotation.T for six in (group.t, group.l))
-        s = rotation @ np.reshape(group.s, (3, 3)) @ rotation.T
-        origin = tuple(float(x) for x in position(np.array(group.origin, dtype=float)))
-        result.append(_nearest(path, t, l, s, origin, group.selection_string))
-    return tuple(result)
+    if operators_to_apply(file.content.operators, path):
+        raise DiffuseError(
+            f"{path}: its TLS groups are those of the atoms in the file, but MTRIX records add copies of these; write "
+            "out all atoms with a group for each copy, or give T, L and S as parameters"
+        )
+    return tuple(_nearest(path, g.t, g.l, g.s, tuple(float(x) for x in g.origin), g.selection) for g in groups)
 
 
 def _nearest(path, t, l, s, origin, selection) -> TlsGroup:
