@@ -25,12 +25,8 @@ FOUR_LETTER_WATERS = frozenset(("TIP2", "TIP3", "TIP4", "TIP5", "SPCE"))
 
 # what iotbx's tables of residues lack: names in programs of simulation
 _WATERS = FOUR_LETTER_WATERS | {"TIP", "TP3", "TP4", "TP5", "T4P", "T5P", "SOL", "SPC", "OPC", "DOD"}
-_AMINO_ACIDS = frozenset(
-    re.split(
-        r"\s+",
-        "HSD HSE HSP HID HIE HIP HISA HISB HISD HISE HISH HISP CYX CYM CYN "
-        "CYS2 CYSH LYN LSN LYSH ASH ASPH GLH GLUH ARGN NLE ACE NME NMA NH2",
-    )
+_AMINO_ACIDS = re.compile(
+    "HS[DEP]|HI[DEP]|HIS[ABDEHP]|CY[XMN]|CYS[2H]|LYN|LSN|LYSH|ASH|ASPH|GLH|GLUH|ARGN|NLE|ACE|NME|NMA|NH2"
 )
 _NUCLEOTIDES = re.compile(r"[DR]?[ACGTUI][53N]?|URA")
 _IONS = {
@@ -169,7 +165,7 @@ def _standard_kind(residue: str) -> str | None:
     if residue in _WATERS:
         return "water"
     found = _iotbx_class(residue)
-    if found in ("common_amino_acid", "d_amino_acid") or residue in _AMINO_ACIDS:
+    if found in ("common_amino_acid", "d_amino_acid") or _AMINO_ACIDS.fullmatch(residue):
         return "amino acid"
     if len(residue) == 4 and residue[0] in "NC" and _standard_kind(residue[1:]) == "amino acid":
         return "amino acid"  # at either end of a chain, as amber names it

@@ -17,7 +17,7 @@ logger = logging.getLogger("dials.diffuse.structure")
 #: a matrix may miss a rotation by as much: six decimals, summed
 _ROTATION_TOLERANCE = 1e-3
 
-#: copies of which as large a share lies on given atoms of the same element, within as much (Å), are given already
+#: a chain's copy is there already if as large a share lies within as much (Å) of given atoms of the same name
 _SHARE, _DISTANCE = 0.5, 1.0
 
 
@@ -51,7 +51,8 @@ def with_copies(records: Records, operators, path) -> Records:
     operators : as from :func:`operators_to_apply`. Those whose copies are in the file in spite of what it says are left
     out, with a warning.
     """
-    tree = cKDTree(records.site)
+    tree, chains = cKDTree(records.site), np.unique(records.chain, return_inverse=True)[1].reshape(-1)
+    sizes = np.bincount(chains)
     parts, used, renamed = [records], set(records.chain.tolist()), []
     names = (name for name in all_chain_ids() if name not in used)
     present = []
@@ -60,7 +61,8 @@ def with_copies(records: Records, operators, path) -> Records:
         distance, nearest = tree.query(site, distance_upper_bound=_DISTANCE)
         there = np.isfinite(distance)
         there[there] = records.name[nearest[there]] == records.name[there]
-        if np.mean(there) > _SHARE:
+        shares = np.bincount(chains, there) / sizes
+        if np.any(shares[2 * sizes >= sizes.max()] > _SHARE):
             present.append(operator)
             continue
         new = {chain: next(names) for chain in dict.fromkeys(records.chain.tolist())}

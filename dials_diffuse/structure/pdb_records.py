@@ -18,8 +18,8 @@ from dials_diffuse.structure.tensors import symmetric_tensor
 
 logger = logging.getLogger("dials.diffuse.structure")
 
-#: records of atoms
-ATOMS = ("ATOM  ", "HETATM")
+#: how lines of atoms begin, for iotbx
+ATOMS = ("ATOM", "HETATM")
 
 #: name, columns (from 0), and whether the field may be blank
 _NUMBERS = (
