@@ -192,6 +192,39 @@ class Structure:
         """The structure in another cell (six floats, Å, degrees), with its fractional coordinates and Cartesian U."""
         return replace(self, unit_cell=tuple(float(x) for x in unit_cell))
 
+    def change_basis(self, operator: sgtbx.change_of_basis_op) -> Structure:
+        """The same crystal in another setting: other axes, another origin, a primitive or a centred cell.
+
+        Where the cell becomes larger or smaller the group gains or loses lattice translations, so that the atoms stay
+        the same, as do their intensities per atom. The Cartesian frame turns with the axes, see :func:`turn_of_frame`.
+
+        Raises
+        ------
+        DiffuseError
+            If lattice translations of the new cell are no symmetry of the crystal.
+        """
+        cell = self.cell.change_basis(operator)
+        try:
+            group = self.space_group.change_basis(operator)
+        except RuntimeError:
+            group = None
+        ratio = cell.volume() / self.cell.volume()
+        if group is None or group.order_z() != round(self.space_group.order_z() * ratio, 6):
+            raise DiffuseError(
+                f"change of basis {operator.as_abc()}: the new cell of {cell.volume():.1f} Å³ is none of the crystal "
+                f"with {self.cell.volume():.1f} Å³ in {self.space_group.info()}"
+            )
+        turn = turn_of_frame(self.cell, operator)
+        matrix = np.array(operator.c().r().as_double()).reshape(3, 3)
+        return replace(
+            self,
+            unit_cell=tuple(cell.parameters()),
+            hall_symbol=group.type().hall_symbol(),
+            site_frac=self.site_frac @ matrix.T + np.array(operator.c().t().as_double()),
+            u_cart=turn @ self.u_cart @ turn.T,
+            multiplicity=self.multiplicity * group.order_z() // self.space_group.order_z(),
+        )
+
     def molecule(self) -> Structure:
         """The atoms as one symmetry copy in P 1; of an atom on a special position each copy has its share."""
         return replace(
@@ -263,3 +296,10 @@ class Structure:
             if np.linalg.norm(self.orthogonalization @ difference) < SPECIAL_POSITION_DISTANCE:
                 return True
         return False
+
+
+def turn_of_frame(cell: uctbx.unit_cell, operator: sgtbx.change_of_basis_op) -> np.ndarray:
+    """(3, 3) float64, rotation from the Cartesian frame of a cell to that of the same cell with other axes."""
+    old, new = (np.array(c.orthogonalization_matrix()).reshape(3, 3) for c in (cell, cell.change_basis(operator)))
+    u, _, vt = np.linalg.svd(new @ np.array(operator.c().r().as_double()).reshape(3, 3) @ np.linalg.inv(old))
+    return u @ vt
