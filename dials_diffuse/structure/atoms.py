@@ -1,33 +1,30 @@
-"""Structures from arrays, and from PDB and mmCIF files read by iotbx."""
+"""Structures from arrays, and from coordinate files."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from pathlib import Path
 
-import iotbx.pdb
 import numpy as np
-from cctbx import adptbx, crystal, sgtbx
+from cctbx import crystal, sgtbx
 from cctbx.array_family import flex
 from cctbx.eltbx import xray_scattering
-from iotbx.pdb import hierarchy as pdb_hierarchy
-from libtbx.utils import Sorry
 
 from dials_diffuse.errors import DiffuseError
+from dials_diffuse.structure.coordinate_file import CoordinateFile, read_coordinates
 from dials_diffuse.structure.crystal import SPECIAL_POSITION_DISTANCE, Structure
-from dials_diffuse.structure.tensors import symmetric_tensor
+from dials_diffuse.structure.elements import find_elements, report_elements
+from dials_diffuse.structure.ncs import operators_to_apply, with_copies
+from dials_diffuse.structure.records import Records
+from dials_diffuse.structure.thermal import with_all_displacements, with_tls
 
 logger = logging.getLogger("dials.diffuse.structure")
 
-#: a smaller cell is the dummy CRYST1 record of a file without a crystal (Å³)
-_SMALLEST_CELL = 8.0
-
-#: SCALE records that stretch the axes given by CRYST1 by more than this are wrong
-_SCALE_TOLERANCE = 0.02
-
 #: displacement tensors may have eigenvalues so little below 0 by the rounding of ANISOU records, Å²
 _ROUNDING = 2e-4
+
+#: an atom as near to a special position, Å, is on it
+_ON_SPECIAL_POSITION = 0.05
 
 #: atoms nearer than this, Å, that are there at the same time, are one atom given twice
 _SAME_ATOM = 0.3
@@ -94,120 +91,176 @@ def make_structure(
     return _settle_special_positions(structure)
 
 
-def load_structure(path) -> Structure:
+def load_structure(path, selection: str | None = None) -> Structure:
     """Read the atoms of a PDB or mmCIF file: of the first model, hydrogens and alternate conformers included.
 
-    Occupancies stay as they are. An atom nearer than half an ångström to a special position is moved onto it when its
-    occupancy is 1; with a lower one it is taken as cctbx and the PDB take it, as one of several partial copies.
-    Displacement tensors with negative eigenvalues are replaced by the nearest ones without, with a warning.
+    What is read, ignored and refused is in docs/input.md. An atom nearer than half an ångström to a special position is
+    moved onto it when its occupancy is 1; with a lower one it is taken as cctbx and the PDB take it, as one of several
+    partial copies. Displacement tensors with negative eigenvalues are replaced by the nearest ones without, with a
+    warning.
 
     Parameters
     ----------
     path : coordinate file
+    selection : the atoms that are wanted, in cctbx's syntax; the others may be what they like
 
     Raises
     ------
     DiffuseError
-        If the file cannot be read, or lacks atoms, the unit cell, the space group, or the element of an atom, or if
-        occupancies are negative or all 0.
+        If the file cannot be read, or lacks atoms, the unit cell, or the space group; if the element of a selected atom
+        is not known, occupancies of them are negative or all 0, or the selection holds nothing.
     """
-    root, symmetry, scale = _read(path)
-    if root.models_size() > 1:
-        logger.warning("%s: %d models, only the first is used", path, root.models_size())
-    structure = _from_hierarchy(_one_model(root, 0), symmetry, scale, path)
+    file = read_coordinates(path)
+    if len(file.models) > 1:
+        logger.warning("%s: %d models, only the first is used", path, len(file.models))
+    structure, _ = structure_of_model(file, 0, selection)
     _warn_of_doubles(structure, path)
     return structure
 
 
-def load_models(path) -> tuple:
+def load_models(path, selection: str | None = None) -> tuple:
     """Read all models of a PDB or mmCIF file, each as by :func:`load_structure`.
 
     Returns
     -------
     tuple of Structure
     """
-    root, symmetry, scale = _read(path)
-    return tuple(_from_hierarchy(_one_model(root, i), symmetry, scale, path) for i in range(root.models_size()))
+    file = read_coordinates(path)
+    return tuple(structure_of_model(file, number, selection)[0] for number in range(len(file.models)))
 
 
-def file_frame(path) -> tuple:
-    """From the Cartesian frame of a file to that of a Structure read from it, which differ where SCALE records say so.
+def structure_of_model(file: CoordinateFile, number: int, selection: str | None = None) -> tuple:
+    """One of the models of a coordinate file, with the copies that its MTRIX records make.
 
     Returns
     -------
-    rotation : (3, 3) float64, for tensors
-    position : function of a (3,) point in the file's frame, Å
+    structure : Structure
+    chosen : (n,) bool, which of the atoms, copies included, it has
+
+    Raises
+    ------
+    DiffuseError
+        See :func:`load_structure`.
     """
-    _, symmetry, (matrix, shift) = _read(path)
-    orthogonalization = np.array(symmetry.unit_cell().orthogonalization_matrix()).reshape(3, 3)
-    return _nearest_rotation(orthogonalization @ matrix), lambda point: orthogonalization @ (matrix @ point + shift)
+    path, records = file.path, file.models[number]
+    if file.content.residual:
+        records = with_tls(records, file)
+    operators = operators_to_apply(file.content.operators, path)
+    if operators:
+        records = with_copies(records, operators, path)
+    elements = find_elements(records)
+    chosen = np.ones(records.n_atoms, dtype=bool)
+    if selection is not None:
+        known = np.where(elements.symbol == "", records.element, elements.symbol)
+        chosen = replace(records, element=known).select(selection)
+        if not chosen.any():
+            raise DiffuseError(f"{path}: selection={selection!r} holds none of {records.n_atoms} atoms")
+    records, elements = records.take(chosen), elements.take(chosen)
+    types = _scattering_types(elements.symbol, records.charge)
+    _check_elements(elements.symbol, types, records, selection, path)
+    report_elements(elements, records, path)
+    records = with_all_displacements(_with_occupancies(records, path), path)
+    return _structure(file, records, elements.symbol, types), chosen
 
 
-def fractional_frame(path) -> tuple:
-    """(3, 3) and (3,) float64 from the Cartesian coordinates of a file, Å, to the fractional ones of a Structure."""
-    return _read(path)[2]
-
-
-def _read(path) -> tuple:
-    """The hierarchy and the crystal symmetry of a file, and how its coordinates become fractional ones."""
-    path = Path(path)
-    if not path.is_file():
-        raise DiffuseError(f"{path}: no such file; give a PDB or mmCIF file")
-    try:
-        source = iotbx.pdb.input(file_name=str(path))
-        root = source.construct_hierarchy()
-        symmetry = source.crystal_symmetry()
-    except (Sorry, RuntimeError, ValueError, KeyError, AssertionError) as error:  # whatever iotbx meets in a bad file
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise DiffuseError(f"{path}: cannot be read as PDB or mmCIF ({reason[0]})") from None
-    if root.models_size() == 0 or root.atoms_size() == 0:
-        raise DiffuseError(f"{path}: contains no atoms; give a PDB or mmCIF file with coordinates")
-    if symmetry is None or symmetry.unit_cell() is None or symmetry.unit_cell().volume() < _SMALLEST_CELL:
-        raise DiffuseError(f"{path}: has no unit cell; add a CRYST1 record (PDB) or _cell items (mmCIF)")
-    if symmetry.space_group() is None:
-        raise DiffuseError(f"{path}: has no space group that cctbx knows; correct the CRYST1 record or _symmetry items")
-    return root, symmetry, _scale(source, symmetry.unit_cell(), path)
-
-
-def _one_model(root, number: int):
-    """A hierarchy of one of the models."""
-    single = pdb_hierarchy.root()
-    single.append_model(root.models()[number].detached_copy())
-    return single
-
-
-def _from_hierarchy(root, symmetry, scale, path) -> Structure:
-    atoms = root.atoms()
-    labels = [atom.fetch_labels() for atom in atoms]
-    cell = symmetry.unit_cell()
-    u_iso = atoms.extract_b().as_numpy_array() / adptbx.u_as_b(1.0)
-    u_cart = u_iso[:, None, None] * np.eye(3)
-    matrix, shift = scale
-    frame = _nearest_rotation(np.array(cell.orthogonalization_matrix()).reshape(3, 3) @ matrix)
-    for i, atom in enumerate(atoms):
-        if atom.uij_is_defined():
-            u_cart[i] = frame @ symmetric_tensor(atom.uij) @ frame.T
-    sites = atoms.extract_xyz().as_numpy_array().reshape(-1, 3) @ matrix.T + shift
-    n = len(labels)
+def _structure(file: CoordinateFile, records: Records, element, scattering_type) -> Structure:
+    matrix, shift = file.fractional_frame
+    u_iso = records.u_iso[:, None, None] * np.eye(3)
+    u_aniso = file.rotation @ records.u_aniso @ file.rotation.T
+    n, group = records.n_atoms, file.space_group
     structure = Structure(
-        unit_cell=tuple(cell.parameters()),
-        hall_symbol=symmetry.space_group().type().hall_symbol(),
-        element=np.array([_element(atom, path) for atom in labels]),
-        scattering_type=np.array([_scattering_type(atom, path) for atom in labels]),
-        site_frac=sites,
-        occupancy=atoms.extract_occ().as_numpy_array(),
-        u_cart=u_cart,
-        multiplicity=np.full(n, symmetry.space_group().order_z(), dtype=np.int64),
+        unit_cell=tuple(file.cell.parameters()),
+        hall_symbol=group.type().hall_symbol(),
+        element=element,
+        scattering_type=scattering_type,
+        site_frac=records.site @ matrix.T + shift,
+        occupancy=records.occupancy,
+        u_cart=np.where(np.isfinite(u_aniso), u_aniso, u_iso),
+        multiplicity=np.full(n, group.order_z(), dtype=np.int64),
         copy=np.zeros(n, dtype=np.int64),
-        chain=np.array([atom.chain_id for atom in labels]),
-        residue=np.array([f"{atom.resseq}{atom.icode}" for atom in labels]),
-        residue_name=np.array([atom.resname for atom in labels]),
-        name=np.array([atom.name for atom in labels]),
-        altloc=np.array([atom.altloc for atom in labels]),
-        hetero=np.array([atom.hetero for atom in labels]),
+        chain=records.chain,
+        residue=records.residue,
+        residue_name=records.residue_name,
+        name=records.name,
+        altloc=records.altloc,
+        hetero=records.hetero,
     )
-    _check_occupancies(structure, path)
-    return _settle_special_positions(replace(structure, u_cart=_without_negative(structure, path)))
+    _check_occupancies(structure, file.path)
+    structure = replace(structure, u_cart=_without_negative(structure, file.path))
+    return _settle_special_positions(structure, file.content.shared_positions)
+
+
+def _with_occupancies(records: Records, path) -> Records:
+    """Occupancies that the file leaves out are 1, if the atom has no alternate ones."""
+    missing = ~np.isfinite(records.occupancy)
+    if not missing.any():
+        return records
+    shared = np.flatnonzero(missing & (records.altloc != ""))
+    if len(shared):
+        raise DiffuseError(
+            f"{path}: atom {records.label(shared[0])} is one of several alternate ones (altloc "
+            f"{records.altloc[shared[0]]}) and has no occupancy; write occupancies, which add up to 1"
+        )
+    logger.warning(
+        "%s: %d of %d atoms have no occupancy, such as %s; it is taken as 1",
+        path,
+        np.count_nonzero(missing),
+        records.n_atoms,
+        records.label(np.flatnonzero(missing)[0]),
+    )
+    return replace(records, occupancy=np.where(missing, 1.0, records.occupancy))
+
+
+def _scattering_types(elements, charges) -> np.ndarray:
+    """(n,) str, labels in the tables of form factors: the element, with its charge where the tables know the ion.
+
+    Empty where there are no form factors.
+    """
+    known = {}
+    for key in set(zip(elements.tolist(), charges.tolist())):
+        element, charge = key
+        digits, signs = charge.strip("+-"), charge.strip("0123456789")
+        labels = [element]
+        if len(signs) == 1 and (digits or charge):
+            labels.insert(0, f"{element}{digits or '1'}{signs}")
+        found = [xray_scattering.get_standard_label(label, exact=True, optional=True) for label in labels if element]
+        known[key] = next((label for label in found if label is not None), "")
+    return np.array([known[key] for key in zip(elements.tolist(), charges.tolist())])
+
+
+def _check_elements(elements, types, records: Records, selection, path) -> None:
+    """Raise DiffuseError if there are no form factors for an atom, with the selection that leaves out all of these."""
+    unknown = types == ""
+    if not unknown.any():
+        return
+    if unknown.all():
+        raise DiffuseError(
+            f"{path}: the elements of all {records.n_atoms} atoms are unknown, such as that of {records.label(0)} "
+            f"(element {records.element[0]!r}); write them into columns 77-78"
+        )
+    i = np.flatnonzero(unknown)[0]
+    if elements[i]:
+        what = f"there are no form factors for {elements[i]}, the element of atom {records.label(i)}"
+    else:
+        what = f"the element of atom {records.label(i)} is unknown (its column has {records.element[i]!r})"
+    words = sorted({_words(records, unknown, k) for k in np.flatnonzero(unknown)})
+    others = f"not ({' or '.join(words)})" if len(words) > 1 else f"not {words[0]}"
+    wanted = others if selection is None else f"({selection}) and {others}"
+    raise DiffuseError(
+        f"{path}: {what}; {np.count_nonzero(unknown)} of {records.n_atoms} atoms are like that. Correct the file, or "
+        f"leave them out: selection={wanted!r}"
+    )
+
+
+def _words(records: Records, unknown, i: int) -> str:
+    """A selection of an unknown atom: its residues, if they have no other atoms."""
+    residue = records.residue_name == records.residue_name[i]
+    name = f"resname {str(records.residue_name[i]).strip()}"
+    if not records.residue_name[i].strip():
+        name = f"element {records.element[i]}"
+    elif not unknown[residue].all():
+        name = f"({name} and name {str(records.name[i]).strip()})"
+    return name
 
 
 def _check_occupancies(structure: Structure, source) -> None:
@@ -266,66 +319,26 @@ def _label(structure: Structure, i: int) -> str:
     return " ".join(str(part[i]).strip() for part in parts)
 
 
-def _scale(source, cell, path) -> tuple:
-    """(3, 3) and (3,) from the file's coordinates to fractional ones: its SCALE records where they fit the cell."""
-    own = np.array(cell.fractionalization_matrix()).reshape(3, 3)
-    scale = source.scale_matrix()
-    if scale is None or None in scale[0] or None in scale[1]:
-        return own, np.zeros(3)
-    matrix, shift = np.array(scale[0], dtype=float).reshape(3, 3), np.array(scale[1], dtype=float)
-    if np.abs(matrix - own).max() < 1e-6:  # the precision of the records: CRYST1 is the more precise
-        return own, shift
-    rotation = np.linalg.inv(own) @ matrix
-    if np.abs(rotation @ rotation.T - np.eye(3)).max() > _SCALE_TOLERANCE:
-        logger.warning("%s: the SCALE records contradict CRYST1 and are ignored", path)
-        return own, np.zeros(3)
-    return matrix, shift
+def _settle_special_positions(structure: Structure, shared: bool = False) -> Structure:
+    """Move atoms near special positions onto them and set their multiplicity, as cctbx does.
 
-
-def _nearest_rotation(matrix) -> np.ndarray:
-    u, _, vt = np.linalg.svd(matrix)
-    return u @ vt
-
-
-def _element(atom, path) -> str:
-    element = atom.determine_chemical_element_simple()
-    if element is None:
-        raise DiffuseError(
-            f"{path}: the chemical element of atom {atom.id_str().strip()} is unknown (element={atom.element!r}); "
-            "correct its element column"
-        )
-    element = element.strip().capitalize()
-    return "H" if element == "D" else element
-
-
-def _scattering_type(atom, path) -> str:
-    """Label of the atom in the tables of form factors: the element, with its charge where the tables know the ion."""
-    element = _element(atom, path)
-    charge = atom.charge.strip()
-    if charge:
-        digits, sign = "".join(c for c in charge if c.isdigit()) or "1", "-" if "-" in charge else "+"
-        ion = xray_scattering.get_standard_label(f"{element}{digits}{sign}", exact=True, optional=True)
-        if ion is not None:
-            return ion
-    label = xray_scattering.get_standard_label(element, exact=True, optional=True)
-    if label is None:
-        raise DiffuseError(f"{path}: no form factors for element {element}; remove or rename atom {atom.name.strip()}")
-    return label
-
-
-def _settle_special_positions(structure: Structure) -> Structure:
-    """Move atoms near special positions onto them and set their multiplicity, as cctbx does."""
+    shared : do so too with atoms of lower occupancies that are on special positions already
+    """
     settings = crystal.special_position_settings(
         structure.crystal_symmetry, min_distance_sym_equiv=SPECIAL_POSITION_DISTANCE
     )
     sites, tensors = structure.site_frac.copy(), structure.u_cart.copy()
     multiplicity = structure.multiplicity.copy()
-    whole = np.flatnonzero(structure.occupancy == 1)
-    table = settings.site_symmetry_table(sites_frac=flex.vec3_double(structure.site_frac[whole].tolist()))
+    candidates = np.arange(structure.n_atoms) if shared else np.flatnonzero(structure.occupancy == 1)
+    table = settings.site_symmetry_table(sites_frac=flex.vec3_double(structure.site_frac[candidates].tolist()))
     frac = np.linalg.inv(structure.orthogonalization)
     for k in table.special_position_indices():
-        i, symmetry = whole[k], table.get(k)
-        sites[i] = symmetry.special_op() * tuple(structure.site_frac[i])
+        i, symmetry = candidates[k], table.get(k)
+        site = np.array(symmetry.special_op() * tuple(structure.site_frac[i]))
+        way = structure.orthogonalization @ (site - structure.site_frac[i])
+        if structure.occupancy[i] != 1 and np.linalg.norm(way) > _ON_SPECIAL_POSITION:
+            continue
+        sites[i] = site
         u_star = frac @ tensors[i] @ frac.T
         rotations = [np.array(op.r().as_double()).reshape(3, 3) for op in symmetry.matrices()]
         u_star = np.mean([r @ u_star @ r.T for r in rotations], axis=0)

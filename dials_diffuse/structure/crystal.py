@@ -9,9 +9,9 @@ import numpy as np
 from cctbx import adptbx, crystal, sgtbx, uctbx, xray
 from cctbx.array_family import flex
 from iotbx.pdb import hierarchy as pdb_hierarchy
-from libtbx.utils import Sorry
 
 from dials_diffuse.errors import DiffuseError
+from dials_diffuse.structure.hierarchy import make_hierarchy, selected
 from dials_diffuse.structure.tensors import six_elements
 
 #: per-atom arrays of a Structure
@@ -192,6 +192,39 @@ class Structure:
         """The structure in another cell (six floats, Å, degrees), with its fractional coordinates and Cartesian U."""
         return replace(self, unit_cell=tuple(float(x) for x in unit_cell))
 
+    def change_basis(self, operator: sgtbx.change_of_basis_op) -> Structure:
+        """The same crystal in another setting: other axes, another origin, a primitive or a centred cell.
+
+        Where the cell becomes larger or smaller the group gains or loses lattice translations, so that the atoms stay
+        the same, as do their intensities per atom. The Cartesian frame turns with the axes, see :func:`turn_of_frame`.
+
+        Raises
+        ------
+        DiffuseError
+            If lattice translations of the new cell are no symmetry of the crystal.
+        """
+        cell = self.cell.change_basis(operator)
+        try:
+            group = self.space_group.change_basis(operator)
+        except RuntimeError:
+            group = None
+        ratio = cell.volume() / self.cell.volume()
+        if group is None or group.order_z() != round(self.space_group.order_z() * ratio, 6):
+            raise DiffuseError(
+                f"change of basis {operator.as_abc()}: the new cell of {cell.volume():.1f} Å³ is none of the crystal "
+                f"with {self.cell.volume():.1f} Å³ in {self.space_group.info()}"
+            )
+        turn = turn_of_frame(self.cell, operator)
+        matrix = np.array(operator.c().r().as_double()).reshape(3, 3)
+        return replace(
+            self,
+            unit_cell=tuple(cell.parameters()),
+            hall_symbol=group.type().hall_symbol(),
+            site_frac=self.site_frac @ matrix.T + np.array(operator.c().t().as_double()),
+            u_cart=turn @ self.u_cart @ turn.T,
+            multiplicity=self.multiplicity * group.order_z() // self.space_group.order_z(),
+        )
+
     def molecule(self) -> Structure:
         """The atoms as one symmetry copy in P 1; of an atom on a special position each copy has its share."""
         return replace(
@@ -213,45 +246,13 @@ class Structure:
         DiffuseError
             If the selection cannot be understood.
         """
-        try:
-            chosen = self.hierarchy.atom_selection_cache().selection(selection)
-        except (Sorry, RuntimeError, ValueError) as error:  # cctbx's syntax errors share no class below these
-            raise DiffuseError(f"selection={selection!r}: not understood ({str(error).splitlines()[0]})") from None
-        return chosen.as_numpy_array()
+        return selected(self.hierarchy, selection)
 
     @cached_property
     def hierarchy(self) -> pdb_hierarchy.root:
         """An iotbx hierarchy whose atoms come in the order of the arrays."""
-        root, model = pdb_hierarchy.root(), pdb_hierarchy.model()
-        sites = self.site_cart.tolist()
-        root.append_model(model)
-        chain = residue = atoms = None
-        last = (None, None, None)
-        for i in range(self.n_atoms):
-            key = ((self.copy[i], self.chain[i]), self.residue[i], (self.altloc[i], self.residue_name[i]))
-            if chain is None or key[0] != last[0]:
-                chain = pdb_hierarchy.chain(id=str(self.chain[i]))
-                model.append_chain(chain)
-            if key[:2] != last[:2]:
-                text = str(self.residue[i])
-                residue = pdb_hierarchy.residue_group(resseq=text[:-1], icode=text[-1])
-                chain.append_residue_group(residue)
-            if key != last:
-                atoms = pdb_hierarchy.atom_group(altloc=str(self.altloc[i]), resname=str(self.residue_name[i]))
-                residue.append_atom_group(atoms)
-            last = key
-            atom = pdb_hierarchy.atom()
-            atom.set_name(str(self.name[i]))
-            atom.set_element(str(self.element[i]).upper())
-            atom.set_xyz(tuple(sites[i]))
-            atom.set_occ(float(self.occupancy[i]))
-            atom.set_b(float(adptbx.u_as_b(self.u_iso[i])))
-            atom.set_hetero(bool(self.hetero[i]))
-            if not self.isotropic[i]:
-                atom.set_uij(tuple(map(float, six_elements(self.u_cart[i]))))
-            atoms.append_atom(atom)
-        root.atoms_reset_serial()
-        return root
+        anisotropic = np.where(self.isotropic[:, None, None], np.nan, self.u_cart)
+        return make_hierarchy(self, self.site_cart, self.copy, self.u_iso, anisotropic)
 
     def expand(self) -> Structure:
         """All atoms of the unit cell as a structure in P1.
@@ -295,3 +296,10 @@ class Structure:
             if np.linalg.norm(self.orthogonalization @ difference) < SPECIAL_POSITION_DISTANCE:
                 return True
         return False
+
+
+def turn_of_frame(cell: uctbx.unit_cell, operator: sgtbx.change_of_basis_op) -> np.ndarray:
+    """(3, 3) float64, rotation from the Cartesian frame of a cell to that of the same cell with other axes."""
+    old, new = (np.array(c.orthogonalization_matrix()).reshape(3, 3) for c in (cell, cell.change_basis(operator)))
+    u, _, vt = np.linalg.svd(new @ np.array(operator.c().r().as_double()).reshape(3, 3) @ np.linalg.inv(old))
+    return u @ vt

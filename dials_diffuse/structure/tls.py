@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
-import iotbx.pdb
 import numpy as np
+from cctbx import sgtbx, uctbx
 
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.structure.atoms import file_frame
-from dials_diffuse.structure.crystal import Structure
+from dials_diffuse.structure.coordinate_file import read_coordinates
+from dials_diffuse.structure.crystal import Structure, turn_of_frame
+from dials_diffuse.structure.hierarchy import six_elements
+from dials_diffuse.structure.ncs import operators_to_apply
 from dials_diffuse.structure.tensors import symmetric_tensor
 
 logger = logging.getLogger("dials.diffuse.structure")
@@ -74,6 +76,16 @@ class TlsGroup:
         l = np.radians(np.radians(symmetric_tensor(self.L))) * _ARM**2
         return np.block([[symmetric_tensor(self.T), s.T], [s, l]])
 
+    def change_basis(self, cell: uctbx.unit_cell, operator: sgtbx.change_of_basis_op) -> TlsGroup:
+        """The same motion in the Cartesian frame of another setting of the cell, see :meth:`Structure.change_basis`."""
+        turn, new = turn_of_frame(cell, operator), cell.change_basis(operator)
+        t, l = (turn @ symmetric_tensor(six) @ turn.T for six in (self.T, self.L))
+        s = turn @ np.reshape(self.S, (3, 3)) @ turn.T
+        origin = new.orthogonalize(operator.c() * cell.fractionalize(self.origin))
+        return replace(
+            self, T=six_elements(t), L=six_elements(l), S=tuple(s.reshape(-1).tolist()), origin=tuple(origin)
+        )
+
     def modes(self, structure: Structure) -> np.ndarray:
         """(n, 3, 6) float64: the displacement of each atom is this matrix times t (Å) and w (radians)."""
         return rigid_motions(structure.site_cart - np.asarray(self.origin, dtype=float))
@@ -88,7 +100,7 @@ def rigid_motions(x: np.ndarray) -> np.ndarray:
 
 
 def load_tls(path) -> tuple:
-    """The TLS groups of a PDB file's header.
+    """The TLS groups of the header of a PDB or mmCIF file.
 
     What is not quite a covariance because of refinement or rounding is replaced by the nearest one, with a warning.
 
@@ -99,21 +111,18 @@ def load_tls(path) -> tuple:
     Raises
     ------
     DiffuseError
-        If the file cannot be read, or has none.
+        If the file cannot be read, or has none, or holds only some of the atoms that they are to move.
     """
-    rotation, position = file_frame(path)  # refuses what is no coordinate file
-    source = iotbx.pdb.input(file_name=str(path))
-    found = getattr(source, "extract_tls_params", lambda hierarchy: None)(source.construct_hierarchy())
-    groups = [] if found is None else found.tls_params
+    file = read_coordinates(path)
+    groups = file.header_tls()
     if not groups:
         raise DiffuseError(f"{path}: has no TLS groups in its header; give T, L and S as parameters")
-    result = []
-    for group in groups:
-        t, l = (rotation @ symmetric_tensor(six) @ rotation.T for six in (group.t, group.l))
-        s = rotation @ np.reshape(group.s, (3, 3)) @ rotation.T
-        origin = tuple(float(x) for x in position(np.array(group.origin, dtype=float)))
-        result.append(_nearest(path, t, l, s, origin, group.selection_string))
-    return tuple(result)
+    if operators_to_apply(file.content.operators, path):
+        raise DiffuseError(
+            f"{path}: its TLS groups are those of the atoms in the file, but MTRIX records add copies of these; write "
+            "out all atoms with a group for each copy, or give T, L and S as parameters"
+        )
+    return tuple(_nearest(path, g.t, g.l, g.s, tuple(float(x) for x in g.origin), g.selection) for g in groups)
 
 
 def _nearest(path, t, l, s, origin, selection) -> TlsGroup:
@@ -130,5 +139,4 @@ def _nearest(path, t, l, s, origin, selection) -> TlsGroup:
             )
         joint = (vectors * np.maximum(values, 0)) @ vectors.T
     t, s, l = joint[:3, :3], joint[3:, :3] / arm, joint[3:, 3:] / arm**2
-    six = [tuple(float(m[i, j]) for i, j in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))) for m in (t, l)]
-    return TlsGroup(six[0], six[1], tuple(float(x) for x in s.reshape(-1)), origin, selection)
+    return TlsGroup(six_elements(t), six_elements(l), tuple(s.reshape(-1).tolist()), origin, selection)
