@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from dials_diffuse.compat import dials_version
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where an output comes from: what ran, on what, and how.
+    """Where an output comes from: what ran, on what, and how. The defaults are for scripts and notebooks.
 
     Attributes
     ----------
@@ -19,9 +21,9 @@ class Provenance:
     command_line : what was typed; empty where a script called the library
     """
 
-    program: str
-    dials_version: str
-    phil: str
+    program: str = "script"
+    dials_version: str = field(default_factory=dials_version)
+    phil: str = ""
     inputs: tuple = ()
     identifiers: tuple = ()
     command_line: str = ""
