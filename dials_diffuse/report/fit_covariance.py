@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dials_diffuse.files.atomic import atomic_path
+from dials_diffuse.report.figures import new_figure, write_png
 
 
 def write_correlations_png(path, covariance: np.ndarray, title: str = "", share: np.ndarray | None = None) -> None:
@@ -21,15 +21,11 @@ def write_correlations_png(path, covariance: np.ndarray, title: str = "", share:
     DiffuseError
         If the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     if covariance.ndim == 4:
         covariance = np.trace(covariance, axis1=2, axis2=3) / 3
         share = None if share is None else share.mean(axis=(2, 3))
     panels = 2 if share is None else 3
-    figure = Figure(figsize=(6.5 * panels, 6.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(6.5 * panels, 6.5)
     left, *middle, right = figure.subplots(1, panels, width_ratios=[3] * (panels - 1) + [2])
     size = np.sqrt(np.maximum(np.diag(covariance), 0))
     unit = np.outer(size, size)
@@ -45,5 +41,4 @@ def write_correlations_png(path, covariance: np.ndarray, title: str = "", share:
     right.plot(size, lw=1)
     right.set(xlabel="group", ylabel="rms displacement along one direction (Å)", ylim=(0, None))
     figure.suptitle(title)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    write_png(path, figure)

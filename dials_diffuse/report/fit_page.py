@@ -6,6 +6,7 @@ import math
 
 from dials_diffuse.fitting.result import Fit, ModelFit
 from dials_diffuse.fitting.run import FitResult
+from dials_diffuse.report.figures import new_figure
 from dials_diffuse.report.fit import (
     centres_note,
     comparison_table,
@@ -125,11 +126,7 @@ def _known(fit: ModelFit) -> dict:
 
 def _shells(fits):
     """Figure of the correlations in shells of resolution."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, 4.5)
     axes = figure.subplots()
     for i, fit in enumerate(fits):
         shells = fit.statistics["shells"]
