@@ -79,10 +79,10 @@ covariance {
 def read_array(name: str, path: str) -> np.ndarray:
     """The array in a .npy file; of a .npz file the one called ``modes``, or all of them, one row each."""
     try:
-        content = np.load(path, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            return content
-        with content:
+        with open(path, "rb") as file:
+            content = np.load(file, allow_pickle=False)
+            if isinstance(content, np.ndarray):
+                return content
             if "modes" in content.files:
                 return content["modes"]
             return np.stack([content[key] for key in content.files])
