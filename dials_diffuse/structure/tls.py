@@ -11,7 +11,7 @@ from cctbx import sgtbx, uctbx
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.structure.coordinate_file import read_coordinates
-from dials_diffuse.structure.crystal import Structure, turn_of_frame
+from dials_diffuse.structure.crystal import Structure, turn_of_frame, turned_elements
 from dials_diffuse.structure.ncs import operators_to_apply
 from dials_diffuse.structure.tensors import six_elements, symmetric_tensor
 
@@ -78,10 +78,10 @@ class TlsGroup:
     def change_basis(self, cell: uctbx.unit_cell, operator: sgtbx.change_of_basis_op) -> TlsGroup:
         """The same motion in the Cartesian frame of another setting of the cell, see :meth:`Structure.change_basis`."""
         turn, new = turn_of_frame(cell, operator), cell.change_basis(operator)
-        t, l = (six_elements(turn @ symmetric_tensor(six) @ turn.T).tolist() for six in (self.T, self.L))
+        t, l = (turned_elements(six, turn) for six in (self.T, self.L))
         s = (turn @ np.reshape(self.S, (3, 3)) @ turn.T).reshape(-1).tolist()
         origin = new.orthogonalize(operator.c() * cell.fractionalize(self.origin))
-        return replace(self, T=tuple(t), L=tuple(l), S=tuple(s), origin=tuple(origin))
+        return replace(self, T=t, L=l, S=tuple(s), origin=tuple(origin))
 
     def modes(self, structure: Structure) -> np.ndarray:
         """(n, 3, 6) float64: the displacement of each atom is this matrix times t (Å) and w (radians)."""
