@@ -7,12 +7,22 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from cctbx import crystal, miller, sgtbx
+from cctbx import crystal, miller, sgtbx, uctbx
 from cctbx.array_family import flex
 from helpers.structures import random_structure
 
 from dials_diffuse.errors import DiffuseError
+from dials_diffuse.fitting.request import FitRequest
+from dials_diffuse.fitting.run import fit_map
+from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.models.compute import compute_model
+from dials_diffuse.models.covariance.covariance import Covariance
+from dials_diffuse.models.ensemble.ensemble import Ensemble
+from dials_diffuse.models.llm.llm import LiquidLikeMotions
+from dials_diffuse.models.rigid_body.rigid_body import RigidBody
+from dials_diffuse.models.uncorrelated import Uncorrelated
 from dials_diffuse.structure.atoms import make_structure
+from dials_diffuse.structure.expectation import make_expectation
 from dials_diffuse.structure.setting import in_setting_of, setting_change
 from dials_diffuse.structure.tls import TlsGroup
 from dials_diffuse.structure.transform import cells_agree, direct_transform
@@ -43,6 +53,8 @@ CASES = {
     "I4 to F4": ("I 4", (9.0, 9.0, 14.0, 90.0, 90.0, 90.0), "a+b,-a+b,c"),
     "F222 to its primitive cell": ("F 2 2 2", (14.0, 16.0, 18.0, 90.0, 90.0, 90.0), F_TO_P),
 }
+SIX = (0.2, 0.1, 0.15, 0.03, -0.02, 0.04)
+TLS = TlsGroup(SIX, (20, 30, 25, 3, -2, 1), (0.1, 0, 0, 0, -0.2, 0, 0.3, 0, 0.1), (1, 2, 3))
 #: in the lattice of these there is symmetry that the group lacks: two settings fit
 AMBIGUOUS = ("R3 H to R", "R3 R to H", "I4 to F4")
 
@@ -109,8 +121,8 @@ def test_operator_is_found(case, strain, caplog):
     with caplog.at_level(logging.INFO, logger="dials.diffuse"):
         moved, text = in_setting_of(structure, theirs, group)
     assert cells_agree(moved, theirs)
-    assert text and f"new axes {text}" in caplog.text
-    assert ("agree in several settings" in caplog.text) == (case in AMBIGUOUS)
+    assert text and f"its new axes are {text}" in caplog.text
+    assert ("agree in other settings too" in caplog.text) == (case in AMBIGUOUS)
     choices = [text, *setting_change(structure, theirs, group).others]
     assert len(choices) == 1 + (case in AMBIGUOUS)
     expected = structure.change_basis(operator)
@@ -153,7 +165,7 @@ def test_settings_that_the_cells_cannot_tell_apart(caplog):
     structure = random_structure("P 1", (10.0, 10.02, 13.0, 90.0, 90.0, 95.0))
     with caplog.at_level(logging.WARNING, logger="dials.diffuse"):
         moved, text = in_setting_of(structure, (13.0, 10.0, 10.02, 95.0, 90.0, 90.0), sgtbx.space_group("P 1"))
-    assert "agree in several settings" in caplog.text and "indexing=auto" in caplog.text
+    assert "agree in other settings too" in caplog.text and "indexing=auto" in caplog.text
     assert cells_agree(moved, (13.0, 10.0, 10.02, 95.0, 90.0, 90.0))
     structure = random_structure("P 1 21 1", (9.0, 11.0, 13.0, 90.0, 90.4, 90.0))
     moved, text = in_setting_of(structure, (9.0, 11.0, 13.0, 90.0, 89.6, 90.0), structure.space_group)
@@ -211,13 +223,111 @@ def test_tls_groups_turn_with_the_frame(case):
     symbol, cell, axes = CASES[case]
     structure = random_structure(symbol, cell)
     operator = sgtbx.change_of_basis_op(axes)
-    s = (0.1, 0, 0, 0, -0.2, 0, 0.3, 0, 0.1)
-    group = TlsGroup((0.1, 0.2, 0.3, 0.01, 0.02, -0.03), (20, 30, 25, 3, -2, 1), s, (1, 2, 3))
 
     def motion(group, structure):
         modes = group.modes(structure)
         return modes @ group.covariance @ modes.transpose(0, 2, 1)
 
-    expected = replace(structure, u_cart=motion(group, structure)).change_basis(operator)
-    turned = group.change_basis(structure.cell, operator)
+    expected = replace(structure, u_cart=motion(TLS, structure)).change_basis(operator)
+    turned = TLS.change_basis(structure.cell, operator)
     np.testing.assert_allclose(motion(turned, expected), expected.u_cart, atol=1e-9)
+
+
+# ---------------------------------------------------------------------------------------------- models, programs, data
+
+MODELS = {
+    "uncorrelated": Uncorrelated(),
+    "llm": LiquidLikeMotions(V=SIX, G=(5.0, 7.0, 6.0, 0.5, -0.4, 0.3), orders=2),
+    "rigid_body": RigidBody(V=SIX),
+    "tls": RigidBody(
+        body="tls", tls=(TlsGroup(SIX, (20, 30, 25, 3, -2, 1), (0.1, 0, 0, 0, -0.2, 0, 0.3, 0, 0.1), (1, 2, 3)),)
+    ),
+    "covariance": Covariance(V=SIX, gamma=4.0),
+}
+
+
+def ensemble(structure) -> Ensemble:
+    rng = np.random.default_rng(0)
+    sites = [structure.site_frac + 0.02 * rng.normal(size=structure.site_frac.shape) for _ in range(3)]
+    return Ensemble(tuple(replace(structure, site_frac=site) for site in sites))
+
+
+@pytest.mark.parametrize("case", ["P1 acute", "C2 to I2", "R3 H to R", "P21 along c", "F222 to its primitive cell"])
+@pytest.mark.parametrize("name", [*MODELS, "ensemble"])
+def test_models_are_computed_in_the_setting_of_a_map(case, name):
+    """At each voxel that of the old setting, tensors turned, per unit cell."""
+    symbol, cell, axes = CASES[case]
+    structure = random_structure(symbol, cell, anisotropic=True, radius=3.0)
+    _, theirs, group = moved_symmetry(symbol, cell, axes)
+    operator = setting_change(structure, theirs, group).operator
+    model = ensemble(structure) if name == "ensemble" else MODELS[name]
+    grid = MapGrid(theirs, group.type().hall_symbol(), (2, 2, 2), 2.5)
+    found = compute_model(structure, grid, model).map
+    hkl = found.index / 2 @ np.array(operator.c().r().as_double()).reshape(3, 3)
+    ratio = uctbx.unit_cell(theirs).volume() / structure.cell.volume()
+    if model.on_points:
+        expected = model.intensity_at(structure, hkl @ np.linalg.inv(structure.orthogonalization))
+    else:
+        expected = model.change_basis(structure.cell, operator).intensity(structure.change_basis(operator), grid)
+        expected = expected.reshape(-1)[grid.key(found.index)] / ratio
+    np.testing.assert_allclose(found.intensity, expected * ratio, atol=2e-3 * np.abs(found.intensity).max())
+
+
+def test_what_cannot_be_turned_is_refused():
+    symbol, cell, axes = CASES["P1 acute"]
+    structure = random_structure(symbol, cell, elements="CNO")
+    _, theirs, group = moved_symmetry(symbol, cell, axes)
+    grid = MapGrid(theirs, group.type().hall_symbol(), (2, 2, 2), 3.0)
+    with pytest.raises(DiffuseError, match=r"covariance.kernel=free: a matrix or modes are not brought"):
+        compute_model(structure, grid, Covariance(kernel="free", matrix=0.1 * np.eye(3)))
+    block = replace(ensemble(structure), supercell=(2, 1, 1))
+    moved = replace(grid, unit_cell=moved_symmetry(symbol, block.crystal_form.unit_cell, axes)[1])
+    with pytest.raises(DiffuseError, match=r"ensemble.supercell=\(2, 1, 1\): blocks are not brought"):
+        compute_model(
+            block.crystal_form,
+            MapGrid(moved_symmetry(symbol, block.crystal_form.unit_cell, axes)[1], "P 1", (2, 2, 2), 3.0),
+            block,
+        )
+    with pytest.raises(DiffuseError, match=r"unit cells of the model .* differ by more than 1 %"):
+        compute_model(structure, replace(grid, unit_cell=(9.0, 10.5, 12.4, 80.0, 85.0, 77.0)), Uncorrelated())
+
+
+@pytest.mark.parametrize("case", ["C2 to I2", "P2221 permuted"])
+def test_fit_of_a_map_in_another_setting(case, caplog):
+    """The true sigma and gamma; before, the cells differed by more than 1 %."""
+    symbol, cell, axes = CASES[case]
+    structure = random_structure(symbol, cell, radius=4.0)
+    operator, theirs, group = moved_symmetry(symbol, cell, axes)
+    grid = MapGrid(theirs, group.type().hall_symbol(), (2, 2, 2), 2.0)
+    truth = LiquidLikeMotions(sigma=0.3, gamma=6.0, orders=5)
+    computed = compute_model(structure.change_basis(operator), grid, truth).map
+    error = np.full(len(computed.index), 0.01 * computed.intensity.std())
+    noise = error * np.random.default_rng(1).normal(size=len(error))
+    data = replace(computed, intensity=computed.intensity + noise, sigma=error, multiplicity=np.ones(len(error), int))
+    with caplog.at_level(logging.WARNING, logger="dials.diffuse"):
+        result = fit_map(data, structure, [FitRequest.of(LiquidLikeMotions(sigma=0.4, gamma=8.0))])
+    found = {e.name: e.value for e in result.models[0].estimates}
+    assert found["sigma"] == pytest.approx(0.3, rel=0.02) and found["gamma"] == pytest.approx(6.0, rel=0.02)
+    assert "brought into the setting of the map" in caplog.text
+
+
+def test_expectation_of_a_model_in_another_setting(tmp_path):
+    """The contents of the cell, and |F|² of the same reflections."""
+    symbol, cell, axes = CASES["C2 to its primitive cell"]
+    structure = random_structure(symbol, cell)
+    operator, theirs, group = moved_symmetry(symbol, cell, axes)
+    path = tmp_path / "model.pdb"
+    structure.hierarchy.write_pdb_file(str(path), crystal_symmetry=structure.crystal_symmetry)
+    own = MapGrid(cell, structure.hall_symbol, (1, 1, 1), 2.0)
+    other = MapGrid(theirs, group.type().hall_symbol(), (1, 1, 1), 2.0)
+    a, b = (make_expectation(grid, model=str(path), bulk_solvent=False) for grid in (own, other))
+    np.testing.assert_allclose(a.elastic, 2 * b.elastic, rtol=1e-6)  # two lattice points in the larger cell
+
+    def reflections(expectation, grid):
+        indices = flex.miller_index(expectation.hkl.tolist())
+        symmetry = crystal.symmetry(grid.unit_cell, space_group=grid.space_group)
+        return miller.array(miller.set(symmetry, indices, False), flex.double(expectation.f_squared)).map_to_asu()
+
+    one, two = reflections(a, own).change_basis(operator).map_to_asu().common_sets(reflections(b, other))
+    assert one.size() > 100
+    np.testing.assert_allclose(one.data().as_numpy_array(), 4 * two.data().as_numpy_array(), rtol=1e-3, atol=1.0)

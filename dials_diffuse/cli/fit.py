@@ -169,8 +169,7 @@ def main(params, files, provenance, warnings) -> None:
     if map_path is None:
         raise CommandLineError("no map given; give one (.nxs) as dials.diffuse_merge writes it")
     requests, parameters = requests_from_phil(params, coordinates), parameters_from_phil(params)
-    data, structure = read_map(map_path), load_structure(coordinates)
-    structure = structure if params.selection is None else structure.take(structure.select(params.selection))
+    data, structure = read_map(map_path), load_structure(coordinates, params.selection)
     logger.info(
         "Structure: %s, %d atoms, %s", coordinates, structure.n_atoms, structure.crystal_symmetry.space_group_info()
     )

@@ -87,7 +87,7 @@ output {
 def main(params, files, provenance, warnings) -> None:
     """Compute the model of ``params`` for the structure in ``files`` and write what ``params.output`` asks for."""
     coordinates, map_path = sort_files(files, params.map)
-    model = replace(model_from_phil(params, coordinates), table=params.scattering_table)
+    model = replace(model_from_phil(params, coordinates, params.selection), table=params.scattering_table)
     data = None if map_path is None else read_map(map_path)
     structure = model.structure(coordinates, params.selection)
     model = model.select(params.selection)

@@ -53,12 +53,13 @@ MODEL_PHIL = _choice() + SCOPES_PHIL
 _UNCHANGED = parse(MODEL_PHIL).extract()
 
 
-def model_from_phil(params, coordinates=None) -> DiffuseModel:
+def model_from_phil(params, coordinates=None, selection: str | None = None) -> DiffuseModel:
     """The model of ``params.model`` with the parameters of its scope.
 
     Parameters
     ----------
     coordinates : file that holds the models of an ensemble for which no other is given
+    selection : of its atoms
 
     Returns
     -------
@@ -79,7 +80,7 @@ def model_from_phil(params, coordinates=None) -> DiffuseModel:
             raise CommandLineError(
                 f"{name}.{given[0]} is given, but model={params.model}; say model={name}, or leave it out"
             )
-    return all_models()[params.model].from_scope(scope_of(params, params.model), coordinates)
+    return all_models()[params.model].from_scope(scope_of(params, params.model), coordinates, selection)
 
 
 def scope_of(params, name: str):

@@ -110,7 +110,7 @@ def requests_from_words(
     names = [name for word in words for name in word.split(",") if name]
     requests = []
     for name in names:
-        parts = [_part(text, scopes, coordinates) for text in name.split("+")]
+        parts = [_part(text, scopes, coordinates, selection) for text in name.split("+")]
         parts = tuple(replace(p, model=replace(p.model, table=table).select(selection)) for p in parts)
         pairs = any(p.model.words.pairs and "pairs" in text.split("/") for p, text in zip(parts, name.split("+")))
         requests.append(FitRequest(name, parts, pairs))
@@ -152,7 +152,7 @@ def _check_pairs(model: DiffuseModel, name: str, parameters: FitParameters) -> N
         raise CommandLineError("pairs.strength: free voxels choose one of several; give one, or raise free_fraction")
 
 
-def _part(text: str, scopes: Mapping[str, ModelScope], coordinates) -> Part:
+def _part(text: str, scopes: Mapping[str, ModelScope], coordinates, selection: str | None) -> Part:
     """text : ``name`` or ``name/word/...``"""
     name, *words = text.split("/")
     if name not in all_models():
@@ -168,7 +168,7 @@ def _part(text: str, scopes: Mapping[str, ModelScope], coordinates) -> Part:
         elif word not in own:
             known = ", ".join([*cls.words.tensors, *scope.choices, *own]) or "none"
             raise CommandLineError(f"model={text}: {word!r} is no choice of {name}; there is {known}")
-    model = cls.from_scope(values, coordinates)
+    model = cls.from_scope(values, coordinates, selection)
     return Part(model, frozenset(given), "each" in words, cls.leaves_orders_open(values))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from dials_diffuse.fitting.setting_search import SettingSearch, find_setting
 from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.maps.units import ELECTRON_DIFFRACTION, ELECTRONS
 from dials_diffuse.models.checks import lacking_symmetry
+from dials_diffuse.models.map_setting import in_map_setting
 from dials_diffuse.parallel import Progress, quiet
 from dials_diffuse.structure.crystal import Structure
 
@@ -81,7 +82,7 @@ def fit_map(
     Parameters
     ----------
     data : with errors, as :func:`merging.laue.merge_observations` makes it
-    structure : the asymmetric unit, in the cell of the map within 1 %
+    structure : the asymmetric unit, of the crystal of the map within 1 %; it is brought into the setting of the map
     requests : FitRequest of each model; the first one decides on the setting of the map
     parameters : by default those of a FitParameters
     progress : ``progress(items, total, label)`` passes items through and shows how far they are
@@ -120,6 +121,7 @@ def fit_map(
     requests, parameters = tuple(requests), parameters or FitParameters()
     check_requests(requests, parameters)
     _check_units(data, requests, parameters, source)
+    structure, requests = _in_setting(structure, requests, data)
     warnings = []
 
     def warn(*texts: str) -> None:
@@ -173,6 +175,15 @@ def _check_units(data: DiffuseMap, requests, parameters: FitParameters, source: 
                 f"with scattering_table={table} are; use scale=refine, or scale the data with dials.diffuse_scale "
                 "absolute_scale.model="
             )
+
+
+def _in_setting(structure: Structure, requests: tuple, data: DiffuseMap) -> tuple:
+    """The structure, and the models of the requests, in the setting of the map."""
+    models = [part.model for request in requests for part in request.parts]
+    structure, models = in_map_setting(structure, models, data.grid)
+    turned = iter(models)
+    requests = [replace(r, parts=tuple(replace(part, model=next(turned)) for part in r.parts)) for r in requests]
+    return structure, tuple(requests)
 
 
 def _searched(data: DiffuseMap, part: Part, structure: Structure, parameters: FitParameters) -> SettingSearch:

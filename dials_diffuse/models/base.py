@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import ClassVar
 
 import numpy as np
+from cctbx import sgtbx, uctbx
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
@@ -15,7 +16,7 @@ from dials_diffuse.models.prepared import Fixed, Prepared
 from dials_diffuse.models.refinable import Parameter, updated
 from dials_diffuse.models.voxel_means import averaged
 from dials_diffuse.structure.atoms import load_structure
-from dials_diffuse.structure.crystal import Structure
+from dials_diffuse.structure.crystal import Structure, turn_of_frame, turned_elements
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class DiffuseModel(ABC):
     # ------------------------------------------------------------------------------------------------ from the programs
 
     @classmethod
-    def from_scope(cls, scope, coordinates=None) -> DiffuseModel:
+    def from_scope(cls, scope, coordinates=None, selection: str | None = None) -> DiffuseModel:
         """The model that the parameters of a program describe.
 
         Parameters
@@ -104,6 +105,7 @@ class DiffuseModel(ABC):
         scope : what was extracted from the model's scope: an object with its parameters as attributes; None if the
             model has no scope
         coordinates : path of the structure, for models that read more from it
+        selection : of the atoms that they read there, in cctbx's syntax
 
         Raises
         ------
@@ -137,12 +139,24 @@ class DiffuseModel(ABC):
 
     def structure(self, coordinates, selection: str | None = None) -> Structure:
         """The crystal form: that of the coordinate file, of all atoms or of a selection in cctbx's syntax."""
-        structure = load_structure(coordinates)
-        return structure if selection is None else structure.take(structure.select(selection))
+        return load_structure(coordinates, selection)
 
     def select(self, selection: str | None) -> DiffuseModel:
         """The model of some of the atoms; of all that has no atoms of its own, it is the same."""
         return self
+
+    def change_basis(self, cell: uctbx.unit_cell, operator: sgtbx.change_of_basis_op) -> DiffuseModel:
+        """The model of a structure that changes its setting: tensors turn with the Cartesian frame.
+
+        cell : the old one; operator : see :meth:`Structure.change_basis`
+
+        Raises
+        ------
+        DiffuseError
+            If the model cannot be turned.
+        """
+        turn, given = turn_of_frame(cell, operator), {name: getattr(self, name) for name in self.words.tensors}
+        return replace(self, **{name: turned_elements(six, turn) for name, six in given.items() if six is not None})
 
     def record(self) -> dict:
         """Name and parameters, as for :func:`write_json`; arrays are left out."""

@@ -21,6 +21,7 @@ from dials_diffuse.models.base import DiffuseModel
 from dials_diffuse.models.checks import check_symmetry, lacking_symmetry
 from dials_diffuse.models.dispersive import dispersive_parts
 from dials_diffuse.models.laue import laue_average
+from dials_diffuse.models.map_setting import in_map_setting
 from dials_diffuse.models.prepared import Fixed, Prepared, over_lacking_symmetry, prepare
 from dials_diffuse.models.voxel_means import averaged
 from dials_diffuse.structure.crystal import Structure
@@ -65,8 +66,8 @@ def compute_model(
 
     Parameters
     ----------
-    structure : asymmetric unit
-    grid : of the same cell within 1 %; that of the data, perhaps with a larger d_min
+    structure : asymmetric unit; it is brought into the setting of the grid
+    grid : of the same crystal within 1 %; that of the data, perhaps with a larger d_min
     model : a model with its parameters
     data : a merged map; Friedel mates are one voxel if they are one there
     voxels : one of VOXELS
@@ -101,6 +102,7 @@ def compute_model(
     True
     """
     choice("voxels", voxels, VOXELS)
+    structure, (model,) = in_map_setting(structure, [model], grid)
     model = with_orders(model, structure, grid.d_min, choose_orders)
     logger.info(
         "Model: %s", ", ".join(f"{key}={value}" for key, value in model.record().items() if value not in (None, ()))

@@ -14,7 +14,7 @@ from iotbx.pdb.mmcif import extract_tls_from_cif_block, format_pdb_atom_name
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.structure.pdb_records import IOTBX_ERRORS, RESIDUAL, in_one_line
 from dials_diffuse.structure.records import Content, NcsOperator, Records
-from dials_diffuse.structure.tensors import symmetric_tensor
+from dials_diffuse.structure.tensors import ELEMENTS, six_elements, symmetric_tensor
 
 #: in this order there are text fields, texts in quotes, comments; and what was begun and does not end
 _QUOTED = re.compile(
@@ -26,8 +26,6 @@ _EMPTY_LOOP = re.compile(r"(?<!\S)loop_(?!\S)(?!(?:\s+_\S+)+\s+(?!loop_|data_|sa
 
 #: element and charge, as in Fe3+, O1-, Cl-, D
 _TYPE = re.compile(r"([A-Za-z]{1,2})(\d*[+-])?")
-
-_SIX = ("11", "22", "33", "12", "13", "23")
 
 
 def cif_content(path, text: str) -> Content:
@@ -113,8 +111,7 @@ class Block:
         first = self.column(names[0])
         if first is None:
             return None
-        six = np.stack([self.numbers(name, n=len(first)) for name in names], axis=1)
-        return np.array([symmetric_tensor(row) for row in six])
+        return symmetric_tensor(np.stack([self.numbers(name, n=len(first)) for name in names], axis=1))
 
 
 # ------------------------------------------------------------------------------------------------------ macromolecules
@@ -200,7 +197,7 @@ def _anisotropic(block: Block, n: int) -> np.ndarray:
     result = np.full((n, 3, 3), np.nan)
     for prefix in ("_atom_site_anisotrop.", "_atom_site.aniso_"):
         for kind, factor in (("U", 1.0), ("B", adptbx.u_as_b(1.0))):
-            found = block.tensors([f"{prefix}{kind}[{i}][{j}]" for i, j in _SIX])
+            found = block.tensors([f"{prefix}{kind}[{i}][{j}]" for i, j in ELEMENTS])
             if found is None:
                 continue
             if prefix == "_atom_site.aniso_":
@@ -277,10 +274,10 @@ def _tensors_by_label(block: Block, symmetry, label: list) -> np.ndarray:
     result = np.full((len(label), 3, 3), np.nan)
     row = {text: i for i, text in enumerate(label)}
     for kind, factor in (("U", 1.0), ("B", adptbx.u_as_b(1.0))):
-        found = block.tensors([f"_atom_site_aniso_{kind}_{ij}" for ij in _SIX])
+        found = block.tensors([f"_atom_site_aniso_{kind}_{ij}" for ij in ELEMENTS])
         for text, tensor in zip(block.texts("_atom_site_aniso_label", n=0), [] if found is None else found):
             if text in row and np.isfinite(tensor).all():
-                six = [tensor[int(i) - 1, int(j) - 1] / factor for i, j in _SIX]
+                six = tuple((six_elements(tensor) / factor).tolist())
                 result[row[text]] = symmetric_tensor(adptbx.u_cif_as_u_cart(symmetry.unit_cell(), six))
     return result
 

@@ -120,6 +120,8 @@ class CoordinateFile:
             raise DiffuseError(f"{self.path}: its TLS groups cannot be read ({in_one_line(error)})") from None
 
     def _header_tls(self, group) -> HeaderTls:
+        if not group.selection_string:
+            raise ValueError("a group without atoms")
         turn = self.rotation
         t, l = (turn @ symmetric_tensor(six) @ turn.T for six in (group.t, group.l))
         s = turn @ np.array(group.s, dtype=float).reshape(3, 3) @ turn.T

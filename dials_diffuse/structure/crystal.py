@@ -12,7 +12,7 @@ from iotbx.pdb import hierarchy as pdb_hierarchy
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.structure.hierarchy import make_hierarchy, selected
-from dials_diffuse.structure.tensors import six_elements
+from dials_diffuse.structure.tensors import six_elements, symmetric_tensor
 
 #: per-atom arrays of a Structure
 ARRAYS = (
@@ -303,3 +303,10 @@ def turn_of_frame(cell: uctbx.unit_cell, operator: sgtbx.change_of_basis_op) -> 
     old, new = (np.array(c.orthogonalization_matrix()).reshape(3, 3) for c in (cell, cell.change_basis(operator)))
     u, _, vt = np.linalg.svd(new @ np.array(operator.c().r().as_double()).reshape(3, 3) @ np.linalg.inv(old))
     return u @ vt
+
+
+def turned_elements(six, turn: np.ndarray) -> tuple:
+    """Six elements of a symmetric tensor, or a tuple of such, in a frame that is turned by :func:`turn_of_frame`."""
+    if np.ndim(six) > 1:
+        return tuple(turned_elements(one, turn) for one in six)
+    return tuple(six_elements(turn @ symmetric_tensor(six) @ turn.T).tolist())

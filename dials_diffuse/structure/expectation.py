@@ -15,6 +15,7 @@ from dials_diffuse.structure.contents import (
     contents_of_sequence,
     contents_of_structure,
 )
+from dials_diffuse.structure.setting import in_setting_of
 from dials_diffuse.structure.solvent import bulk_solvent_structure_factors
 from dials_diffuse.structure.transform import check_cells
 
@@ -80,7 +81,7 @@ def make_expectation(
     hkl = f_squared = None
     no_model = Expectation.no_model
     if model:
-        structure = load_structure(model)
+        structure, _ = in_setting_of(load_structure(model), grid.unit_cell, grid.space_group)
         try:
             check_cells(structure, grid)
         except DiffuseError as error:

@@ -8,11 +8,7 @@ from iotbx.pdb import hierarchy as pdb_hierarchy
 from libtbx.utils import Sorry
 
 from dials_diffuse.errors import DiffuseError
-
-
-def six_elements(tensor) -> tuple:
-    """Elements 11, 22, 33, 12, 13, 23 of a symmetric tensor, (3, 3)."""
-    return tuple(float(x) for x in tensor[[0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2]])
+from dials_diffuse.structure.tensors import six_elements
 
 
 def make_hierarchy(atoms, site_cart, copy, u_iso, u_aniso) -> pdb_hierarchy.root:
@@ -32,7 +28,7 @@ def make_hierarchy(atoms, site_cart, copy, u_iso, u_aniso) -> pdb_hierarchy.root
     root, model = pdb_hierarchy.root(), pdb_hierarchy.model()
     root.append_model(model)
     sites, b = site_cart.tolist(), (u_iso * adptbx.u_as_b(1.0)).tolist()
-    tensors = np.isfinite(u_aniso).all(axis=(1, 2))
+    tensors, six = np.isfinite(u_aniso).all(axis=(1, 2)), six_elements(u_aniso).tolist()
     longest = _longest_residue_name()
     chain = residue = group = None
     last = (None, None, None)
@@ -57,7 +53,7 @@ def make_hierarchy(atoms, site_cart, copy, u_iso, u_aniso) -> pdb_hierarchy.root
         atom.set_b(b[i])
         atom.set_hetero(bool(atoms.hetero[i]))
         if tensors[i]:
-            atom.set_uij(six_elements(u_aniso[i]))
+            atom.set_uij(tuple(six[i]))
         group.append_atom(atom)
     root.atoms_reset_serial()
     return root

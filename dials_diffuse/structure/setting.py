@@ -79,19 +79,25 @@ def in_setting_of(structure: Structure, unit_cell, space_group: sgtbx.space_grou
     operator : str, the new axes in terms of the old ones such as ``-a-c,b,a``; empty if nothing was changed
     """
     change = setting_change(structure, unit_cell, space_group)
-    if change is None:
+    if change is None or change.is_identity:
         return structure, ""
+    tell_change(change)
+    return structure.change_basis(change.operator), change.text
+
+
+def tell_change(change: SettingChange) -> None:
+    """Say that a structure changes its setting, and into what other ones it might as well."""
+    logger.warning(
+        "The structure is brought into the setting of the map, in the frame of which tensors are given: its new axes "
+        "are %s",
+        change.text,
+    )
     if change.others:
         logger.warning(
-            "The cells of structure and map agree in several settings: %s is taken, but %s would do as well; compare "
-            "them (dials.diffuse_fit indexing=auto)",
-            change.text,
+            "The cells of structure and map agree in other settings too, as with new axes %s; compare them "
+            "(dials.diffuse_fit indexing=auto)",
             " or ".join(change.others),
         )
-    if change.is_identity:
-        return structure, ""
-    logger.info("The structure is brought into the setting of the map: new axes %s", change.text)
-    return structure.change_basis(change.operator), change.text
 
 
 def setting_change(structure: Structure, unit_cell, space_group: sgtbx.space_group) -> SettingChange | None:

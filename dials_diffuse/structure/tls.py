@@ -11,10 +11,9 @@ from cctbx import sgtbx, uctbx
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.structure.coordinate_file import read_coordinates
-from dials_diffuse.structure.crystal import Structure, turn_of_frame
-from dials_diffuse.structure.hierarchy import six_elements
+from dials_diffuse.structure.crystal import Structure, turn_of_frame, turned_elements
 from dials_diffuse.structure.ncs import operators_to_apply
-from dials_diffuse.structure.tensors import symmetric_tensor
+from dials_diffuse.structure.tensors import six_elements, symmetric_tensor
 
 logger = logging.getLogger("dials.diffuse.structure")
 
@@ -79,12 +78,10 @@ class TlsGroup:
     def change_basis(self, cell: uctbx.unit_cell, operator: sgtbx.change_of_basis_op) -> TlsGroup:
         """The same motion in the Cartesian frame of another setting of the cell, see :meth:`Structure.change_basis`."""
         turn, new = turn_of_frame(cell, operator), cell.change_basis(operator)
-        t, l = (turn @ symmetric_tensor(six) @ turn.T for six in (self.T, self.L))
-        s = turn @ np.reshape(self.S, (3, 3)) @ turn.T
+        t, l = (turned_elements(six, turn) for six in (self.T, self.L))
+        s = (turn @ np.reshape(self.S, (3, 3)) @ turn.T).reshape(-1).tolist()
         origin = new.orthogonalize(operator.c() * cell.fractionalize(self.origin))
-        return replace(
-            self, T=six_elements(t), L=six_elements(l), S=tuple(s.reshape(-1).tolist()), origin=tuple(origin)
-        )
+        return replace(self, T=t, L=l, S=tuple(s), origin=tuple(origin))
 
     def modes(self, structure: Structure) -> np.ndarray:
         """(n, 3, 6) float64: the displacement of each atom is this matrix times t (Å) and w (radians)."""
@@ -139,4 +136,5 @@ def _nearest(path, t, l, s, origin, selection) -> TlsGroup:
             )
         joint = (vectors * np.maximum(values, 0)) @ vectors.T
     t, s, l = joint[:3, :3], joint[3:, :3] / arm, joint[3:, 3:] / arm**2
-    return TlsGroup(six_elements(t), six_elements(l), tuple(s.reshape(-1).tolist()), origin, selection)
+    t, l = (tuple(six_elements(m).tolist()) for m in (t, l))
+    return TlsGroup(t, l, tuple(s.reshape(-1).tolist()), origin, selection)

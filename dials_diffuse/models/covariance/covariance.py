@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 import numpy as np
+from cctbx import sgtbx, uctbx
 from scipy.spatial.distance import cdist
 
 from dials_diffuse.checks import choice, positive
@@ -142,7 +143,7 @@ class Covariance(DiffuseModel):
             raise DiffuseError(f"covariance.kernel={self.kernel} takes neither covariance.gamma nor covariance.V")
 
     @classmethod
-    def from_scope(cls, scope, coordinates=None) -> Covariance:
+    def from_scope(cls, scope, coordinates=None, selection: str | None = None) -> Covariance:
         if ((scope.file is not None) + (scope.modes is not None)) != (scope.kernel == "free"):
             raise CommandLineError(
                 f"covariance.kernel={scope.kernel}, covariance.file={scope.file}, covariance.modes={scope.modes}: a "
@@ -161,6 +162,14 @@ class Covariance(DiffuseModel):
             values = cls.with_defaults(values)
             values["gamma"] = SOME_GAMMA if scope.gamma is None else scope.gamma
         return cls(**values)
+
+    def change_basis(self, cell: uctbx.unit_cell, operator: sgtbx.change_of_basis_op) -> Covariance:
+        if self.kernel == "free":
+            raise DiffuseError(
+                "covariance.kernel=free: a matrix or modes are not brought into the setting of the map; reindex the "
+                "data (dials.reindex) into that of the coordinates, or give both in that of the map"
+            )
+        return super().change_basis(cell, operator)
 
     @property
     def if_memory_is_short(self) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+from cctbx import sgtbx, uctbx
 
 from dials_diffuse.checks import choice
 from dials_diffuse.errors import CommandLineError, DiffuseError
@@ -90,19 +91,27 @@ class Ensemble(DiffuseModel):
             raise DiffuseError("ensemble: the members have different space groups")
 
     @classmethod
-    def from_scope(cls, scope, coordinates=None) -> Ensemble:
+    def from_scope(cls, scope, coordinates=None, selection: str | None = None) -> Ensemble:
         path = coordinates if scope.file is None else scope.file
         if path is None:
             raise CommandLineError("model=ensemble: give ensemble.file, a file with several models")
         if scope.trajectory is None:
-            members = load_models(path)
+            members = load_models(path, selection)
         else:
-            members = load_trajectory(scope.trajectory, path, scope.stride)
+            members = load_trajectory(scope.trajectory, path, scope.stride, selection)
         return cls(**cls.values_of(scope), members=members)
 
     def structure(self, coordinates, selection: str | None = None) -> Structure:
         """The crystal form of the members, whatever the coordinate file holds."""
         return self.select(selection).crystal_form
+
+    def change_basis(self, cell: uctbx.unit_cell, operator: sgtbx.change_of_basis_op) -> Ensemble:
+        if self.blocks:
+            raise DiffuseError(
+                f"ensemble.supercell={self.supercell}: blocks are not brought into the setting of the map; reindex the "
+                "data (dials.reindex) into that of the members"
+            )
+        return replace(self, members=tuple(member.change_basis(operator) for member in self.members))
 
     def record(self) -> dict:
         return super().record() | {"members": len(self.members)}

@@ -105,7 +105,7 @@ class LatticeDynamics(DiffuseModel):
             raise DiffuseError(f"lattice_dynamics.mesh={self.mesh}: three even numbers are needed")
 
     @classmethod
-    def from_scope(cls, scope, coordinates=None) -> LatticeDynamics:
+    def from_scope(cls, scope, coordinates=None, selection: str | None = None) -> LatticeDynamics:
         values = cls.values_of(scope) | {"selections": selections_of(scope)}
         values["sigma"] = SOME_SIGMA if scope.sigma is None else scope.sigma
         return cls(**values)

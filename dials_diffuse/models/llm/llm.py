@@ -155,7 +155,7 @@ class LiquidLikeMotions(DiffuseModel):
             )
 
     @classmethod
-    def from_scope(cls, scope, coordinates=None) -> LiquidLikeMotions:
+    def from_scope(cls, scope, coordinates=None, selection: str | None = None) -> LiquidLikeMotions:
         values = cls.with_defaults(cls.values_of(scope))
         if cls.leaves_orders_open(scope):
             del values["orders"]

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 import numpy as np
+from cctbx import sgtbx, uctbx
 
 from dials_diffuse.checks import choice
 from dials_diffuse.errors import DiffuseError
@@ -104,10 +105,15 @@ class RigidBody(DiffuseModel):
             raise DiffuseError("rigid_body.body=tls: leave out rigid_body.sigma, rigid_body.V and rigid_body.selection")
 
     @classmethod
-    def from_scope(cls, scope, coordinates=None) -> RigidBody:
-        values = cls.values_of(scope) | {"selections": selections_of(scope), "tls": tls_groups_of(scope, coordinates)}
+    def from_scope(cls, scope, coordinates=None, selection: str | None = None) -> RigidBody:
+        groups = tls_groups_of(scope, coordinates, selection)
+        values = cls.values_of(scope) | {"selections": selections_of(scope), "tls": groups}
         values.update(displacements_of(scope))
         return cls(**(values if scope.body == "tls" else cls.with_defaults(values)))
+
+    def change_basis(self, cell: uctbx.unit_cell, operator: sgtbx.change_of_basis_op) -> RigidBody:
+        turned = super().change_basis(cell, operator)
+        return replace(turned, tls=tuple(group.change_basis(cell, operator) for group in self.tls))
 
     def record(self) -> dict:
         return super().record() | {"tls": [asdict(group) for group in self.tls]}

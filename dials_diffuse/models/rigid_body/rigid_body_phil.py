@@ -62,7 +62,7 @@ def displacements_of(scope) -> dict:
     return {"sigma": sigma, "V": six}
 
 
-def tls_groups_of(scope, coordinates) -> tuple:
+def tls_groups_of(scope, coordinates, selection: str | None = None) -> tuple:
     tls = scope.tls
     if scope.body != "tls":
         given = [key for key in ("file", "L", "origin") if getattr(tls, key) is not None] + _motions(tls)
@@ -84,7 +84,7 @@ def tls_groups_of(scope, coordinates) -> tuple:
     if origin is None:
         if path is None:
             raise CommandLineError("rigid_body.tls.L needs rigid_body.tls.origin")
-        origin = load_structure(path).site_cart.mean(axis=0)
+        origin = load_structure(path, selection).site_cart.mean(axis=0)
     return (TlsGroup(tuple(tls.T), tuple(tls.L), tuple(tls.S), tuple(float(x) for x in origin)),)
 
 
