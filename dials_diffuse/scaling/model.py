@@ -132,7 +132,8 @@ class ScaleModel:
         """(n,) float64, what the crystal has no part in: P₀ C, and what goes with the levels of the sweeps."""
         s = rows.coordinates[:, S]
         result = np.zeros(len(s))
-        result += self.total(Acts.OFFSET, rows) * self.profile(s, True)
+        if any(block.acts is Acts.OFFSET for block in self.blocks):
+            result += self.total(Acts.OFFSET, rows) * self.profile(s, True)
         if self.levels is not None:
             scale = np.exp(self.total(Acts.SCALE, rows))
             result += scale * (1 / self.levels[rows.experiment] - 1) * self.profile(s)
