@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+# Before numpy is loaded: threads of BLAS wait for each other in busy loops. Beside a second worker of pytest-xdist that
+# made tests of the scaling three times as slow.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 pytest.register_assert_rewrite("helpers")
 
 from helpers.checkout import ROOT  # noqa: E402
