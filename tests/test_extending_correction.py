@@ -26,8 +26,8 @@ def filter_transmission(panel, scan, position):
     return np.exp(-0.7 / panel.cos_incidence.astype(float))
 '''
 
-IMPORT = "from dials_diffuse.reduction.filter_transmission import filter_transmission"
-ROW = '    Correction("filter", "Transmission of the filter.", default=False, of_pixels=filter_transmission),'
+PLACE = "dials_diffuse.reduction.filter_transmission:filter_transmission"
+ROW = f'    Correction("filter", "Transmission of the filter.", default=False, of_pixels="{PLACE}"),'
 TABLE = "reduction/corrections.py"
 
 
@@ -35,7 +35,6 @@ TABLE = "reduction/corrections.py"
 def extended(tmp_path_factory):
     copy = Extended(tmp_path_factory.mktemp("extended"))
     copy.add_file("reduction/filter_transmission.py", FILTER)
-    copy.add_row(TABLE, "from dials_diffuse.experiment.scan import", IMPORT)
     copy.add_row(TABLE, "CORRECTIONS = (", ROW)
     return copy
 

@@ -38,8 +38,7 @@ class Stripes(Spline):
     def curve(self, coefficients, layout, number):
         return Curve(np.arange(2), np.exp(coefficients[self.all]), "stripe", "factor", "o")
 '''
-IMPORT = "from dials_diffuse.scaling.terms.stripes import Stripes"
-ROW = "    Stripes,"
+ROW = '    "dials_diffuse.scaling.terms.stripes:Stripes",'
 TABLE = "scaling/terms/table.py"
 
 #: runs the program and tells what is in the picture
@@ -85,8 +84,7 @@ def copy(tmp_path_factory):
     """The package with the new term, and observations in its folder."""
     copy = Extended(tmp_path_factory.mktemp("extended"))
     copy.add_file("scaling/terms/stripes.py", STRIPES)
-    copy.add_row(TABLE, "from dials_diffuse.scaling.terms.response import Response", IMPORT)
-    copy.add_row(TABLE, "    Response,", ROW)
+    copy.add_row(TABLE, "response:Response", ROW)
     write(copy.folder / "in.h5", planted())
     return copy
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, make_dataclass
+from pkgutil import resolve_name
 
 import numpy as np
 
@@ -28,7 +29,7 @@ class Correction:
     ----------
     name, help, default : of the switch
     of_pixels : ``f(panel, scan, position)`` gives the (ny, nx) factors of a PanelGeometry, at a position in images from
-        the start of a ScanGeometry
+        the start of a ScanGeometry; the function or its place, ``module:function``
     varies : ``f(scan)``, do these factors change from image to image? Else they are those of mid-scan.
     of_images : ``f(scan)`` gives the (n_images,) factors of the images of a dxtbx Scan
     """
@@ -36,9 +37,13 @@ class Correction:
     name: str
     help: str
     default: bool = True
-    of_pixels: Callable[[PanelGeometry, ScanGeometry, float], np.ndarray] | None = None
+    of_pixels: Callable[[PanelGeometry, ScanGeometry, float], np.ndarray] | str | None = None
     varies: Callable[[ScanGeometry], bool] = lambda scan: False
     of_images: Callable | None = None
+
+    def __post_init__(self):
+        if isinstance(self.of_pixels, str):
+            object.__setattr__(self, "of_pixels", resolve_name(self.of_pixels))
 
 
 #: the product is taken in this order

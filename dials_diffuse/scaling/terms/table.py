@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from dials_diffuse.scaling.terms.absorption_harmonics import AbsorptionHarmonics
-from dials_diffuse.scaling.terms.absorption_spline import AbsorptionSpline
+from pkgutil import resolve_name
+
 from dials_diffuse.scaling.terms.crystal import Profile, SmoothPart
-from dials_diffuse.scaling.terms.drift import Drift
-from dials_diffuse.scaling.terms.modules import Modules
-from dials_diffuse.scaling.terms.offset import Offset
-from dials_diffuse.scaling.terms.response import Response
 
 #: what every model has: the crystal's own part
 CRYSTAL = (Profile, SmoothPart)
 
-#: in the order in which they are tried. The offset comes last: as long as the crystals are not on one scale it is much
-#: the same as the drift
-TERMS = (
-    Drift,
-    Modules,
-    AbsorptionHarmonics,
-    AbsorptionSpline,
-    Response,
-    Offset,
+#: where the classes of the terms are, in the order in which they are tried. The offset comes last: as long as the
+#: crystals are not on one scale it is much the same as the drift
+_PLACES = (
+    "dials_diffuse.scaling.terms.drift:Drift",
+    "dials_diffuse.scaling.terms.modules:Modules",
+    "dials_diffuse.scaling.terms.absorption_harmonics:AbsorptionHarmonics",
+    "dials_diffuse.scaling.terms.absorption_spline:AbsorptionSpline",
+    "dials_diffuse.scaling.terms.response:Response",
+    "dials_diffuse.scaling.terms.offset:Offset",
 )
+TERMS = tuple(resolve_name(place) for place in _PLACES)
 
 #: what the user can choose from
 NAMES = tuple(sorted({term.name for term in TERMS}))
