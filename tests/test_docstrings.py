@@ -18,6 +18,7 @@ from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.merging.laue import MergeParameters, merge_observations
 from dials_diffuse.models.base import DiffuseModel
 from dials_diffuse.models.compute import compute_model
+from dials_diffuse.scaling.scale import scale_observations
 from dials_diffuse.simulation.simulate import simulate
 
 #: what a script meets first
@@ -27,6 +28,7 @@ EXAMPLES = [
     read_map,
     save_map,
     choose_grid,
+    scale_observations,
     merge_observations,
     DiffuseModel,
     compute_model,

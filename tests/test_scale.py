@@ -712,6 +712,29 @@ def test_terms_tell_what_the_tables_of_the_program_say():
     assert replace(defaults, options=()) == ScalingParameters()
 
 
+@pytest.mark.parametrize("experiments", [EXPERIMENTS, TURNING])
+def test_every_term_is_linear_in_its_coefficients(tmp_path, experiments):
+    """Its columns of the design matrix times the coefficients are its value; penalty and gauge have their shapes."""
+    rows = make_rows(np.random.default_rng(2), copies=1)
+    data, layout = read_sample(write(tmp_path / "a.h5", rows, experiments), share=0.2)
+    model = start_model(data, layout, ScalingParameters(**SMALL))
+    assert len(model.of_experiment) == (4 if experiments is EXPERIMENTS else 5)
+    coefficients = np.random.default_rng(0).normal(size=model.n_parameters)
+    terms = {term.key: term for term in model.blocks}
+    some = data.rows.at(np.arange(0, data.n, 7))
+    for term in model.blocks:
+        value = term.value(coefficients, some)
+        np.testing.assert_allclose(term.basis(some) @ coefficients[term.all], value, atol=1e-9)
+        index, design = np.empty((len(value), term.width), dtype=np.int64), np.empty((len(value), term.width))
+        factor = np.random.default_rng(1).normal(size=len(value))
+        term.fill(some, factor, Design(index, design), 0)
+        np.testing.assert_allclose(np.sum(design * coefficients[index], axis=1), factor * value, atol=1e-9)
+        assert index.min() >= term.all.start and index.max() < term.all.stop
+        penalty = term.penalty()
+        assert penalty.shape == (term.size, term.size) and np.linalg.eigvalsh(penalty).min() > -1e-9 * penalty.max()
+        assert term.gauge(some, terms).shape[1] == term.all.stop - term.all.start
+
+
 @pytest.mark.parametrize("kept", ["planted", "absorbed"])
 def test_what_scaling_found_can_be_pickled(kept, request, tmp_path):
     result = request.getfixturevalue(kept)[1]

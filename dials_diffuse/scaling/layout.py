@@ -142,10 +142,10 @@ def directions_in_head(layout: Layout, experiment: np.ndarray, index: np.ndarray
     return result
 
 
-def rotation_points(layout: Layout, number: int) -> tuple:
-    """(n,) fractions of a sweep, and (n,) angles in degrees, evenly along its rotation."""
+def rotation_points(layout: Layout, number: int, every: int = 1) -> tuple:
+    """(n,) fractions of a sweep, and (n,) angles in degrees, evenly along its rotation; every so many of them."""
     n = max(2, int(abs(layout.width[number]) / _ANGLE))
-    t = (np.arange(n) + 0.5) / n
+    t = (np.arange(n)[::every] + 0.5) / n
     return t, layout.start[number] + t * layout.width[number]
 
 

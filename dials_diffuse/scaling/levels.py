@@ -117,13 +117,19 @@ def minus_log_likelihood(x, value, weight, shell) -> tuple:
 
 
 def without_offsets(x, value, weight, shell, first) -> tuple:
-    """The same with an offset of each block and sweep integrated out, and the offsets that are most likely, (b, e).
+    """Minus the logarithm of the likelihood with an offset of each block and sweep integrated out.
 
     -log of the integral = the lowest value + log det A / 2, A = sum over the block of the inverse covariances
     diag(weight) - u uᵀ of its voxels (Sherman & Morrison), u = weight g / sqrt(1 / t + sum weight g²).
 
+    Parameters
+    ----------
     x, value, weight, shell : see :func:`minus_log_likelihood`, sorted by block
     first : (b,) int, the first row of each block; a sweep that is not in a block has the offset 0
+
+    Returns
+    -------
+    float; (e + k,) float64, its gradient by x; (b, e) float64, the offsets that are most likely
     """
     n_sweeps = value.shape[1]
     g, spread = np.exp(x[:n_sweeps]), np.exp(x[n_sweeps:])[shell]

@@ -166,6 +166,14 @@ def scale_observations(
         then left as it was.
 
     Source: docs/theory.md, Scaling
+
+    Examples
+    --------
+    >>> from dials_diffuse.scaling.terms.drift import DriftOptions
+    >>> parameters = ScalingParameters(terms=("b", "c"), options=(DriftOptions(angle=20.0),))
+    >>> result = scale_observations(["diffuse_integrated.h5"], parameters, "diffuse_scaled.h5", Provenance())
+    >>> result.n_observations, [test.label for test in result.refinement.tests]
+    (6376, ['drift', 'offset'])
     """
     with ExitStack() as stack:
         source = _open(paths, parameters.space_group, progress, stack)

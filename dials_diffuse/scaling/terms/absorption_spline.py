@@ -19,9 +19,6 @@ MAX_PARAMETERS = 1600
 #: a function with more than this share of its variance between the rings is radial
 _RADIAL_SHARE = 0.9
 
-#: of the points of a sweep along its rotation, every so many are recorded
-_EVERY = 10
-
 
 class AbsorptionSpline(Spline):
     """A spline for each sweep, where the files or the user do without harmonics; for detectors of one panel."""
@@ -62,6 +59,6 @@ class AbsorptionSpline(Spline):
         return np.kron(np.eye(self.n_sets * self.tensor.axes[0, 1]), radial)
 
     def record(self, coefficients, layout, number) -> dict:
-        t, angles = (x[::_EVERY] for x in rotation_points(layout, number))
+        t, angles = rotation_points(layout, number, every=10)
         rows, x, y, shape = detector_points(layout, number, t)
         return {"angle": angles, "x": x, "y": y, "factor": np.exp(self.value(coefficients, rows)).reshape(shape)}

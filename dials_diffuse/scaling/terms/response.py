@@ -67,6 +67,6 @@ class Response(Spline):
         return np.concatenate([result, combinations_of(basis.toarray(), absorption.basis(rows).toarray())])
 
     def record(self, coefficients, layout, number) -> dict:
+        _, angles = rotation_points(layout, number, every=10)
         rows, x, y, shape = detector_points(layout, number, np.array([0.5]))
-        factor = np.exp(self.value(coefficients, rows)).reshape(shape)
-        return {"angle": rotation_points(layout, number)[1][::10], "x": x, "y": y, "factor": factor}
+        return {"angle": angles, "x": x, "y": y, "factor": np.exp(self.value(coefficients, rows)).reshape(shape)}
