@@ -42,10 +42,20 @@ def test_rooms_import_only_from_rooms_further_down():
         ("kernels", "from dials_diffuse.errors import DiffuseError", "dials_diffuse.kernels.planted -> dials_diffuse"),
         ("kernels", "from dials.array_family import flex", "dials_diffuse.kernels.planted -> dials"),
         ("compat", "from dials_diffuse import maps", "dials_diffuse.compat -> dials_diffuse.maps"),
+        ("simulation", "import dials_diffuse.reduction", "dials_diffuse.simulation is not allowed to import"),
         ("attic", "", "dials_diffuse.attic"),  # a room that is not in the list
         ("models", "from libtbx.phil import parse", "dials_diffuse.models.planted -> libtbx"),
     ],
-    ids=["upwards", "upwards-late", "kernels-errors", "kernels-dials", "compat-room", "unknown-room", "phil"],
+    ids=[
+        "upwards",
+        "upwards-late",
+        "kernels-errors",
+        "kernels-dials",
+        "compat-room",
+        "simulation-measures",
+        "unknown-room",
+        "phil",
+    ],
 )
 def test_a_violation_is_noticed(copy, module, line, complaint):
     path = copy / "dials_diffuse" / f"{module}.py"
