@@ -37,3 +37,33 @@ def shared_data() -> Path:
     if not (path / "snase").is_dir():
         pytest.skip(f"REAL DATA ABSENT: no {path}/snase (set DIALS_DIFFUSE_DATA to the folder that holds snase/)")
     return path
+
+
+@pytest.fixture(scope="session")
+def atoms():
+    """Six atoms in P 41."""
+    from helpers.structures import small_molecule
+
+    return small_molecule()
+
+
+@pytest.fixture
+def pdb(atoms, tmp_path, monkeypatch):
+    """A folder with a coordinate file, made the current one."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    atoms.hierarchy.write_pdb_file("model.pdb", crystal_symmetry=atoms.crystal_symmetry)
+    return "model.pdb"
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Function that writes a coordinate file, of text or bytes, and returns its path."""
+
+    def write(content, name="model.pdb"):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+        return path
+
+    return write

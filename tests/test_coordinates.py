@@ -8,6 +8,7 @@ import logging
 
 import numpy as np
 import pytest
+from helpers.structures import ATOMS, CRYST1
 from iotbx.pdb import input as iotbx_input
 
 from dials_diffuse.errors import DiffuseError
@@ -15,16 +16,6 @@ from dials_diffuse.structure.atoms import load_models, load_structure
 from dials_diffuse.structure.coordinate_file import read_coordinates
 from dials_diffuse.structure.tls import load_tls
 
-CRYST1 = "CRYST1   20.000   21.000   22.000  90.00  95.00  90.00 P 1 21 1      2\n"
-ATOMS = """\
-ATOM      1  N   GLY A   1       1.000   2.000   3.000  1.00 10.00           N
-ANISOU    1  N   GLY A   1     1000   2000   3000    100    200   -300       N
-ATOM      2  CA AGLY A   1       2.000   2.500   3.500  0.60 11.00           C
-ATOM      3  CA BGLY A   1       2.100   2.700   3.300  0.40 12.00           C
-ATOM      4  O   GLY A   1A      4.000   2.500   5.500  1.00 13.00           O1-
-ATOM      5  H   GLY A   1A      4.500   2.500   6.200  1.00 14.00           H
-HETATM    6 ZN    ZN B   5       9.000   8.000   7.000  1.00 15.00          ZN2+
-"""
 MMCIF = """\
 data_model
 _struct.title 'one of 1.5 A'
@@ -71,16 +62,6 @@ _atom_site_anisotrop.U[1][3]
 _atom_site_anisotrop.U[2][3]
 1 0.1 0.2 0.3 0.01 0.02 -0.03
 """
-
-
-@pytest.fixture
-def write(tmp_path):
-    def write(content, name="model.pdb"):
-        path = tmp_path / name
-        path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
-        return path
-
-    return write
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from helpers.builders import PROVENANCE
 from helpers.programs import fails
-from helpers.structures import CELL, random_structure, small_molecule
+from helpers.structures import CELL, random_structure
 
 import dials_diffuse
 from dials_diffuse.cli.fit import run
@@ -70,21 +70,6 @@ class Page(HTMLParser):
             self.tables[-1][-1][-1] += data
         elif self._open and self._open[-1] in ("h1", "h2"):
             self.heads[-1] += data
-
-
-@pytest.fixture(scope="module")
-def atoms():
-    return small_molecule()
-
-
-@pytest.fixture
-def pdb(atoms, tmp_path, monkeypatch):
-    """A folder with a coordinate file, made the current one."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    atoms.hierarchy.write_pdb_file("model.pdb", crystal_symmetry=atoms.crystal_symmetry)
-    return "model.pdb"
 
 
 def data_from(model, noise=0.3, scale=0.02, units="a.u.", setting=0, halves=True):

@@ -7,7 +7,7 @@ import pytest
 from cctbx.eltbx import attenuation_coefficient
 from helpers import oracle
 from helpers.jobs import job_for
-from helpers.synthetic import make_crystal, make_detector, make_experiment
+from helpers.synthetic import GEOMETRIES, make_crystal, make_detector, make_experiment
 
 from dials_diffuse.experiment.detector import panel_geometry
 from dials_diffuse.experiment.pixel_factors import (
@@ -19,20 +19,16 @@ from dials_diffuse.experiment.pixel_factors import (
 from dials_diffuse.experiment.scan import exposure_times, scan_geometry
 from dials_diffuse.reduction.corrections import Corrections
 
-GEOMETRIES = {
-    "simple": {},
-    "scan_varying": {"scan_varying": True},
-    "tilted two-panel": {"detector": make_detector(n_panels=2, tilted=True)},
-    "kappa": {"kappa": True},
-    "everything": {"kappa": True, "scan_varying": True, "detector": make_detector(n_panels=2, tilted=True)},
+EXPERIMENTS = {
+    **GEOMETRIES,
     "no parallax": {"detector": make_detector(parallax=False)},
     "triclinic": {"crystal": make_crystal((20, 24, 30), "P1", (33, -20, 71)), "kappa": True},
 }
 
 
-@pytest.mark.parametrize("name", GEOMETRIES)
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_miller_indices_and_corrections_of_random_pixels(name):
-    experiment = make_experiment(**GEOMETRIES[name])
+    experiment = make_experiment(**EXPERIMENTS[name])
     job = job_for(experiment)
     air_mu = air_attenuation_coefficient(experiment.beam.get_wavelength())
     rng = np.random.default_rng(1)
@@ -52,7 +48,7 @@ def test_miller_indices_and_corrections_of_random_pixels(name):
 @pytest.mark.parametrize("mistake", ["corner", "axis sense", "transposed setting", "no parallax", "no fixed rotation"])
 def test_the_oracle_catches_mistakes(mistake):
     """Half a pixel, a mirrored axis, a transposed setting rotation, ... move the Miller index by far more than 1e-6."""
-    experiment = make_experiment(**GEOMETRIES["everything"])
+    experiment = make_experiment(**EXPERIMENTS["everything"])
     scan = scan_geometry(experiment)
     offset = (0.0, 0.0) if mistake == "corner" else (0.5, 0.5)
     panel = experiment.detector[0]

@@ -12,7 +12,7 @@ import pytest
 from cctbx import sgtbx
 from helpers.builders import PROVENANCE
 from helpers.programs import fails, model_of
-from helpers.structures import CELL, small_molecule
+from helpers.structures import CELL
 
 import dials_diffuse
 from dials_diffuse.cli import fit
@@ -34,21 +34,6 @@ from dials_diffuse.models.uncorrelated import Uncorrelated
 from dials_diffuse.structure.atoms import load_structure
 
 OUTPUTS = {"diffuse_model.nxs", "diffuse_model.json", "diffuse_model.png", "dials.diffuse_model.log"}
-
-
-@pytest.fixture(scope="module")
-def atoms():
-    return small_molecule()
-
-
-@pytest.fixture
-def pdb(atoms, tmp_path, monkeypatch):
-    """A folder with a coordinate file, made the current one."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    atoms.hierarchy.write_pdb_file("model.pdb", crystal_symmetry=atoms.crystal_symmetry)
-    return "model.pdb"
 
 
 def data_from(

@@ -7,20 +7,11 @@ import sys
 import numpy as np
 import pytest
 from helpers.programs import model_of
-from helpers.structures import small_molecule
 
 from dials_diffuse.errors import CommandLineError, DiffuseError
 from dials_diffuse.models.ensemble.ensemble import Ensemble
 from dials_diffuse.structure.atoms import load_structure
 from dials_diffuse.structure.trajectory import load_trajectory
-
-
-@pytest.fixture
-def pdb(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    structure = small_molecule()
-    structure.hierarchy.write_pdb_file("model.pdb", crystal_symmetry=structure.crystal_symmetry)
-    return "model.pdb"
 
 
 def test_missing_package_is_said(pdb, monkeypatch):

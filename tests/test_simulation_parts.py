@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers.oracle import correction, miller_index
 from helpers.structures import random_structure
-from helpers.synthetic import make_crystal, make_detector, make_experiment, rotation
+from helpers.synthetic import GEOMETRIES, make_crystal, make_detector, make_experiment, rotation
 from scipy import ndimage
 
 from dials_diffuse.errors import DiffuseError
@@ -70,19 +70,8 @@ def make_sweep(experiment, volume, parameters=None, **changes):
     return prepare_sweep(0, [experiment], flat_sample(volume), None, replace(parameters, **changes))
 
 
-GEOMETRIES = {
-    "plain": {},
-    "tilted panels": {"detector": {"n_panels": 2, "tilted": True}},
-    "kappa": {"kappa": True},
-    "scan-varying": {"scan_varying": True},
-    "all": {"detector": {"n_panels": 2, "tilted": True}, "kappa": True, "scan_varying": True},
-}
-
-
 def experiment_for(name):
-    options = dict(GEOMETRIES[name])
-    detector = make_detector(**options.pop("detector", {}))
-    return make_experiment(detector=detector, exposure=[0.5, 1.0, 2.0, 0.25], **options)
+    return make_experiment(exposure=[0.5, 1.0, 2.0, 0.25], **GEOMETRIES[name])
 
 
 def test_the_spline_is_that_of_scipy():
@@ -135,7 +124,7 @@ def check_random_pixels(experiment):
 
 @pytest.mark.parametrize("mistake", ["half pixel", "half step", "axis", "setting"])
 def test_the_oracle_sees_small_mistakes(mistake, monkeypatch):
-    experiment = experiment_for("all")
+    experiment = experiment_for("everything")
     from dials_diffuse.experiment import detector
     from dials_diffuse.experiment.scan import ScanGeometry
 

@@ -11,7 +11,7 @@ from cctbx import crystal, miller
 from dials.array_family import flex
 from dials_algorithms_integration_ext import Corrections
 from helpers import oracle
-from helpers.synthetic import experiment_list, make_crystal, make_detector, make_experiment
+from helpers.synthetic import GEOMETRIES, experiment_list, make_crystal, make_detector, make_experiment
 from scipy.spatial.transform import Rotation
 from scipy.stats import multivariate_normal
 
@@ -24,12 +24,8 @@ from dials_diffuse.simulation import spots as module
 from dials_diffuse.simulation.spots import Spots, SpotShape, simulate_spots, spot_extent_model
 
 SHAPE = SpotShape(mosaicity=0.1, divergence=0.02, bandwidth=2e-4, spot_size=0.3)
-GEOMETRIES = {
-    "simple": {},
-    "scan_varying": {"scan_varying": True},
-    "tilted two-panel": {"detector": make_detector(n_panels=2, tilted=True)},
-    "kappa": {"kappa": True},
-    "everything": {"kappa": True, "scan_varying": True, "detector": make_detector(n_panels=2, tilted=True)},
+EXPERIMENTS = {
+    **GEOMETRIES,
     "later images": {"first_image": 5},
 }
 
@@ -140,9 +136,9 @@ def test_images_add_up_and_nothing_is_lost():
     assert (total * y).sum() / total.sum() == pytest.approx(mean[1], abs=1e-4)
 
 
-@pytest.mark.parametrize("name", GEOMETRIES)
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_all_images_together_hold_the_strength(name):
-    experiment = fine(**GEOMETRIES[name])
+    experiment = fine(**EXPERIMENTS[name])
     spots = simulate_spots(experiment, ones, SHAPE, 2.0)
     inside = well_inside(spots, experiment)
     assert len(inside) > 3
@@ -183,9 +179,9 @@ def check_centroids(experiment, d_min=2.0):
     assert compared > 3
 
 
-@pytest.mark.parametrize("name", GEOMETRIES)
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_spots_are_where_dials_predicts_them(name):
-    check_centroids(fine(**GEOMETRIES[name]))
+    check_centroids(fine(**EXPERIMENTS[name]))
 
 
 @pytest.mark.parametrize("mistake", ["half a pixel", "half an image"])
@@ -206,10 +202,10 @@ def test_small_mistakes_are_noticed(monkeypatch, mistake):
         check_centroids(fine())
 
 
-@pytest.mark.parametrize("name", GEOMETRIES)
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_predicted_reflection_is_there_once(name):
     experiment = make_experiment(
-        **{**GEOMETRIES[name], "n_images": 20, "width": 2.0 * np.sign(GEOMETRIES[name].get("width", 1))}
+        **{**EXPERIMENTS[name], "n_images": 20, "width": 2.0 * np.sign(EXPERIMENTS[name].get("width", 1))}
     )
     first = experiment.scan.get_array_range()[0]
     spots = simulate_spots(experiment, ones, SHAPE, 2.0)
@@ -250,7 +246,7 @@ def test_strength_is_the_integral_of_a_narrow_peak(name):
     """
     two = name == "everything"
     detector = make_detector(size=(480, 400), pixel=0.05, n_panels=2 if two else 1, tilted=two)
-    experiment = make_experiment(**{**GEOMETRIES[name], "detector": detector})
+    experiment = make_experiment(**{**EXPERIMENTS[name], "detector": detector})
     spots = simulate_spots(experiment, lambda hkl: np.full(len(hkl), 7.0), SHAPE, 2.0)
     inside = [i for i in well_inside(spots, experiment) if zeta(experiment, spots.s1[[i]])[0] > 0.2][:4]
     assert len(inside) >= 2
@@ -360,7 +356,7 @@ def perturbed_positions(experiment, spots: Spots, i: int, shape: SpotShape, n: i
 @pytest.mark.parametrize("name", ["simple", "kappa", "tilted two-panel"])
 def test_covariance_is_that_of_perturbed_experiments(name, shape):
     rng = np.random.default_rng(11)
-    experiment = make_experiment(**GEOMETRIES[name])
+    experiment = make_experiment(**EXPERIMENTS[name])
     spots = simulate_spots(experiment, ones, shape, 2.0)
     good = np.flatnonzero(zeta(experiment, spots.s1) > 0.3)[:3]
     n = 4000

@@ -10,7 +10,7 @@ import iotbx.pdb
 import numpy as np
 import pytest
 from cctbx import miller
-from helpers.structures import GROUP_NAMES, GROUPS, random_structure, special_structure
+from helpers.structures import ATOMS, CRYST1, GROUP_NAMES, GROUPS, random_structure, special_structure
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
@@ -27,27 +27,6 @@ from dials_diffuse.structure.transform import (
     structure_factors,
     transform_at,
 )
-
-CRYST1 = "CRYST1   20.000   21.000   22.000  90.00  95.00  90.00 P 1 21 1      2\n"
-ATOMS = """\
-ATOM      1  N   GLY A   1       1.000   2.000   3.000  1.00 10.00           N
-ANISOU    1  N   GLY A   1     1000   2000   3000    100    200   -300       N
-ATOM      2  CA AGLY A   1       2.000   2.500   3.500  0.60 11.00           C
-ATOM      3  CA BGLY A   1       2.100   2.700   3.300  0.40 12.00           C
-ATOM      4  O   GLY A   1A      4.000   2.500   5.500  1.00 13.00           O1-
-ATOM      5  H   GLY A   1A      4.500   2.500   6.200  1.00 14.00           H
-HETATM    6 ZN    ZN B   5       9.000   8.000   7.000  1.00 15.00          ZN2+
-"""
-
-
-@pytest.fixture
-def write(tmp_path):
-    def write(text, name="model.pdb"):
-        path = tmp_path / name
-        path.write_text(text)
-        return path
-
-    return write
 
 
 def cctbx_f_calc(structure, d_min):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers.structures import CELL, members, random_structure, small_molecule
+from helpers.structures import CELL, members, random_structure
 from numpy.polynomial.legendre import leggauss
 
 from dials_diffuse.fitting.linear import Background, Projection, background_terms
@@ -46,11 +46,6 @@ MODELS = {
     "network": (Covariance(kernel="elastic_network"), 0.1),
     "block": (Covariance(sigma=0.3, gamma=4.0, supercell=(2, 1, 1)), 0.1),
 }
-
-
-@pytest.fixture(scope="module")
-def atoms():
-    return small_molecule()
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,18 @@ CELL = (14.0, 14.0, 17.0, 90.0, 90.0, 90.0)
 #: Å, near the K edge of iron, where f' = -4.5 and f'' = 3.9
 WAVELENGTH = 1.73
 
+#: a .pdb file
+CRYST1 = "CRYST1   20.000   21.000   22.000  90.00  95.00  90.00 P 1 21 1      2\n"
+ATOMS = """\
+ATOM      1  N   GLY A   1       1.000   2.000   3.000  1.00 10.00           N
+ANISOU    1  N   GLY A   1     1000   2000   3000    100    200   -300       N
+ATOM      2  CA AGLY A   1       2.000   2.500   3.500  0.60 11.00           C
+ATOM      3  CA BGLY A   1       2.100   2.700   3.300  0.40 12.00           C
+ATOM      4  O   GLY A   1A      4.000   2.500   5.500  1.00 13.00           O1-
+ATOM      5  H   GLY A   1A      4.500   2.500   6.200  1.00 14.00           H
+HETATM    6 ZN    ZN B   5       9.000   8.000   7.000  1.00 15.00          ZN2+
+"""
+
 #: symbol, cell: one of each crystal system, and settings that are not the reference ones
 GROUPS = [
     ("P 1", (9.0, 10.5, 12.0, 80.0, 95.0, 107.0)),

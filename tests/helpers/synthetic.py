@@ -125,3 +125,13 @@ def experiment_list(*experiments) -> ExperimentList:
     for experiment in experiments:
         result.append(experiment)
     return result
+
+
+#: options of make_experiment: what positions and corrections have to cope with
+GEOMETRIES = {
+    "simple": {},
+    "scan_varying": {"scan_varying": True},
+    "tilted two-panel": {"detector": make_detector(n_panels=2, tilted=True)},
+    "kappa": {"kappa": True},
+    "everything": {"kappa": True, "scan_varying": True, "detector": make_detector(n_panels=2, tilted=True)},
+}
