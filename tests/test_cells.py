@@ -282,11 +282,7 @@ def test_what_cannot_be_turned_is_refused():
         compute_model(structure, grid, Covariance(kernel="free", matrix=0.1 * np.eye(3)))
     block = replace(ensemble(structure), supercell=(2, 1, 1))
     with pytest.raises(DiffuseError, match=r"ensemble.supercell=\(2, 1, 1\): blocks are not brought"):
-        compute_model(
-            block.crystal_form,
-            MapGrid(moved_symmetry(symbol, block.crystal_form.unit_cell, axes)[1], "P 1", (2, 2, 2), 3.0),
-            block,
-        )
+        compute_model(block.crystal_form, moved, block)
     with pytest.raises(DiffuseError, match=r"unit cells of the model .* differ by more than 1 %"):
         compute_model(structure, replace(grid, unit_cell=(9.0, 10.5, 12.4, 80.0, 85.0, 77.0)), Uncorrelated())
 

@@ -8,13 +8,21 @@ import logging
 
 import numpy as np
 import pytest
+from cctbx import miller
+from helpers.programs import model_of
 from helpers.structures import ATOMS, CRYST1
+from iotbx.cif import reader as cif_reader
 from iotbx.pdb import input as iotbx_input
 
 from dials_diffuse.errors import DiffuseError
+from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.models.compute import compute_model
+from dials_diffuse.models.uncorrelated import Uncorrelated
 from dials_diffuse.structure.atoms import load_models, load_structure
 from dials_diffuse.structure.coordinate_file import read_coordinates
 from dials_diffuse.structure.tls import load_tls
+from dials_diffuse.structure.trajectory import load_trajectory
+from dials_diffuse.structure.transform import direct_transform
 
 MMCIF = """\
 data_model
@@ -652,3 +660,145 @@ def test_what_a_file_says_is_kept(write):
     assert np.isnan(file.models[0].occupancy).tolist() == [False, False, False, True, False, False]
     assert file.models[0].charge.tolist() == ["", "", "", "1-", "", "2+"]
     np.testing.assert_allclose(file.position((1, 2, 3)), (1, 2, 3))
+
+
+# ----------------------------------------------------------------------------------------------- what is made of a file
+
+
+def uncorrelated(structure) -> np.ndarray:
+    """Diffuse intensity of atoms that move independently, on a small grid; electrons² per cell."""
+    grid = MapGrid(structure.unit_cell, structure.hall_symbol, (1, 1, 1), 2.0)
+    return compute_model(structure, grid, Uncorrelated()).map.intensity
+
+
+def test_intensity_of_completed_files(write):
+    """Right values: those of the files written out. What the records alone would give is far from it."""
+    head = TLS.format(statement=STATEMENTS["tlsanl"])
+    residual = uncorrelated(load_structure(write(head + CRYST1 + PLAIN)))
+    whole = uncorrelated(load_structure(write(written_out(head + CRYST1 + PLAIN))))
+    bare = uncorrelated(load_structure(write(CRYST1 + PLAIN)))
+    np.testing.assert_allclose(residual, whole, rtol=1e-3)
+    assert np.min(bare[1:] / whole[1:]) == pytest.approx(0.67, abs=0.01)  # at low angles, where it is U
+    half = uncorrelated(load_structure(write(CRYST1 + ATOMS)))
+    expanded = uncorrelated(load_structure(write(CRYST1 + IDENTITY + mtrix() + ATOMS)))
+    whole = uncorrelated(load_structure(write(CRYST1 + ATOMS + copied(ATOMS))))
+    np.testing.assert_allclose(expanded, whole, rtol=1e-3)
+    assert half.mean() / whole.mean() == pytest.approx(0.5, abs=0.001)
+
+
+def test_frames_of_a_trajectory_belong_to_the_atoms_in_the_order_of_the_file(write, tmp_path):
+    """Also where iotbx would sort them, and of a selection; atoms of unknown element are in the frames, too."""
+    mdtraj = pytest.importorskip("mdtraj", reason="TRAJECTORIES NOT CHECKED: install mdtraj")
+    lines = [line for line in ATOMS.splitlines() if "ANISOU" not in line and "BGLY" not in line]
+    lines = [lines[2], lines[1].replace(" CA AGLY", " CA  GLY"), lines[0], lines[3]]
+    unknown = "HETATM    9  X   UNX C   1       5.000   6.000   7.000  1.00 15.00           X"
+    path = write("\n".join([CRYST1 + lines[0], *lines[1:3], unknown, lines[3]]))
+    sites = np.array([[float(line[k : k + 8]) for k in (30, 38, 46)] for line in path.read_text().splitlines()[1:]])
+    frames = sites + 0.3 * np.random.default_rng(0).normal(size=(4, 5, 3))
+    with mdtraj.open(str(tmp_path / "frames.dcd"), "w") as handle:
+        handle.write(frames.astype(np.float32))
+    with pytest.raises(DiffuseError, match="selection='not resname UNX'"):
+        load_trajectory(tmp_path / "frames.dcd", path)
+    members = load_trajectory(tmp_path / "frames.dcd", path, selection="not resname UNX")
+    assert [name.strip() for name in members[0].name] == ["O", "CA", "N", "H"]
+    np.testing.assert_allclose([m.site_cart for m in members], frames[:, [0, 1, 2, 4]], atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------ small molecules
+
+MOLECULE = """\
+data_complex
+_cell_length_a 9.1234(5)
+_cell_length_b 11.5678(7)
+_cell_length_c 13.2345(8)
+_cell_angle_alpha 90
+_cell_angle_beta 101.234(3)
+_cell_angle_gamma 90
+_symmetry_space_group_name_H-M 'P 21/c'
+_symmetry_Int_Tables_number 14
+loop_
+_symmetry_equiv_pos_as_xyz
+'x, y, z'
+'-x, y+1/2, -z+1/2'
+'-x, -y, -z'
+'x, -y-1/2, z-1/2'
+loop_
+_atom_site_label
+_atom_site_type_symbol
+_atom_site_fract_x
+_atom_site_fract_y
+_atom_site_fract_z
+_atom_site_U_iso_or_equiv
+_atom_site_adp_type
+_atom_site_occupancy
+_atom_site_calc_flag
+_atom_site_disorder_group
+Fe1 Fe2+ 0.0000 0.0000 0.0000 0.0250(2) Uani 1 d .
+Cl1 Cl 0.2345(2) 0.1234(1) 0.0567(1) 0.0450(3) Uani 1 d .
+C1 C 0.3456(3) 0.4567(2) 0.2345(2) 0.0350(4) Uiso 1 d .
+H1A H 0.4012 0.4890 0.1789 0.042 Uiso 1 calc .
+O1A O 0.1234 0.6789 0.3456 0.0550 Uiso 0.63(2) d 1
+O1B O 0.1456 0.6900 0.3300 0.0550 Uiso 0.37(2) d 2
+Na1 Na 0.5000 0.5000 0.0000 0.0400 Uiso 0.5 d .
+X1 . 0.7 0.7 0.7 0.05 Uiso 1 dum .
+loop_
+_atom_site_aniso_label
+_atom_site_aniso_U_11
+_atom_site_aniso_U_22
+_atom_site_aniso_U_33
+_atom_site_aniso_U_12
+_atom_site_aniso_U_13
+_atom_site_aniso_U_23
+Fe1 0.021(1) 0.028(1) 0.026(1) 0.003(1) 0.006(1) -0.002(1)
+Cl1 0.035(2) 0.050(2) 0.047(2) -0.008(2) 0.012(2) 0.005(2)
+"""
+
+
+def test_small_molecules(write, log):
+    """Structure factors are those of cctbx's own reader; atoms on special positions count as often as the sites."""
+    structure = load_structure(write(MOLECULE, "molecule.cif"))
+    assert not log.records
+    assert structure.name.tolist() == ["Fe1", "Cl1", "C1", "H1A", "O1A", "O1B", "Na1"]
+    assert structure.scattering_type.tolist() == ["Fe2+", "Cl", "C", "H", "O", "O", "Na"]
+    assert structure.altloc.tolist() == ["", "", "", "", "1", "2", ""]
+    assert structure.multiplicity.tolist() == [2, 4, 4, 4, 4, 4, 2]
+    assert structure.space_group.type().lookup_symbol() == "P 1 21/c 1"
+    text = "\n".join(line for line in MOLECULE.splitlines() if not line.startswith("X1"))
+    (expected,) = cif_reader(input_string=text).build_crystal_structures().values()
+    expected.scattering_type_registry(table="wk1995")
+    indices = miller.build_set(expected, anomalous_flag=True, d_min=1.0)
+    f = indices.structure_factors_from_scatterers(expected, algorithm="direct").f_calc().data().as_numpy_array()
+    mine = direct_transform(structure.expand(), np.array(indices.indices()))
+    np.testing.assert_allclose(mine, f, atol=1e-6 * np.abs(f).max())
+
+
+def test_small_molecules_with_b_factors_and_without_symbols(write):
+    """B in the place of U, elements from labels, and a group by its symbol alone."""
+    expected = load_structure(write(MOLECULE, "molecule.cif"), selection="not element Na and not element Fe")
+    lines = [line for line in MOLECULE.splitlines() if not line.startswith(("Na1", "Fe1", "X1", "'"))]
+    text = (
+        "\n".join(lines)
+        .replace("_symmetry_equiv_pos_as_xyz", "_x.y\n1")
+        .replace("_atom_site_type_symbol", "_atom_site_z")
+    )
+    factor = 8 * np.pi**2
+    text = text.replace("U_iso_or_equiv", "B_iso_or_equiv").replace("aniso_U", "aniso_B")
+    for u in ("0.0450(3)", "0.0350(4)", "0.042", "0.0550"):
+        text = text.replace(f" {u} U", f" {float(u.split('(')[0]) * factor:.9f} U")
+    tensor = "0.035(2) 0.050(2) 0.047(2) -0.008(2) 0.012(2) 0.005(2)"
+    text = text.replace(tensor, " ".join(f"{float(x.split('(')[0]) * factor:.9f}" for x in tensor.split()))
+    same_atoms(load_structure(write(text, "b.cif")), expected, tolerance=1e-8)
+
+
+def test_selection_reaches_members_and_origins(write):
+    """Of ensembles and of the body that rotates: atoms that are left out need no element."""
+    unknown = "HETATM    9  X   UNX C   1       5.000   6.000   7.000  1.00 15.00           X\n"
+    models = "".join(f"MODEL     {k:4d}\n{ATOMS}{unknown}ENDMDL\n" for k in (1, 2))
+    path = str(write(CRYST1 + models))
+    with pytest.raises(DiffuseError, match="X UNX C 1 is unknown"):
+        model_of("model=ensemble", coordinates=path)
+    model = model_of("model=ensemble", coordinates=path, selection="not resname UNX")
+    assert [m.n_atoms for m in model.members] == [6, 6]
+    words = ["model=rigid_body", "rigid_body.body=tls", "rigid_body.tls.L=9,9,9,0,0,0"]
+    body = model_of(*words, coordinates=path, selection="chain A")
+    np.testing.assert_allclose(body.tls[0].origin, load_structure(path, "chain A").site_cart.mean(axis=0))

@@ -154,7 +154,7 @@ def structure_of_model(file: CoordinateFile, number: int, selection: str | None 
         known = np.where(elements.symbol == "", records.element, elements.symbol)
         chosen = replace(records, element=known).select(selection)
         if not chosen.any():
-            raise DiffuseError(f"{path}: selection={selection!r} holds none of {records.n_atoms} atoms")
+            raise DiffuseError(f"{path}: selection={selection!r}: no atoms are left of {records.n_atoms}")
     records, elements = records.take(chosen), elements.take(chosen)
     types = _scattering_types(elements.symbol, records.charge)
     _check_elements(elements.symbol, types, records, selection, path)
@@ -242,7 +242,7 @@ def _check_elements(elements, types, records: Records, selection, path) -> None:
     if elements[i]:
         what = f"there are no form factors for {elements[i]}, the element of atom {records.label(i)}"
     else:
-        what = f"the element of atom {records.label(i)} is unknown (its column has {records.element[i]!r})"
+        what = f"the chemical element of atom {records.label(i)} is unknown (its column has {records.element[i]!r})"
     words = sorted({_words(records, unknown, k) for k in np.flatnonzero(unknown)})
     others = f"not ({' or '.join(words)})" if len(words) > 1 else f"not {words[0]}"
     wanted = others if selection is None else f"({selection}) and {others}"

@@ -11,9 +11,10 @@ from dials_diffuse.cli.model import phil_scope
 from dials_diffuse.cli.model_scope import model_from_phil
 
 
-def model_of(*words, coordinates=None):
+def model_of(*words, coordinates=None, selection=None):
     """The model that these words of a command line ask for."""
-    return model_from_phil(phil_scope.fetch(sources=[parse(word) for word in words]).extract(), coordinates)
+    params = phil_scope.fetch(sources=[parse(word) for word in words]).extract()
+    return model_from_phil(params, coordinates, selection)
 
 
 def fails(run, args, capsys, code=1, words=()) -> str:
