@@ -10,7 +10,10 @@ import numpy as np
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.experiment.common_grid import choose_grid
 from dials_diffuse.experiment.detector import DetectorSetup, detector_setup
+from dials_diffuse.experiment.exclusion import check_excluded, images_to_use
+from dials_diffuse.experiment.identity import image_checksums, image_files
 from dials_diffuse.experiment.scan import scan_geometry
+from dials_diffuse.files.identity import Exposed, refuse_twice
 from dials_diffuse.files.observations import ExperimentSummary, write_observations
 from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.kernels import accumulate as kernel
@@ -53,37 +56,6 @@ class IntegrationResult:
     warnings: list = field(default_factory=list)
 
 
-def check_excluded(experiments, excluded) -> None:
-    """Raise DiffuseError where an excluded range names no image at all: it must be a mistake."""
-    ranges = [e.scan.get_image_range() for e in experiments]
-    for which, a, b in excluded:
-        name = f"exclude_images={a}:{b}" if which is None else f"exclude_images={which}:{a}:{b}"
-        if which is not None and which >= len(experiments):
-            raise DiffuseError(f"{name}: there are only {len(experiments)} experiments, counted from 0")
-        mine = ranges if which is None else [ranges[which]]
-        if not any(a <= last and b >= first for first, last in mine):
-            known = ", ".join(f"{first}:{last}" for first, last in mine)
-            raise DiffuseError(f"{name}: no such images; the scans have images {known}")
-
-
-def images_to_use(experiment, number: int, excluded) -> np.ndarray:
-    """Positions (from the start of the scan) of valid images that are not excluded.
-
-    excluded : ``(experiment number or None for all, first, last)`` image numbers, inclusive
-    """
-    first, last = experiment.scan.get_image_range()
-    use = np.ones(last - first + 1, dtype=bool)
-    valid = experiment.scan.get_valid_image_ranges(experiment.identifier) if experiment.identifier else []
-    if valid:
-        use[:] = False
-        for a, b in valid:
-            use[max(a, first) - first : b - first + 1] = True
-    for which, a, b in excluded:
-        if which is None or which == number:
-            use[max(a, first) - first : max(b - first + 1, 0)] = False
-    return np.flatnonzero(use)
-
-
 def integrate(
     experiments,
     parameters: ReductionParameters,
@@ -111,7 +83,12 @@ def integrate(
     DiffuseError
         On data that cannot be reduced; ``path`` is then left as it was.
     """
-    grid = choose_grid(experiments, parameters.d_min, parameters.d_max, parameters.subdivide)
+    check_excluded(experiments, excluded)
+    images = [images_to_use(e, i, excluded) for i, e in enumerate(experiments)]
+    if not any(len(i) for i in images):
+        raise DiffuseError("exclude_images leaves no image to integrate; exclude fewer")
+    used = [e for e, mine in zip(experiments, images) if len(mine)]
+    grid = choose_grid(used, parameters.d_min, parameters.d_max, parameters.subdivide)
     warnings = []
     if parameters.d_min is not None and grid.d_min > parameters.d_min * 1.0001:
         warnings.append(f"d_min={parameters.d_min:g} lies beyond the detector corner: {grid.d_min:.3f} Å used")
@@ -122,23 +99,15 @@ def integrate(
         grid.space_group_symbol,
         grid.d_min,
     )
-    check_excluded(experiments, excluded)
-    images = [images_to_use(e, i, excluded) for i, e in enumerate(experiments)]
-    if not any(len(i) for i in images):
-        raise DiffuseError("exclude_images leaves no image to integrate; exclude fewer")
-    summaries = [
-        ExperimentSummary(
-            identifier=e.identifier,
-            image_range=tuple(e.scan.get_image_range()),
-            oscillation=tuple(e.scan.get_oscillation()),
-            n_images_used=len(images[i]),
-            wavelength=e.beam.get_wavelength(),
-            n_panels=len(e.detector),
-            image_size=tuple(e.detector[0].get_image_size()),
-            **scan_geometry(e).in_head_frame(),
+    summaries = [_summary(e, mine) for e, mine in zip(experiments, images)]
+    refuse_twice(
+        Exposed(
+            f"experiment {i} ({e.imageset.get_path(0)})",
+            summaries[i].orientation,
+            frozenset(summaries[i].images) | image_files(e.imageset, images[i]),
         )
         for i, e in enumerate(experiments)
-    ]
+    )
     reports = []
     setup: DetectorSetup | None = None
     previous = None
@@ -174,6 +143,22 @@ def integrate(
             )
         writer.update_experiments(summaries)
     return IntegrationResult(grid, writer.n_rows, reports, warnings + [w for r in reports for w in r.warnings])
+
+
+def _summary(experiment, images: np.ndarray) -> ExperimentSummary:
+    """What later steps need to know; of an experiment without images only what it is."""
+    geometry = scan_geometry(experiment).in_head_frame() if experiment.crystal is not None else {}
+    return ExperimentSummary(
+        identifier=experiment.identifier,
+        image_range=tuple(experiment.scan.get_image_range()),
+        oscillation=tuple(experiment.scan.get_oscillation()),
+        n_images_used=len(images),
+        wavelength=experiment.beam.get_wavelength(),
+        n_panels=len(experiment.detector),
+        image_size=tuple(experiment.detector[0].get_image_size()),
+        images=image_checksums(experiment.imageset, experiment.scan, images) if len(images) else (),
+        **geometry,
+    )
 
 
 def _reduce_experiment(
