@@ -144,9 +144,8 @@ def images_marked(value: int, prefix: str) -> None:
         image = imageset.get_raw_data(i)[0].deep_copy()
         image[0, 0] = value
         scan = ScanFactory.make_scan((i + 1, i + 1), 0.1, (float(i), 1.0), {i + 1: 0})
-        FormatCBFMini.as_file(
-            imageset.get_detector(), imageset.get_beam(), imageset.get_goniometer(), scan, image, f"{prefix}{i + 1:05d}.cbf"
-        )
+        models = imageset.get_detector(), imageset.get_beam(), imageset.get_goniometer()
+        FormatCBFMini.as_file(*models, scan, image, f"{prefix}{i + 1:05d}.cbf")
     Path("integrated.expt").write_text(Path("integrated.expt").read_text().replace("image_#", f"{prefix}#"))
 
 

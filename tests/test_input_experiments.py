@@ -1,4 +1,4 @@
-"""Which reflections belong to which crystal, and which images must be there: whatever the order, on the right crystal."""
+"""Which reflections belong to which crystal, whatever their order, and which images must be there."""
 
 from __future__ import annotations
 
@@ -154,7 +154,9 @@ def test_tables_without_identifiers_go_by_position(work, expected, capsys):
     assert bragg() == {name: pytest.approx(expected[name]) for name in NAMES}
     Path("diffuse_integrated.h5").unlink()
     write_table("fewer.refl", tables[:2], {})
-    fails(program.run, ["joint.expt", "fewer.refl"], capsys, words=["fewer.refl", "joint.expt", "id 1", "3 experiments"])
+    fails(
+        program.run, ["joint.expt", "fewer.refl"], capsys, words=["fewer.refl", "joint.expt", "id 1", "3 experiments"]
+    )
     drop("b")
     fails(program.run, ["joint.expt", "joint.refl"], capsys, words=["joint.refl", "id 2", "2 experiments"])
     fails(program.run, ["a.expt", "b.expt", "joint.refl"], capsys, words=["joint.refl", "one .refl for each .expt"])
@@ -266,8 +268,8 @@ def test_excluded_images_need_not_be_there(work, image, harm, capsys):
     assert counts_of(f"{image}:{image}") == right
     Path("run.h5").unlink()
     Path("diffuse_integrated.json").unlink()
-    words = [path.name] + (["not found", "a.expt", f"exclude_images=0:{image}:{image}"] if harm in ("lost", "folder") else [])
-    fails(program.run, ["a.expt", "a.refl"], capsys, words=words)
+    fix = ["not found", "a.expt", f"exclude_images=0:{image}:{image}"] if harm in ("lost", "folder") else []
+    fails(program.run, ["a.expt", "a.refl"], capsys, words=[path.name, *fix])
 
 
 def test_all_images_of_an_excluded_experiment_are_lost(work, expected):
@@ -282,7 +284,6 @@ def test_an_excluded_experiment_needs_no_crystal(work, expected, capsys):
     experiments = ExperimentList.from_file("joint.expt", check_format=False)
     experiments[1].crystal = experiments[1].profile = None
     experiments.as_file("joint.expt")
-    _, b, _ = joint_tables()
     write_table("joint.refl", [t for t in joint_tables() if t["id"][0] != 1], {0: "a", 2: "c"})
     fails(program.run, ["joint.expt", "joint.refl"], capsys, words=["joint.expt (experiment 1)", "no crystal"])
     program.run(["joint.expt", "joint.refl", *QUIET, "exclude_images=1:1:8"])

@@ -223,7 +223,7 @@ def test_staged_outputs_and_failures_leave_links(work):
     Path("store").mkdir()
     Path("store/a.txt").write_text("old")
     Path("a.txt").symlink_to("store/a.txt")
-    with pytest.raises(DiffuseError, match="not written"), atomic_path("a.txt") as temporary:  # noqa: PT012
+    with pytest.raises(DiffuseError, match="not written"), atomic_path("a.txt") as temporary:
         temporary.write_text("half")
         raise OSError(28, "No space left on device")
     assert Path("a.txt").is_symlink() and Path("store/a.txt").read_text() == "old"

@@ -96,7 +96,7 @@ def assign_reflections(tables: Sequence[Table], experiments, sources: Sequence[s
 def _names(reflections) -> dict:
     """Identifiers of a table, {id: identifier}; tables of old versions have none, or empty ones."""
     identifiers = reflections.experiment_identifiers()
-    return {int(key): identifiers[key] for key in identifiers.keys() if identifiers[key]}
+    return {int(key): identifiers[key] for key in list(identifiers.keys()) if identifiers[key]}
 
 
 def _positions(experiments) -> dict:
@@ -134,8 +134,8 @@ def _experiment_numbers(table: Table, experiments, sources) -> tuple:
         raise DiffuseError(f"{table.path}: no reflection is indexed; give the output of dials.integrate")
     if highest + 1 != len(table.experiments):
         raise DiffuseError(
-            f"{table.path} does not belong to {_partner(table, sources)}: without identifiers ids are positions; it has "
-            f"id {highest} but the other has {len(table.experiments)} experiments; give matching files"
+            f"{table.path} does not belong to {_partner(table, sources)}: without identifiers ids are positions; it "
+            f"has id {highest} but the other has {len(table.experiments)} experiments; give matching files"
         )
     number[ids >= 0] = ids[ids >= 0] + table.experiments.start
     return number, reason

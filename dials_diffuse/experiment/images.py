@@ -61,7 +61,8 @@ def _panel_maps(maps, imageset, name: str) -> list:
     if [a.shape for a in arrays] != expected:
         file = getattr(imageset.external_lookup, name).filename or f"the {name} of the imageset"
         raise DiffuseError(
-            f"{file}: made for panels of {[a.shape for a in arrays]} pixels, the detector has {expected}; make a new one"
+            f"{file}: made for panels of {[a.shape for a in arrays]} pixels, the detector has {expected}; make a new "
+            f"one"
         )
     return arrays
 
@@ -88,7 +89,11 @@ def read_raw(imageset, i: int) -> list:
         closed = why_not_opened(path) if is_hdf5(path) else ""
         raise DiffuseError(
             f"{path}: image {i + 1} of its sequence cannot be read"
-            + (f"; {closed}" if closed else f" ({reason}); is it truncated? restore it or leave it out with exclude_images")
+            + (
+                f"; {closed}"
+                if closed
+                else f" ({reason}); is it truncated? restore it or leave it out with exclude_images"
+            )
         ) from None
     panels = imageset.get_detector()
     if len(data) != len(panels):

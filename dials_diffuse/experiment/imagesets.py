@@ -240,23 +240,24 @@ def _imageset(experiment, paths: list, sample: str, format_class):
     return result
 
 
+_ARRAYS = {
+    ("scitbx_array_family_flex_ext", "grid"): flex.grid,
+    ("scitbx_array_family_flex_ext", "bool"): flex.bool,
+    ("scitbx_array_family_flex_ext", "double"): flex.double,
+    ("scitbx_array_family_flex_ext", "float"): flex.float,
+    ("scitbx_array_family_flex_ext", "int"): flex.int,
+}
+
+
 class _ArraysOnly(pickle.Unpickler):
     """Unpickles flex arrays, and refuses everything else that a pickle could call."""
-
-    _ALLOWED = {
-        ("scitbx_array_family_flex_ext", "grid"): flex.grid,
-        ("scitbx_array_family_flex_ext", "bool"): flex.bool,
-        ("scitbx_array_family_flex_ext", "double"): flex.double,
-        ("scitbx_array_family_flex_ext", "float"): flex.float,
-        ("scitbx_array_family_flex_ext", "int"): flex.int,
-    }
 
     def find_class(self, module, name):
         if (module, name) == ("_codecs", "encode"):  # how bytes are written by old protocols
             return _encode
-        if (module, name) not in self._ALLOWED:
+        if (module, name) not in _ARRAYS:
             raise pickle.UnpicklingError(f"it holds {module}.{name}, not only arrays")
-        return self._ALLOWED[module, name]
+        return _ARRAYS[module, name]
 
 
 def _encode(text: str, encoding: str) -> bytes:
@@ -292,4 +293,3 @@ def read_map_file(path: str, name: str, owner: str) -> tuple:
         raise DiffuseError(
             f"{path}: cannot be read as the {name} that {owner} refers to ({error}); write it again"
         ) from None
-

@@ -187,8 +187,8 @@ def _reason(path: Path, error: OSError) -> str:
         return "reading is not permitted; change its permissions"
     if "already open for write" in text:
         return (
-            "is being written, or the program that wrote it was stopped; wait for it, or write the file again (h5clear -s "
-            "frees a file that is complete)"
+            "is being written, or the program that wrote it was stopped; wait for it, or write the file again (h5clear "
+            "-s frees a file that is complete)"
         )
     if path.is_file() and path.stat().st_size == 0:
         return "the file is empty: it was not written to its end; write it again"

@@ -1,4 +1,4 @@
-"""The same crystal on the same images counts once: experiments that would count twice are found, however they are named."""
+"""The same crystal on the same images counts once, however its experiments and images are named."""
 
 from __future__ import annotations
 

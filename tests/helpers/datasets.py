@@ -102,9 +102,8 @@ def write_map(path, values) -> str:
 
 
 def write_nexus(path, images) -> str:
-    """Write arrays (ny, nx) as one NXmx file, a WIDTH for each; returns its name. The geometry is that of write_images."""
+    """Write arrays (ny, nx) as one NXmx file, in the geometry of write_images; returns its name."""
     nx, ny = SIZE
-    strings = {"definition": "NXmx"}
     with h5py.File(path, "w") as handle:
 
         def group(name: str, kind: str):
@@ -118,8 +117,7 @@ def write_nexus(path, images) -> str:
                 where[name].attrs[key] = np.bytes_(attribute) if isinstance(attribute, str) else attribute
 
         entry = group("entry", "NXentry")
-        for name, text in strings.items():
-            entry[name] = np.bytes_(text)
+        entry["definition"] = np.bytes_("NXmx")
         group("entry/data", "NXdata").create_dataset("data", data=np.array(images, dtype=np.int32), chunks=(1, ny, nx))
         beam = group("entry/instrument/beam", "NXbeam")
         group("entry/instrument", "NXinstrument")
@@ -133,8 +131,8 @@ def write_nexus(path, images) -> str:
         detector = group("entry/instrument/detector", "NXdetector")
         for name, text in (("sensor_material", "Si"), ("description", "Test"), ("type", "pixel")):
             detector[name] = np.bytes_(text)
-        for name, value, units in (("sensor_thickness", 0.45, "mm"), ("x_pixel_size", 0.3, "mm"), ("y_pixel_size", 0.3, "mm")):
-            number(detector, name, value, units=units)
+        for name, value in (("sensor_thickness", 0.45), ("x_pixel_size", 0.3), ("y_pixel_size", 0.3)):
+            number(detector, name, value, units="mm")
         detector["saturation_value"] = 1_000_000
         detector["depends_on"] = np.bytes_("/entry/instrument/detector/transformations/z")
         shift = {"units": "mm", "vector": [0.0, 0.0, 1.0], "transformation_type": "translation", "depends_on": "."}
