@@ -20,17 +20,21 @@ from dials_diffuse.kernels import accumulate as kernel
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.parallel import SERIAL, Executor, Progress, quiet
 from dials_diffuse.reduction.bragg_rows import bragg_rows
+from dials_diffuse.reduction.frames import NO_BEAM, OTHER_PROFILE
 from dials_diffuse.reduction.job import Job
 from dials_diffuse.reduction.prepare import prepare_job
 from dials_diffuse.reduction.reduction_parameters import ReductionParameters
-from dials_diffuse.reduction.voxel_sums import MIN_FLUX, blocks_of_images, memory_estimate, observations, reduce_blocks
+from dials_diffuse.reduction.voxel_sums import blocks_of_images, memory_estimate, observations, reduce_blocks
 
 logger = logging.getLogger("dials.diffuse.reduction")
 
 
 @dataclass(frozen=True)
 class ExperimentReport:
-    """What happened to one experiment: pixels by fate, summed over the images used, and the flux of every image."""
+    """What happened to one experiment.
+
+    Pixels by fate, summed over the images used, the flux of all images, and which of them were left out.
+    """
 
     identifier: str
     n_images: int
@@ -43,6 +47,7 @@ class ExperimentReport:
     outlier: int
     off_grid: int
     flux: list
+    left_out: list
     warnings: list
 
 
@@ -167,17 +172,19 @@ def _reduce_experiment(
     tally = np.zeros(kernel.N_TALLY, dtype=np.int64)
     before = writer.n_rows
     flux: dict = {}
+    unfit: dict = {}
     blocks = blocks_of_images(job)
     if job.n_sub_steps > 1:
         logger.info("Each image is divided into %d rotation sub-steps (sampling.oscillation)", job.n_sub_steps)
     for block in progress(_written(job, writer, executor), len(blocks), f"Integrating experiment {job.number}"):
         tally += block.tally
         flux.update(block.flux)
-    dark = [job.scan.first_index + i + 1 for i, f in sorted(flux.items()) if f < MIN_FLUX]
-    warnings = [*job.warnings, *(f"experiment {job.number}: no beam on image {i}, left out" for i in dark)]
-    n_images = len(flux) - len(dark)
-    lit = {i: f for i, f in flux.items() if f >= MIN_FLUX}
-    bragg = bragg_rows(job, reflections, lit) if reflections is not None else None
+        unfit.update(block.unfit)
+    first = job.scan.first_index + 1
+    warnings = [*job.warnings, *_unfit_in_words(job.number, {first + i: why for i, why in sorted(unfit.items())})]
+    n_images = len(flux) - len(unfit)
+    fit = {i: f for i, f in flux.items() if i not in unfit}
+    bragg = bragg_rows(job, reflections, fit) if reflections is not None else None
     if bragg is not None:
         writer.append_bragg(*bragg)
         logger.info("%d integrated Bragg reflections, for the absolute scale", len(bragg[0]))
@@ -193,6 +200,7 @@ def _reduce_experiment(
         outlier=int(tally[kernel.OUTLIER]),
         off_grid=int(tally[kernel.OFF_GRID]),
         flux=[flux[i] for i in sorted(flux)],
+        left_out=[{"image": first + i, "reason": unfit[i]} for i in sorted(unfit)],
         warnings=warnings,
     )
     fates = report.never_used, report.used, report.untrusted, report.bragg, report.outlier, report.off_grid
@@ -205,6 +213,20 @@ def _reduce_experiment(
         *(100 * n / total for n in (report.used, report.never_used, report.bragg, report.untrusted, report.outlier)),
     )
     return report
+
+
+def _unfit_in_words(number: int, unfit: dict) -> list:
+    """Warnings of the images that were left out, {image: reason}."""
+    strange = [str(image) for image, why in unfit.items() if why == OTHER_PROFILE]
+    words = [
+        f"experiment {number}: no beam on image {image}, left out" for image, why in unfit.items() if why == NO_BEAM
+    ]
+    if strange:
+        words.append(
+            f"experiment {number}: {len(strange)} images left out, whose resolution profile is unlike that of "
+            f"the others (beam beside the crystal, defocused?): {', '.join(strange)}"
+        )
+    return words
 
 
 def _written(job: Job, writer, executor: Executor):

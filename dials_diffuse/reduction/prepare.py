@@ -17,15 +17,18 @@ from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.parallel import Progress, quiet
 from dials_diffuse.reduction.background import check_wavelength, measure_background, no_background
 from dials_diffuse.reduction.corrections import image_corrections, pixel_corrections, switched_on, varying
-from dials_diffuse.reduction.frames import empty_bragg, net_profile, read_frame
+from dials_diffuse.reduction.frames import background_profile, empty_bragg, read_frame
 from dials_diffuse.reduction.job import Job
 from dials_diffuse.reduction.outliers import (
     MIN_IMAGES,
+    UsualProfile,
     persistent_outliers,
     reference_profile,
     resolution_shells,
     sample_shells,
+    shape_difference,
     stuck_pixels,
+    usual_profile,
     widen_regions,
 )
 from dials_diffuse.reduction.reduction_parameters import ReductionParameters
@@ -33,6 +36,7 @@ from dials_diffuse.reduction.reduction_parameters import ReductionParameters
 logger = logging.getLogger("dials.diffuse.reduction")
 
 SAMPLE_IMAGES = 16
+GOLDEN_RATIO = 0.6180339887498949
 
 
 def prepare_job(
@@ -138,18 +142,39 @@ def _sample_images(job: Job) -> list:
     return [int(i) for i in job.images[np.unique(np.linspace(0, len(job.images) - 1, SAMPLE_IMAGES).astype(int))]]
 
 
+def _scattered_images(job: Job) -> list:
+    """As many, at steps of the golden ratio: where every fourth image is wrong, not all of them are among these."""
+    steps = np.arange(1, SAMPLE_IMAGES + 1) * GOLDEN_RATIO % 1
+    return [int(i) for i in job.images[np.unique((steps * len(job.images)).astype(int))]]
+
+
 def _measure_flux(job: Job) -> Job:
-    """Add the mean resolution profile of a sample of images, which the flux of each is compared with."""
+    """Add the mean resolution profile of a sample of images, which the flux of each is compared with, and its shape."""
     bragg = empty_bragg(job)
-    profiles = []
-    for image in _sample_images(job):
-        centre = job.sample.statistics(read_frame(job, image, bragg), job.panels, job.exposure(image))[0]
-        profiles.append(net_profile(job, centre, image))
-    reference = reference_profile(profiles, job.sample.norm)
+    sample, scattered = _sample_images(job), _scattered_images(job)
+    gross, background = {}, {}
+    for image in sorted({*sample, *scattered}):
+        gross[image] = job.sample.statistics(read_frame(job, image, bragg), job.panels, job.exposure(image))[0]
+        background[image] = background_profile(job, image)
+
+    def values(images, of) -> np.ndarray:
+        return np.array([of[image] for image in images])
+
+    exposures = np.array([job.exposure(image) for image in scattered])
+    usual, good = usual_profile(values(scattered, gross), values(scattered, background), job.sample.norm, exposures)
+    if usual is not None:
+        fit = [image for image in sample if _is_usual(job, usual, gross[image], background[image], image)]
+        sample = fit or [image for image, use in zip(scattered, good) if use]
+        job = replace(job, usual=usual)
+    reference = reference_profile(values(sample, gross) - values(sample, background), job.sample.norm)
     if reference is None:
         warning = f"experiment {job.number}: too few pixels to measure the flux of the images, it is not corrected"
         return replace(job, warnings=(*job.warnings, warning))
     return replace(job, reference=reference)
+
+
+def _is_usual(job: Job, usual: UsualProfile, gross: np.ndarray, background: np.ndarray, image: int) -> bool:
+    return shape_difference(gross, background, usual, job.sample.norm, job.exposure(image)) <= usual.limit
 
 
 def _subtract_background(job: Job, detector, experiments, progress) -> Job:
