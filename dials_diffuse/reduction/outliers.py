@@ -20,7 +20,7 @@ MIN_FLUX_COUNTS = 400  # 5 % statistical error
 
 #: relative difference of resolution profiles, root mean square over the counts, that is never held against an image:
 #: absorption and the share of the solvent change them as the crystal turns
-MIN_SHAPE_DIFFERENCE = 0.2
+MIN_SHAPE_DIFFERENCE = 0.05
 SHAPE_N_SIGMA = 8.0
 #: images that it takes to say what is usual
 MIN_SHAPE_IMAGES = 6
