@@ -136,9 +136,27 @@ def test_valid_image_ranges(work):
         assert result.experiments[0].n_images_used == 3
 
 
+def images_marked(value: int, prefix: str) -> None:
+    """Write the images again under another name, the first pixel with a value that is not trusted."""
+    experiments = ExperimentList.from_file("integrated.expt")
+    imageset = experiments[0].imageset
+    for i in range(N_IMAGES):
+        image = imageset.get_raw_data(i)[0].deep_copy()
+        image[0, 0] = value
+        scan = ScanFactory.make_scan((i + 1, i + 1), 0.1, (float(i), 1.0), {i + 1: 0})
+        models = imageset.get_detector(), imageset.get_beam(), imageset.get_goniometer()
+        FormatCBFMini.as_file(*models, scan, image, f"{prefix}{i + 1:05d}.cbf")
+    Path("integrated.expt").write_text(Path("integrated.expt").read_text().replace("image_#", f"{prefix}#"))
+
+
 def test_two_crystals_in_two_files(work):
+    """Two sets of images that differ in nothing but a pixel that is not used."""
+    text = Path("integrated.expt").read_text()
+    images_marked(-2, "second_")
     rewrite(lambda experiments: setattr(experiments[0], "identifier", "crystal-two"))
     shutil.copy("integrated.expt", "second.expt")
+    Path("integrated.expt").write_text(text)
+    images_marked(-3, "first_")
     table = flex.reflection_table.from_file("integrated.refl")
     del table.experiment_identifiers()[0]
     table.experiment_identifiers()[0] = "crystal-two"
@@ -207,6 +225,8 @@ def test_mismatched_files(work, capsys):
     table["id"] = flex.int(len(table), 0)
     x, y, z = table["xyzcal.px"].parts()
     table["xyzcal.px"] = flex.vec3_double(x, y, z + 500)
+    *box, low, high = table["bbox"].parts()
+    table["bbox"] = flex.int6(*box, low + 500, high + 500)
     table.as_file("other.refl")
     fails(program.run, ["integrated.expt", "other.refl"], capsys, words=["other.refl", "images 1..8"])
 

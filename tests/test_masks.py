@@ -397,7 +397,7 @@ def test_crystals_on_overlapping_parts_of_a_sweep(monkeypatch):
     other.scan.set_oscillation((33.0, 1.0))
     starts = {id(one.imageset): 0, id(other.imageset): 3}
     monkeypatch.setattr(
-        "dials_diffuse.experiment.images._identities",
+        "dials_diffuse.experiment.images.identities",
         lambda imageset: [(f"image_{starts[id(imageset)] + i}", 0) for i in range(6)],
     )
     job = job_for([one, other], masking=BRAGG_ONLY)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from dials.array_family import flex
 from dxtbx.model.experiment_list import ExperimentList
+from helpers.programs import dials
 
 from dials_diffuse.cli import integrate, merge, simulate
 from dials_diffuse.files.nexus import read_map
@@ -23,14 +22,6 @@ CELL = (78.54, 78.54, 37.77, 90.0, 90.0, 90.0)
 
 #: bins with a hundred voxels each, wide enough for their mean not to follow the noise
 N_BINS = 100
-
-
-def dials(folder: Path, program: str, *args: str) -> None:
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    done = subprocess.run(
-        [f"dials.{program}", *args], cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, f"dials.{program}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
 
 
 @pytest.fixture(scope="module")

@@ -332,7 +332,7 @@ def test_a_varying_beam_makes_no_outliers():
 
 def test_scans_that_do_not_start_at_the_first_image():
     """Image numbers shift nothing: not the geometry, not the Bragg mask, not the exclusion of images."""
-    from dials_diffuse.reduction.integrate import images_to_use
+    from dials_diffuse.experiment.exclusion import images_to_use
 
     detector = make_detector(size=(120, 100), pixel=0.25)
     images = poisson_images(detector, 6)

@@ -135,7 +135,7 @@ def _main(params, files, provenance, warnings) -> None:
     parameters = parameters_from_phil(params)
     excluded = parse_exclude_images(params.exclude_images)
     executor = make_executor(params.nproc if isinstance(params.nproc, int) else available_cores())
-    data = load_input(files)
+    data = load_input(files, excluded)
     background = [e for path in params.background or [] if path for e in load_experiments(path)]
     result = integrate(
         data.experiments,
@@ -154,7 +154,7 @@ def _main(params, files, provenance, warnings) -> None:
     if params.output.json:
         outputs = [Output(params.output.observations, "observations"), Output(params.output.json, "statistics")]
         logger.info("Saving the summary to %s", params.output.json)
-        content = integration_record(result)
+        content = {**integration_record(result), "reflections": data.record()}
         write_record(params.output.json, "dials.diffuse_integrate/1", provenance, outputs, warnings, **content)
     logger.info("Next: dials.diffuse_merge %s", params.output.observations)
 

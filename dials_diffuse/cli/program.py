@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dials_diffuse.cli.terminal import spell_what_cannot_be_shown
 from dials_diffuse.compat import dials_version
 from dials_diffuse.errors import CommandLineError, DiffuseError
 from dials_diffuse.files.atomic import check_writable
@@ -46,6 +47,7 @@ def run_program(
         1 for a user or data error (one line on stderr), 2 for a bad command line, 143 when terminated by SIGTERM.
         Returns normally on success.
     """
+    spell_what_cannot_be_shown()
     try:
         with _terminable():
             params, options, files, provenance = _parse(name, help_text, phil, args, without_files)

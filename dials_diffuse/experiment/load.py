@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 from dials.array_family import flex
 from dxtbx.model.experiment_list import ExperimentList
 
 from dials_diffuse.errors import DiffuseError
+from dials_diffuse.experiment.assign import LeftOut, Table, assign_reflections
+from dials_diffuse.experiment.exclusion import images_to_use
+from dials_diffuse.experiment.imagesets import ImageOpener, read_models
+
+logger = logging.getLogger("dials.diffuse.experiment")
 
 
 @dataclass(frozen=True)
@@ -19,26 +24,85 @@ class InputData:
 
     Attributes
     ----------
-    experiments : dxtbx ExperimentList, able to read images
-    reflections : dials reflection_table or None
+    experiments : dxtbx ExperimentList, able to read the images that are used
+    reflections : dials reflection_table or None; ``id`` is the number of the experiment, there are no identifiers
+    left_out : reflections that belong to no experiment or none of its images, LeftOut
     """
 
     experiments: ExperimentList
     reflections: flex.reflection_table | None
+    left_out: tuple[LeftOut, ...] = ()
+
+    def record(self) -> dict | None:
+        """What became of the reflections, for the record of a program; None where there are none."""
+        if self.reflections is None:
+            return None
+        return {"used": len(self.reflections), "left_out": [asdict(item) for item in self.left_out]}
 
 
-def load_input(files: Sequence[str]) -> InputData:
+def load_input(files: Sequence[str], excluded: Sequence[tuple] = ()) -> InputData:
     """Load and check the files of a command line.
 
     Parameters
     ----------
     files : paths of one or more .expt and any number of .refl files
+    excluded : images that are not used, see :func:`images_to_use`; they need not exist, and an experiment of which no
+        image is used needs no crystal
 
     Raises
     ------
     DiffuseError
-        If a file is unreadable, an image is missing, or the experiments are not rotation data of an indexed crystal.
+        If a file is unreadable, an image is missing, the experiments are not rotation data of an indexed crystal, or
+        the reflections are not theirs.
     """
+    expt_files, refl_files = _by_kind(files)
+    experiments = ExperimentList()
+    sources: list = []
+    tables: list = []
+    opener = ImageOpener()
+    used = []
+    for k, name in enumerate(expt_files):
+        models = read_models(name)
+        start = len(experiments)
+        for i, experiment in enumerate(models.experiments):
+            number = start + i
+            positions = range(1) if experiment.scan is None else images_to_use(experiment, number, excluded)
+            if len(positions):
+                _check_experiment(experiment, f"{name} (experiment {i})")
+                opener.open(models, i, positions, number)
+                used.append(number)
+            else:
+                opener.leave_closed(experiment)
+            if experiment.identifier and experiment.identifier in experiments.identifiers():
+                raise DiffuseError(
+                    f"{name}: experiment {experiment.identifier} is given twice; give each experiment once"
+                )
+            experiments.append(experiment)
+            sources.append(name)
+        if len(refl_files) == len(expt_files):
+            tables.append(Table(refl_files[k], _read_reflections(refl_files[k]), range(start, len(experiments))))
+    if len(refl_files) != len(expt_files):
+        tables = [Table(name, _read_reflections(name), None) for name in refl_files]
+    if not tables:
+        return InputData(experiments, None)
+    reflections, left_out = assign_reflections(tables, experiments, sources, set(used))
+    logger.info("%d reflections of %d experiments", len(reflections), len(set(reflections["id"])))
+    for item in left_out:
+        logger.info("%s: %d reflections left out, %s", item.file, item.count, item.reason)
+    return InputData(experiments, reflections, tuple(left_out))
+
+
+def load_experiments(path: str) -> ExperimentList:
+    """Experiments of one file with images that can be read; every image file must exist."""
+    models = read_models(path)
+    opener = ImageOpener()
+    for i in range(len(models.experiments)):
+        opener.open(models, i, None, None)
+    return models.experiments
+
+
+def _by_kind(files: Sequence[str]) -> tuple:
+    """The .expt and the .refl files among some files."""
     expt_files = [f for f in files if Path(f).suffix in (".expt", ".json")]
     refl_files = [f for f in files if Path(f).suffix in (".refl", ".pickle", ".mpack")]
     unknown = [f for f in files if f not in expt_files and f not in refl_files]
@@ -46,64 +110,23 @@ def load_input(files: Sequence[str]) -> InputData:
         raise DiffuseError(f"{unknown[0]}: neither .expt nor .refl; give integrated.expt integrated.refl")
     if not expt_files:
         raise DiffuseError(f"{refl_files[0]}: reflections without experiments; give the .expt file as well")
-    if refl_files and len(refl_files) != len(expt_files):
-        raise DiffuseError(
-            f"{len(expt_files)} .expt and {len(refl_files)} .refl files given; give one .refl for each .expt"
-        )
-    experiments = ExperimentList()
-    tables = []
-    for i, name in enumerate(expt_files):
-        part = load_experiments(name)
-        for number, experiment in enumerate(part):
-            _check_experiment(experiment, f"{name} (experiment {number})")
-        if refl_files:
-            table = _load_reflections(refl_files[i])
-            _check_match(table, part, refl_files[i], name)
-            table["id"] += len(experiments) * (table["id"] >= 0).as_int()
-            for key in list(table.experiment_identifiers().keys()):
-                del table.experiment_identifiers()[key]
-            tables.append(table)
-        twice = set(part.identifiers()) & set(experiments.identifiers()) - {""}
-        if twice:
-            raise DiffuseError(f"{name}: experiment {sorted(twice)[0]} is given twice; give each experiment once")
-        experiments.extend(part)
-    return InputData(experiments, flex.reflection_table.concat(tables) if tables else None)
+    return expt_files, refl_files
 
 
-def load_experiments(path: str) -> ExperimentList:
-    """Experiments of one file with images that can be read; every image file must exist."""
-    try:
-        models = ExperimentList.from_file(path, check_format=False)
-    except Exception as error:  # dxtbx raises many types for malformed files
-        raise DiffuseError(f"{path}: not a readable experiment file ({error}); write it again with DIALS") from None
-    if len(models) == 0:
-        raise DiffuseError(f"{path}: contains no experiments; give the output of dials.integrate")
-    for experiment in models:
-        if experiment.imageset is None:
-            raise DiffuseError(f"{path}: has no images; give the .expt that dials.integrate wrote")
-        missing = [p for p in dict.fromkeys(experiment.imageset.paths()) if not Path(p).is_file()]
-        if missing:
-            raise DiffuseError(
-                f"{missing[0]}: image not found ({len(missing)} missing), {path} refers to it; restore the image or "
-                f"cut it out with dials.slice_sequence"
-            )
-    try:
-        return ExperimentList.from_file(path, check_format=True)
-    except Exception as error:
-        raise DiffuseError(
-            f"{path}: its images or the mask files that it names cannot be read ({error}); check the first image "
-            f"and the masks"
-        ) from None
-
-
-def _load_reflections(path: str) -> flex.reflection_table:
+def _read_reflections(path: str) -> flex.reflection_table:
     with open(path, "rb") as handle:
         if handle.read(1) == b"\x80" and path.endswith(".pickle"):
             raise DiffuseError(f"{path}: pickles are not read; write a .refl file with DIALS")
     try:
-        return flex.reflection_table.from_msgpack_file(path)
+        table = flex.reflection_table.from_msgpack_file(path)
     except Exception as error:
         raise DiffuseError(f"{path}: not a readable reflection file ({error}); write it again with DIALS") from None
+    for column in ("id", "panel"):
+        if column not in table:
+            raise DiffuseError(f"{path}: no column {column}; give the .refl file of dials.integrate")
+    if len(table) == 0:
+        raise DiffuseError(f"{path}: contains no reflections; give the output of dials.integrate")
+    return table
 
 
 def _check_experiment(experiment, where: str) -> None:
@@ -121,37 +144,3 @@ def _check_experiment(experiment, where: str) -> None:
             f"{where}: still images; a rotation scan is needed (dials.import convert_stills_to_sequences=True "
             f"geometry.scan.oscillation=start,width gives stills of a rotation series one)"
         )
-
-
-def _check_match(table, experiments, refl_name: str, expt_name: str) -> None:
-    for column in ("id", "panel"):
-        if column not in table:
-            raise DiffuseError(f"{refl_name}: no column {column}; give the .refl file of dials.integrate")
-    if len(table) == 0:
-        raise DiffuseError(f"{refl_name}: contains no reflections; give the output of dials.integrate")
-    both = f"{refl_name} does not belong to {expt_name}"
-    known = set(experiments.identifiers()) - {""}
-    stored = set(table.experiment_identifiers().values()) - {""}
-    if known and stored and not stored <= known:
-        strange = sorted(stored - known)[0]
-        raise DiffuseError(f"{both}: experiment identifier {strange} is not in it; give files of the same step")
-    ids = np.array(table["id"])
-    if ids.max() >= len(experiments):
-        raise DiffuseError(f"{both}: id {ids.max()} but only {len(experiments)} experiments; give matching files")
-    panels = np.array(table["panel"])
-    for i, experiment in enumerate(experiments):
-        mine = ids == i
-        if not mine.any():
-            continue
-        if panels[mine].max() >= len(experiment.detector):
-            raise DiffuseError(f"{both}: panel {panels[mine].max()} is not in the detector; give matching files")
-        column = next((c for c in ("xyzcal.px", "xyzobs.px.value") if c in table), None)
-        if column is None:
-            continue
-        z = np.array(table[column].parts()[2])[mine]
-        first, last = experiment.scan.get_array_range()
-        if np.mean((z < first - 5) | (z > last + 5)) > 0.05:
-            raise DiffuseError(
-                f"{both}: reflections on images {z.min():.0f}..{z.max():.0f}, but the scan has images "
-                f"{first + 1}..{last}; give matching files"
-            )

@@ -16,6 +16,7 @@ from dials_diffuse.errors import DiffuseError
 logger = logging.getLogger("dials.diffuse.experiment")
 
 MAX_PADDING = 10.0  # degrees beyond the ends of the scan where reflections with tails inside are looked for
+MIN_STRONG = 20  # reflections to measure the spot size on
 MIN_ZETA = 0.05  # DIALS's own limit: closer to the rotation axis a rocking width means nothing
 
 
@@ -126,7 +127,7 @@ def _measure_spot_size(experiment, reflections) -> SpotSize:
         variance = np.array(reflections["intensity.sum.variance"])
         signal = np.array(reflections["intensity.sum.value"]) / np.sqrt(np.where(variance > 0, variance, np.inf))
         indexed &= signal > 5
-    if indexed.sum() < 20:
+    if indexed.sum() < MIN_STRONG:
         raise DiffuseError(
             f"only {np.count_nonzero(indexed)} strong indexed reflections to measure the spot size on: give a "
             f".refl file with more, or set mask.bragg.sigma_b and mask.bragg.sigma_m"
@@ -141,7 +142,10 @@ def _measure_spot_size(experiment, reflections) -> SpotSize:
     sigma_b = math.hypot(half_width / 3, rms_offset)
     width = abs(math.radians(experiment.scan.get_oscillation()[1]))
     zeta = np.clip(np.abs(_zeta(strong, experiment)), MIN_ZETA, None)
-    sigma_m = np.median((box[:, 5] - box[:, 4]) * zeta) * width / 6
+    first, last = experiment.scan.get_array_range()
+    whole = (box[:, 4] > first) & (box[:, 5] < last)  # the ends of a scan cut boxes off, of a narrow one most of them
+    whole |= np.count_nonzero(whole) < MIN_STRONG
+    sigma_m = np.median(((box[:, 5] - box[:, 4]) * zeta)[whole]) * width / 6
     return SpotSize(np.array([sigma_b]), np.array([sigma_m]), f"{len(strong)} strong reflections")
 
 

@@ -13,6 +13,23 @@ from pathlib import Path
 from dials_diffuse.errors import DiffuseError
 
 
+def link_target(path) -> Path:
+    """The file that is written under a name: where a symbolic link leads, so that the link stays what it is.
+
+    Raises
+    ------
+    DiffuseError
+        If links lead back to themselves.
+    """
+    path = Path(path)
+    if not path.is_symlink():
+        return path
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise DiffuseError(f"{path}: a symbolic link that leads nowhere; remove it or choose another output.*")
+    return target
+
+
 def check_writable(path, parameter: str = "output.*") -> None:
     """Can a file of this name be written, or replaced? Nothing is left behind by asking.
 
@@ -23,9 +40,9 @@ def check_writable(path, parameter: str = "output.*") -> None:
     DiffuseError
         If the folder is missing or not writable, or if something else than a file has this name.
     """
-    path = Path(path)
-    parent = path.parent
     name = f"{parameter}={path}: cannot write,"
+    path = link_target(path)
+    parent = path.parent
     if not parent.is_dir():
         raise DiffuseError(f"{name} the folder {parent} does not exist; create it or change {parameter}")
     if path.is_dir():
@@ -42,15 +59,18 @@ def check_writable(path, parameter: str = "output.*") -> None:
 def atomic_path(path) -> Iterator[Path]:
     """Yield a temporary name beside ``path`` that replaces it when the block ends well and vanishes when it does not.
 
+    A symbolic link stays, what it leads to is replaced.
+
     Raises
     ------
     DiffuseError
         If the folder is missing or not writable, or the disk fills up.
     """
-    path = Path(path)
     check_writable(path)
+    suffix = Path(path).suffix  # tells what is to be written, whatever a link leads to
+    path = link_target(path)
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=suffix, dir=path.parent)
     except OSError as error:
         raise DiffuseError(f"{path}: cannot write ({error.strerror}); choose a writable output.*") from None
     os.close(handle)
@@ -88,7 +108,7 @@ class Staging:
         DiffuseError
             If the folder is not writable.
         """
-        final = Path(final)
+        final = link_target(final)
         if final.parent not in self._folders:
             try:
                 self._folders[final.parent] = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=final.parent))

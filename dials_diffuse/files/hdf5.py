@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import threading
 from collections.abc import Iterator
@@ -136,12 +137,12 @@ def open_schema(path, schema: str) -> h5py.File:
         If the file is missing, unreadable or of another schema.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise DiffuseError(f"{path}: no such file")
     try:
         handle = h5py.File(path, "r")
-    except OSError:
-        raise DiffuseError(f"{path}: not a readable HDF5 file; write it again") from None
+    except OSError as error:
+        raise DiffuseError(f"{path}: {_reason(path, error)}") from None
     found = handle.attrs.get("schema", "none")
     if found != schema:
         handle.close()
@@ -149,3 +150,50 @@ def open_schema(path, schema: str) -> h5py.File:
             f"{path}: schema is {found}, this program reads {schema}; use the matching program or version"
         )
     return handle
+
+
+def is_hdf5(path) -> bool:
+    """Does a file begin as HDF5 does? True as well for one that cannot be read and has the suffix of one."""
+    try:
+        with open(path, "rb") as handle:
+            return handle.read(len(_SIGNATURE)) == _SIGNATURE
+    except OSError:
+        return Path(path).suffix in (".h5", ".hdf5", ".nxs")
+
+
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+
+def why_not_opened(path) -> str:
+    """Why a file cannot be opened with HDF5, and what to do; empty where it can."""
+    try:
+        h5py.File(path, "r").close()
+    except OSError as error:
+        return _reason(Path(path), error)
+    return ""
+
+
+def _reason(path: Path, error: OSError) -> str:
+    """What an error of h5py.File means. The text decides: HDF5 has no other way to tell these cases apart."""
+    text = " ".join(str(error).split())
+    if path.is_dir():
+        return "this is a folder; give the files in it"
+    if "unable to lock" in text:
+        return (
+            "cannot be locked: another program has it open for writing, or its file system has no locks (as some NFS); "
+            "close that program, or set the environment variable HDF5_USE_FILE_LOCKING=FALSE if there is none"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return "reading is not permitted; change its permissions"
+    if "already open for write" in text:
+        return (
+            "is being written, or the program that wrote it was stopped; wait for it, or write the file again (h5clear "
+            "-s frees a file that is complete)"
+        )
+    if path.is_file() and path.stat().st_size == 0:
+        return "the file is empty: it was not written to its end; write it again"
+    if "truncated" in text:
+        return "the file is cut off; copy it once more if it is a copy, or write it again"
+    if "signature not found" in text:
+        return "not a readable HDF5 file; write it again"
+    return f"damaged ({text}); write it again"

@@ -79,6 +79,7 @@ class ExperimentSummary:
     n_panels, image_size : of the detector; pixels, fast and slow, of its first panel
     orientation : 9 numbers, A = U B row by row, 1/Å, in the frame of the goniometer head; None in files of version 0.1
     axis, beam : rotation axis, and the beam vector (1/Å) at angle 0, in that frame
+    images : checksums of some of the images used, see ``experiment.identity``; empty in files of older versions
     """
 
     identifier: str
@@ -91,6 +92,7 @@ class ExperimentSummary:
     orientation: tuple | None = None
     axis: tuple | None = None
     beam: tuple | None = None
+    images: tuple = ()
 
 
 class ObservationWriter:

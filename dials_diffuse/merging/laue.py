@@ -11,6 +11,7 @@ import numpy as np
 
 from dials_diffuse.checks import choice
 from dials_diffuse.errors import DiffuseError
+from dials_diffuse.files.identity import check_images
 from dials_diffuse.files.observations import ObservationFile
 from dials_diffuse.kernels.merging import add_rows, count_rows
 from dials_diffuse.maps.grid import MapGrid
@@ -165,6 +166,7 @@ def merge_observations(
         for file in files:
             if file.n_rows == 0:
                 raise DiffuseError(f"{file.path}: holds no observations; integrate again, or leave the file out")
+        check_images(files)
         grid = common_grid(files, parameters.space_group)
         resolution_range(grid, parameters.d_max, parameters.d_min)
         units = _common_units(files)

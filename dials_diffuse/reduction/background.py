@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.experiment.detector import panel_reading
-from dials_diffuse.experiment.images import image_mask, read_image, static_mask
+from dials_diffuse.experiment.images import image_mask, image_readings, read_image, static_mask
 from dials_diffuse.kernels.image import block_sums
 from dials_diffuse.parallel import Progress, quiet
 from dials_diffuse.reduction.corrections import Corrections, image_corrections
@@ -17,6 +16,8 @@ from dials_diffuse.reduction.reduction_parameters import BackgroundSmoothing
 
 MAX_ANGLE_BETWEEN_AXES = 2.0  # degrees; background images need not be refined
 MAX_SHIFT = 0.05  # of the distance
+MAX_DISTANCE_DIFFERENCE = 0.02
+MAX_WAVELENGTH_DIFFERENCE = 0.01
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def measure_background(
     for experiment in experiments:
         _check_detector(experiment, detector)
         masks = [b | ~m for b, m in zip(bad, static_mask(experiment.imageset))]
-        readings = [panel_reading(p) for p in experiment.detector]
+        readings = image_readings(experiment.imageset)
         scan = experiment.scan
         n_images = len(experiment.imageset)
         exposures = np.ones(n_images) if scan is None else image_corrections(scan, corrections)
@@ -116,6 +117,17 @@ def measure_background(
     return Background(block, np.array(keys) * smoothing.angle, rates, variances, measured)
 
 
+def check_wavelength(experiments, wavelength: float) -> None:
+    """Raise DiffuseError if background images are of another wavelength (Å) than the data."""
+    for experiment in experiments:
+        own = experiment.beam.get_wavelength()
+        if abs(own / wavelength - 1) > MAX_WAVELENGTH_DIFFERENCE:
+            raise DiffuseError(
+                f"background {experiment.imageset.get_path(0)}: the wavelength is {own:.4f} Å, that of the data "
+                f"{wavelength:.4f} Å; use background images of the same wavelength"
+            )
+
+
 def no_background(n_panels: int) -> Background:
     """A background of zero without variance."""
     zero = [np.zeros((1, 1, 1)) for _ in range(n_panels)]
@@ -132,6 +144,17 @@ def _check_detector(experiment, detector) -> None:
             raise DiffuseError(
                 f"{where}: panel of {own.get_image_size()} pixels, the data have {data.get_image_size()}; use "
                 f"background images of the same detector"
+            )
+        if not np.allclose(own.get_pixel_size(), data.get_pixel_size(), rtol=1e-3):
+            raise DiffuseError(
+                f"{where}: pixels of {own.get_pixel_size()} mm, the data have {data.get_pixel_size()}; use background "
+                f"images of the same detector"
+            )
+        ratio = own.get_distance() / data.get_distance()
+        if abs(ratio - 1) > MAX_DISTANCE_DIFFERENCE:
+            raise DiffuseError(
+                f"{where}: its detector is at {ratio:.3f} times the distance of the data; use background images of the "
+                f"same detector, at the same distance"
             )
         shift = np.linalg.norm(np.subtract(own.get_origin(), data.get_origin())) / abs(data.get_distance())
         axes = ((own.get_fast_axis(), data.get_fast_axis()), (own.get_slow_axis(), data.get_slow_axis()))

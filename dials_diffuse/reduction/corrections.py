@@ -73,7 +73,8 @@ CORRECTIONS = (
     Correction(
         "flux",
         "Relative intensity of each image, from its resolution profile against that of the whole sweep: a beam that "
-        "decays or is refilled, a crystal of uneven thickness. The factors are recorded in output.json.",
+        "decays or is refilled, a crystal of uneven thickness. The factors are recorded in output.json. Images without "
+        "beam, or with a profile unlike that of the sweep, are left out.",
     ),
 )
 

@@ -10,7 +10,13 @@ import numpy as np
 from dials_diffuse.experiment.images import image_mask, read_image
 from dials_diffuse.kernels.image import Discs, paint_discs
 from dials_diffuse.reduction.job import Job
-from dials_diffuse.reduction.outliers import Frame, relative_flux
+from dials_diffuse.reduction.outliers import Frame, relative_flux, shape_difference
+
+MIN_FLUX = 0.02  # an image this much weaker than the sweep was taken without beam
+
+#: why an image is not used
+NO_BEAM = "no beam"
+OTHER_PROFILE = "resolution profile unlike that of the sweep"
 
 
 @dataclass(frozen=True)
@@ -22,11 +28,13 @@ class ShellProfile:
     expected : (N_SHELLS,) float64, C/c per resolution shell (c without flux)
     threshold : (N_SHELLS,) float64, limit of the outlier guard in sigma; negative = no test
     flux : intensity relative to the sweep
+    unfit : why the image is not used, one of NO_BEAM and OTHER_PROFILE; empty if it is
     """
 
     expected: np.ndarray
     threshold: np.ndarray
     flux: float
+    unfit: str
 
 
 def empty_bragg(job: Job) -> list:
@@ -72,10 +80,10 @@ def paint_bragg(job: Job, masks: list, image: int) -> None:
             paint_discs(masks[p], image + 1, panel.directions, discs)
 
 
-def net_profile(job: Job, centre: np.ndarray, image: int) -> np.ndarray:
-    """(N_SHELLS,) C/c of an image less its background."""
+def background_profile(job: Job, image: int) -> np.ndarray:
+    """(N_SHELLS,) C/c of the background of an image."""
     counts, _ = job.background.at(job.scan.angle(image + 0.5), job.exposure(image))
-    return centre - job.sample.shell_means(counts, job.background.block) / job.exposure(image)
+    return job.sample.shell_means(counts, job.background.block) / job.exposure(image)
 
 
 def shell_profile(job: Job, frame: Frame) -> ShellProfile:
@@ -83,9 +91,15 @@ def shell_profile(job: Job, frame: Frame) -> ShellProfile:
     image = frame.number - 1
     exposure = job.exposure(image)
     centre, spread = job.sample.statistics(frame, job.panels, exposure)
-    flux = 1.0
+    flux, unfit = 1.0, ""
     if job.reference is not None:
-        flux = relative_flux(net_profile(job, centre, image), job.reference, job.sample.norm, exposure)
+        background = background_profile(job, image)
+        flux = relative_flux(centre - background, job.reference, job.sample.norm, exposure)
+        if flux < MIN_FLUX:
+            unfit = NO_BEAM
+        elif job.usual is not None:
+            difference = shape_difference(centre, background, job.usual, job.sample.norm, exposure)
+            unfit = OTHER_PROFILE if difference > job.usual.limit else ""
     n_sigma = job.parameters.masking.outlier_n_sigma
     threshold = np.where(np.isfinite(centre) & (n_sigma > 0), n_sigma * spread, -1.0)
-    return ShellProfile(np.nan_to_num(centre), threshold, flux)
+    return ShellProfile(np.nan_to_num(centre), threshold, flux, unfit)

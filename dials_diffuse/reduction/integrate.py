@@ -10,24 +10,31 @@ import numpy as np
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.experiment.common_grid import choose_grid
 from dials_diffuse.experiment.detector import DetectorSetup, detector_setup
+from dials_diffuse.experiment.exclusion import check_excluded, images_to_use
+from dials_diffuse.experiment.identity import image_checksums, image_files
 from dials_diffuse.experiment.scan import scan_geometry
+from dials_diffuse.files.identity import Exposed, refuse_twice
 from dials_diffuse.files.observations import ExperimentSummary, write_observations
 from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.kernels import accumulate as kernel
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.parallel import SERIAL, Executor, Progress, quiet
 from dials_diffuse.reduction.bragg_rows import bragg_rows
+from dials_diffuse.reduction.frames import NO_BEAM, OTHER_PROFILE
 from dials_diffuse.reduction.job import Job
 from dials_diffuse.reduction.prepare import prepare_job
 from dials_diffuse.reduction.reduction_parameters import ReductionParameters
-from dials_diffuse.reduction.voxel_sums import MIN_FLUX, blocks_of_images, memory_estimate, observations, reduce_blocks
+from dials_diffuse.reduction.voxel_sums import blocks_of_images, memory_estimate, observations, reduce_blocks
 
 logger = logging.getLogger("dials.diffuse.reduction")
 
 
 @dataclass(frozen=True)
 class ExperimentReport:
-    """What happened to one experiment: pixels by fate, summed over the images used, and the flux of every image."""
+    """What happened to one experiment.
+
+    Pixels by fate, summed over the images used, the flux of all images, and which of them were left out.
+    """
 
     identifier: str
     n_images: int
@@ -40,6 +47,7 @@ class ExperimentReport:
     outlier: int
     off_grid: int
     flux: list
+    left_out: list
     warnings: list
 
 
@@ -51,37 +59,6 @@ class IntegrationResult:
     n_observations: int
     experiments: list = field(default_factory=list)
     warnings: list = field(default_factory=list)
-
-
-def check_excluded(experiments, excluded) -> None:
-    """Raise DiffuseError where an excluded range names no image at all: it must be a mistake."""
-    ranges = [e.scan.get_image_range() for e in experiments]
-    for which, a, b in excluded:
-        name = f"exclude_images={a}:{b}" if which is None else f"exclude_images={which}:{a}:{b}"
-        if which is not None and which >= len(experiments):
-            raise DiffuseError(f"{name}: there are only {len(experiments)} experiments, counted from 0")
-        mine = ranges if which is None else [ranges[which]]
-        if not any(a <= last and b >= first for first, last in mine):
-            known = ", ".join(f"{first}:{last}" for first, last in mine)
-            raise DiffuseError(f"{name}: no such images; the scans have images {known}")
-
-
-def images_to_use(experiment, number: int, excluded) -> np.ndarray:
-    """Positions (from the start of the scan) of valid images that are not excluded.
-
-    excluded : ``(experiment number or None for all, first, last)`` image numbers, inclusive
-    """
-    first, last = experiment.scan.get_image_range()
-    use = np.ones(last - first + 1, dtype=bool)
-    valid = experiment.scan.get_valid_image_ranges(experiment.identifier) if experiment.identifier else []
-    if valid:
-        use[:] = False
-        for a, b in valid:
-            use[max(a, first) - first : b - first + 1] = True
-    for which, a, b in excluded:
-        if which is None or which == number:
-            use[max(a, first) - first : max(b - first + 1, 0)] = False
-    return np.flatnonzero(use)
 
 
 def integrate(
@@ -111,7 +88,12 @@ def integrate(
     DiffuseError
         On data that cannot be reduced; ``path`` is then left as it was.
     """
-    grid = choose_grid(experiments, parameters.d_min, parameters.d_max, parameters.subdivide)
+    check_excluded(experiments, excluded)
+    images = [images_to_use(e, i, excluded) for i, e in enumerate(experiments)]
+    if not any(len(i) for i in images):
+        raise DiffuseError("exclude_images leaves no image to integrate; exclude fewer")
+    used = [e for e, mine in zip(experiments, images) if len(mine)]
+    grid = choose_grid(used, parameters.d_min, parameters.d_max, parameters.subdivide)
     warnings = []
     if parameters.d_min is not None and grid.d_min > parameters.d_min * 1.0001:
         warnings.append(f"d_min={parameters.d_min:g} lies beyond the detector corner: {grid.d_min:.3f} Å used")
@@ -122,23 +104,15 @@ def integrate(
         grid.space_group_symbol,
         grid.d_min,
     )
-    check_excluded(experiments, excluded)
-    images = [images_to_use(e, i, excluded) for i, e in enumerate(experiments)]
-    if not any(len(i) for i in images):
-        raise DiffuseError("exclude_images leaves no image to integrate; exclude fewer")
-    summaries = [
-        ExperimentSummary(
-            identifier=e.identifier,
-            image_range=tuple(e.scan.get_image_range()),
-            oscillation=tuple(e.scan.get_oscillation()),
-            n_images_used=len(images[i]),
-            wavelength=e.beam.get_wavelength(),
-            n_panels=len(e.detector),
-            image_size=tuple(e.detector[0].get_image_size()),
-            **scan_geometry(e).in_head_frame(),
+    summaries = [_summary(e, mine) for e, mine in zip(experiments, images)]
+    refuse_twice(
+        Exposed(
+            f"experiment {i} ({e.imageset.get_path(0)})",
+            summaries[i].orientation,
+            frozenset(summaries[i].images) | image_files(e.imageset, images[i]),
         )
         for i, e in enumerate(experiments)
-    ]
+    )
     reports = []
     setup: DetectorSetup | None = None
     previous = None
@@ -176,23 +150,41 @@ def integrate(
     return IntegrationResult(grid, writer.n_rows, reports, warnings + [w for r in reports for w in r.warnings])
 
 
+def _summary(experiment, images: np.ndarray) -> ExperimentSummary:
+    """What later steps need to know; of an experiment without images only what it is."""
+    geometry = scan_geometry(experiment).in_head_frame() if experiment.crystal is not None else {}
+    return ExperimentSummary(
+        identifier=experiment.identifier,
+        image_range=tuple(experiment.scan.get_image_range()),
+        oscillation=tuple(experiment.scan.get_oscillation()),
+        n_images_used=len(images),
+        wavelength=experiment.beam.get_wavelength(),
+        n_panels=len(experiment.detector),
+        image_size=tuple(experiment.detector[0].get_image_size()),
+        images=image_checksums(experiment.imageset, experiment.scan, images) if len(images) else (),
+        **geometry,
+    )
+
+
 def _reduce_experiment(
     job: Job, identifier: str, reflections, writer, executor: Executor, progress
 ) -> ExperimentReport:
     tally = np.zeros(kernel.N_TALLY, dtype=np.int64)
     before = writer.n_rows
     flux: dict = {}
+    unfit: dict = {}
     blocks = blocks_of_images(job)
     if job.n_sub_steps > 1:
         logger.info("Each image is divided into %d rotation sub-steps (sampling.oscillation)", job.n_sub_steps)
     for block in progress(_written(job, writer, executor), len(blocks), f"Integrating experiment {job.number}"):
         tally += block.tally
         flux.update(block.flux)
-    dark = [job.scan.first_index + i + 1 for i, f in sorted(flux.items()) if f < MIN_FLUX]
-    warnings = [*job.warnings, *(f"experiment {job.number}: no beam on image {i}, left out" for i in dark)]
-    n_images = len(flux) - len(dark)
-    lit = {i: f for i, f in flux.items() if f >= MIN_FLUX}
-    bragg = bragg_rows(job, reflections, lit) if reflections is not None else None
+        unfit.update(block.unfit)
+    first = job.scan.first_index + 1
+    warnings = [*job.warnings, *_unfit_in_words(job.number, {first + i: why for i, why in sorted(unfit.items())})]
+    n_images = len(flux) - len(unfit)
+    fit = {i: f for i, f in flux.items() if i not in unfit}
+    bragg = bragg_rows(job, reflections, fit) if reflections is not None else None
     if bragg is not None:
         writer.append_bragg(*bragg)
         logger.info("%d integrated Bragg reflections, for the absolute scale", len(bragg[0]))
@@ -208,6 +200,7 @@ def _reduce_experiment(
         outlier=int(tally[kernel.OUTLIER]),
         off_grid=int(tally[kernel.OFF_GRID]),
         flux=[flux[i] for i in sorted(flux)],
+        left_out=[{"image": first + i, "reason": unfit[i]} for i in sorted(unfit)],
         warnings=warnings,
     )
     fates = report.never_used, report.used, report.untrusted, report.bragg, report.outlier, report.off_grid
@@ -220,6 +213,20 @@ def _reduce_experiment(
         *(100 * n / total for n in (report.used, report.never_used, report.bragg, report.untrusted, report.outlier)),
     )
     return report
+
+
+def _unfit_in_words(number: int, unfit: dict) -> list:
+    """Warnings of the images that were left out, {image: reason}."""
+    strange = [str(image) for image, why in unfit.items() if why == OTHER_PROFILE]
+    words = [
+        f"experiment {number}: no beam on image {image}, left out" for image, why in unfit.items() if why == NO_BEAM
+    ]
+    if strange:
+        words.append(
+            f"experiment {number}: {len(strange)} images left out, whose resolution profile is unlike that of "
+            f"the others (beam beside the crystal, defocused?): {', '.join(strange)}"
+        )
+    return words
 
 
 def _written(job: Job, writer, executor: Executor):

@@ -12,7 +12,7 @@ from dials_diffuse.experiment.scan import ScanGeometry
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.reduction.background import Background
 from dials_diffuse.reduction.corrections import pixel_corrections, varying
-from dials_diffuse.reduction.outliers import ShellSample
+from dials_diffuse.reduction.outliers import ShellSample, UsualProfile
 from dials_diffuse.reduction.reduction_parameters import ReductionParameters
 
 
@@ -32,6 +32,7 @@ class Job:
     spots : PredictedSpots of all crystals on these images
     n_sub_steps : rotation sub-steps of an image
     reference : (N_SHELLS,) resolution profile of the sweep, (C - b)/c; None = the flux is not corrected
+    usual : what the profiles of the images are held against; None = they are not compared
     warnings : what the user should know
     """
 
@@ -52,6 +53,7 @@ class Job:
     background: Background
     n_sub_steps: int
     reference: np.ndarray | None = None
+    usual: UsualProfile | None = None
     warnings: tuple = ()
 
     @property

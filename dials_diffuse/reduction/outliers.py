@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,6 +17,13 @@ SAMPLE_PER_SHELL = 700
 STUCK_BY_CHANCE = 1e-7
 MIN_IMAGES = 6
 MIN_FLUX_COUNTS = 400  # 5 % statistical error
+
+#: relative difference of resolution profiles, root mean square over the counts, that is never held against an image:
+#: absorption and the share of the solvent change them as the crystal turns
+MIN_SHAPE_DIFFERENCE = 0.05
+SHAPE_N_SIGMA = 8.0
+#: images that it takes to say what is usual
+MIN_SHAPE_IMAGES = 6
 
 
 def resolution_shells(s_panels: list, s_max: float) -> list:
@@ -146,6 +154,77 @@ def relative_flux(profile: np.ndarray, reference: np.ndarray, norm: np.ndarray, 
     if total * exposure < MIN_FLUX_COUNTS:
         return 1.0
     return max(float(profile[both] @ norm[both]), 0.0) / total
+
+
+@dataclass(frozen=True)
+class UsualProfile:
+    """The shape of the resolution profiles of a sweep, against which that of each image is held.
+
+    Attributes
+    ----------
+    net : (N_SHELLS,) float64, median of C/c less the background, for a flux of 1; NaN where unknown
+    limit : largest usual :func:`shape_difference`
+    """
+
+    net: np.ndarray
+    limit: float
+
+
+def usual_profile(gross, background, norm: np.ndarray, exposures) -> tuple:
+    """What the profiles of some images of a sweep usually look like, though up to a third of them may be wrong.
+
+    Parameters
+    ----------
+    gross, background : (n, N_SHELLS) float64, C/c of each image and of its background; gross is NaN where unknown
+    norm : (N_SHELLS,) weights of the shells; exposures : (n,)
+
+    Returns
+    -------
+    usual : UsualProfile, or None where the images are too few or too dark to tell
+    good : (n,) bool, images that look as usual; all where it is None
+    """
+    gross, background = np.asarray(gross), np.asarray(background)
+    everything = np.ones(len(gross), dtype=bool)
+    known = np.isfinite(gross)
+    common = known.sum(axis=0) * 2 >= len(gross)
+    net = np.where(known, gross - background, 0.0) * common
+    flux = net @ norm
+    lit = flux * exposures >= MIN_FLUX_COUNTS
+    if np.count_nonzero(lit) < MIN_SHAPE_IMAGES:
+        return None, everything
+    scaled = np.where(known[lit] & common, net[lit], np.nan) / (flux[lit] / np.median(flux[lit]))[:, None]
+    some = np.isfinite(scaled).any(axis=0)
+    median = np.full(len(norm), np.nan)
+    median[some] = np.nanmedian(scaled[:, some], axis=0)
+    candidate = UsualProfile(median, np.inf)
+    differences = np.array(
+        [shape_difference(g, b, candidate, norm, e) for g, b, e in zip(gross[lit], background[lit], exposures[lit])]
+    )
+    middle = np.median(differences)
+    spread = 1.4826 * np.median(np.abs(differences - middle))
+    usual = UsualProfile(median, max(MIN_SHAPE_DIFFERENCE, middle + SHAPE_N_SIGMA * spread))
+    good = everything.copy()
+    good[lit] = differences <= usual.limit
+    return usual, good
+
+
+def shape_difference(gross: np.ndarray, background: np.ndarray, usual: UsualProfile, norm, exposure: float) -> float:
+    """How far the profile of an image is from the usual one: relative difference, root mean square over its counts.
+
+    Square roots are compared, whose statistical error is the same for all; what it explains, with five sigma, is
+    taken off. 0 where the image is too dark to tell.
+
+    gross, background : (N_SHELLS,) C/c of the image and of its background; norm : (N_SHELLS,) weights of the shells
+    """
+    both = np.isfinite(gross) & np.isfinite(usual.net)
+    g, b, net, w = gross[both], background[both], usual.net[both], norm[both]
+    counts = float(g @ w) * exposure
+    flux = float((g - b) @ w) / max(float(net @ w), 1e-300)
+    if counts < MIN_FLUX_COUNTS or flux <= 0:
+        return 0.0
+    roots = np.sqrt(np.maximum(g, 0)) - np.sqrt(np.maximum(flux * net + b, 0))
+    chance = (both.sum() + 5 * math.sqrt(2 * both.sum())) / counts
+    return math.sqrt(max(4 * float(roots**2 @ w) / float(g @ w) - chance, 0.0))
 
 
 def sample_shells(shells: list, bad: list, corrections: list) -> ShellSample:

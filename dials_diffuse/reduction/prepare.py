@@ -9,23 +9,26 @@ from dataclasses import replace
 import numpy as np
 
 from dials_diffuse.experiment.detector import DetectorSetup, s_magnitude
-from dials_diffuse.experiment.images import image_shift, read_image, static_mask
+from dials_diffuse.experiment.images import image_readings, image_shift, read_image, static_mask
 from dials_diffuse.experiment.scan import scan_geometry, sub_steps
 from dials_diffuse.experiment.spot_prediction import PredictedSpots, SpotSize, predict_spots, spot_size
 from dials_diffuse.kernels.image import Tracked, Usual, track_outliers, track_range
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.parallel import Progress, quiet
-from dials_diffuse.reduction.background import measure_background, no_background
+from dials_diffuse.reduction.background import check_wavelength, measure_background, no_background
 from dials_diffuse.reduction.corrections import image_corrections, pixel_corrections, switched_on, varying
-from dials_diffuse.reduction.frames import empty_bragg, net_profile, read_frame
+from dials_diffuse.reduction.frames import background_profile, empty_bragg, read_frame
 from dials_diffuse.reduction.job import Job
 from dials_diffuse.reduction.outliers import (
     MIN_IMAGES,
+    UsualProfile,
     persistent_outliers,
     reference_profile,
     resolution_shells,
     sample_shells,
+    shape_difference,
     stuck_pixels,
+    usual_profile,
     widen_regions,
 )
 from dials_diffuse.reduction.reduction_parameters import ReductionParameters
@@ -33,6 +36,7 @@ from dials_diffuse.reduction.reduction_parameters import ReductionParameters
 logger = logging.getLogger("dials.diffuse.reduction")
 
 SAMPLE_IMAGES = 16
+GOLDEN_RATIO = 0.6180339887498949
 
 
 def prepare_job(
@@ -56,6 +60,8 @@ def prepare_job(
     reflections : dials reflection table of all experiments, or None
     """
     experiment = experiments[number]
+    readings = image_readings(experiment.imageset)
+    detector = replace(detector, panels=[replace(p, reading=r) for p, r in zip(detector.panels, readings)])
     scan = scan_geometry(experiment)
     middle = scan.n_images / 2
     rows, varying_rows = switched_on(parameters.corrections), varying(scan, parameters.corrections)
@@ -105,12 +111,15 @@ def _all_spots(number, experiments, d_min, parameters: ReductionParameters, refl
         shift = image_shift(experiments[number].imageset, experiment.imageset)
         if shift is None or experiment.crystal is None:
             continue
-        own = reflections.select(reflections["id"] == i) if reflections is not None else None
+        source, theirs = experiment, _reflections_of(reflections, i)
+        if i != number and experiment.profile is None and not theirs:
+            # a crystal that is not used, of which nothing else is known
+            source, theirs = experiments[number], _reflections_of(reflections, number)
         if parameters.masking.sigma_b is not None:
             b, m = math.radians(parameters.masking.sigma_b), math.radians(parameters.masking.sigma_m)
             size = SpotSize(np.array([b]), np.array([m]), "mask.bragg.sigma_b, sigma_m")
         else:
-            size = spot_size(experiment, own)
+            size = spot_size(source, theirs)
         spots = predict_spots(experiment, size, d_min, parameters.masking.n_sigma).moved(-shift)
         logger.info(
             "Bragg mask: %d reflections predicted; sigma_b %.3f, sigma_m %.3f degrees from the %s",
@@ -123,31 +132,65 @@ def _all_spots(number, experiments, d_min, parameters: ReductionParameters, refl
     return result
 
 
+def _reflections_of(reflections, i: int):
+    """Those of one experiment; None without a table."""
+    return None if reflections is None else reflections.select(reflections["id"] == i)
+
+
 def _sample_images(job: Job) -> list:
     """Some images spread over the sweep."""
     return [int(i) for i in job.images[np.unique(np.linspace(0, len(job.images) - 1, SAMPLE_IMAGES).astype(int))]]
 
 
+def _scattered_images(job: Job) -> list:
+    """As many, at steps of the golden ratio: where every fourth image is wrong, not all of them are among these."""
+    steps = np.arange(1, SAMPLE_IMAGES + 1) * GOLDEN_RATIO % 1
+    return [int(i) for i in job.images[np.unique((steps * len(job.images)).astype(int))]]
+
+
 def _measure_flux(job: Job) -> Job:
-    """Add the mean resolution profile of a sample of images, which the flux of each is compared with."""
+    """Add the mean resolution profile of a sample of images, which the flux of each is compared with, and its shape."""
     bragg = empty_bragg(job)
-    profiles = []
-    for image in _sample_images(job):
-        centre = job.sample.statistics(read_frame(job, image, bragg), job.panels, job.exposure(image))[0]
-        profiles.append(net_profile(job, centre, image))
-    reference = reference_profile(profiles, job.sample.norm)
+    sample, scattered = _sample_images(job), _scattered_images(job)
+    gross, background = {}, {}
+    for image in sorted({*sample, *scattered}):
+        gross[image] = job.sample.statistics(read_frame(job, image, bragg), job.panels, job.exposure(image))[0]
+        background[image] = background_profile(job, image)
+
+    def values(images, of) -> np.ndarray:
+        return np.array([of[image] for image in images])
+
+    exposures = np.array([job.exposure(image) for image in scattered])
+    usual, good = usual_profile(values(scattered, gross), values(scattered, background), job.sample.norm, exposures)
+    if usual is not None:
+        fit = [image for image in sample if _is_usual(job, usual, gross[image], background[image], image)]
+        sample = fit or [image for image, use in zip(scattered, good) if use]
+        job = replace(job, usual=usual)
+    reference = reference_profile(values(sample, gross) - values(sample, background), job.sample.norm)
     if reference is None:
         warning = f"experiment {job.number}: too few pixels to measure the flux of the images, it is not corrected"
         return replace(job, warnings=(*job.warnings, warning))
     return replace(job, reference=reference)
 
 
+def _is_usual(job: Job, usual: UsualProfile, gross: np.ndarray, background: np.ndarray, image: int) -> bool:
+    return shape_difference(gross, background, usual, job.sample.norm, job.exposure(image)) <= usual.limit
+
+
 def _subtract_background(job: Job, detector, experiments, progress) -> Job:
     """Add the background, and mask the pixels where it was not measured."""
     smoothing, corrections = job.parameters.background, job.parameters.corrections
+    check_wavelength(experiments, 1 / float(np.linalg.norm(job.scan.s0_at(job.scan.n_images / 2))))
     background = measure_background(experiments, detector, job.bad, smoothing, corrections, progress)
     unknown = [background.unmeasured_pixels(p, panel.shape) for p, panel in enumerate(job.panels)]
     warnings = list(job.warnings)
+    lost = sum(int(np.count_nonzero(u & (b == 0))) for u, b in zip(unknown, job.bad))
+    if lost:
+        left = sum(int(np.count_nonzero(b == 0)) for b in job.bad)
+        warnings.append(
+            f"experiment {job.number}: {lost} pixels ({100 * lost / left:.1f} %) are masked in the background images; "
+            f"they have no background and are left out"
+        )
     far = max(background.distances(job.scan.angle(i + 0.5)).min() for i in job.images)
     if len(background.angles) > 1 and far > smoothing.angle:
         warnings.append(

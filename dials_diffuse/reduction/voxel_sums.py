@@ -14,14 +14,13 @@ from dials_diffuse.files.observations import OBSERVATION_DTYPE
 from dials_diffuse.kernels import accumulate as kernel
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.parallel import SERIAL, Executor
-from dials_diffuse.reduction.frames import empty_bragg, read_frame, shell_profile
+from dials_diffuse.reduction.frames import ShellProfile, empty_bragg, read_frame, shell_profile
 from dials_diffuse.reduction.job import Job
 
 logger = logging.getLogger("dials.diffuse.reduction")
 
 BLOCK_ANGLE = 10.0  # degrees of rotation that one worker reduces at a time
 MAX_BLOCK_IMAGES = 100
-MIN_FLUX = 0.02  # an image this much weaker than the sweep was taken without beam
 SEAM_ANGLE = 5.0  # a voxel not seen for longer than this has left the Ewald sphere
 
 
@@ -35,6 +34,7 @@ class BlockSums:
     table : (n, N_COLUMNS) float64
     tally : (N_TALLY,) int64, pixels by fate
     flux : relative intensity of each image, by position
+    unfit : why images were not used, by position
     last_image : 1-based position of the last image of the block
     """
 
@@ -42,6 +42,7 @@ class BlockSums:
     table: np.ndarray
     tally: np.ndarray
     flux: dict
+    unfit: dict
     last_image: int
 
 
@@ -79,17 +80,19 @@ def reduce_block(job: Job, images) -> BlockSums:
     voxels = VoxelTable(job.grid.extent)
     bragg = empty_bragg(job)
     tally = np.zeros(kernel.N_TALLY, dtype=np.int64)
-    flux = {int(image): _add_image(job, int(image), voxels, bragg, tally) for image in images}
+    profiles = {int(image): _add_image(job, int(image), voxels, bragg, tally) for image in images}
+    flux = {image: profile.flux for image, profile in profiles.items()}
+    unfit = {image: profile.unfit for image, profile in profiles.items() if profile.unfit}
     keys, table = voxels.sorted_rows()
-    return BlockSums(keys, table, tally, flux, max(flux) + 1)
+    return BlockSums(keys, table, tally, flux, unfit, max(flux) + 1)
 
 
-def _add_image(job: Job, image: int, voxels: VoxelTable, bragg: list, tally: np.ndarray) -> float:
-    """Add one image to the voxel table; returns its relative flux."""
+def _add_image(job: Job, image: int, voxels: VoxelTable, bragg: list, tally: np.ndarray) -> ShellProfile:
+    """Add one image to the voxel table, unless it is unfit; returns its profile."""
     frame = read_frame(job, image, bragg)
     profile = shell_profile(job, frame)
-    if profile.flux < MIN_FLUX:
-        return profile.flux
+    if profile.unfit:
+        return profile
     corrections = job.corrections_at(image)
     exposure = job.exposure(image) * profile.flux
     expected = profile.expected / profile.flux
@@ -124,7 +127,7 @@ def _add_image(job: Job, image: int, voxels: VoxelTable, bragg: list, tally: np.
                 if row == panel.shape[0]:
                     break
                 voxels.grow()
-    return profile.flux
+    return profile
 
 
 def _sub_steps(job: Job, image: int) -> kernel.Steps:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dials_diffuse.errors import DiffuseError
+from dials_diffuse.files.identity import check_images
 from dials_diffuse.files.observations import OBSERVATION_DTYPE, ObservationFile, write_observations
 from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.maps.grid import MapGrid
@@ -135,6 +136,7 @@ def _open(paths, space_group: str | None, progress, stack: ExitStack) -> _Source
             raise DiffuseError(f"{file.path}: holds no observations; integrate again, or leave the file out")
         if file.scaled:
             raise DiffuseError(f"{file.path}: scaled already; give the files of dials.diffuse_integrate")
+    check_images(files)
     return _Source(files, common_grid(files, space_group), progress)
 
 

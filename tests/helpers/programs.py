@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,15 @@ def model_of(*words, coordinates=None, selection=None):
     """The model that these words of a command line ask for."""
     params = phil_scope.fetch(sources=[parse(word) for word in words]).extract()
     return model_from_phil(params, coordinates, selection)
+
+
+def dials(folder: Path, program: str, *args: str) -> None:
+    """Run a program of DIALS in a folder."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        [f"dials.{program}", *args], cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"dials.{program}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
 
 
 def fails(run, args, capsys, code=1, words=()) -> str:

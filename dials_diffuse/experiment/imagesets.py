@@ -1,0 +1,295 @@
+"""Image sets that can read the images that are used; the others need not be there."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dials.array_family import flex
+from dxtbx.format.Format import Format
+from dxtbx.format.image import ImageBool, ImageDouble
+from dxtbx.format.Registry import get_format_class_for_file
+from dxtbx.imageset import ImageSequence, ImageSetData, ImageSetFactory
+from dxtbx.model.experiment_list import ExperimentList, ExperimentListFactory
+from dxtbx.serialize.filename import resolve_path
+
+from dials_diffuse.errors import DiffuseError
+from dials_diffuse.files.hdf5 import is_hdf5, why_not_opened
+
+#: maps, one value for each pixel, that an .expt names by file (dials.import lookup.*)
+MAPS = ("mask", "gain", "pedestal", "dx", "dy")
+
+
+@dataclass(frozen=True)
+class Models:
+    """Experiments of one file, as they are written there: no image and no map has been opened.
+
+    Attributes
+    ----------
+    path : of the .expt file
+    experiments : dxtbx ExperimentList
+    maps : for each experiment the files of its imageset's maps, {name out of MAPS: path}
+    """
+
+    path: str
+    experiments: ExperimentList
+    maps: list
+
+
+def read_models(path) -> Models:
+    """Read an .expt file without its images.
+
+    dxtbx would unpickle the maps that the file names, and so run whatever such a file asks for. Their names are taken
+    out beforehand, and :func:`open_images` reads nothing but arrays from them.
+
+    Raises
+    ------
+    DiffuseError
+        If the file cannot be read or holds no experiments.
+    """
+    path = str(path)
+    folder = str(Path(path).resolve().parent)
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        named = [_take_maps(item, folder) for item in content.get("imageset", [])]
+        experiments = ExperimentListFactory.from_dict(content, check_format=False, directory=folder)
+    except Exception as error:  # dxtbx raises many types for malformed files
+        raise DiffuseError(f"{path}: not a readable experiment file ({error}); write it again with DIALS") from None
+    if len(experiments) == 0:
+        raise DiffuseError(f"{path}: contains no experiments; give the output of dials.integrate")
+    maps = []
+    for entry, experiment in zip(content["experiment"], experiments):
+        if experiment.imageset is None:
+            raise DiffuseError(f"{path}: has no images; give the .expt that dials.integrate wrote")
+        imageset = entry["imageset"]
+        maps.append(named[imageset] if isinstance(imageset, int) else _maps_of(experiment.imageset))
+    return Models(path, experiments, maps)
+
+
+def _take_maps(item, folder: str) -> dict:
+    """Names of the maps in the dictionary of an imageset, which loses them."""
+    found = {name: resolve_path(item.pop(name, None) or "", directory=folder) for name in MAPS}
+    return {name: path for name, path in found.items() if path}
+
+
+def _maps_of(imageset) -> dict:
+    """Names of the maps where the imageset is in a file of its own."""
+    lookup = imageset.external_lookup
+    items = zip(MAPS, (lookup.mask, lookup.gain, lookup.pedestal, lookup.dx, lookup.dy))
+    return {name: item.filename for name, item in items if item.filename}
+
+
+class ImageOpener:
+    """Opens the image sets of experiments; what several of them share is opened once."""
+
+    def __init__(self):
+        self._imagesets: dict = {}
+        self._arrays: dict = {}
+
+    def open(self, models: Models, i: int, positions: Sequence[int] | None, number: int | None) -> None:
+        """Give experiment ``i`` of a file an image set of exactly the images of its scan.
+
+        Parameters
+        ----------
+        positions : images that must be there, counted from the start of the scan; None: all
+        number : of the experiment in exclude_images=; None where that parameter does not apply
+
+        Raises
+        ------
+        DiffuseError
+            If one of these images or a map is missing, or if the first of them cannot be read.
+        """
+        experiment = models.experiments[i]
+        placeholder, scan = experiment.imageset, experiment.scan
+        paths = image_paths(experiment)
+        positions = range(len(paths)) if positions is None else positions
+        _check_present(models.path, experiment, [paths[p] for p in positions], positions, number)
+        key = (placeholder, experiment.detector, experiment.goniometer, scan and scan.get_image_range())
+        known = next((opened for other, opened in self._imagesets.items() if _same(key, other)), None)
+        if known is None:
+            known = _open(experiment, paths, paths[positions[0]])
+            self._add_maps(known, models.maps[i], models.path)
+            self._imagesets[key] = known
+        experiment.imageset = known
+
+    @staticmethod
+    def leave_closed(experiment) -> None:
+        """Give an experiment of which no image is used an image set of its scan; that of several may be longer."""
+        imageset, scan = experiment.imageset, experiment.scan
+        single = imageset.reader().is_single_file_reader()
+        if single or not isinstance(imageset, ImageSequence) or len(imageset) == scan.get_num_images():
+            return
+        experiment.imageset = Format.get_imageset(
+            image_paths(experiment),
+            beam=experiment.beam,
+            detector=experiment.detector,
+            goniometer=experiment.goniometer,
+            scan=scan,
+            template=imageset.get_template(),
+            as_sequence=True,
+            check_format=False,
+        )
+
+    def _add_maps(self, imageset, names: dict, owner: str) -> None:
+        """Set the maps of an imageset; its mask is joined to the one that the image format gives."""
+        lookup = imageset.external_lookup
+        for name, item in zip(MAPS, (lookup.mask, lookup.gain, lookup.pedestal, lookup.dx, lookup.dy)):
+            if name not in names:
+                continue
+            path = names[name]
+            if path not in self._arrays:
+                self._arrays[path] = read_map_file(path, name, owner)
+            arrays = self._arrays[path]
+            if name == "mask" and not item.data.empty():
+                arrays = tuple(a & item.data.tile(p).data() for p, a in enumerate(arrays))
+            item.data = ImageBool(arrays) if name == "mask" else ImageDouble(arrays)
+            item.filename = path
+        if "dx" in names or "dy" in names:
+            imageset.update_detector_px_mm_data()
+
+
+def _same(key: tuple, other: tuple) -> bool:
+    """Equality of models is slow, and two that are equal may still be different: only the same ones count."""
+    return all(a is b for a, b in zip(key[:3], other[:3])) and key[3] == other[3]
+
+
+def image_paths(experiment) -> list:
+    """Image file of each position of the scan, or of the imageset where there is no scan; one and the same for a file
+    of many images.
+
+    Experiments on different parts of a sweep may share an imageset that is longer than their scans.
+    """
+    imageset, scan = experiment.imageset, experiment.scan
+    paths = list(imageset.paths())
+    if scan is None or not isinstance(imageset, ImageSequence):
+        return paths
+    first = scan.get_array_range()[0] - imageset.get_array_range()[0]
+    return paths[first : first + scan.get_num_images()]
+
+
+def _check_present(owner: str, experiment, paths: list, positions, number: int | None) -> None:
+    missing = [(path, p) for path, p in zip(paths, positions) if not Path(path).is_file()]
+    if not missing:
+        return
+    path, position = missing[0]
+    count = len({p for p, _ in missing})
+    fix = "restore the image" if number is not None else "restore the image, or import the others without it"
+    if number is not None and not experiment.imageset.reader().is_single_file_reader():
+        image = experiment.scan.get_image_range()[0] + position
+        fix += f" or leave it out with exclude_images={number}:{image}:{image}"
+    raise DiffuseError(f"{path}: image not found ({count} missing), {owner} refers to it; {fix}")
+
+
+def _open(experiment, paths: list, sample: str):
+    """A new imageset of an experiment's images, of the format that the image file ``sample`` has."""
+    try:
+        format_class = get_format_class_for_file(sample)
+        if format_class is not None:
+            return _imageset(experiment, paths, sample, format_class)
+        reason = "its format is not known"
+    except Exception as error:  # every format class raises its own types
+        reason = " ".join(str(error).split()) or type(error).__name__
+    if is_hdf5(sample):
+        raise DiffuseError(f"{sample}: image cannot be read; {why_not_opened(sample)}") from None
+    raise DiffuseError(
+        f"{sample}: image cannot be read ({reason}); is it truncated? restore it or leave it out with exclude_images"
+    ) from None
+
+
+def _imageset(experiment, paths: list, sample: str, format_class):
+    placeholder, scan = experiment.imageset, experiment.scan
+    options = placeholder.params() or {}
+    beam, detector, goniometer = experiment.beam, experiment.detector, experiment.goniometer
+    if not isinstance(placeholder, ImageSequence):
+        indices = list(placeholder.indices()) if placeholder.reader().is_single_file_reader() else None
+        result = ImageSetFactory.make_imageset(paths, None, True, indices, options)
+        for i in range(len(result)):
+            result.set_beam(beam, i)
+            result.set_detector(detector, i)
+            result.set_goniometer(goniometer, i)
+        return result
+    if placeholder.reader().is_single_file_reader():
+        return format_class.get_imageset(
+            [sample],
+            beam=beam,
+            detector=detector,
+            goniometer=goniometer,
+            scan=scan,
+            format_kwargs=options,
+            as_sequence=True,
+            single_file_indices=list(range(*scan.get_array_range())),
+        )
+    # as Format.get_imageset does it, which however asks the first image, and that may be one that is not used
+    format_class._current_filename_ = format_class._current_instance_ = None
+    instance = format_class.get_instance(sample, **options)
+    data = ImageSetData(
+        reader=format_class.get_reader()(paths, **options),
+        masker=instance.get_masker(goniometer=goniometer),
+        vendor=instance.get_vendortype(),
+        params=options,
+        format=format_class,
+        template=placeholder.get_template(),
+    )
+    result = ImageSequence(data, beam=beam, detector=detector, goniometer=goniometer, scan=scan)
+    mask = instance.get_static_mask()
+    if mask is not None:
+        result.external_lookup.mask.data = ImageBool(mask)
+    return result
+
+
+_ARRAYS = {
+    ("scitbx_array_family_flex_ext", "grid"): flex.grid,
+    ("scitbx_array_family_flex_ext", "bool"): flex.bool,
+    ("scitbx_array_family_flex_ext", "double"): flex.double,
+    ("scitbx_array_family_flex_ext", "float"): flex.float,
+    ("scitbx_array_family_flex_ext", "int"): flex.int,
+}
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Unpickles flex arrays, and refuses everything else that a pickle could call."""
+
+    def find_class(self, module, name):
+        if (module, name) == ("_codecs", "encode"):  # how bytes are written by old protocols
+            return _encode
+        if (module, name) not in _ARRAYS:
+            raise pickle.UnpicklingError(f"it holds {module}.{name}, not only arrays")
+        return _ARRAYS[module, name]
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"text encoded as {encoding}")
+    return text.encode("latin1")
+
+
+def read_map_file(path: str, name: str, owner: str) -> tuple:
+    """The map in a file, one flex array for each panel; flex.bool for masks, else flex.double.
+
+    Raises
+    ------
+    DiffuseError
+        If the file is missing or holds anything else than arrays.
+    """
+    kind = flex.bool if name == "mask" else flex.double
+    try:
+        with open(path, "rb") as handle:
+            content = _ArraysOnly(handle, encoding="bytes").load()
+        arrays = content if isinstance(content, (tuple, list)) else (content,)
+        if not arrays or any(not hasattr(a, "all") or len(a.all()) != 2 for a in arrays):
+            raise ValueError("no two-dimensional arrays")
+        if name == "mask" and not all(isinstance(a, flex.bool) for a in arrays):
+            raise ValueError("not an array of bool")
+        return tuple(a if isinstance(a, kind) else a.as_double() for a in arrays)
+    except FileNotFoundError:
+        raise DiffuseError(
+            f"{path}: file not found, {owner} refers to it as the {name} of its images; restore it or import the "
+            f"images without lookup.{name}"
+        ) from None
+    except Exception as error:  # a pickle can fail in any way
+        raise DiffuseError(
+            f"{path}: cannot be read as the {name} that {owner} refers to ({error}); write it again"
+        ) from None
