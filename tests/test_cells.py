@@ -281,6 +281,7 @@ def test_what_cannot_be_turned_is_refused():
     with pytest.raises(DiffuseError, match=r"covariance.kernel=free: a matrix or modes are not brought"):
         compute_model(structure, grid, Covariance(kernel="free", matrix=0.1 * np.eye(3)))
     block = replace(ensemble(structure), supercell=(2, 1, 1))
+    moved = replace(grid, unit_cell=moved_symmetry(symbol, block.crystal_form.unit_cell, axes)[1])
     with pytest.raises(DiffuseError, match=r"ensemble.supercell=\(2, 1, 1\): blocks are not brought"):
         compute_model(block.crystal_form, moved, block)
     with pytest.raises(DiffuseError, match=r"unit cells of the model .* differ by more than 1 %"):
