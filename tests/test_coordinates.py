@@ -9,12 +9,14 @@ import logging
 import numpy as np
 import pytest
 from cctbx import miller
-from helpers.programs import model_of
+from helpers.programs import fails, model_of
 from helpers.structures import ATOMS, CRYST1
 from iotbx.cif import reader as cif_reader
 from iotbx.pdb import input as iotbx_input
 
+from dials_diffuse.cli.model import run
 from dials_diffuse.errors import DiffuseError
+from dials_diffuse.files.nexus import read_map
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.models.compute import compute_model
 from dials_diffuse.models.uncorrelated import Uncorrelated
@@ -432,7 +434,9 @@ PLAIN += "HETATM    7  O   HOH A 301      12.000   3.000   9.000  1.00 20.00    
 STATEMENTS = {
     "tlsanl": "REMARK   3  ATOM RECORD CONTAINS RESIDUAL B FACTORS ONLY",
     "refmac": "REMARK   3   U VALUES      : RESIDUAL ONLY",
+    "annotator": "REMARK   3   B VALUE TYPE : LIKELY RESIDUAL",
     "sum": "REMARK   3  ATOM RECORD CONTAINS SUM OF TLS AND RESIDUAL B FACTORS",
+    "sum of refmac": "REMARK   3   U VALUES      : WITH TLS ADDED\nREMARK   3   B VALUE TYPE : LIKELY RESIDUAL",
 }
 
 
@@ -465,7 +469,7 @@ def test_residual_b_factors(write, log, statement):
     text = TLS.format(statement=STATEMENTS[statement]) + CRYST1 + PLAIN
     structure = load_structure(write(text))
     assert not warnings(log)
-    if statement == "sum":
+    if statement.startswith("sum"):
         assert not log.records
         same_atoms(structure, load_structure(write(CRYST1 + PLAIN)))
         return
@@ -520,7 +524,9 @@ def test_residual_b_factors_of_mmcif(write, log):
 
 def test_residual_b_factors_without_groups(write, log):
     head = TLS.format(statement=STATEMENTS["tlsanl"])
-    for text in (head.split("REMARK   3   TLS GROUP")[0], head.replace("T11:   0.0445", "T11:   NULL")):
+    others = head.replace("A     1        A     1", "X     1        X     1")
+    others = others.replace("b     1        b", "y     1        y")
+    for text in (head.split("REMARK   3   TLS GROUP")[0], head.replace("T11:   0.0445", "T11:   NULL"), others):
         log.clear()
         same_atoms(load_structure(write(text + CRYST1 + PLAIN)), load_structure(write(CRYST1 + PLAIN)))
         assert "says that its B factors are residual" in warnings(log)[0]
@@ -788,6 +794,21 @@ def test_small_molecules_with_b_factors_and_without_symbols(write):
     tensor = "0.035(2) 0.050(2) 0.047(2) -0.008(2) 0.012(2) 0.005(2)"
     text = text.replace(tensor, " ".join(f"{float(x.split('(')[0]) * factor:.9f}" for x in tensor.split()))
     same_atoms(load_structure(write(text, "b.cif")), expected, tolerance=1e-8)
+
+
+def test_program_with_a_selection(write, monkeypatch, tmp_path, capsys):
+    """Of a compressed file with an atom of unknown element and an Å in Latin-1."""
+    monkeypatch.chdir(tmp_path)
+    unknown = "HETATM    9  X   UNX C   1       5.000   6.000   7.000  1.00 15.00           X\n"
+    text = "REMARK   3  1.5 Å\n" + CRYST1 + ATOMS + unknown
+    write(gzip.compress(text.encode("latin-1")), "model.pdb.gz")
+    arguments = ["model.pdb.gz", "model=uncorrelated", "d_min=3", "grid.subdivide=1,1,1", "output.png=None"]
+    assert "by selection='not resname UNX'" in fails(run, arguments, capsys)
+    run([*arguments, "selection=not resname UNX"])
+    structure = load_structure(write(CRYST1 + ATOMS))
+    grid = MapGrid(structure.unit_cell, structure.hall_symbol, (1, 1, 1), 3.0)
+    expected = compute_model(structure, grid, Uncorrelated()).map
+    np.testing.assert_allclose(read_map("diffuse_model.nxs").intensity, expected.intensity, rtol=1e-6)
 
 
 def test_selection_reaches_members_and_origins(write):

@@ -248,7 +248,7 @@ def _check_elements(elements, types, records: Records, selection, path) -> None:
     wanted = others if selection is None else f"({selection}) and {others}"
     raise DiffuseError(
         f"{path}: {what}; {np.count_nonzero(unknown)} of {records.n_atoms} atoms are like that. Correct the file, or "
-        f"leave them out: selection={wanted!r}"
+        f"remove them from it, or leave them out by selection={wanted!r}"
     )
 
 

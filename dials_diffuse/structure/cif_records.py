@@ -12,7 +12,7 @@ from iotbx.pdb.cryst1_interpretation import categorize
 from iotbx.pdb.mmcif import extract_tls_from_cif_block, format_pdb_atom_name
 
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.structure.pdb_records import IOTBX_ERRORS, RESIDUAL, in_one_line
+from dials_diffuse.structure.pdb_records import IOTBX_ERRORS, in_one_line, says_residual
 from dials_diffuse.structure.records import Content, NcsOperator, Records
 from dials_diffuse.structure.tensors import ELEMENTS, six_elements, symmetric_tensor
 
@@ -211,9 +211,8 @@ def _anisotropic(block: Block, n: int) -> np.ndarray:
 
 
 def _residual(block: Block) -> bool:
-    flags = " ".join(block.column("_refine.pdbx_TLS_residual_ADP_flag") or []).upper()
-    details = " ".join(block.column("_refine.details") or [])
-    return "LIKELY RESIDUAL" in flags or bool(RESIDUAL.search(details))
+    items = ("_refine.pdbx_TLS_residual_ADP_flag", "_refine.details")
+    return says_residual(" ".join(text for item in items for text in block.column(item) or []))
 
 
 def _scale(block: Block) -> tuple | None:

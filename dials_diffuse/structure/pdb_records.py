@@ -30,8 +30,11 @@ _NUMBERS = (
     ("B factor", slice(60, 66), True),
 )
 
-#: what remarks say where B factors lack the motion of the TLS groups: refmac, tlsanl and the PDB's annotators
-RESIDUAL = re.compile(r"RESIDUAL\s+B\s+FACTORS\s+ONLY|U\s+VALUES\s*:\s*RESIDUAL\s+ONLY", re.IGNORECASE)
+#: what remarks say where B factors lack the motion of the TLS groups (refmac, tlsanl), where they do not, and where the
+#: PDB's annotators think so
+_RESIDUAL = re.compile(r"RESIDUAL\s+B\s+FACTORS\s+ONLY|U\s+VALUES\s*:\s*RESIDUAL\s+ONLY", re.IGNORECASE)
+_SUM = re.compile(r"SUM\s+OF\s+TLS\s+AND\s+RESIDUAL|U\s+VALUES\s*:\s*WITH\s+TLS\s+ADDED", re.IGNORECASE)
+_LIKELY = re.compile(r"LIKELY\s+RESIDUAL", re.IGNORECASE)
 
 #: what iotbx raises when it meets a bad file
 IOTBX_ERRORS = (Sorry, RuntimeError, ValueError, KeyError, AssertionError, IndexError, AttributeError, TypeError)
@@ -72,9 +75,14 @@ def pdb_content(path, lines: list) -> Content:
         symmetry=_symmetry(source, path),
         scale=_scale(source, path),
         operators=_operators(source, path),
-        residual=bool(RESIDUAL.search(" ".join(line[10:] for line in remarks))),
+        residual=says_residual(" ".join(line[10:] for line in remarks)),
         tls=tls,
     )
+
+
+def says_residual(remarks: str) -> bool:
+    """Do the remarks on a refinement say that B factors are what the motion of TLS groups leaves over?"""
+    return bool(_RESIDUAL.search(remarks) or (_LIKELY.search(remarks) and not _SUM.search(remarks)))
 
 
 def in_one_line(error: Exception) -> str:

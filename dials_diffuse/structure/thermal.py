@@ -30,10 +30,10 @@ def with_tls(records: Records, file: CoordinateFile) -> Records:
     try:
         groups = file.header_tls()
         chosen = [records.select(group.selection) for group in groups]
-        reason = "the header has none that can be read"
+        reason = "those of the header hold no atoms" if groups else "the header has none that can be read"
     except DiffuseError as error:
-        groups, chosen, reason = (), [], str(error)
-    if not groups:
+        chosen, reason = [], str(error)
+    if not np.any(chosen):
         logger.warning(
             "%s: says that its B factors are residual, without the motion of TLS groups, but %s; displacements are too "
             "small by that. Write the sum of both (refmac's TLSOUT ADDU, or tlsanl)",
