@@ -76,12 +76,13 @@ class Forked(Executor):
             initargs=(function, shared),
         )
         try:
-            with pool:
-                yield from _in_flight(pool, _call, chain(first, items), 2 * self.workers)
+            yield from _in_flight(pool, _call, chain(first, items), 2 * self.workers)
         except BrokenProcessPool:
             raise DiffuseError(
                 f"nproc={self.workers}: a worker process was killed, probably for lack of memory; give a smaller nproc"
             ) from None
+        finally:  # Futures that are cancelled one by one can keep a pool of Python 3.11 waiting for ever (gh-94440)
+            pool.shutdown(cancel_futures=True)
 
 
 #: for work that is not worth a second process
@@ -111,23 +112,22 @@ def in_threads(function: Callable, items: Iterable, threads: int) -> Iterator:
 
     Nothing happens before the results are asked for.
     """
-    with ThreadPoolExecutor(threads) as pool:
+    pool = ThreadPoolExecutor(threads)
+    try:
         yield from _in_flight(pool, function, items, threads + 2)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _in_flight(pool, function: Callable, items: Iterable, number: int) -> Iterator:
     """Results in order, with at most ``number`` items given to the pool at a time."""
     waiting = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) >= number:
-                yield waiting.popleft().result()
-        while waiting:
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) >= number:
             yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def row_ranges(n: int, parts: int) -> list:

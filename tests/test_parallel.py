@@ -72,6 +72,14 @@ def test_items_are_taken_as_they_are_needed(executor, ahead):
     assert len(taken) < 30
 
 
+def test_a_pool_that_is_left_early_ends():
+    """Many times, because what kept it waiting was a race."""
+    for _ in range(50):
+        results = Forked(2).map(scaled, 2, range(100))
+        assert next(results) == 0
+        results.close()
+
+
 def test_forked_workers_are_other_processes():
     assert os.getpid() not in set(Forked(2).map(process_of, None, range(8)))
     assert set(SERIAL.map(process_of, None, range(8))) == {os.getpid()}
