@@ -59,7 +59,7 @@ def pdb_content(path, lines: list) -> Content:
         source = iotbx.pdb.input(source_info=str(path), lines=lines)
         atoms = source.atoms_with_labels()
     except IOTBX_ERRORS as error:  # whatever iotbx meets in a bad file
-        raise DiffuseError(f"{path}: cannot be read as PDB ({in_one_line(error)})") from None
+        raise DiffuseError(f"{path}: cannot be read as PDB ({in_one_line(error)}); correct it") from None
     if len(atoms) != len(rows):
         raise DiffuseError(f"{path}: {len(rows)} records of atoms, of which iotbx reads {len(atoms)}; correct the file")
     records = _records(atoms, blank)
@@ -87,7 +87,7 @@ def says_residual(remarks: str) -> bool:
 
 def in_one_line(error: Exception) -> str:
     """The message of an error: what went wrong, and where."""
-    lines = [line.strip(" -^") for line in str(error).splitlines()]
+    lines = [line.strip(" -^:.") for line in str(error).splitlines()]
     return "; ".join(line for line in lines if line) or type(error).__name__
 
 
