@@ -156,7 +156,7 @@ def merge_observations(
     Examples
     --------
     >>> result = merge_observations(["diffuse_integrated.h5"], MergeParameters(half_sets="frame"))
-    >>> result.map.volume().shape, result.statistics.overall["completeness"]
+    >>> result.map.volume().shape, float(result.statistics.overall["completeness"])
     ((17, 17, 25), 1.0)
     """
     check_distinct(paths)

@@ -98,7 +98,7 @@ def compute_model(
     >>> s = found.map.grid.s(found.map.index)
     >>> phase = 2 * np.pi * s @ (structure.site_cart[1] - structure.site_cart[0])
     >>> in_phase, out_of_phase = np.cos(phase) > 0.9, np.cos(phase) < -0.9
-    >>> found.map.intensity[in_phase].mean() > 10 * found.map.intensity[out_of_phase].mean()
+    >>> bool(found.map.intensity[in_phase].mean() > 10 * found.map.intensity[out_of_phase].mean())
     True
     """
     choice("voxels", voxels, VOXELS)
