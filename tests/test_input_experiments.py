@@ -15,6 +15,7 @@ from helpers.datasets import (
     import_images,
     make_sweep,
     reflections_of,
+    scan_dict,
     write_experiments,
     write_images,
     write_table,
@@ -323,11 +324,7 @@ def test_experiments_on_parts_of_one_image_set(work):
     second = import_images([f"d_{i:05d}.cbf" for i in range(1, 9)], "second", angles=(70, -10, 5))
     write_experiments("parts.expt", whole, second)
     content = json.loads(Path("parts.expt").read_text())
-    scan = content["scan"][0]
-    content["scan"] = [
-        {**scan, "image_range": [a, b], "oscillation": [a - 1.0, 1.0], "exposure_time": [0.1] * 4, "epochs": [0.0] * 4}
-        for a, b in ((1, 4), (5, 8))
-    ]
+    content["scan"] = [scan_dict(1, 4), scan_dict(5, 8)]
     for number, experiment in enumerate(content["experiment"]):
         experiment.update(imageset=0, scan=number)
     Path("parts.expt").write_text(json.dumps(content))
