@@ -15,14 +15,17 @@ from helpers.datasets import (
     import_images,
     make_sweep,
     reflections_of,
+    scan_dict,
     write_experiments,
     write_images,
     write_table,
 )
 from helpers.programs import fails
+from helpers.synthetic import make_crystal, make_detector, make_experiment
 
 from dials_diffuse.cli import integrate as program
 from dials_diffuse.experiment.load import load_input
+from dials_diffuse.experiment.spot_prediction import spot_size
 from dials_diffuse.files.observations import ObservationFile
 
 NAMES = ("a", "b", "c")
@@ -295,8 +298,6 @@ def test_an_excluded_experiment_needs_no_crystal(work, expected, capsys):
 
 def test_an_excluded_crystal_does_not_count_for_the_grid(work):
     """Neither its space group nor its cell: it may be excluded just because of them."""
-    from helpers.synthetic import make_crystal
-
     experiments = ExperimentList.from_file("joint.expt", check_format=False)
     experiments[1].crystal = make_crystal((31, 24, 30), "P1")
     experiments.as_file("joint.expt")
@@ -323,11 +324,7 @@ def test_experiments_on_parts_of_one_image_set(work):
     second = import_images([f"d_{i:05d}.cbf" for i in range(1, 9)], "second", angles=(70, -10, 5))
     write_experiments("parts.expt", whole, second)
     content = json.loads(Path("parts.expt").read_text())
-    scan = content["scan"][0]
-    content["scan"] = [
-        {**scan, "image_range": [a, b], "oscillation": [a - 1.0, 1.0], "exposure_time": [0.1] * 4, "epochs": [0.0] * 4}
-        for a, b in ((1, 4), (5, 8))
-    ]
+    content["scan"] = [scan_dict(1, 4), scan_dict(5, 8)]
     for number, experiment in enumerate(content["experiment"]):
         experiment.update(imageset=0, scan=number)
     Path("parts.expt").write_text(json.dumps(content))
@@ -337,3 +334,27 @@ def test_experiments_on_parts_of_one_image_set(work):
     for number, level in enumerate((100, 200)):
         mine = rows["experiment"] == number
         assert rows["counts"][mine].sum() / rows["pixels"][mine].sum() == pytest.approx(level)
+
+
+def test_the_rocking_width_is_that_of_whole_boxes():
+    """A narrow wedge cuts most boxes off; those that it does not say how wide they are."""
+    crystal, width, sigma_m = make_crystal((40, 48, 60)), 0.1, 0.1
+    detector = make_detector(size=(400, 400), pixel=0.2, parallax=False)
+    experiment = make_experiment(n_images=12, width=width, detector=detector, crystal=crystal, profile=None)
+    table = flex.reflection_table.from_predictions(experiment, dmin=1.5, padding=2.0)
+    table["xyzobs.px.value"] = table["xyzcal.px"]
+    s1, s0 = np.array(table["s1"]).reshape(-1, 3), np.array(experiment.beam.get_s0())
+    cross = np.cross(s1, s0)
+    zeta = np.abs(cross @ np.array(experiment.goniometer.get_rotation_axis())) / np.linalg.norm(cross, axis=1)
+    z = np.array(table["xyzcal.px"].parts()[2])
+    half = 3 * sigma_m / np.maximum(zeta, 0.05) / width
+    low, high = np.clip([np.floor(z - half), np.ceil(z + half)], 0, 12).astype(int)
+    size = [np.zeros(len(z), int), np.full(len(z), 4)] * 2
+    table["bbox"] = flex.int6(*(flex.int(part.tolist()) for part in (*size, low, high)))
+    seen = table.select(flex.bool((high > low).tolist()))
+    whole = np.count_nonzero((low > 0) & (high < 12) & (high > low))
+    assert 20 < whole < len(seen) / 2
+    found = np.degrees(spot_size(experiment, seen).sigma_m[0])
+    all_boxes = np.median((high - low)[high > low] * zeta[high > low]) * width / 6
+    assert all_boxes < 0.8 * sigma_m
+    assert found == pytest.approx(sigma_m, rel=0.2)  # boxes are rounded outwards

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 from helpers.checkout import environment
-from helpers.datasets import SIZE, import_images, make_sweep, noise, write_experiments, write_nexus
+from helpers.datasets import SIZE, import_images, make_sweep, noise, scan_dict, write_experiments, write_nexus
 from helpers.programs import fails
 
 from dials_diffuse.cli import integrate as program
@@ -157,9 +157,7 @@ def test_a_part_of_the_images_in_one_file(work):
     """Images 4 to 7 of eight, as dials.slice_sequence leaves them, on the pixels of these images."""
     write_experiments("part.expt", import_images([write_nexus("all.nxs", levels(1, 8))], "all"))
     content = json.loads(Path("part.expt").read_text())
-    content["scan"][0].update(
-        image_range=[4, 7], oscillation=[3.0, 1.0], exposure_time=[0.1] * 4, epochs=[0.0] * 4, valid_image_ranges={}
-    )
+    content["scan"] = [scan_dict(4, 7)]
     content["imageset"][0]["single_file_indices"] = [3, 4, 5, 6]
     Path("part.expt").write_text(json.dumps(content))
     program.run(["part.expt", *PLAIN])

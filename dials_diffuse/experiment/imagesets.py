@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ def read_models(path) -> Models:
         If the file cannot be read or holds no experiments.
     """
     path = str(path)
-    folder = str(Path(path).resolve().parent)
+    folder = os.path.dirname(os.path.abspath(path))
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         named = [_take_maps(item, folder) for item in content.get("imageset", [])]

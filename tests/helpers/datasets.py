@@ -82,6 +82,13 @@ def write_experiments(path, *experiments) -> None:
     result.as_file(str(path))
 
 
+def scan_dict(first: int, last: int) -> dict:
+    """The scan of some images of a sweep, as it is in an .expt file."""
+    n = last - first + 1
+    epochs = dict.fromkeys(range(first, last + 1), 0)
+    return ScanFactory.make_scan((first, last), [0.1] * n, ((first - 1) * WIDTH, WIDTH), epochs).to_dict()
+
+
 def write_table(path, tables, identifiers: dict) -> None:
     """Write reflections in one file, with the map of ids to identifiers that is given."""
     joint = flex.reflection_table()
