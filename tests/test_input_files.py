@@ -27,6 +27,12 @@ from dials_diffuse.files.observations import ObservationFile
 
 QUIET = ["corrections.flux=False", "output.log=None"]
 
+#: of pint and of h5py, with which dxtbx reads NeXus
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:path is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`product` is deprecated:DeprecationWarning"),
+]
+
 
 @pytest.fixture
 def work(tmp_path, monkeypatch):
