@@ -23,6 +23,14 @@ if not os.access(ROOT / "dials_diffuse", os.W_OK):  # numba caches beside the ke
     os.environ.setdefault("NUMBA_CACHE_DIR", tempfile.mkdtemp(prefix="dials_diffuse-numba-"))
 
 
+#: test modules with fixtures that take minutes: a worker that began them last would keep the others waiting
+LONG = ("test_snase.py", "test_simulate_dials.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
     """``-n auto``: a worker for each core that this process may use; none beside this process if there is only one."""

@@ -101,7 +101,7 @@ SITES = [(0.1, 0.1, 0.1), (0.4, 0.3, 0.2), (0.8, 0.4, 0.5), (0.2, 0.7, 0.6), (0.
 @pytest.fixture(scope="module")
 def scaled(closed):
     folder, structure, _ = closed
-    parameters = ScalingParameters(terms=("b",), max_observations=30_000)
+    parameters = ScalingParameters(terms=("b",), max_observations=12_000)
     absolute = AbsoluteParameters(**model_file(folder, structure), method="krogh_moe", required=True)
     return scale_observations([folder / "n.h5"], parameters, folder / "s.h5", PROVENANCE, 1, absolute=absolute)
 
@@ -179,7 +179,7 @@ def test_program(closed, tmp_path, monkeypatch, capsys):
     (tmp_path / "model.pdb").write_text(structure.xray_structure.as_pdb_file())
     arguments = [str(folder / "n.h5"), "model=b", "nproc=1", "absolute_scale.bulk_solvent=False"]
     arguments += ["absolute_scale.model=model.pdb", "absolute_scale.hydrogens=False"]
-    cli.run(arguments)
+    cli.run([*arguments, "refinement.max_observations=12000"])
     record = json.loads((tmp_path / "diffuse_scaled.json").read_text())
     assert record["absolute_scale"]["method"] == "model"  # the Bragg intensities were made from it
     assert record["absolute_scale"]["k"] == pytest.approx(k, rel=0.01)
@@ -642,7 +642,7 @@ def test_what_threads_are_sent_and_give_back_can_be_pickled(closed, scaled, tmp_
     for name in ("sample", "refine", "apply"):
         monkeypatch.setattr(f"dials_diffuse.scaling.{name}.in_threads", through_pickle)
     folder, structure, _ = closed
-    parameters = ScalingParameters(terms=("b",), max_observations=30_000)
+    parameters = ScalingParameters(terms=("b",), max_observations=12_000)
     absolute = AbsoluteParameters(**model_file(tmp_path, structure), method="krogh_moe", required=True)
     assert pickle.loads(pickle.dumps((parameters, absolute))) == (parameters, absolute)
     arguments = parameters, tmp_path / "s.h5", PROVENANCE, 1
