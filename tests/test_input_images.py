@@ -13,6 +13,8 @@ import h5py
 import numpy as np
 import pytest
 from dxtbx.format.image import ImageBool, ImageDouble
+from dxtbx.imageset import ImageSetFactory
+from dxtbx.model import Experiment
 from dxtbx.model.experiment_list import ExperimentList
 from helpers.datasets import (
     SIZE,
@@ -265,6 +267,27 @@ def test_background_with_a_mask_of_its_own(work, capsys):
     found = rows()
     assert (found["counts"].sum() - found["background"].sum()) / found["pixels"].sum() == pytest.approx(20, rel=0.02)
     assert rows("diffuse_integrated.h5", "xyz")["xyz"][:, 0].max() < 64
+
+
+@pytest.mark.parametrize("stills", [True, False])
+def test_exposure_times_that_are_known_of_one_only(work, stills):
+    """Stills have none, nor has a scan that nobody told: background and data were exposed as long."""
+    write_experiments("data.expt", import_images(write_images(".", "data_", noise(0, mean=40.0)), "data"))
+    empty = import_images(write_images(".", "empty_", noise(1, 16)), "empty", angles=None, profile=None)
+    if stills:
+        images = ImageSetFactory.make_imageset([str(p.absolute()) for p in sorted(Path().glob("empty_*.cbf"))])
+        empty = Experiment(imageset=images, beam=empty.beam, detector=empty.detector, identifier="empty")
+    write_experiments("empty.expt", empty)
+    if not stills:
+        content = json.loads(Path("data.expt").read_text())
+        for scan in content["scan"]:
+            scan.get("properties", scan)["exposure_time"] = [0.0] * 8
+        Path("data.expt").write_text(json.dumps(content))
+    program.run(["data.expt", "background=empty.expt", *QUIET])
+    (warning,) = json.loads(Path("diffuse_integrated.json").read_text())["warnings"]
+    assert "exposure times" in warning and "equal" in warning
+    found = rows()
+    assert (found["counts"].sum() - found["background"].sum()) / found["pixels"].sum() == pytest.approx(20, rel=0.02)
 
 
 def test_a_lost_background_image(work, capsys):

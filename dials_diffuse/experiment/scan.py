@@ -112,6 +112,11 @@ def between_points(points: np.ndarray, position) -> np.ndarray:
     return (1 - t) * points[i] + t * points[i + 1]
 
 
+def has_exposure_times(scan) -> bool:
+    """Does a scan say how long images were exposed? False as well where there is no scan."""
+    return scan is not None and any(t > 0 for t in scan_times(scan)[0])
+
+
 def exposure_times(scan) -> np.ndarray:
     """(n_images,) seconds, all positive.
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.experiment.images import image_mask, image_readings, read_image, static_mask
+from dials_diffuse.experiment.scan import has_exposure_times
 from dials_diffuse.kernels.image import block_sums
 from dials_diffuse.parallel import Progress, quiet
 from dials_diffuse.reduction.corrections import Corrections, image_corrections
@@ -62,6 +63,7 @@ def measure_background(
     smoothing: BackgroundSmoothing,
     corrections: Corrections,
     progress: Progress = quiet,
+    data_scan=None,
 ) -> Background:
     """Average background images.
 
@@ -71,6 +73,8 @@ def measure_background(
     detector : dxtbx detector of the data
     bad : (ny, nx) uint8 per panel, nonzero = masked
     corrections : those of images are divided by
+    data_scan : dxtbx Scan of the data; where only one of both knows its exposure times, see :func:`unlike_exposures`,
+        the background images were exposed as long as the data
 
     Raises
     ------
@@ -87,6 +91,8 @@ def measure_background(
         scan = experiment.scan
         n_images = len(experiment.imageset)
         exposures = np.ones(n_images) if scan is None else image_corrections(scan, corrections)
+        if data_scan is not None and unlike_exposures(experiment, data_scan):
+            exposures = np.full(n_images, image_corrections(data_scan, corrections).mean())
         for i in progress(range(n_images), n_images, "Background"):
             angle = scan.get_angle_from_array_index(scan.get_array_range()[0] + i + 0.5) if scan is not None else 0.0
             exposure = exposures[i]
@@ -115,6 +121,11 @@ def measure_background(
     if not any(m.any() for m in measured):
         raise DiffuseError("background: no usable pixel in any image; check its masks and trusted range")
     return Background(block, np.array(keys) * smoothing.angle, rates, variances, measured)
+
+
+def unlike_exposures(experiment, data_scan) -> bool:
+    """Have either the background images exposure times, or the data, but not both?"""
+    return has_exposure_times(experiment.scan) != has_exposure_times(data_scan)
 
 
 def check_wavelength(experiments, wavelength: float) -> None:

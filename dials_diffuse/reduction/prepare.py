@@ -15,7 +15,12 @@ from dials_diffuse.experiment.spot_prediction import PredictedSpots, SpotSize, p
 from dials_diffuse.kernels.image import Tracked, Usual, track_outliers, track_range
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.parallel import Progress, quiet
-from dials_diffuse.reduction.background import check_wavelength, measure_background, no_background
+from dials_diffuse.reduction.background import (
+    check_wavelength,
+    measure_background,
+    no_background,
+    unlike_exposures,
+)
 from dials_diffuse.reduction.corrections import image_corrections, pixel_corrections, switched_on, varying
 from dials_diffuse.reduction.frames import background_profile, empty_bragg, read_frame
 from dials_diffuse.reduction.job import Job
@@ -96,7 +101,7 @@ def prepare_job(
     if parameters.masking.persistent:
         job = _mask_persistent(job, progress)
     if background_experiments:
-        job = _subtract_background(job, experiment.detector, background_experiments, progress)
+        job = _subtract_background(job, experiment, background_experiments, progress)
     if parameters.corrections.flux:
         job = _measure_flux(job)
     return job
@@ -177,13 +182,18 @@ def _is_usual(job: Job, usual: UsualProfile, gross: np.ndarray, background: np.n
     return shape_difference(gross, background, usual, job.sample.norm, job.exposure(image)) <= usual.limit
 
 
-def _subtract_background(job: Job, detector, experiments, progress) -> Job:
+def _subtract_background(job: Job, data, experiments, progress) -> Job:
     """Add the background, and mask the pixels where it was not measured."""
     smoothing, corrections = job.parameters.background, job.parameters.corrections
     check_wavelength(experiments, 1 / float(np.linalg.norm(job.scan.s0_at(job.scan.n_images / 2))))
-    background = measure_background(experiments, detector, job.bad, smoothing, corrections, progress)
+    background = measure_background(experiments, data.detector, job.bad, smoothing, corrections, progress, data.scan)
     unknown = [background.unmeasured_pixels(p, panel.shape) for p, panel in enumerate(job.panels)]
     warnings = list(job.warnings)
+    if corrections.exposure and any(unlike_exposures(e, data.scan) for e in experiments):
+        warnings.append(
+            f"experiment {job.number}: exposure times are known of the data or of the background images, not of both; "
+            f"taken as equal (background_average.scale is for what differs)"
+        )
     lost = sum(int(np.count_nonzero(u & (b == 0))) for u, b in zip(unknown, job.bad))
     if lost:
         left = sum(int(np.count_nonzero(b == 0)) for b in job.bad)
