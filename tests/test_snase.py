@@ -40,6 +40,31 @@ def demo(shared_data, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def fine(demo) -> Path:
+    """Record of the map with 3 x 3 x 3 voxels for each reciprocal-lattice point, not scaled."""
+    return merged(demo, "diffuse_integrated.h5", "fine")
+
+
+@pytest.fixture(scope="module")
+def coarse(demo) -> Path:
+    """Observations with one voxel for each reciprocal-lattice point."""
+    path = demo / "coarse.h5"
+    inputs = [str(demo / "integrated.expt"), str(demo / "integrated.refl")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(demo)
+        integrate.run([*inputs, "grid.subdivide=1,1,1", f"output.observations={path}", "output.json=None"])
+    return path
+
+
+def merged(folder, observations, name) -> Path:
+    """Merge between 4 and 2 Å; the record."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        merge.run([str(observations), *BETWEEN_4_AND_2, f"output.map={name}.nxs", f"output.json={name}.json"])
+    return folder / f"{name}.json"
+
+
 def overall(path) -> dict:
     return json.loads(Path(path).read_text())["statistics"]["overall"]
 
@@ -56,26 +81,17 @@ def test_the_demo_makes_every_output(demo):
     assert max(fate["flux"]) > 2 * min(fate["flux"])
 
 
-def test_half_set_correlation_at_3x3x3(demo, monkeypatch):
-    monkeypatch.chdir(demo)
-    merge.run(["diffuse_integrated.h5", *BETWEEN_4_AND_2, "output.map=fine.nxs", "output.json=fine.json"])
-    assert overall("fine.json")["cc_half"] >= 0.36
+def test_half_set_correlation_at_3x3x3(fine):
+    assert overall(fine)["cc_half"] >= 0.36
 
 
-def test_half_set_correlation_at_1x1x1(demo, monkeypatch):
-    monkeypatch.chdir(demo)
-    inputs = ["integrated.expt", "integrated.refl"]
-    integrate.run([*inputs, "grid.subdivide=1,1,1", "output.observations=coarse.h5", "output.json=None"])
-    merge.run(["coarse.h5", *BETWEEN_4_AND_2, "output.map=coarse.nxs", "output.json=coarse.json"])
-    assert overall("coarse.json")["cc_half"] >= 0.92
+def test_half_set_correlation_at_1x1x1(demo, coarse):
+    assert overall(merged(demo, coarse, "coarse"))["cc_half"] >= 0.92
 
 
-def test_scaled_half_sets(demo, monkeypatch):
+def test_scaled_half_sets(demo, fine):
     """What a script with one scale for each image reaches on both grids, 0.966 and 0.611, and more."""
-    monkeypatch.chdir(demo)
-    merge.run(["diffuse_scaled.h5", *BETWEEN_4_AND_2, "output.map=fine_scaled.nxs", "output.json=fine_scaled.json"])
-    merge.run(["diffuse_integrated.h5", *BETWEEN_4_AND_2, "output.map=fine.nxs", "output.json=fine.json"])
-    scaled, before = overall("fine_scaled.json"), overall("fine.json")
+    scaled, before = overall(merged(demo, "diffuse_scaled.h5", "fine_scaled")), overall(fine)
     assert scaled["cc_half"] >= 0.62
     # agreement between symmetry mates, and no more anisotropy than there was: no false gradient
     assert scaled["chi2_sym"] < 0.2 * before["chi2_sym"]
@@ -83,13 +99,10 @@ def test_scaled_half_sets(demo, monkeypatch):
     assert 0.8 < scaled["rms_anisotropic"] / k / before["rms_anisotropic"] < 1.1
 
 
-def test_scaled_half_sets_at_1x1x1(demo, monkeypatch):
+def test_scaled_half_sets_at_1x1x1(demo, coarse, monkeypatch):
     monkeypatch.chdir(demo)
-    inputs = ["integrated.expt", "integrated.refl"]
-    integrate.run([*inputs, "grid.subdivide=1,1,1", "output.observations=coarse2.h5", "output.json=None"])
-    scale.run(["coarse2.h5", "output.observations=coarse_scaled.h5", "output.json=None", "output.png=None"])
-    merge.run(["coarse_scaled.h5", *BETWEEN_4_AND_2, "output.map=coarse2.nxs", "output.json=coarse2.json"])
-    assert overall("coarse2.json")["cc_half"] >= 0.97
+    scale.run([str(coarse), "output.observations=coarse_scaled.h5", "output.json=None", "output.png=None"])
+    assert overall(merged(demo, "coarse_scaled.h5", "coarse_scaled"))["cc_half"] >= 0.97
 
 
 def test_the_crystal_has_a_four_fold_axis_and_no_mirror(demo, monkeypatch):
