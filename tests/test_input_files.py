@@ -96,7 +96,7 @@ def being_written(path: Path) -> None:
     """A copy of a file that is being written."""
     path.unlink()
     with h5py.File(path.with_suffix(".writer"), "w", libver="latest") as handle:
-        handle.create_dataset("x", (1,), maxshape=(None,), chunks=True)
+        handle.create_dataset("x", (1,), dtype="f4", maxshape=(None,), chunks=True)
         handle.swmr_mode = True
         path.write_bytes(path.with_suffix(".writer").read_bytes())
 
