@@ -324,6 +324,8 @@ def test_experiments_on_parts_of_one_image_set(work):
     second = import_images([f"d_{i:05d}.cbf" for i in range(1, 9)], "second", angles=(70, -10, 5))
     write_experiments("parts.expt", whole, second)
     content = json.loads(Path("parts.expt").read_text())
+    if "properties" in content["scan"][0]:
+        pytest.skip("SCANS OF NEWER DIALS: dxtbx does not read two scans on one image set in the old form")
     content["scan"] = [scan_dict(1, 4), scan_dict(5, 8)]
     for number, experiment in enumerate(content["experiment"]):
         experiment.update(imageset=0, scan=number)

@@ -242,7 +242,9 @@ def _check_elements(elements, types, records: Records, selection, path) -> None:
     if elements[i]:
         what = f"there are no form factors for {elements[i]}, the element of atom {records.label(i)}"
     else:
-        what = f"the chemical element of atom {records.label(i)} is unknown (its column has {records.element[i]!r})"
+        what = (
+            f"the chemical element of atom {records.label(i)} is unknown (its column has {str(records.element[i])!r})"
+        )
     words = sorted({_words(records, unknown, k) for k in np.flatnonzero(unknown)})
     others = f"not ({' or '.join(words)})" if len(words) > 1 else f"not {words[0]}"
     wanted = others if selection is None else f"({selection}) and {others}"
