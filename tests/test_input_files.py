@@ -51,7 +51,7 @@ def observed(work):
 
 @contextlib.contextmanager
 def locked(path):
-    """Another program has the file open for writing. Readers of this process, which may be cached, have another copy."""
+    """Another program has the file open for writing. Readers of this process may be cached: they have another copy."""
     shutil.copy(path, f"{path}.copy")
     os.replace(f"{path}.copy", path)
     with open(path, "rb") as handle:
