@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from libtbx.phil import parse
 
-from dials_diffuse.cli.program import run_program, track
+from dials_diffuse.cli.program import flag, run_program, track
 from dials_diffuse.files.formats import formats_in_words, save_map
 from dials_diffuse.files.nexus import read_map
 from dials_diffuse.files.record import Output, write_record
@@ -71,9 +71,10 @@ output {
     .help = "The map. The suffix of the name chooses the format. """
     + formats_in_words()
     + """"
-  volume = True
+  volume = Auto
     .type = bool
-    .help = "Also write the map as a full three-dimensional array, for viewers."
+    .help = "Also write the map as a full three-dimensional array, for viewers. Auto: if it is not too large for this"
+            "computer."
   json = diffuse_merged.json
     .type = path
     .help = "Statistics for programs; None for no such file."
@@ -134,7 +135,7 @@ def main(params, files, provenance, warnings) -> None:
     outputs = [Output(output.map, "map")]
     logger.info("Saving the map to %s", output.map)
     provenance = replace(provenance, identifiers=result.identifiers)
-    save_map(output.map, result.map, provenance, output.volume)
+    save_map(output.map, result.map, provenance, flag(output.volume))
     if output.png:
         outputs.append(Output(output.png, "picture", "aid"))
         logger.info("Saving pictures to %s", output.png)

@@ -244,6 +244,11 @@ def _collected_warnings() -> Iterator[list]:
         package.removeHandler(handler)
 
 
+def flag(value) -> bool | None:
+    """What a phil parameter of type bool says; None for Auto."""
+    return value if isinstance(value, bool) else None
+
+
 def track(items: Iterable, total: int, label: str) -> Iterator:
     """Pass ``items`` through: a progress bar on a terminal, otherwise a log line for every 10 %."""
     if sys.stderr.isatty():

@@ -6,7 +6,7 @@ import logging
 
 from libtbx.phil import parse
 
-from dials_diffuse.cli.program import run_program, track
+from dials_diffuse.cli.program import flag, run_program, track
 from dials_diffuse.compat import available_cores
 from dials_diffuse.files.record import Output, grid_record, write_record
 from dials_diffuse.report.scaling import scaling_text, write_scaling_png
@@ -156,7 +156,7 @@ def absolute_from_phil(params) -> AbsoluteParameters:
         sequence=scope.sequence,
         copies=scope.copies,
         bulk_solvent=scope.bulk_solvent,
-        hydrogens=scope.hydrogens if isinstance(scope.hydrogens, bool) else None,
+        hydrogens=flag(scope.hydrogens),
         method=method,
         required=bool(scope.model or scope.sequence or scope.copies or method not in ("auto", "none")),
     )

@@ -339,7 +339,7 @@ def _write_maps(volume, grid, ideal, done: list, outputs: Outputs, provenance: P
         logger.info("Saving the true map to %s", outputs.truth)
         scales = {f"sweep_{i + 1}": sweep.record for i, sweep in enumerate(done)}
         truth = true_map(volume, grid)
-        write_map(files.path(outputs.truth), truth, provenance, collections={"simulation": scales})
+        write_map(files.path(outputs.truth), truth, provenance, None, {"simulation": scales})
         written.append(Output(outputs.truth, "map"))
     if ideal is not None:
         logger.info("Saving the best possible map to %s", outputs.ideal)
