@@ -24,7 +24,7 @@ CELL_TOLERANCE = 0.02
 _FRESH = 1 << 22
 
 #: of each measured voxel: keys and indices, sorted and unsorted, while unique voxels are found
-_BYTES_PER_VOXEL = 110
+_BYTES_PER_VOXEL = 130
 
 
 def common_grid(files, space_group: str | None = None) -> MapGrid:
