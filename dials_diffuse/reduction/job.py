@@ -28,11 +28,13 @@ class Job:
     varying : (ny, nx) per panel, the part of these that changes from image to image; None if nothing does
     exposures : (n_images,) float64, the corrections of all images of the scan
     bad : (ny, nx) uint8 per panel, nonzero = never used
-    shells, sample : resolution shells of the outlier guard
+    shells, sample : resolution shells of the outlier guard, equal steps in |s| up to ``shell_limit``, 1/Å
     spots : PredictedSpots of all crystals on these images
+    masks : for each of them the AdaptiveMask, or None where the mask is the same for all reflections
     n_sub_steps : rotation sub-steps of an image
     reference : (N_SHELLS,) resolution profile of the sweep, (C - b)/c; None = the flux is not corrected
     usual : what the profiles of the images are held against; None = they are not compared
+    mask_reports : what became of the reflections, for each crystal whose masks follow its peaks
     warnings : what the user should know
     """
 
@@ -48,12 +50,15 @@ class Job:
     exposures: np.ndarray
     bad: list
     shells: list
+    shell_limit: float
     sample: ShellSample
     spots: list
+    masks: list
     background: Background
     n_sub_steps: int
     reference: np.ndarray | None = None
     usual: UsualProfile | None = None
+    mask_reports: tuple = ()
     warnings: tuple = ()
 
     @property

@@ -22,6 +22,7 @@ from dials_diffuse.reduction.background import (
     unlike_exposures,
 )
 from dials_diffuse.reduction.corrections import image_corrections, pixel_corrections, switched_on, varying
+from dials_diffuse.reduction.follow_peaks import follow_peaks, photons_of, spot_margin
 from dials_diffuse.reduction.frames import background_profile, empty_bragg, read_frame
 from dials_diffuse.reduction.job import Job
 from dials_diffuse.reduction.outliers import (
@@ -41,6 +42,7 @@ from dials_diffuse.reduction.reduction_parameters import ReductionParameters
 logger = logging.getLogger("dials.diffuse.reduction")
 
 SAMPLE_IMAGES = 16
+PADDING = 6.0  # widths sigma_m beyond the ends of the scan, where reflections may still leak
 GOLDEN_RATIO = 0.6180339887498949
 
 
@@ -78,7 +80,9 @@ def prepare_job(
     masks = static_mask(experiment.imageset)
     bad = [(~m | o | ~(c > 0)).astype(np.uint8) for m, o, c in zip(masks, outside, corrections)]
     s_max = max(float(s.max()) for s in s_panels)
-    shells = resolution_shells(s_panels, min(s_max, 1 / grid.d_min + margin))
+    shell_limit = min(s_max, 1 / grid.d_min + margin)
+    shells = resolution_shells(s_panels, shell_limit)
+    crystals = _all_spots(number, experiments, grid.d_min, parameters, reflections)
     n_sub = parameters.sampling.oscillation or sub_steps(grid, scan)
     job = Job(
         number=number,
@@ -93,13 +97,17 @@ def prepare_job(
         exposures=image_corrections(experiment.scan, parameters.corrections),
         bad=bad,
         shells=shells,
+        shell_limit=shell_limit,
         sample=sample_shells(shells, bad, corrections),
-        spots=_all_spots(number, experiments, grid.d_min, parameters, reflections),
+        spots=[spots for spots, _ in crystals],
+        masks=[None for _ in crystals],
         background=no_background(len(detector.panels)),
         n_sub_steps=n_sub,
     )
     if parameters.masking.persistent:
         job = _mask_persistent(job, progress)
+    if any(measured is not None for _, measured in crystals):
+        job = follow_peaks(job, [measured for _, measured in crystals], _sample_images(job), progress)
     if background_experiments:
         job = _subtract_background(job, experiment, background_experiments, progress)
     if parameters.corrections.flux:
@@ -107,9 +115,10 @@ def prepare_job(
     return job
 
 
-def _all_spots(number, experiments, d_min, parameters: ReductionParameters, reflections) -> list[PredictedSpots]:
-    """Spots of every crystal whose peaks lie on the images of this experiment."""
-    if not parameters.masking.bragg:
+def _all_spots(number, experiments, d_min, parameters: ReductionParameters, reflections) -> list:
+    """(PredictedSpots, SpotPhotons or None) of every crystal whose peaks lie on the images of this experiment."""
+    masking = parameters.masking
+    if not masking.bragg:
         return []
     result = []
     for i, experiment in enumerate(experiments):
@@ -120,12 +129,17 @@ def _all_spots(number, experiments, d_min, parameters: ReductionParameters, refl
         if i != number and experiment.profile is None and not theirs:
             # a crystal that is not used, of which nothing else is known
             source, theirs = experiments[number], _reflections_of(reflections, number)
-        if parameters.masking.sigma_b is not None:
-            b, m = math.radians(parameters.masking.sigma_b), math.radians(parameters.masking.sigma_m)
+        if masking.sigma_b is not None:
+            b, m = math.radians(masking.sigma_b), math.radians(masking.sigma_m)
             size = SpotSize(np.array([b]), np.array([m]), "mask.bragg.sigma_b, sigma_m")
         else:
             size = spot_size(source, theirs)
-        spots = predict_spots(experiment, size, d_min, parameters.masking.n_sigma).moved(-shift)
+        photons = None
+        if masking.follows_peaks and source is experiment and theirs:
+            spots = predict_spots(experiment, size, d_min, PADDING, spot_margin(experiment.detector, size))
+            photons = photons_of(spots, theirs, experiment)
+        if photons is None:
+            spots = predict_spots(experiment, size, d_min, masking.fixed_n_sigma)
         logger.info(
             "Bragg mask: %d reflections predicted; sigma_b %.3f, sigma_m %.3f degrees from the %s",
             len(spots),
@@ -133,7 +147,14 @@ def _all_spots(number, experiments, d_min, parameters: ReductionParameters, refl
             math.degrees(np.median(size.sigma_m)),
             size.source,
         )
-        result.append(spots)
+        if photons is not None:
+            logger.info(
+                "Intensities: %d measured, %d from symmetry mates, %d from Wilson's distribution",
+                photons.measured,
+                photons.mates,
+                photons.wilson,
+            )
+        result.append((spots.moved(-shift), photons))
     return result
 
 
