@@ -22,9 +22,11 @@ RING_EDGES = np.concatenate([np.arange(0, 6, 0.5), [6.0, 7.0, 8.0, 9.5, 11.0, 13
 ROCKING_EDGES = np.linspace(-5.0, 5.0, 21)
 FARTHEST = 60.0  # units; tails are followed to here
 N_HALO = 6
+FINER = 10  # steps between tabulated distances, for integrals
 ROUNDS = 4
 SIGNIFICANT = 3.0
 CORE = 5.0  # units about a spot, in which the rocking curve is looked for
+WIDEST, LEAST_DENSITY, CURVATURE = 1.5, 1e-4, 0.1  # of the rocking curve's prior: width in sigma_m, tail, bend of a bin
 MODEL_ERROR = 0.05  # relative error of one spot's profile: spots differ
 HALO_ERROR = 0.5  # the diffuse halo about a spot is known to this fraction
 SLOWEST_DECAY = 0.3  # e-folds per unit, of a tail that was not seen
@@ -88,10 +90,12 @@ class SpotProfile:
     def outside(self, radius) -> np.ndarray:
         """(n,) part of the profile on the detector beyond (n, N_SECTORS) radii, in units."""
         total = np.zeros(len(radius))
+        fine = np.interp(np.arange(FINER * (len(self.distance) - 1) + 1) / FINER, np.arange(len(self.distance)), self.distance)
         for k, row in enumerate(self.log_density):
-            ring = math.pi / N_SECTORS * np.diff(self.distance**2)
-            inner = np.concatenate([[0.0], np.cumsum(ring * 0.5 * (np.exp(row[1:]) + np.exp(row[:-1])))])
-            total += np.interp(radius[:, k], self.distance, inner[-1] - inner)
+            density = np.exp(np.interp(fine, self.distance, row))
+            ring = math.pi / N_SECTORS * np.diff(fine**2) * 0.5 * (density[1:] + density[:-1])
+            left = np.concatenate([np.cumsum(ring[::-1])[::-1], [0.0]])
+            total += np.interp(radius[:, k], fine, left)
         return total
 
 
@@ -207,6 +211,11 @@ class _RangeFit:
 def _rocking_part(equations: list) -> tuple:
     """Density of the rocking curve in its bins, nowhere negative, and its errors."""
     matrix, right, halo = (sum(part) for part in zip(*equations))
+    # what repeats with the width of the images is not seen by them: a rocking curve is smooth
+    middle = 0.5 * (ROCKING_EDGES[1:] + ROCKING_EDGES[:-1])
+    usual = np.exp(-0.5 * (middle / WIDEST) ** 2) + LEAST_DENSITY
+    bend = np.diff(np.eye(len(middle)), 2, axis=0) / (CURVATURE * usual[1:-1, None])
+    matrix = matrix + bend.T @ bend
     size = np.sqrt(np.maximum(np.diagonal(matrix), 1e-300))
     scaled = matrix / np.outer(size, size) + 1e-9 * np.eye(len(size))
     root = np.linalg.cholesky(scaled).T
@@ -237,6 +246,9 @@ def _tail(ring, density, error) -> tuple:
     if len(use) < 2:
         use, density = np.arange(2), np.exp(-0.5 * ring**2) / (2 * math.pi)
     log = np.log(density[use])
+    # the mean over a ring is larger than the density at its middle where that falls steeply
+    fall = np.abs(np.gradient(log, ring[use])) * 0.5 * np.diff(RING_EDGES)[use]
+    log -= np.log(np.sinh(fall) / np.where(fall > 0, fall, 1), where=fall > 1e-6, out=np.zeros(len(fall)))
     log = np.maximum.accumulate(log[::-1])[::-1]
     back = max(len(use) - 3, 0)
     slope = max((log[back] - log[-1]) / (ring[use[-1]] - ring[use[back]]), SLOWEST_DECAY)
