@@ -371,7 +371,7 @@ def test_bad_command_lines(work, capsys, args):
     [
         "grid.subdivide",
         "sampling.pixel",
-        "mask.bragg.n_sigma",
+        "mask.bragg.leak",
         "mask.outlier.n_sigma",
         "mask.shadow",
         "background_average.block",

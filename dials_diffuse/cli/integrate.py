@@ -17,6 +17,7 @@ import logging
 import re
 
 from iotbx.phil import parse
+from libtbx import Auto
 
 from dials_diffuse.cli.program import run_program, track
 from dials_diffuse.compat import available_cores
@@ -72,15 +73,15 @@ mask {
       .help = "Mask the predicted Bragg peaks. Systematic absences stay unmasked."
     mode = *adaptive fixed
       .type = choice
-      .help = "adaptive: the mask of each reflection follows its intensity and the profile of the spots, measured on the"
-              "images; it needs a .refl of integrated reflections. fixed: the same mask for all, as without intensities."
-    leak = 0.3
+      .help = "adaptive: the mask of each reflection follows its intensity and the profile of the spots on the images;"
+              "needs a .refl of integrated reflections. fixed: the same mask for all, as without intensities."
+    leak = 0.25
       .type = float(value_min=1e-6)
-      .help = "adaptive: what a pixel outside the mask may have of a peak, as a fraction of the diffuse intensity's rms."
+      .help = "adaptive: what a pixel outside the mask may have of a peak, as a fraction of the diffuse rms."
     n_sigma = None
       .type = float(value_min=0.1)
-      .help = "Radius of the fixed mask in units of the profile model's sigma_b (on the detector) and sigma_m (rotation)."
-              "Default: 3. A number makes mode=fixed."
+      .help = "Radius of the fixed mask in units of the profile model's sigma_b (on the detector) and sigma_m"
+              "(rotation). Default: 3. A number makes mode=fixed."
     sigma_b = None
       .type = float(value_min=1e-6)
       .help = "Degrees. Default: the profile model of the .expt, or measured on the strong reflections of the .refl."
@@ -94,6 +95,9 @@ mask {
   shadow = 0.6
     .type = float(value_min=0, value_max=0.99)
     .help = "A pixel whose average lies below this fraction of its resolution shell is in a shadow."
+  ice_rings = Auto
+    .type = bool
+    .help = "Mask ice rings. Auto: those that the radial profile of the images shows. True: all of hexagonal ice."
   outlier {
     n_sigma = 6.0
       .type = float(value_min=0)
@@ -185,6 +189,7 @@ def parameters_from_phil(params) -> ReductionParameters:
             sigma_m=bragg.sigma_m,
             persistent=params.mask.persistent,
             shadow=params.mask.shadow,
+            ice_rings=None if params.mask.ice_rings in (None, Auto) else params.mask.ice_rings,
             outlier_n_sigma=params.mask.outlier.n_sigma,
         ),
         sampling=Sampling(

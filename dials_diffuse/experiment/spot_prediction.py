@@ -48,7 +48,7 @@ class PredictedSpots:
     sigma_b : (n,) float64 radians
     sigma_z : (n,) float64, rocking width in images
     hkl : (n, 3) int32
-    axes : (n, 2, 3) float64 unit vectors e1 along s1 x s0 and e2 along s1 x e1, across the diffracted beam (Kabsch 2010)
+    axes : (n, 2, 3) float64 unit vectors across the diffracted beam, e1 along s1 x s0 and e2 along s1 x e1
     s : (n,) float64, 1/Å
     speed : (n,) float64, 1/Å per radian of rotation: how fast the reciprocal-lattice point crosses the Ewald sphere
     """
@@ -167,7 +167,9 @@ def _zeta(table, experiment) -> np.ndarray:
     return cross @ np.array(experiment.goniometer.get_rotation_axis()) / np.where(norm > 0, norm, 1.0)
 
 
-def predict_spots(experiment, size: SpotSize, d_min: float, n_sigma: float = 3.0, margin: float = 0.0) -> PredictedSpots:
+def predict_spots(
+    experiment, size: SpotSize, d_min: float, n_sigma: float = 3.0, margin: float = 0.0
+) -> PredictedSpots:
     """Every reflection that DIALS predicts within ``n_sigma`` rocking widths of the scan.
 
     Systematic absences are not predicted, so the voxels there stay unmasked.

@@ -90,14 +90,12 @@ class Outlines(NamedTuple):
     """Masked regions of spots on a panel; the angle about a spot is that of (e1, e2).
 
     centre : (n, 2) float64, positions x, y in pixels
-    direction : (n, 3) float64 unit vectors
-    axes : (n, 2, 3) float64, unit vectors e1 and e2 across them
+    axes : (n, 2, 3) float64, unit vectors e1 and e2 across the beams to them
     radius : (n, n_sectors) float64 radians, at angles of 2 pi i / n_sectors from e1, linear in between; 0 = nothing
     radius_px : (n,) float64, half width of the box that is searched, pixels
     """
 
     centre: np.ndarray
-    direction: np.ndarray
     axes: np.ndarray
     radius: np.ndarray
     radius_px: np.ndarray
@@ -114,7 +112,7 @@ def paint_outlines(mask, image, directions, outlines):
     directions : (3, ny, nx) float64 unit vectors to the pixels
     outlines : Outlines
     """
-    centres, spot_directions, axes, radius, radius_px = outlines
+    centres, axes, radius, radius_px = outlines
     ny, nx = mask.shape
     n_sectors = radius.shape[1]
     for i in range(centres.shape[0]):

@@ -23,14 +23,13 @@ class Around(NamedTuple):
 
     number : (n,) int64, of each spot, any numbers from 0
     centre : (n, 2) float64, x, y in pixels
-    direction : (n, 3) float64; axes : (n, 2, 3) float64, unit vectors as in Outlines
+    axes : (n, 2, 3) float64, unit vectors as in Outlines
     radius_px : (n,) float64, half width of the box that is searched, pixels
     unit : (n,) float64 radians, of the distances
     """
 
     number: np.ndarray
     centre: np.ndarray
-    direction: np.ndarray
     axes: np.ndarray
     radius_px: np.ndarray
     unit: np.ndarray

@@ -64,7 +64,9 @@ class DiffuseLevel:
                     good &= frame.usable[p][y, x]
                 expected = usual[mine] * corrections[p][y, x] * exposure
                 deviation = panel.reading.counts(value) - expected
-                good &= (expected > 0) & (np.abs(deviation) < CLIP * np.hypot(np.sqrt(expected + 1), LARGEST * expected))
+                good &= (expected > 0) & (
+                    np.abs(deviation) < CLIP * np.hypot(np.sqrt(expected + 1), LARGEST * expected)
+                )
                 residual[mine] = np.where(good, deviation / np.where(expected > 0, expected, 1), np.nan)
             residuals.append(residual)
         near, far = residuals[0] * residuals[1], residuals[0] * residuals[2]

@@ -34,7 +34,7 @@ class ExperimentReport:
     """What happened to one experiment.
 
     Pixels by fate, summed over the images used, the flux of all images, which of them were left out, and a
-    MaskReport of each crystal whose Bragg masks follow its peaks.
+    MaskReport of each crystal whose Bragg masks follow its peaks, and the ice rings that are masked.
     """
 
     identifier: str
@@ -50,6 +50,7 @@ class ExperimentReport:
     flux: list
     left_out: list
     bragg_masks: list
+    ice_rings: list
     warnings: list
 
 
@@ -204,6 +205,7 @@ def _reduce_experiment(
         flux=[flux[i] for i in sorted(flux)],
         left_out=[{"image": first + i, "reason": unfit[i]} for i in sorted(unfit)],
         bragg_masks=list(job.mask_reports),
+        ice_rings=list(job.ice_rings),
         warnings=warnings,
     )
     fates = report.never_used, report.used, report.untrusted, report.bragg, report.outlier, report.off_grid

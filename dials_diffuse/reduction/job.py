@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from dxtbx.imageset import ImageSequence
@@ -12,7 +12,7 @@ from dials_diffuse.experiment.scan import ScanGeometry
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.reduction.background import Background
 from dials_diffuse.reduction.corrections import pixel_corrections, varying
-from dials_diffuse.reduction.outliers import ShellSample, UsualProfile
+from dials_diffuse.reduction.outliers import ShellSample, UsualProfile, sample_shells
 from dials_diffuse.reduction.reduction_parameters import ReductionParameters
 
 
@@ -35,6 +35,7 @@ class Job:
     reference : (N_SHELLS,) resolution profile of the sweep, (C - b)/c; None = the flux is not corrected
     usual : what the profiles of the images are held against; None = they are not compared
     mask_reports : what became of the reflections, for each crystal whose masks follow its peaks
+    ice_rings : IceRing whose bands are masked
     warnings : what the user should know
     """
 
@@ -59,6 +60,7 @@ class Job:
     reference: np.ndarray | None = None
     usual: UsualProfile | None = None
     mask_reports: tuple = ()
+    ice_rings: tuple = ()
     warnings: tuple = ()
 
     @property
@@ -68,6 +70,11 @@ class Job:
     def exposure(self, image: int) -> float:
         """What all pixels of an image have in common of the norm."""
         return float(self.exposures[image])
+
+    def without(self, pixels: list) -> Job:
+        """The job with more bad pixels; (ny, nx) bool per panel."""
+        bad = [b | more.astype(np.uint8) for b, more in zip(self.bad, pixels)]
+        return replace(self, bad=bad, sample=sample_shells(self.shells, bad, self.corrections))
 
     def corrections_at(self, image: int) -> list:
         """Pixel corrections of one image, (ny, nx) float32 per panel."""

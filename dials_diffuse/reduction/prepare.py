@@ -11,7 +11,7 @@ import numpy as np
 from dials_diffuse.experiment.detector import DetectorSetup, s_magnitude
 from dials_diffuse.experiment.images import image_readings, image_shift, read_image, static_mask
 from dials_diffuse.experiment.scan import scan_geometry, sub_steps
-from dials_diffuse.experiment.spot_prediction import PredictedSpots, SpotSize, predict_spots, spot_size
+from dials_diffuse.experiment.spot_prediction import SpotSize, predict_spots, spot_size
 from dials_diffuse.kernels.image import Tracked, Usual, track_outliers, track_range
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.parallel import Progress, quiet
@@ -22,7 +22,6 @@ from dials_diffuse.reduction.background import (
     unlike_exposures,
 )
 from dials_diffuse.reduction.corrections import image_corrections, pixel_corrections, switched_on, varying
-from dials_diffuse.reduction.follow_peaks import follow_peaks, photons_of, spot_margin
 from dials_diffuse.reduction.frames import background_profile, empty_bragg, read_frame
 from dials_diffuse.reduction.job import Job
 from dials_diffuse.reduction.outliers import (
@@ -38,6 +37,7 @@ from dials_diffuse.reduction.outliers import (
     widen_regions,
 )
 from dials_diffuse.reduction.reduction_parameters import ReductionParameters
+from dials_diffuse.reduction.sample import look_at_images, photons_of, spot_margin
 
 logger = logging.getLogger("dials.diffuse.reduction")
 
@@ -106,8 +106,7 @@ def prepare_job(
     )
     if parameters.masking.persistent:
         job = _mask_persistent(job, progress)
-    if any(measured is not None for _, measured in crystals):
-        job = follow_peaks(job, [measured for _, measured in crystals], _sample_images(job), progress)
+    job = look_at_images(job, [photons for _, photons in crystals], _sample_images(job), s_panels, progress)
     if background_experiments:
         job = _subtract_background(job, experiment, background_experiments, progress)
     if parameters.corrections.flux:
@@ -227,7 +226,7 @@ def _subtract_background(job: Job, data, experiments, progress) -> Job:
         warnings.append(
             f"experiment {job.number}: the nearest background images are up to {far:.0f} degrees away from the data"
         )
-    return replace(_without(job, unknown), background=background, warnings=tuple(warnings))
+    return replace(job.without(unknown), background=background, warnings=tuple(warnings))
 
 
 def _mask_persistent(job: Job, progress) -> Job:
@@ -242,7 +241,7 @@ def _mask_persistent(job: Job, progress) -> Job:
         for p, raw in enumerate(read_image(job.imageset, image)):
             track_range(raw, job.panels[p].reading, smallest[p], largest[p])
     stuck = stuck_pixels(smallest, largest, job.shells, len(chosen))
-    job = _without(job, stuck)
+    job = job.without(stuck)
 
     tracked = [
         Tracked(np.zeros((3, *s), dtype=np.int16), *(np.zeros(s, dtype=np.float32) for _ in range(3))) for s in shapes
@@ -269,10 +268,4 @@ def _mask_persistent(job: Job, progress) -> Job:
         sum(int(f.sum()) for f in found),
         sum(f.size for f in found),
     )
-    return _without(job, found)
-
-
-def _without(job: Job, pixels: list) -> Job:
-    """The job with more bad pixels; (ny, nx) bool per panel."""
-    bad = [b | more.astype(np.uint8) for b, more in zip(job.bad, pixels)]
-    return replace(job, bad=bad, sample=sample_shells(job.shells, bad, job.corrections))
+    return job.without(found)

@@ -8,9 +8,8 @@ from dials_diffuse.checks import fraction, not_negative, positive
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.reduction.corrections import Corrections
 
-
 DEFAULT_N_SIGMA = 3.0
-DEFAULT_LEAK = 0.3
+DEFAULT_LEAK = 0.25
 
 
 @dataclass(frozen=True)
@@ -27,6 +26,7 @@ class Masking:
     sigma_b, sigma_m : override the profile model, degrees (None: use it)
     persistent : find pixels that are wrong on most images (hot, dead, shadowed)
     shadow : a pixel below this fraction of its resolution shell on the average image is in a shadow
+    ice_rings : mask ice rings; None = those that are found, True = all that ice has
     outlier_n_sigma : two-sided guard within a resolution shell of one image; 0 = off
     """
 
@@ -37,6 +37,7 @@ class Masking:
     sigma_m: float | None = None
     persistent: bool = True
     shadow: float = 0.6
+    ice_rings: bool | None = None
     outlier_n_sigma: float = 6.0
 
     def __post_init__(self):
@@ -50,7 +51,6 @@ class Masking:
             raise DiffuseError("mask.bragg.sigma_b and mask.bragg.sigma_m: set both or neither (degrees)")
         fraction("mask.shadow", self.shadow)
         not_negative("mask.outlier.n_sigma", self.outlier_n_sigma)
-
 
     @property
     def follows_peaks(self) -> bool:

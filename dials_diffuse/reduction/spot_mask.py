@@ -9,7 +9,7 @@ import numpy as np
 
 from dials_diffuse.experiment.spot_prediction import PredictedSpots
 from dials_diffuse.kernels.image import Outlines
-from dials_diffuse.reduction.spot_profile import N_SECTORS, SpotProfile
+from dials_diffuse.reduction.spot_profile import N_SECTORS
 
 NEVER = 1e-30
 MOST_IMAGES = 60  # before and after a reflection, where leaks are summed
@@ -81,7 +81,6 @@ class AdaptiveMask:
             result[mine] = weight[mine] * profile.outside(covered[mine] / self.unit[mine, None])
         return result
 
-
     def total_leak(self, spots: PredictedSpots, n_images: int) -> np.ndarray:
         """(n,) photons outside the mask on all images of a scan, in units of those that a pixel may have."""
         first = np.floor(spots.centre[:, 2]).astype(int)
@@ -110,7 +109,6 @@ def outlines(spots: PredictedSpots, chosen, radius, panel, p: int) -> Outlines:
     rows, radius = chosen[here], radius[here]
     return Outlines(
         np.ascontiguousarray(spots.centre[rows, :2]),
-        np.ascontiguousarray(spots.direction[rows]),
         np.ascontiguousarray(spots.axes[rows]),
         np.ascontiguousarray(radius),
         radius.max(axis=1, initial=0) / pixel_angle(spots, rows, panel) + 2,

@@ -1,4 +1,4 @@
-"""How many photons each predicted Bragg reflection has: measured, by its symmetry mates, or by Wilson's distribution."""
+"""Photons of predicted Bragg reflections: measured, by symmetry mates, or by Wilson's distribution."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _matched(spots: PredictedSpots, measured: BraggPhotons) -> tuple:
     """(n,) photons and their sigma of the predicted reflections, NaN where not measured."""
     base = 1 + 2 * int(max(np.abs(spots.hkl).max(initial=0), np.abs(measured.hkl).max(initial=0)))
     span = 2.0 * (1 + max(np.abs(spots.centre[:, 2]).max(initial=0), np.abs(measured.centre[:, 2]).max(initial=0)))
-    theirs, mine = (_key(h, base) * span + z for h, z in ((measured.hkl, measured.centre[:, 2]), (spots.hkl, spots.centre[:, 2])))
+    theirs, mine = (_key(x.hkl, base) * span + x.centre[:, 2] for x in (measured, spots))
     order = np.argsort(theirs)
     theirs = theirs[order]
     value, sigma = np.full(len(spots), np.nan), np.full(len(spots), np.nan)

@@ -90,7 +90,9 @@ class SpotProfile:
     def outside(self, radius) -> np.ndarray:
         """(n,) part of the profile on the detector beyond (n, N_SECTORS) radii, in units."""
         total = np.zeros(len(radius))
-        fine = np.interp(np.arange(FINER * (len(self.distance) - 1) + 1) / FINER, np.arange(len(self.distance)), self.distance)
+        fine = np.interp(
+            np.arange(FINER * (len(self.distance) - 1) + 1) / FINER, np.arange(len(self.distance)), self.distance
+        )
         for k, row in enumerate(self.log_density):
             density = np.exp(np.interp(fine, self.distance, row))
             ring = math.pi / N_SECTORS * np.diff(fine**2) * 0.5 * (density[1:] + density[:-1])

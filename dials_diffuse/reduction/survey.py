@@ -79,7 +79,8 @@ class SpotSurvey:
         active = np.flatnonzero(away < ACTIVE)
         for p, panel in enumerate(self.panels):
             owner = np.full(panel.shape, FREE, dtype=np.int32)
-            claim_pixels(owner, panel.directions, self._around(active[self.spots.panel[active] == p], panel, CLAIM), CLAIM)
+            theirs = active[self.spots.panel[active] == p]
+            claim_pixels(owner, panel.directions, self._around(theirs, panel, CLAIM), CLAIM)
             mine = chosen[self.spots.panel[chosen] == p]
             sums = np.zeros((len(mine), N_SECTORS, len(RING_EDGES) - 1, N_SUMS))
             bin_excess(
@@ -99,7 +100,6 @@ class SpotSurvey:
         return Around(
             rows.astype(np.int64),
             np.ascontiguousarray(spots.centre[rows, :2]),
-            np.ascontiguousarray(spots.direction[rows]),
             np.ascontiguousarray(spots.axes[rows]),
             reach * self.unit[rows] / pixel_angle(spots, rows, panel) + 1,
             self.unit[rows],
@@ -122,9 +122,7 @@ class SpotSurvey:
             mine = group == k
             of = rows[mine]
             ranges.append(
-                SpotSums(
-                    sums[mine], self.photons[of], low[mine], high[mine], area[of], self.halo[of], reach[mine]
-                )
+                SpotSums(sums[mine], self.photons[of], low[mine], high[mine], area[of], self.halo[of], reach[mine])
             )
         profiles = fit_profiles(ranges)
         return AdaptiveMask(profiles, limits, self.unit, self.photons * area / allowed)

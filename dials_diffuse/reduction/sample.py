@@ -1,4 +1,4 @@
-"""Masks that follow the Bragg peaks of a job: intensities, profile and diffuse level, from a sample of its images."""
+"""What a sample of the images decides: masks that follow the Bragg peaks, and ice rings."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from dials_diffuse.experiment.scan import scan_geometry
 from dials_diffuse.experiment.spot_prediction import PredictedSpots, SpotSize
 from dials_diffuse.reduction.diffuse_level import DiffuseLevel
 from dials_diffuse.reduction.frames import empty_bragg, paint_bragg, read_frame
+from dials_diffuse.reduction.ice_rings import RadialProfile, all_rings, find_rings, in_rings
 from dials_diffuse.reduction.job import Job
 from dials_diffuse.reduction.outliers import N_SHELLS
 from dials_diffuse.reduction.spot_photons import SpotPhotons, spot_photons
@@ -73,34 +74,53 @@ def photons_of(spots: PredictedSpots, reflections, experiment) -> SpotPhotons | 
     return spot_photons(spots, good, everything, 1 / spots.speed, experiment.crystal.get_space_group())
 
 
-def follow_peaks(job: Job, photons: list, images: list, progress) -> Job:
-    """Replace the masks that are the same for all reflections where the intensities are known.
+def look_at_images(job: Job, photons: list, images: list, s_panels: list, progress) -> Job:
+    """Let Bragg masks follow the peaks where intensities are known, and mask ice rings, by a sample of the images.
 
-    photons : SpotPhotons of each crystal, or None; images : positions of the sample
+    Parameters
+    ----------
+    photons : SpotPhotons of each crystal, or None where its mask is the same for all reflections
+    images : positions of the sample
+    s_panels : (ny, nx) |s| of each panel, 1/Å
     """
+    masking = job.parameters.masking
+    look_for_ice = masking.ice_rings is None
+    if masking.ice_rings:
+        job = without_rings(job, all_rings(1 / job.shell_limit), s_panels)
+    if not look_for_ice and not any(photons):
+        return job
     surveys = [None if p is None else SpotSurvey(s, p.photons, job) for s, p in zip(job.spots, photons)]
     s_max = job.shell_limit
     level = DiffuseLevel(job.sample, job.panels, job.scan.s0_at(job.scan.n_images / 2), s_max)
+    radial = RadialProfile(s_panels, s_max) if look_for_ice else None
     bragg = empty_bragg(job)
     rates = []
-    for image in progress(images, len(images), "Measuring Bragg spots and their tails"):
+    for image in progress(images, len(images), "Looking at Bragg spots and for ice"):
         frame = read_frame(job, image, bragg)
         exposure = job.exposure(image)
         centre, _ = job.sample.statistics(frame, job.panels, exposure)
         rates.append(centre)
+        if radial is not None:
+            radial.add(frame, job.panels, job.bad, job.corrections, exposure)
+        if not any(photons):
+            continue
         level.add(frame, job.bad, job.corrections, exposure, centre)
         filled = np.nan_to_num(centre) * exposure
         expected = [(filled[s] * c).astype(np.float32) for s, c in zip(job.shells, job.corrections)]
         for survey in surveys:
             if survey is not None:
                 survey.add(frame, job.bad, expected)
+    if radial is not None:
+        job = without_rings(job, find_rings(*radial.rate(), 1 / s_max), s_panels)
+    if not any(photons):
+        return job
     rms = level.rms() * np.nanmean(rates, axis=0)
     rms = np.interp(np.arange(N_SHELLS), np.flatnonzero(np.isfinite(rms)), rms[np.isfinite(rms)])
     exposure = float(np.mean([job.exposure(i) for i in images]))
     masks, reports = [], []
     for spots, survey, of_crystal in zip(job.spots, surveys, photons):
         mask = None
-        if survey is not None:
+        if survey is not None and np.isfinite(rms).any():
             shell = np.clip((spots.s / s_max * N_SHELLS).astype(int), 0, N_SHELLS - 1)
             mask = survey.mask(job.parameters.masking.leak * rms[shell] * survey.norm * exposure)
         masks.append(mask)
@@ -119,6 +139,18 @@ def follow_peaks(job: Job, photons: list, images: list, progress) -> Job:
         )
         reports = [replace(r, masked_pixels=after, masked_pixels_fixed=before) for r in reports]
     return replace(followed, mask_reports=tuple(reports))
+
+
+def without_rings(job: Job, rings: list, s_panels: list) -> Job:
+    """The job without the pixels in the bands of ice rings."""
+    if not rings:
+        return job
+    logger.info(
+        "Ice rings masked (%s): %s Å",
+        rings[0].ice,
+        ", ".join(f"{r.d:.2f}" + ("" if r.excess is None else f" (+{100 * r.excess:.0f} %)") for r in rings),
+    )
+    return replace(job.without([in_rings(s, rings) for s in s_panels]), ice_rings=tuple(rings))
 
 
 def _report(job: Job, spots, survey: SpotSurvey, mask, photons: SpotPhotons) -> MaskReport:
