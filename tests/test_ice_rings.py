@@ -98,6 +98,7 @@ def test_clean_images_lose_nothing():
     detector = make_detector(size=(600, 560), pixel=0.1, distance=50.0)
     images = images_of(detector)
     job = job_of(
-        experiment_list(make_experiment(images, detector=detector, n_images=6)), masking=Masking(False, persistent=False)
+        experiment_list(make_experiment(images, detector=detector, n_images=6)),
+        masking=Masking(False, persistent=False),
     )
     assert job.ice_rings == ()

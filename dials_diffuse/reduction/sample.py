@@ -21,6 +21,7 @@ from dials_diffuse.reduction.survey import SpotSurvey
 logger = logging.getLogger("dials.diffuse.reduction")
 
 MARGIN = 5.0  # widths sigma_b, and as many pixels, beyond the panels
+N_LOOKED_AT = 10  # images
 N_COUNTED = 4  # images on which masked pixels are counted
 MIN_REFLECTIONS = 100  # with intensities
 
@@ -91,6 +92,7 @@ def look_at_images(job: Job, photons: list, images: list, s_panels: list, progre
         return job
     surveys = [None if p is None else SpotSurvey(s, p.photons, job) for s, p in zip(job.spots, photons)]
     s_max = job.shell_limit
+    images = [images[i] for i in np.unique(np.linspace(0, len(images) - 1, N_LOOKED_AT).astype(int))]
     level = DiffuseLevel(job.sample, job.panels, job.scan.s0_at(job.scan.n_images / 2), s_max)
     radial = RadialProfile(s_panels, s_max) if look_for_ice else None
     bragg = empty_bragg(job)
@@ -114,13 +116,16 @@ def look_at_images(job: Job, photons: list, images: list, s_panels: list, progre
         job = without_rings(job, find_rings(*radial.rate(), 1 / s_max), s_panels)
     if not any(photons):
         return job
-    rms = level.rms() * np.nanmean(rates, axis=0)
-    rms = np.interp(np.arange(N_SHELLS), np.flatnonzero(np.isfinite(rms)), rms[np.isfinite(rms)])
+    rms = level.rms() * _mean_rate(rates)
+    known = np.flatnonzero(np.isfinite(rms))
+    if not len(known):
+        return job
+    rms = np.interp(np.arange(N_SHELLS), known, rms[known])
     exposure = float(np.mean([job.exposure(i) for i in images]))
     masks, reports = [], []
     for spots, survey, of_crystal in zip(job.spots, surveys, photons):
         mask = None
-        if survey is not None and np.isfinite(rms).any():
+        if survey is not None:
             shell = np.clip((spots.s / s_max * N_SHELLS).astype(int), 0, N_SHELLS - 1)
             mask = survey.mask(job.parameters.masking.leak * rms[shell] * survey.norm * exposure)
         masks.append(mask)
@@ -139,6 +144,13 @@ def look_at_images(job: Job, photons: list, images: list, s_panels: list, progre
         )
         reports = [replace(r, masked_pixels=after, masked_pixels_fixed=before) for r in reports]
     return replace(followed, mask_reports=tuple(reports))
+
+
+def _mean_rate(rates: list) -> np.ndarray:
+    """(N_SHELLS,) mean of the C/c of some images, NaN where it is never known."""
+    known = np.isfinite(rates)
+    total = np.sum(np.where(known, rates, 0.0), axis=0)
+    return np.where(known.any(axis=0), total / np.maximum(known.sum(axis=0), 1), np.nan)
 
 
 def without_rings(job: Job, rings: list, s_panels: list) -> Job:
