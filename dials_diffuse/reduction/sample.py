@@ -170,8 +170,8 @@ def _report(job: Job, spots, survey: SpotSurvey, mask, photons: SpotPhotons) -> 
     on_images = (spots.centre[:, 2] >= 0) & (spots.centre[:, 2] < job.scan.n_images)
     voxel = abs(np.linalg.det(job.grid.reciprocal_matrix)) / np.prod(job.grid.subdivide)
     pixels = voxel / survey.swept_by_pixel()
-    leak = mask.total_leak(spots, job.scan.n_images) * job.parameters.masking.leak / pixels
-    leak = leak[on_images]
+    limit = job.parameters.masking.leak  # no pixel outside has more, and so no voxel
+    leak = np.minimum(mask.total_leak(spots, job.scan.n_images) / pixels, 1.0)[on_images] * limit
     report = MaskReport(
         reflections=int(on_images.sum()),
         unmasked=int(np.count_nonzero(on_images & ~mask.masked(spots))),
