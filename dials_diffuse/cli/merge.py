@@ -11,11 +11,14 @@ from dials_diffuse.cli.program import run_program, track
 from dials_diffuse.files.formats import formats_in_words, save_map
 from dials_diffuse.files.nexus import read_map
 from dials_diffuse.files.record import Output, write_record
+from dials_diffuse.maps.laue_check import PHIL as SYMMETRY
+from dials_diffuse.maps.laue_check import check_of_phil
 from dials_diffuse.merging.compare import compare_with_reference
 from dials_diffuse.merging.laue import MergeParameters, merge_observations
 from dials_diffuse.report.agreement import comparison_record, format_comparison, write_comparison_png
 from dials_diffuse.report.merge import format_statistics, merge_record
 from dials_diffuse.report.planes import write_planes_png
+from dials_diffuse.report.symmetry import symmetry_text
 
 logger = logging.getLogger("dials.diffuse.merge")
 
@@ -37,7 +40,9 @@ space_group = None
   .type = str
   .help = "Average over the point group of this space group, given in the setting of the data."
           "By default the space group of the observation files."
-friedel = True
+"""
+    + SYMMETRY
+    + """friedel = True
   .type = bool
   .help = "Average (h,k,l) with (-h,-k,-l)."
 half_sets = *random frame friedel
@@ -98,6 +103,7 @@ def parameters_from_phil(params) -> MergeParameters:
     """
     return MergeParameters(
         space_group=params.space_group,
+        symmetry_check=check_of_phil(params.symmetry.check),
         friedel=params.friedel,
         half_sets=params.half_sets,
         seed=params.seed,
@@ -121,6 +127,8 @@ def main(params, files, provenance, warnings) -> None:
     )
     for warning in result.warnings:
         logger.warning("Warning: %s", warning)
+    if result.symmetry is not None:
+        logger.info("\n%s", symmetry_text(result.symmetry))
     logger.info("\n%s\n", format_statistics(result.statistics))
     content = merge_record(result)
     if reference is not None:

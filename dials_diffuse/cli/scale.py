@@ -9,6 +9,8 @@ from libtbx.phil import parse
 from dials_diffuse.cli.program import run_program, track
 from dials_diffuse.compat import available_cores
 from dials_diffuse.files.record import Output, grid_record, write_record
+from dials_diffuse.maps.laue_check import PHIL as SYMMETRY
+from dials_diffuse.maps.laue_check import check_of_phil
 from dials_diffuse.report.scaling import scaling_text, write_scaling_png
 from dials_diffuse.scaling.absolute import AbsoluteParameters
 from dials_diffuse.scaling.record import scaling_record
@@ -53,7 +55,9 @@ automatic = True
 space_group = None
   .type = str
   .help = "Symmetry mates under the point group of this space group should agree. By default that of the files."
-outlier {
+"""
+    + SYMMETRY
+    + """outlier {
   n_sigma = 6.0
     .type = float(value_min=0)
     .help = "Leave out observations, too high or too low, that differ by more than this from the others of their voxel."
@@ -139,6 +143,7 @@ def parameters_from_phil(params) -> ScalingParameters:
         options=tuple(kind.from_scope(getattr(params.scale_model, kind.scope)) for kind in OPTIONS),
         automatic=params.automatic,
         space_group=params.space_group,
+        symmetry_check=check_of_phil(params.symmetry.check),
         outlier_n_sigma=params.outlier.n_sigma,
         max_observations=refinement.max_observations,
         n_folds=refinement.n_folds,

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 
 from dials_diffuse.report.figures import new_figure, write_png
+from dials_diffuse.report.symmetry import symmetry_text
 from dials_diffuse.report.tables import Column, text_table
 from dials_diffuse.scaling.absolute import AbsoluteScale
 from dials_diffuse.scaling.record import curve_of_b, dials_scale_curve, suggested_cuts
@@ -66,6 +67,8 @@ def scaling_text(result: ScalingResult) -> str:
     if n > 1:
         lines += ["", "correlation of the anisotropic part between sweeps:"]
         lines += ["  ".join(f"{x:6.3f}" for x in row) for row in result.correlations]
+    if result.symmetry is not None:
+        lines += ["", symmetry_text(result.symmetry).rstrip()]
     for path, text in suggested_cuts(result).items():
         lines += ["", f"{path}: some images agree much worse than the others, consider exclude_images={text}"]
     return "\n".join(lines)

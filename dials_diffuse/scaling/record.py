@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 import numpy as np
 
+from dials_diffuse.maps.laue_group import symmetry_record
 from dials_diffuse.scaling.absolute import AbsoluteScale
 from dials_diffuse.scaling.bragg_scales import bragg_scale_curve
 from dials_diffuse.scaling.layout import S, T, places, rotation_points
@@ -41,6 +42,7 @@ def scaling_record(result: ScalingResult) -> dict:
         "profile": _profile(model),
         "absolute_scale": _absolute(result.absolute) if result.absolute else None,
         "levels": _levels(result),
+        "symmetry": symmetry_record(result.symmetry),
         "indexed_otherwise": [asdict(m) for m in result.mismatches],
         "sweeps": [_sweep(result, i) for i in range(len(result.experiments))],
         "modules": [],

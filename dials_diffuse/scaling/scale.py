@@ -15,9 +15,12 @@ from dials_diffuse.files.identity import check_images
 from dials_diffuse.files.observations import OBSERVATION_DTYPE, ObservationFile, write_observations
 from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.maps.laue_check import check_laue_group
+from dials_diffuse.maps.laue_group import LaueTest
+from dials_diffuse.maps.mates import SAMPLE_COLUMNS, LowAngles
 from dials_diffuse.maps.settings import untested_in_words
 from dials_diffuse.maps.units import ARBITRARY, ELECTRONS
-from dials_diffuse.maps.voxels import Voxels, blocks_of_rows, check_distinct, common_grid, find_voxels
+from dials_diffuse.maps.voxels import Voxels, check_distinct, common_grid, find_voxels, numbered_blocks
 from dials_diffuse.parallel import Progress, quiet
 from dials_diffuse.scaling.absolute import AbsoluteParameters, AbsoluteScale, absolute_scale
 from dials_diffuse.scaling.apply import (
@@ -71,6 +74,7 @@ class ScalingResult:
     warnings : sentences for the user
     absolute : AbsoluteScale, None where intensities are in arbitrary units
     bragg : BraggColumns of all files; None where the factors of dials.scale are not wanted
+    symmetry : LaueTest, what the data say of their symmetry; None where nobody asked
     """
 
     grid: MapGrid
@@ -90,6 +94,7 @@ class ScalingResult:
     warnings: list
     absolute: AbsoluteScale | None
     bragg: BraggColumns | None
+    symmetry: LaueTest | None
 
 
 def memory_estimate(grid: MapGrid, n_rows: int, n_sample: int) -> float:
@@ -120,11 +125,7 @@ class _Source:
 
     def blocks(self, columns, label: str) -> Iterator:
         """(first experiment of the file, {column: array}) of all rows; label : of the progress."""
-        pairs = (
-            (int(n), block)
-            for n, file in zip(self.first, self.files)
-            for block in blocks_of_rows([file], columns, _ROWS)
-        )
+        pairs = numbered_blocks(self.files, columns, _ROWS)
         return self.progress(pairs, sum(math.ceil(file.n_rows / _ROWS) for file in self.files), label)
 
 
@@ -164,8 +165,8 @@ def scale_observations(
     Raises
     ------
     DiffuseError
-        On files that do not fit together or were scaled before, or lack what the absolute scale needs; ``path`` is
-        then left as it was.
+        On files that do not fit together or were scaled before, or lack what the absolute scale needs, or whose space
+        group is too high; ``path`` is then left as it was.
 
     Source: docs/theory.md, Scaling
 
@@ -195,7 +196,9 @@ def scale_observations(
         if len(voxels.index) == 0:
             raise DiffuseError(f"{paths[0]}: no observation has a positive norm inside d_min; integrate again")
         layout = make_layout(experiments, grid)
-        data = _sample(source, voxels, layout, parameters, threads)
+        low = LowAngles(grid, n_rows)
+        data = _sample(source, voxels, layout, parameters, threads, low)
+        symmetry, symmetry_notes = check_laue_group(low, parameters.symmetry_check, paths[0])
         start = None
         if bragg_scales and np.any(bragg.inverse_scale_factor > 0):
             start = start_from_bragg(start_model(data, layout, parameters), layout, bragg)
@@ -251,21 +254,23 @@ def scale_observations(
             *_without_terms(layout, parameters),
             *([untested_in_words(untested, grid.subdivide)] if untested else []),
             *notes,
+            *symmetry_notes,
             *(_in_words(m, experiments) for m in mismatches),
         ],
         absolute=scale,
         bragg=bragg if bragg_scales else None,
+        symmetry=symmetry,
     )
 
 
 def _sample(
-    source: _Source, voxels: Voxels, layout: Layout, parameters: ScalingParameters, threads: int
+    source: _Source, voxels: Voxels, layout: Layout, parameters: ScalingParameters, threads: int, low: LowAngles
 ) -> Observations:
-    """All observations of unique voxels chosen at random, as many as are wanted."""
+    """All observations of unique voxels chosen at random, as many as are wanted; ``low`` watches."""
     share = parameters.max_observations / source.n_rows
     wanted = np.random.default_rng(parameters.seed).random(len(voxels.index)) < share
     degree = chosen(parameters.options, AbsorptionOptions).degree
-    blocks = source.blocks(COLUMNS, "Choosing observations")
+    blocks = low.watch(source.blocks({*COLUMNS, *SAMPLE_COLUMNS}, "Choosing observations"))
     data = sample_observations(blocks, source.grid, voxels, layout, wanted, degree, threads)
     if data.n < 1000:
         raise DiffuseError(f"{data.n} observations are too few for a scale model; merge them as they are")
