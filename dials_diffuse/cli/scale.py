@@ -63,6 +63,13 @@ space_group = None
     .help = "Leave out observations, too high or too low, that differ by more than this from the others of their voxel."
             "0: leave out none."
 }
+reject_images = *auto none
+  .type = choice
+  .help = "Leave out images that do not agree with the others of their sweep: blank ones, others with ice rings or"
+          "shadows, defocused ones. none: only name them."
+max_rejected_fraction = 0.35
+  .type = float(value_min=0, value_max=1)
+  .help = "Of the images of a sweep; if more do not agree, the program stops."
 scale_model {"""
     + "".join(kind.phil for kind in OPTIONS)
     + """}
@@ -145,6 +152,8 @@ def parameters_from_phil(params) -> ScalingParameters:
         space_group=params.space_group,
         symmetry_check=check_of_phil(params.symmetry.check),
         outlier_n_sigma=params.outlier.n_sigma,
+        reject_images=params.reject_images == "auto",
+        max_rejected_fraction=params.max_rejected_fraction,
         max_observations=refinement.max_observations,
         n_folds=refinement.n_folds,
         n_cycles=refinement.n_cycles,

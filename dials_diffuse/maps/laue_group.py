@@ -1,6 +1,6 @@
 """Which Laue group does diffuse scattering have? Each rotation of the lattice is tested, then each group of them.
 
-Source: docs/theory.md, Symmetry; Evans (2006) Acta Cryst. D62, 72
+Source: docs/theory.md, The Laue group of the data; Evans (2006) Acta Cryst. D62, 72
 """
 
 from __future__ import annotations

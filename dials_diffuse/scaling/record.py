@@ -47,6 +47,8 @@ def scaling_record(result: ScalingResult) -> dict:
         "sweeps": [_sweep(result, i) for i in range(len(result.experiments))],
         "modules": [],
         "residuals": [asdict(b) for b in result.batches],
+        "n_in_bad_images": result.n_in_bad_images,
+        "images": result.images.record(),
         "suggested_exclude_images": [{"file": f, "exclude_images": text} for f, text in suggested_cuts(result).items()],
         "correlations": [list(row) for row in result.correlations],
     }
@@ -63,7 +65,7 @@ def _levels(result: ScalingResult) -> dict | None:
 def suggested_cuts(result: ScalingResult) -> dict:
     """{observation file: text for ``exclude_images`` of dials.diffuse_integrate, which counts experiments by file}."""
     cuts: dict = {}
-    for e, first, last in result.cuts:
+    for e, first, last in result.images.runs():
         path, number = result.origins[e]
         cuts.setdefault(str(path), []).append(f"{number}:{first}:{last}")
     return {path: ",".join(texts) for path, texts in cuts.items()}
