@@ -19,6 +19,9 @@ from dials_diffuse.scaling.terms.base import Term
 #: more sweeps than this are drawn without a legend
 _LEGEND = 8
 
+#: runs of images in the log
+_RUNS = 40
+
 #: of images, by reason
 _MARKS = {BLANK: "v", SCALE: "^", RING: "o", REGION: "s", DISAGREEMENT: "D"}
 
@@ -89,12 +92,15 @@ def _image_lines(result: ScalingResult) -> list:
         return ["No image disagrees with the others of its sweep"]
     what = "are left out" if decision.left_out else "are kept"
     lines = [f"{result.n_in_bad_images} observations are on images that do not agree with the others; these {what}:"]
-    for e, first, last in decision.runs():
+    runs = decision.runs()
+    for e, first, last in runs[:_RUNS]:
         mine = [b for b in decision.bad if b.experiment == e and first <= b.first <= last]
         worst = max(mine, key=lambda b: b.deviation)
         lines.append(
             f"  sweep {e}, images {first} to {last}: {worst.words} ({worst.deviation:.0f} times the usual spread)"
         )
+    if len(runs) > _RUNS:
+        lines.append(f"  and {len(runs) - _RUNS} more, see output.json")
     return lines
 
 
@@ -213,8 +219,8 @@ def _draw_images(axes, result: ScalingResult) -> None:
                 label = None if reason in named else reason
                 named.add(reason)
                 axes.plot([a], [chi2], _MARKS[reason], color="C3", fillstyle="none", label=label)
-    title = "images" + (", marked: left out" if result.images.left_out and result.images.bad else "")
-    axes.set(xlabel="rotation (degrees)", ylabel="mean z² (at most 4 each)", yscale="log", title=title)
+    title = "images" + ("; those marked are left out" if result.images.left_out and result.images.bad else "")
+    axes.set(xlabel="rotation (degrees)", ylabel="mean z² (at most 4 each)", ylim=(0, 4.2), title=title)
     if named:
         axes.legend(fontsize="small")
 

@@ -3,6 +3,8 @@
 Each observation deviates from what the others of its voxel predict by z standard errors. For every image the means of z
 and z² are taken: of all observations, in rings of |s|, and in regions of the detector. An image is bad where a mean is
 far from the median of the sweep, in units of the spread between images: where good images differ as much, none is bad.
+
+Source: docs/theory.md, Images that do not belong
 """
 
 from __future__ import annotations
