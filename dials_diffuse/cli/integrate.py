@@ -22,7 +22,6 @@ from dials_diffuse.cli.program import run_program, track
 from dials_diffuse.compat import available_cores
 from dials_diffuse.errors import CommandLineError
 from dials_diffuse.experiment.load import load_experiments, load_input
-from dials_diffuse.files.record import Output, write_record
 from dials_diffuse.parallel import make_executor
 from dials_diffuse.reduction.corrections import CORRECTIONS, Corrections
 from dials_diffuse.reduction.integrate import integrate
@@ -32,7 +31,7 @@ from dials_diffuse.reduction.reduction_parameters import (
     ReductionParameters,
     Sampling,
 )
-from dials_diffuse.report.integrate import integration_record
+from dials_diffuse.report.integrate import write_integration
 
 logger = logging.getLogger("dials.diffuse.integrate")
 
@@ -148,14 +147,7 @@ def _main(params, files, provenance, warnings) -> None:
         executor=executor,
         progress=track,
     )
-    for warning in result.warnings:
-        logger.warning(warning)
-    logger.info("Saved %d observations to %s", result.n_observations, params.output.observations)
-    if params.output.json:
-        outputs = [Output(params.output.observations, "observations"), Output(params.output.json, "statistics")]
-        logger.info("Saving the summary to %s", params.output.json)
-        content = {**integration_record(result), "reflections": data.record()}
-        write_record(params.output.json, "dials.diffuse_integrate/1", provenance, outputs, warnings, **content)
+    write_integration(result, params.output.observations, params.output.json, provenance, warnings, data.record())
     logger.info("Next: dials.diffuse_merge %s", params.output.observations)
 
 
