@@ -108,6 +108,10 @@ exclude_images = None
   .multiple = True
   .help = "Images to leave out, as first:last, or experiment:first:last for one experiment (counted from 0)."
           "Several ranges are separated by commas. Images outside a scan's valid image ranges are never used."
+images.root = None
+  .type = path
+  .help = "Folder to look in for images that are no longer where the .expt says, with as much of their old path as can"
+          "be found there. The folder of the .expt and those above it are searched in any case."
 nproc = Auto
   .type = int(value_min=1)
   .help = "Processes. Auto: the cores that this job may use."
@@ -134,8 +138,8 @@ def _main(params, files, provenance, warnings) -> None:
     parameters = parameters_from_phil(params)
     excluded = parse_exclude_images(params.exclude_images)
     executor = make_executor(params.nproc if isinstance(params.nproc, int) else available_cores())
-    data = load_input(files, excluded)
-    background = [e for path in params.background or [] if path for e in load_experiments(path)]
+    data = load_input(files, excluded, params.images.root)
+    background = [e for path in params.background or [] if path for e in load_experiments(path, params.images.root)]
     result = integrate(
         data.experiments,
         parameters,
