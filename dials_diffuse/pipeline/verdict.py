@@ -12,7 +12,7 @@ from dials_diffuse.pipeline.significance import Significance
 WORDS = ("good", "weak", "none", "doubtful")
 
 #: half sets of a good map agree so well, away from Bragg positions, and to this resolution or to that of the map
-_GOOD_CC, _GOOD_D_MIN = 0.3, 4.0
+_GOOD_CC, _GOOD_D_MIN = 0.5, 4.0
 
 #: pixels between predicted and observed spots; DIALS refines to a fraction of one
 _OFFSET = 1.5
