@@ -206,9 +206,12 @@ def test_models_that_are_not_those_of_the_images_are_doubtful(good, tmp_path, mo
 
 
 def test_two_crystals_of_different_size(good, tmp_path, monkeypatch):
-    small = simulated(
-        tmp_path / "small", "crystal.thickness=0.08", "seed=5", "output.prefix=small", "output.truth=None"
-    )
+    small = simulated(tmp_path / "small", "crystal.thickness=0.08", "seed=5", "output.truth=None")
+    experiments = ExperimentList.from_file(str(small / "simulated.expt"), check_format=False)
+    table = flex.reflection_table.from_file(str(small / "simulated.refl"))
+    experiments[0].identifier = table.experiment_identifiers()[0] = "small"
+    experiments.as_file(str(small / "simulated.expt"))
+    table.as_file(str(small / "simulated.refl"))
     monkeypatch.chdir(tmp_path)
     record = processed(*files(good), *files(small))
     assert record["verdict"] == "good" and record["n_images_used"] == 60
