@@ -257,7 +257,7 @@ class _Run:
             checks = []
             for i in numbers:
                 check = check_spots(data.experiments[i], tables[i], max(d_min, 2.5), used[i])
-                checks.append({**asdict(check), "distance": check.distance, "experiment": i})
+                checks.append({**asdict(check), "distance": check.distance, "missing": check.missing, "experiment": i})
                 logger.info(
                     "Experiment %d: spots stand out by %.0f standard deviations on %d images, %s",
                     i,
