@@ -8,12 +8,15 @@ from dataclasses import replace
 from libtbx.phil import parse
 
 from dials_diffuse.cli.program import run_program, track
+from dials_diffuse.crystals.crystal_parameters import CrystalParameters
+from dials_diffuse.crystals.record import crystals_record
 from dials_diffuse.files.formats import formats_in_words, save_map
 from dials_diffuse.files.nexus import read_map
 from dials_diffuse.files.record import Output, write_record
 from dials_diffuse.merging.compare import compare_with_reference
 from dials_diffuse.merging.laue import MergeParameters, merge_observations
 from dials_diffuse.report.agreement import comparison_record, format_comparison, write_comparison_png
+from dials_diffuse.report.crystals import FEWEST_DRAWN, crystals_text, write_crystals_png
 from dials_diffuse.report.merge import format_statistics, merge_record
 from dials_diffuse.report.planes import write_planes_png
 
@@ -32,7 +35,8 @@ Examples:
 """
 
 phil_scope = parse(
-    """
+    CrystalParameters.phil
+    + """
 space_group = None
   .type = str
   .help = "Average over the point group of this space group, given in the setting of the data."
@@ -80,6 +84,9 @@ output {
   png = diffuse_merged.png
     .type = path
     .help = "Pictures of planes through the map; None for no such file."
+  crystals_png = diffuse_merged_crystals.png
+    .type = path
+    .help = "Picture of the correlations between crystals, where there are more than two; None for no such file."
   log = dials.diffuse_merge.log
     .type = path
     .help = "The log file; None for no such file."
@@ -105,6 +112,7 @@ def parameters_from_phil(params) -> MergeParameters:
         n_shells=params.statistics.n_shells,
         d_max=params.statistics.d_max,
         d_min=params.statistics.d_min,
+        crystals=CrystalParameters.from_phil(params),
     )
 
 
@@ -119,10 +127,12 @@ def main(params, files, provenance, warnings) -> None:
         len(result.map.index),
         result.n_off_grid,
     )
+    if result.crystals:
+        logger.info("\n%s\n", crystals_text(result.crystals))
     for warning in result.warnings:
         logger.warning("Warning: %s", warning)
     logger.info("\n%s\n", format_statistics(result.statistics))
-    content = merge_record(result)
+    content = {**merge_record(result), "crystals": crystals_record(result.crystals)}
     if reference is not None:
         comparison = compare_with_reference(
             result.map, reference, params.reference, parameters.n_shells, parameters.d_max, parameters.d_min
@@ -142,6 +152,10 @@ def main(params, files, provenance, warnings) -> None:
             write_planes_png(output.png, result.map)
         else:
             write_comparison_png(output.png, result.map, reference, comparison)
+    if output.crystals_png and result.crystals and len(result.crystals.compared) >= FEWEST_DRAWN:
+        outputs.append(Output(output.crystals_png, "picture", "aid"))
+        logger.info("Saving a picture of the crystals to %s", output.crystals_png)
+        write_crystals_png(output.crystals_png, result.crystals)
     if output.json:
         outputs.append(Output(output.json, "statistics"))
         logger.info("Saving statistics to %s", output.json)

@@ -8,7 +8,9 @@ from libtbx.phil import parse
 
 from dials_diffuse.cli.program import run_program, track
 from dials_diffuse.compat import available_cores
+from dials_diffuse.crystals.crystal_parameters import CrystalParameters
 from dials_diffuse.files.record import Output, grid_record, write_record
+from dials_diffuse.report.crystals import FEWEST_DRAWN, crystals_text, write_crystals_png
 from dials_diffuse.report.scaling import scaling_text, write_scaling_png
 from dials_diffuse.scaling.absolute import AbsoluteParameters
 from dials_diffuse.scaling.record import scaling_record
@@ -20,7 +22,8 @@ logger = logging.getLogger("dials.diffuse.scale")
 
 HELP = """
 Scale diffuse observations: refine what the experiment did to the intensities, for all sweeps and crystals together, so
-that symmetry-equivalent voxels agree. Expected counts are
+that symmetry-equivalent voxels agree. Crystals are first compared with each other: they are brought into one setting,
+and those whose unit cell or map disagrees are left out. Expected counts are
 
   norm * a(x, y, phi) * d(module) * [b(phi) * I(voxel) + c(s, phi)]
 
@@ -36,7 +39,9 @@ Examples:
 
   dials.diffuse_scale diffuse_integrated.h5 absolute_scale.model=model.pdb
 
-  dials.diffuse_scale crystal_1.h5 crystal_2.h5 model=a,b,c,d output.observations=both.h5
+  dials.diffuse_scale crystal_*.h5
+
+  dials.diffuse_scale crystal_1.h5 crystal_2.h5 reindex=none crystals.keep=all output.observations=both.h5
 """
 
 phil_scope = parse(
@@ -53,6 +58,9 @@ automatic = True
 space_group = None
   .type = str
   .help = "Symmetry mates under the point group of this space group should agree. By default that of the files."
+"""
+    + CrystalParameters.phil
+    + """
 outlier {
   n_sigma = 6.0
     .type = float(value_min=0)
@@ -116,6 +124,9 @@ output {
   png = diffuse_scaled.png
     .type = path
     .help = "Picture of the absolute scale and of the scales of the sweeps; None for no such file."
+  crystals_png = diffuse_scaled_crystals.png
+    .type = path
+    .help = "Picture of the correlations between crystals, where there are more than two; None for no such file."
   log = dials.diffuse_scale.log
     .type = path
     .help = "The log file; None for no such file."
@@ -139,6 +150,7 @@ def parameters_from_phil(params) -> ScalingParameters:
         options=tuple(kind.from_scope(getattr(params.scale_model, kind.scope)) for kind in OPTIONS),
         automatic=params.automatic,
         space_group=params.space_group,
+        crystals=CrystalParameters.from_phil(params),
         outlier_n_sigma=params.outlier.n_sigma,
         max_observations=refinement.max_observations,
         n_folds=refinement.n_folds,
@@ -169,6 +181,8 @@ def main(params, files, provenance, warnings) -> None:
     path = params.output.observations
     absolute = absolute_from_phil(params)
     result = scale_observations(files, parameters, path, provenance, nproc, track, absolute, params.bragg_scales)
+    if result.crystals:
+        logger.info("\n%s", crystals_text(result.crystals))
     logger.info("\n%s\n", scaling_text(result))
     for warning in result.warnings:
         logger.warning("Warning: %s", warning)
@@ -177,6 +191,10 @@ def main(params, files, provenance, warnings) -> None:
         outputs.append(Output(params.output.png, "picture", "aid"))
         logger.info("Saving pictures to %s", params.output.png)
         write_scaling_png(params.output.png, result)
+    if params.output.crystals_png and result.crystals and len(result.crystals.compared) >= FEWEST_DRAWN:
+        outputs.append(Output(params.output.crystals_png, "picture", "aid"))
+        logger.info("Saving a picture of the crystals to %s", params.output.crystals_png)
+        write_crystals_png(params.output.crystals_png, result.crystals)
     if params.output.json:
         outputs.append(Output(params.output.json, "statistics", "aid"))
         logger.info("Saving the scale model to %s", params.output.json)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dials_diffuse.checks import at_least
+from dials_diffuse.crystals.crystal_parameters import CrystalParameters
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.scaling.terms.table import NAMES
 
@@ -20,6 +21,7 @@ class ScalingParameters:
     options : tuple of TermOptions of terms that differ from the defaults
     automatic : keep only terms that predict held-out voxels better
     space_group : symbol of the group whose mates should agree; None: that of the files
+    crystals : which of them to keep, and in which setting
     outlier_n_sigma : two-sided limit; 0: keep everything
     max_observations : the model is refined on at most so many observations, of unique voxels chosen at random
     n_folds : parts of the voxels for cross-validation
@@ -36,6 +38,7 @@ class ScalingParameters:
     options: tuple = ()
     automatic: bool = True
     space_group: str | None = None
+    crystals: CrystalParameters = CrystalParameters()
     outlier_n_sigma: float = 6.0
     max_observations: int = 400_000
     n_folds: int = 6

@@ -1,0 +1,256 @@
+"""Clusters of crystals that agree, and the setting of each: the crystals that agree most surely are joined first.
+
+Hierarchical clustering as scipy has it needs a distance for every pair. Here pairs may have no voxel in common, or say
+little; and how like two crystals are depends on the setting. So the maps of a cluster are merged, and compared with the
+others as if they were one crystal: crystals that overlap like the links of a chain are compared as far as they can be,
+and weak ones are strong together.
+
+Source: docs/theory.md, Which crystals belong together
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dials_diffuse.crystals.cells import by_size
+from dials_diffuse.crystals.pairs import Likeness, Maps, Voxels, observed_correlation
+
+#: standard errors: of ρ to link crystals, and to tell that it is lower than it must be
+_TO_LINK, _TO_TELL = 4.0, 3.0
+
+#: settings of which ρ is known to differ less than this are the same: the first one, as given if possible, is taken
+_BETTER = 0.1
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Clusters of e crystals.
+
+    Attributes
+    ----------
+    label : (e,) int, the cluster of each from 0, the largest first
+    setting : (e,) int, brings each crystal into the setting of its cluster, in which most of them are as given
+    joins : tuple of (crystal of one cluster, crystal of the other, ρ), in the order in which they were joined
+    """
+
+    label: np.ndarray
+    setting: np.ndarray
+    joins: tuple
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A crystal against others.
+
+    Attributes
+    ----------
+    setting : int, in which it agrees best
+    rho, error, observed : there, the last as it is measured; NaN where nothing is known
+    rho_as_given : in the given setting
+    common : voxels
+    contradicts : does it certainly not belong to them, in the given setting?
+    """
+
+    setting: int
+    rho: float
+    error: float
+    observed: float
+    rho_as_given: float
+    common: int
+    contradicts: bool
+
+
+def merged(maps: Maps) -> Maps:
+    """One map of several, (n, 1)."""
+    weight = 1 / maps.variance
+    total = weight.sum(axis=1, keepdims=True)
+    top = (weight * maps.value).sum(axis=1, keepdims=True)
+    return _ratio(top, total)
+
+
+def _ratio(top: np.ndarray, total: np.ndarray) -> Maps:
+    there = total > 0
+    value = np.divide(top, total, out=np.zeros(total.shape), where=there)
+    return Maps(value, np.divide(1.0, total, out=np.full(total.shape, np.inf), where=there))
+
+
+def _errors(variance: np.ndarray) -> np.ndarray:
+    """Standard errors so many times as it takes to tell; where nothing is known, more than any difference."""
+    return _TO_TELL * np.sqrt(np.where(np.isfinite(variance), variance, 1e6))
+
+
+def best_settings(found: Likeness) -> tuple:
+    """The setting in which ρ is largest for sure, and whether another one may be as good.
+
+    Parameters
+    ----------
+    found : (m, ...) arrays
+
+    Returns
+    -------
+    setting : (...) int; of settings that are as good the first
+    doubtful : (...) bool
+    """
+    numbers = np.arange(len(found.rho)).reshape(-1, *[1] * (found.rho.ndim - 1))
+    best = np.argmax(found.rho - _errors(found.variance), axis=0)[None]
+    top, variance = (np.take_along_axis(x, best, axis=0) for x in (found.rho, found.variance))
+    sure = _errors(found.variance + variance)
+    equal = (np.abs(top - found.rho) <= _BETTER) & (sure <= _BETTER)
+    worse = top - found.rho > np.maximum(sure, _BETTER)
+    known = np.isfinite(found.variance) & (numbers != best)
+    return np.argmax(equal | (numbers == best), axis=0), np.any(known & ~equal & ~worse, axis=0)
+
+
+class _Growing:
+    """Clusters while they are joined; each is known by the number of one of its crystals."""
+
+    def __init__(self, maps: Maps, voxels: Voxels, likeness: Likeness, product: np.ndarray):
+        n = maps.value.shape[1]
+        self._maps, self._voxels, self._product = Maps(*(x.copy() for x in maps)), voxels, product
+        self._inverse = np.argmin(product, axis=1)  # the given setting is number 0
+        self._found = Likeness(*(x.copy() for x in likeness))
+        self._found.variance[:, range(n), range(n)] = np.inf
+        self.members = {i: [i] for i in range(n)}
+        self.setting = np.zeros(n, dtype=int)
+
+    def surest(self, least: float) -> tuple | None:
+        """(cluster, setting that brings it to the other, the other, ρ) that agree most surely, None where none do."""
+        setting, doubtful = best_settings(self._found)
+        rho, variance = (np.take_along_axis(x, setting[None], axis=0)[0] for x in self._found[:2])
+        error = _errors(variance)
+        link = np.isfinite(variance) & (rho > _TO_LINK / _TO_TELL * error) & (rho + error >= least)
+        link &= ~doubtful | (rho - error >= least)
+        if not np.any(link):
+            return None
+        i, j = np.unravel_index(np.argmax(np.where(link, rho - error, -np.inf)), link.shape)
+        return int(i), int(setting[i, j]), int(j), float(rho[i, j])
+
+    def join(self, i: int, setting: int, j: int) -> None:
+        """Bring cluster i into a setting and make it part of j, or the other way round if i is larger."""
+        if len(self.members[i]) > len(self.members[j]):
+            i, setting, j = j, int(self._inverse[setting]), i
+        own = self._voxels.moved(self._maps.at([i]), setting)
+        both = merged(Maps(*(np.hstack(pair) for pair in zip(own, self._maps.at([j])))))
+        self._maps.value[:, [j]], self._maps.variance[:, [j]] = both
+        self._maps.variance[:, i] = np.inf
+        joined = self.members.pop(i)
+        self.setting[joined] = self._product[self.setting[joined], setting]
+        self.members[j] += joined
+        rest = [k for k in self.members if k != j]
+        found = self._voxels.compare(both, self._maps.at(rest))
+        for new, old in zip(found, self._found):
+            old[:, j, rest] = new[:, 0]
+            old[:, rest, j] = new[self._inverse, 0]
+        self._found.variance[:, i], self._found.variance[:, :, i] = np.inf, np.inf
+
+    def rest(self) -> list:
+        """(cluster, other, ρ in the best setting, or 0) of what is left, so that all is joined in the end."""
+        setting, _ = best_settings(self._found)
+        rho, variance = (np.take_along_axis(x, setting[None], axis=0)[0] for x in self._found[:2])
+        first, *others = sorted(self.members, key=lambda k: -len(self.members[k]))
+        joins = [(k, first, float(rho[k, first]) if np.isfinite(variance[k, first]) else 0.0) for k in others]
+        return sorted(joins, key=lambda join: -join[2])
+
+
+def find_clusters(maps: Maps, voxels: Voxels, likeness: Likeness, product: np.ndarray, least: float) -> Clusters:
+    """Join crystals as long as some agree.
+
+    Parameters
+    ----------
+    maps : of e crystals; voxels : where they are compared; likeness : (m, e, e), between all of them
+    product : (m, m) int, see ``maps.settings.products``
+    least : ρ of crystals that belong together
+    """
+    growing, joins = _Growing(maps, voxels, likeness, product), []
+    while (pair := growing.surest(least)) is not None:
+        i, setting, j, rho = pair
+        joins.append((growing.members[i][0], growing.members[j][0], rho))
+        growing.join(i, setting, j)
+    joins += growing.rest()
+    label = np.empty(len(growing.setting), dtype=int)
+    setting = growing.setting.copy()
+    for number, members in enumerate(map(sorted, growing.members.values())):
+        label[members] = number
+        setting[members] = _as_most_are(setting[members], product)
+    return Clusters(by_size(label), setting, tuple(joins))
+
+
+def _as_most_are(setting: np.ndarray, product: np.ndarray) -> np.ndarray:
+    """Settings of a cluster, all changed alike so that as many as possible are as given, if in doubt the first."""
+    changed = product[setting].T  # (m, crystals), when each of the settings follows
+    return changed[np.argmax(np.count_nonzero(changed == 0, axis=1) + 0.5 * (changed[:, 0] == 0))]
+
+
+def against(crystal: Maps, others: Maps, voxels: Voxels, least: float) -> Verdict:
+    """Compare one map with another, (n, 1) each."""
+    found = Likeness(*(x[:, 0, 0] for x in voxels.compare(crystal, others)))
+    setting, doubtful = (x.item() for x in best_settings(found))
+    if doubtful or not np.isfinite(found.variance[setting]):
+        setting = 0
+    known = np.isfinite(found.variance)
+    error = float(np.sqrt(found.variance[setting])) if known[setting] else np.nan
+    return Verdict(
+        setting=setting,
+        rho=float(found.rho[setting]) if known[setting] else np.nan,
+        error=error,
+        observed=float(observed_correlation(voxels.moved(crystal, setting), others)[0, 0]),
+        rho_as_given=float(found.rho[0]) if known[0] else np.nan,
+        common=int(found.common[setting]),
+        contradicts=bool(known[0] and found.rho[0] + _errors(found.variance[0]) < least),
+    )
+
+
+def judge(
+    maps: Maps, voxels: Voxels, clusters: Clusters, product: np.ndarray, number: int, least: float, fixed: bool
+) -> tuple:
+    """Compare every crystal with the others of a cluster, each in its setting.
+
+    Parameters
+    ----------
+    number : of the cluster
+    fixed : settings stay as they are
+
+    Returns
+    -------
+    inside : (e,) bool, the crystals of the cluster, without those that do not belong to the rest of it
+    setting : (e,) int, those of the clusters, where another one is better than that; 0 for all others
+    verdicts : list of Verdict of each crystal, in that setting, against the cluster without it
+    """
+    inside = clusters.label == number
+    setting = np.where(inside, clusters.setting, 0)
+    turned = Maps(*(x.copy() for x in maps))
+    for i in np.flatnonzero(setting):
+        _turn(turned, i, voxels.moved(maps.at([i]), setting[i]))
+    for _ in range(2 * len(inside)):
+        verdicts = _verdicts(turned, voxels, inside, least)
+        members = np.flatnonzero(inside) if np.count_nonzero(inside) > 2 else []
+        changed = [i for i in members if verdicts[i].setting and not fixed]
+        worst = [i for i in members if verdicts[i].contradicts]
+        if changed:
+            i = max(changed, key=lambda i: verdicts[i].rho - verdicts[i].rho_as_given)
+            setting[i] = product[setting[i], verdicts[i].setting]
+        elif worst:
+            i = min(worst, key=lambda i: verdicts[i].rho_as_given)
+            inside[i], setting[i] = False, 0
+        else:
+            break
+        _turn(turned, i, voxels.moved(maps.at([i]), setting[i]))
+    return inside, setting, verdicts
+
+
+def _turn(maps: Maps, number: int, new: Maps) -> None:
+    maps.value[:, [number]], maps.variance[:, [number]] = new
+
+
+def _verdicts(maps: Maps, voxels: Voxels, inside: np.ndarray, least: float) -> list:
+    weight = np.where(inside, 1 / maps.variance, 0.0)
+    total, top = (x.sum(axis=1, keepdims=True) for x in (weight, weight * maps.value))
+    verdicts = []
+    for i in range(len(inside)):
+        left = total - weight[:, [i]]
+        left[left < 1e-9 * total] = 0.0  # nobody else has seen it
+        others = _ratio(top - weight[:, [i]] * maps.value[:, [i]], left)
+        verdicts.append(against(maps.at([i]), others, voxels, least))
+    return verdicts

@@ -1,0 +1,205 @@
+"""Correlations of crystals in all settings of the lattice, with their errors.
+
+The contrast of crystal i at voxel v is h_i j(v) + noise, with the j of the crystal's kind, of variance 1 in every shell of
+|s|. What the noise leaves of the variance of a crystal is h². Divided by h, the covariance of two crystals over their
+common voxels is the correlation ρ of their j, and free of noise, though not of its scatter: the scatter between parts of
+reciprocal space is the error of ρ, which tells what a weak crystal is able to say. ρ is 1 where both are of one kind and
+in the same setting.
+
+Source: docs/theory.md, Which crystals belong together
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from dials_diffuse.crystals.contrast import Contrasts
+from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.maps.symmetry import map_to_asu
+from dials_diffuse.maps.voxels import blocks_of_voxels, rows_of
+
+#: voxels x crystals that are compared, those of lowest |s|
+_MAX_ENTRIES = 4_000_000
+
+#: shells in which the size of the contrast is found
+_N_SHELLS = 10
+
+#: parts of reciprocal space, made of blocks of voxels at least so wide, whose scatter tells errors
+_N_PARTS, _BLOCK_WIDTH = 40, 4
+
+#: parts with common voxels that it takes for that, and common voxels that it takes to compare two crystals
+_LEAST_PARTS, FEWEST = 10, 50
+
+#: a crystal is taken to show at least this share of the usual contrast
+_LEAST_CONTRAST = 0.2
+
+
+class Maps(NamedTuple):
+    """j of e crystals, (n, e) float64 each: value, 0 where not measured, and variance, infinite there."""
+
+    value: np.ndarray
+    variance: np.ndarray
+
+    @property
+    def weighted(self) -> tuple:
+        """(n, e) weighted values and weights, for covariances with the smallest scatter."""
+        weight = 1 / (self.variance + 1)
+        return self.value * weight, weight
+
+    def at(self, crystals) -> Maps:
+        """Some of them."""
+        return Maps(self.value[:, crystals], self.variance[:, crystals])
+
+
+class Likeness(NamedTuple):
+    """ρ between maps, its variance (infinite where not known), and the number of common voxels."""
+
+    rho: np.ndarray
+    variance: np.ndarray
+    common: np.ndarray
+
+
+@dataclass(frozen=True)
+class Voxels:
+    """Where maps are compared.
+
+    Attributes
+    ----------
+    first : (p,) int, first voxel of each part of reciprocal space
+    source : (m, n) int, the voxel that takes the place of each one in each setting, -1 where none does
+    dependence : variances are so many times those of independent voxels
+    """
+
+    first: np.ndarray
+    source: np.ndarray
+    dependence: float = 1.0
+
+    def moved(self, maps: Maps, setting: int) -> Maps:
+        """Maps in another setting."""
+        source = self.source[setting]
+        there = source >= 0
+        value, variance = np.zeros(maps.value.shape), np.full(maps.value.shape, np.inf)
+        value[there], variance[there] = maps.value[source[there]], maps.variance[source[there]]
+        return Maps(value, variance)
+
+    def compare(self, a: Maps, b: Maps) -> Likeness:
+        """(m, p, q) each: of the p maps of ``a``, in every setting, with the q maps of ``b`` as they are."""
+        found = [self._compared(self.moved(a, k), b) for k in range(len(self.source))]
+        return Likeness(*(np.array(x) for x in zip(*found)))
+
+    def _compared(self, a: Maps, b: Maps) -> Likeness:
+        rho, weight, between = self._covariance(a, b)
+        within = np.divide(self.dependence, weight, out=np.full(weight.shape, np.inf), where=weight > 0)
+        common = np.rint(np.isfinite(a.variance).astype(float).T @ np.isfinite(b.variance)).astype(int)
+        return Likeness(rho, np.where(common >= FEWEST, np.maximum(between, within), np.inf), common)
+
+    def _covariance(self, a: Maps, b: Maps) -> tuple:
+        """(p, q) each: ρ, the inverse variance of independent voxels, and the variance from the scatter of the parts."""
+        (left, left_weight), (right, right_weight) = a.weighted, b.weighted
+        parts = [slice(*limits) for limits in zip(self.first, [*self.first[1:], len(left)])]
+        covariance = np.array([left[part].T @ right[part] for part in parts])
+        weight = np.array([left_weight[part].T @ right_weight[part] for part in parts])
+        total, n_parts = weight.sum(axis=0), np.count_nonzero(weight > 0, axis=0)
+        rho = np.divide(covariance.sum(axis=0), total, out=np.zeros(total.shape), where=total > 0)
+        scatter = np.sum((covariance - rho * weight) ** 2, axis=0) * n_parts / np.maximum(n_parts - 1, 1)
+        enough = n_parts >= _LEAST_PARTS
+        return rho, total, np.divide(scatter, total**2, out=np.zeros(total.shape), where=enough)
+
+    def estimated(self, maps: Maps) -> Voxels:
+        """With the dependence of neighbours that pairs of these maps show."""
+        _, weight, between = self._covariance(maps, maps)
+        known = (between > 0) & ~np.eye(len(weight), dtype=bool)
+        ratio = (between * weight)[known]
+        return replace(self, dependence=max(1.0, float(np.median(ratio))) if len(ratio) else 1.0)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """All that is known of e crystals in m settings.
+
+    Attributes
+    ----------
+    maps, voxels : Maps of all crystals, and where they are compared
+    likeness : Likeness, (m, e, e); [k, i, j] is crystal i in setting k against crystal j as it is
+    observed : (m, e, e) float64, correlation as it is measured, which noise makes smaller; NaN where not known
+    contrast : (e,) float64, rms of the anisotropic part in units of the usual one
+    """
+
+    maps: Maps
+    voxels: Voxels
+    likeness: Likeness
+    observed: np.ndarray
+    contrast: np.ndarray
+
+
+def compare_crystals(contrasts: Contrasts, grid: MapGrid, settings: list) -> Compared:
+    """Compare all crystals in all settings; settings : of ``maps.settings.settings_of_lattice``."""
+    s = grid.s_magnitude(contrasts.index)
+    lowest = np.argsort(s, kind="stable")[: _MAX_ENTRIES // contrasts.value.shape[1]]
+    part = _parts(grid, contrasts.index[lowest])
+    order = np.argsort(part, kind="stable")
+    lowest, part = lowest[order], part[order]
+    index = contrasts.index[lowest]
+    maps, contrast = _standardised(contrasts.value[lowest], contrasts.variance[lowest], s[lowest], part)
+    source = np.array([_source(index, grid, setting.on_lattice(grid.subdivide)[0]) for setting in settings])
+    voxels = Voxels(np.searchsorted(part, np.arange(part[-1] + 1)), source).estimated(maps)
+    observed = np.array([observed_correlation(voxels.moved(maps, k), maps) for k in range(len(settings))])
+    return Compared(maps, voxels, voxels.compare(maps, maps), observed, contrast)
+
+
+def _parts(grid: MapGrid, index: np.ndarray) -> np.ndarray:
+    """(n,) int, part of reciprocal space of each voxel; blocks of neighbours are not divided."""
+    block = np.unique(blocks_of_voxels(grid, index, _BLOCK_WIDTH), return_inverse=True)[1].reshape(-1)
+    return np.unique(block % _N_PARTS, return_inverse=True)[1].reshape(-1)
+
+
+def _source(index: np.ndarray, grid: MapGrid, matrix: np.ndarray) -> np.ndarray:
+    """(n,) int, which voxel becomes each one when indices are multiplied by ``matrix``, -1 where none does."""
+    moved, _ = map_to_asu(index.astype(np.int64) @ matrix, grid.space_group, True)
+    place = rows_of(moved, index)
+    source = np.full(len(index), -1)
+    source[place[place >= 0]] = np.flatnonzero(place >= 0)
+    return source
+
+
+def _standardised(value: np.ndarray, variance: np.ndarray, s: np.ndarray, part: np.ndarray) -> tuple:
+    """Maps of variance 1, and (e,) what the crystals were divided by besides the usual contrast in their shells."""
+    shell = np.argsort(np.argsort(s, kind="stable"), kind="stable") * _N_SHELLS // len(s)
+    seen = np.isfinite(variance)
+    size = np.full(_N_SHELLS, np.median(variance[seen]) if np.any(seen) else 1.0)
+    for _ in range(2):
+        top, bottom = (np.bincount(shell, x.sum(axis=1), _N_SHELLS) for x in _signal(value, variance, size[shell]))
+        found = np.divide(top, bottom, out=np.zeros(_N_SHELLS), where=bottom > 0)
+        size = np.maximum(found, 0.05 * found.max()) if found.max() > 0 else size
+    scale = np.sqrt(size)[shell][:, None]
+    value, variance = value / scale, variance / scale**2
+    first = np.searchsorted(part, np.arange(part[-1] + 1))
+    top, bottom = (np.add.reduceat(x, first) for x in _signal(value, variance, np.ones(len(s))))
+    total = bottom.sum(axis=0)
+    square = np.divide(top.sum(axis=0), total, out=np.zeros(len(total)), where=total > 0)
+    scatter = np.sqrt(np.sum((top - square * bottom) ** 2, axis=0))
+    error = np.divide(scatter, total, out=np.full(len(total), np.inf), where=total > 0)
+    clear = square > 3 * error
+    usual = float(np.median(square[clear])) if np.any(clear) else 1.0
+    # a weak crystal is taken to be as most are, a clear one for what it is
+    trust = 1 / (1 + (error / usual) ** 2)
+    contrast = np.sqrt(np.maximum(trust * square + (1 - trust) * usual, _LEAST_CONTRAST**2 * usual))
+    return Maps(value / contrast, variance / contrast**2), contrast / np.sqrt(usual)
+
+
+def _signal(value: np.ndarray, variance: np.ndarray, size: np.ndarray) -> tuple:
+    """(n, e) weighted squares without those of the noise, and their weights; size : (n,) expected squares."""
+    weight = (variance + size[:, None]) ** -2.0
+    noise = np.where(np.isfinite(variance), variance, 0.0)
+    return weight * (value**2 - noise), weight
+
+
+def observed_correlation(a: Maps, b: Maps) -> np.ndarray:
+    """(p, q) correlations as they are measured; NaN without common voxels."""
+    (left, left_weight), (right, right_weight) = a.weighted, b.weighted
+    squares = [(left * a.value).T @ right_weight, left_weight.T @ (right * b.value)]
+    size = np.sqrt(squares[0] * squares[1])
+    return np.divide(left.T @ right, size, out=np.full(size.shape, np.nan), where=size > 0)
