@@ -47,10 +47,9 @@ def cell_distances(cells) -> np.ndarray:
     """(n, n) float64, largest relative difference of lengths, or of angles in units of 100 degrees."""
     cells = np.array(cells, dtype=float)
     difference = np.abs(cells[:, None] - cells[None])
-    scale = np.concatenate(
-        [(cells[:, None, :3] + cells[None, :, :3]) / 2, np.full((*difference.shape[:2], 3), 100.0)], 2
-    )
-    return np.max(difference / scale, axis=2)
+    difference[..., :3] /= (cells[:, None, :3] + cells[None, :, :3]) / 2
+    difference[..., 3:] /= 100
+    return np.max(difference, axis=2)
 
 
 def cell_clusters(cells, tolerance: float) -> np.ndarray:

@@ -62,6 +62,7 @@ class CrystalChoice:
     compared : (n,) int, those of the crystals whose maps were compared
     observed, corrected, esd, common : (n, n), see ``pairs.Compared``, each crystal in the setting that was found for it
     joins : tuple of (place of one among ``compared``, place of the other, ρ) in the order in which clusters were joined
+    usual : ρ of crystals that agree, as most of these have it
     warnings : sentences for the user
     """
 
@@ -73,6 +74,7 @@ class CrystalChoice:
     esd: np.ndarray
     common: np.ndarray
     joins: tuple
+    usual: float
     warnings: tuple
 
     @property

@@ -9,7 +9,7 @@ import numpy as np
 
 from dials_diffuse.crystals.cells import cell_clusters, mean_cell, own_cells, reindexed_cell
 from dials_diffuse.crystals.choice import AGREES, CONTRADICTS, OTHER_CELL, UNTESTED, Crystal, CrystalChoice
-from dials_diffuse.crystals.clusters import Verdict, find_clusters, judge
+from dials_diffuse.crystals.clusters import Verdict, find_clusters, judge, usual_correlation
 from dials_diffuse.crystals.contrast import measure_contrasts, read_rows
 from dials_diffuse.crystals.crystal_parameters import CrystalParameters
 from dials_diffuse.crystals.pairs import Compared, Likeness, compare_crystals
@@ -67,6 +67,7 @@ def choose_crystals(
     decided = _decide(found, products(settings, grid.space_group), parameters)
 
     crystals, reindexed = [], {}
+    mean = cell_text(round(x, 3) for x in grid.unit_cell)
     for k, (file, number) in enumerate(places):
         crystal = Crystal(
             path=str(file.path),
@@ -77,7 +78,7 @@ def choose_crystals(
             kept=False,
             verdict=OTHER_CELL,
             operator=settings[0].operator,
-            reason=f"its unit cell {cell_text(cells[k])} differs from {cell_text(grid.unit_cell)} of those that are kept",
+            reason=f"its unit cell {cell_text(cells[k])} differs from {mean}, the mean of those that are kept",
         )
         if same_cell[k]:
             place = int(np.searchsorted(compared, k))
@@ -97,6 +98,7 @@ def choose_crystals(
         compared=compared,
         **decided.matrices,
         joins=decided.joins,
+        usual=decided.usual,
         warnings=tuple(warnings),
     )
     _log(choice)
@@ -113,9 +115,9 @@ def _check_cells(places, cells, label: np.ndarray, wanted: int | None) -> None:
     if len(sizes) > 1 and sizes[0] == sizes[1]:
         a, b = (int(np.argmax(label == k)) for k in range(2))
         raise DiffuseError(
-            f"{places[a][0].path} and {places[b][0].path} cannot be merged: the unit cells are {cell_text(cells[a])} and "
-            f"{cell_text(cells[b])}; merge crystals of the same cell only, choose one with crystals.cell_cluster=1 or 2, "
-            "or give crystals.keep=all"
+            f"{places[a][0].path} and {places[b][0].path} cannot be merged: the unit cells are {cell_text(cells[a])} "
+            f"and {cell_text(cells[b])}, and no cluster of cells is the largest; merge crystals of the same cell only "
+            "(crystals.cell_cluster=1 or 2), or give crystals.keep=all"
         )
 
 
@@ -142,11 +144,13 @@ class _Decided:
     inside: np.ndarray
     majority: bool
     joins: tuple
+    usual: float
     matrices: dict
 
 
 def _decide(found: Compared, product: np.ndarray, parameters: CrystalParameters) -> _Decided:
-    fixed, least = parameters.reindex == "none", parameters.min_correlation
+    usual = usual_correlation(found.likeness)
+    fixed, least = parameters.reindex == "none", parameters.min_correlation * usual
     few = slice(1) if fixed else slice(None)
     likeness = Likeness(*(x[few] for x in found.likeness))
     voxels = replace(found.voxels, source=found.voxels.source[few])
@@ -172,7 +176,7 @@ def _decide(found: Compared, product: np.ndarray, parameters: CrystalParameters)
         "esd": np.where(known, np.sqrt(np.where(known, variance, 0.0)), np.nan),
         "common": common,
     }
-    return _Decided(clusters.label, setting, kept, verdicts, inside, majority, clusters.joins, matrices)
+    return _Decided(clusters.label, setting, kept, verdicts, inside, majority, clusters.joins, usual, matrices)
 
 
 def _described(crystal: Crystal, decided: _Decided, place: int, operators: list) -> Crystal:
@@ -186,8 +190,8 @@ def _described(crystal: Crystal, decided: _Decided, place: int, operators: list)
     reasons = {
         AGREES: "",
         UNTESTED: f"too weak, or too few voxels in common with others ({verdict.common}), to be tested",
-        CONTRADICTS: "its map contradicts those of the others: their anisotropic parts, corrected for noise, correlate by "
-        f"{verdict.rho:.2f} +- {verdict.error:.2f}",
+        CONTRADICTS: "its map contradicts those of the others: the anisotropic parts, corrected for noise, correlate "
+        f"by {verdict.rho:.2f} +- {verdict.error:.2f}",
     }
     if told == CONTRADICTS and verdict.setting:
         reasons[told] = (
@@ -247,8 +251,8 @@ def _warnings(crystals: list, decided: _Decided, parameters: CrystalParameters) 
         warnings = [f"{len(bad)} of {len(crystals)} crystals are kept, but do not agree with the others"]
     if not decided.majority and parameters.keep == "auto":
         warnings.append(
-            "no cluster of crystals is larger than the others, all are kept; choose one with crystals.cluster=1, 2 ..., or "
-            "say crystals.keep=all"
+            "no cluster of crystals is larger than the others, all are kept; choose one with crystals.cluster=1 "
+            "(2, 3 ...), or say crystals.keep=all"
         )
     elif kept < len(crystals) / 2:
         warnings.append(f"only {kept} of {len(crystals)} crystals are kept")

@@ -15,13 +15,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from dials_diffuse.crystals.cells import by_size
-from dials_diffuse.crystals.pairs import Likeness, Maps, Voxels, observed_correlation
+from dials_diffuse.crystals.pairs import Likeness, Maps, Voxels, observed_correlation, ratio_map, usual_size
 
 #: standard errors: of ρ to link crystals, and to tell that it is lower than it must be
 _TO_LINK, _TO_TELL = 4.0, 3.0
 
-#: settings of which ρ is known to differ less than this are the same: the first one, as given if possible, is taken
+#: another setting than the given one has to be better by this
 _BETTER = 0.1
+
+#: what the correlation of crystals that agree is taken to be, if it is less
+_LEAST_USUAL = 0.5
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,9 @@ class Verdict:
     ----------
     setting : int, in which it agrees best
     rho, error, observed : there, the last as it is measured; NaN where nothing is known
-    rho_as_given : in the given setting
+    rho_as_given : in the setting that the file has
     common : voxels
-    contradicts : does it certainly not belong to them, in the given setting?
+    contradicts : does it certainly not belong to them, in the setting in which it was compared?
     """
 
     setting: int
@@ -62,45 +65,46 @@ class Verdict:
     contradicts: bool
 
 
-def merged(maps: Maps) -> Maps:
-    """One map of several, (n, 1)."""
-    weight = 1 / maps.variance
-    total = weight.sum(axis=1, keepdims=True)
-    top = (weight * maps.value).sum(axis=1, keepdims=True)
-    return _ratio(top, total)
-
-
-def _ratio(top: np.ndarray, total: np.ndarray) -> Maps:
-    there = total > 0
-    value = np.divide(top, total, out=np.zeros(total.shape), where=there)
-    return Maps(value, np.divide(1.0, total, out=np.full(total.shape, np.inf), where=there))
-
-
 def _errors(variance: np.ndarray) -> np.ndarray:
     """Standard errors so many times as it takes to tell; where nothing is known, more than any difference."""
     return _TO_TELL * np.sqrt(np.where(np.isfinite(variance), variance, 1e6))
 
 
-def best_settings(found: Likeness) -> tuple:
+def best_settings(found: Likeness, least: float) -> tuple:
     """The setting in which ρ is largest for sure, and whether another one may be as good.
 
     Parameters
     ----------
     found : (m, ...) arrays
+    least : ρ of crystals that belong together
 
     Returns
     -------
-    setting : (...) int; of settings that are as good the first
-    doubtful : (...) bool
+    setting : (...) int; of settings that are not certainly worse, and in which crystals certainly agree, the first
+    doubtful : (...) bool, another one may be better, but nobody knows
     """
     numbers = np.arange(len(found.rho)).reshape(-1, *[1] * (found.rho.ndim - 1))
-    best = np.argmax(found.rho - _errors(found.variance), axis=0)[None]
+    error = _errors(found.variance)
+    best = np.argmax(found.rho - error, axis=0)[None]
     top, variance = (np.take_along_axis(x, best, axis=0) for x in (found.rho, found.variance))
     sure = _errors(found.variance + variance)
-    equal = (np.abs(top - found.rho) <= _BETTER) & (sure <= _BETTER)
     worse = top - found.rho > np.maximum(sure, _BETTER)
+    good = ~worse & (found.rho - error >= least)
     known = np.isfinite(found.variance) & (numbers != best)
-    return np.argmax(equal | (numbers == best), axis=0), np.any(known & ~equal & ~worse, axis=0)
+    return np.argmax(good | (numbers == best), axis=0), np.any(known & ~good & ~worse, axis=0)
+
+
+def usual_correlation(likeness: Likeness) -> float:
+    """ρ of crystals that agree, as most of these data have it: 1, but for what their noise does not explain.
+
+    The median over the crystals of that with the one that is most like each; at least ``_LEAST_USUAL``.
+
+    likeness : (m, e, e)
+    """
+    error = _errors(likeness.variance)
+    sure = (likeness.rho > _TO_LINK / _TO_TELL * error) & ~np.eye(likeness.rho.shape[1], dtype=bool)
+    best = np.where(sure, likeness.rho, 0.0).max(axis=(0, 1))
+    return float(np.clip(np.median(best[best > 0]), _LEAST_USUAL, 1.0)) if np.any(best > 0) else 1.0
 
 
 class _Growing:
@@ -117,7 +121,7 @@ class _Growing:
 
     def surest(self, least: float) -> tuple | None:
         """(cluster, setting that brings it to the other, the other, ρ) that agree most surely, None where none do."""
-        setting, doubtful = best_settings(self._found)
+        setting, doubtful = best_settings(self._found, least)
         rho, variance = (np.take_along_axis(x, setting[None], axis=0)[0] for x in self._found[:2])
         error = _errors(variance)
         link = np.isfinite(variance) & (rho > _TO_LINK / _TO_TELL * error) & (rho + error >= least)
@@ -132,7 +136,7 @@ class _Growing:
         if len(self.members[i]) > len(self.members[j]):
             i, setting, j = j, int(self._inverse[setting]), i
         own = self._voxels.moved(self._maps.at([i]), setting)
-        both = merged(Maps(*(np.hstack(pair) for pair in zip(own, self._maps.at([j])))))
+        both = self._voxels.merged(Maps(*(np.hstack(pair) for pair in zip(own, self._maps.at([j])))))
         self._maps.value[:, [j]], self._maps.variance[:, [j]] = both
         self._maps.variance[:, i] = np.inf
         joined = self.members.pop(i)
@@ -145,9 +149,9 @@ class _Growing:
             old[:, rest, j] = new[self._inverse, 0]
         self._found.variance[:, i], self._found.variance[:, :, i] = np.inf, np.inf
 
-    def rest(self) -> list:
+    def rest(self, least: float) -> list:
         """(cluster, other, ρ in the best setting, or 0) of what is left, so that all is joined in the end."""
-        setting, _ = best_settings(self._found)
+        setting, _ = best_settings(self._found, least)
         rho, variance = (np.take_along_axis(x, setting[None], axis=0)[0] for x in self._found[:2])
         first, *others = sorted(self.members, key=lambda k: -len(self.members[k]))
         joins = [(k, first, float(rho[k, first]) if np.isfinite(variance[k, first]) else 0.0) for k in others]
@@ -168,7 +172,7 @@ def find_clusters(maps: Maps, voxels: Voxels, likeness: Likeness, product: np.nd
         i, setting, j, rho = pair
         joins.append((growing.members[i][0], growing.members[j][0], rho))
         growing.join(i, setting, j)
-    joins += growing.rest()
+    joins += growing.rest(least)
     label = np.empty(len(growing.setting), dtype=int)
     setting = growing.setting.copy()
     for number, members in enumerate(map(sorted, growing.members.values())):
@@ -183,12 +187,12 @@ def _as_most_are(setting: np.ndarray, product: np.ndarray) -> np.ndarray:
     return changed[np.argmax(np.count_nonzero(changed == 0, axis=1) + 0.5 * (changed[:, 0] == 0))]
 
 
-def against(crystal: Maps, others: Maps, voxels: Voxels, least: float) -> Verdict:
-    """Compare one map with another, (n, 1) each."""
+def against(crystal: Maps, others: Maps, voxels: Voxels, least: float, given: int) -> Verdict:
+    """Compare one map with another, (n, 1) each; given : the setting of the crystal before it was brought into this."""
     found = Likeness(*(x[:, 0, 0] for x in voxels.compare(crystal, others)))
-    setting, doubtful = (x.item() for x in best_settings(found))
-    if doubtful or not np.isfinite(found.variance[setting]):
-        setting = 0
+    order = [given, *(k for k in range(len(found.rho)) if k != given)]  # what is as good stays as it is given
+    first, doubtful = (x.item() for x in best_settings(Likeness(*(x[order] for x in found)), least))
+    setting = 0 if doubtful or not np.isfinite(found.variance[order[first]]) else order[first]
     known = np.isfinite(found.variance)
     error = float(np.sqrt(found.variance[setting])) if known[setting] else np.nan
     return Verdict(
@@ -196,7 +200,7 @@ def against(crystal: Maps, others: Maps, voxels: Voxels, least: float) -> Verdic
         rho=float(found.rho[setting]) if known[setting] else np.nan,
         error=error,
         observed=float(observed_correlation(voxels.moved(crystal, setting), others)[0, 0]),
-        rho_as_given=float(found.rho[0]) if known[0] else np.nan,
+        rho_as_given=float(found.rho[given]) if known[given] else np.nan,
         common=int(found.common[setting]),
         contradicts=bool(known[0] and found.rho[0] + _errors(found.variance[0]) < least),
     )
@@ -218,21 +222,21 @@ def judge(
     setting : (e,) int, those of the clusters, where another one is better than that; 0 for all others
     verdicts : list of Verdict of each crystal, in that setting, against the cluster without it
     """
-    inside = clusters.label == number
+    inside, inverse = clusters.label == number, np.argmin(product, axis=1)
     setting = np.where(inside, clusters.setting, 0)
     turned = Maps(*(x.copy() for x in maps))
     for i in np.flatnonzero(setting):
         _turn(turned, i, voxels.moved(maps.at([i]), setting[i]))
     for _ in range(2 * len(inside)):
-        verdicts = _verdicts(turned, voxels, inside, least)
+        verdicts = _verdicts(turned, voxels, inside, least, inverse[setting])
         members = np.flatnonzero(inside) if np.count_nonzero(inside) > 2 else []
         changed = [i for i in members if verdicts[i].setting and not fixed]
         worst = [i for i in members if verdicts[i].contradicts]
         if changed:
-            i = max(changed, key=lambda i: verdicts[i].rho - verdicts[i].rho_as_given)
+            i = max(changed, key=lambda i: verdicts[i].rho)
             setting[i] = product[setting[i], verdicts[i].setting]
         elif worst:
-            i = min(worst, key=lambda i: verdicts[i].rho_as_given)
+            i = min(worst, key=lambda i: verdicts[i].rho)
             inside[i], setting[i] = False, 0
         else:
             break
@@ -244,13 +248,15 @@ def _turn(maps: Maps, number: int, new: Maps) -> None:
     maps.value[:, [number]], maps.variance[:, [number]] = new
 
 
-def _verdicts(maps: Maps, voxels: Voxels, inside: np.ndarray, least: float) -> list:
+def _verdicts(maps: Maps, voxels: Voxels, inside: np.ndarray, least: float, given: np.ndarray) -> list:
     weight = np.where(inside, 1 / maps.variance, 0.0)
     total, top = (x.sum(axis=1, keepdims=True) for x in (weight, weight * maps.value))
     verdicts = []
     for i in range(len(inside)):
         left = total - weight[:, [i]]
         left[left < 1e-9 * total] = 0.0  # nobody else has seen it
-        others = _ratio(top - weight[:, [i]] * maps.value[:, [i]], left)
-        verdicts.append(against(maps.at([i]), others, voxels, least))
+        others = ratio_map(top - weight[:, [i]] * maps.value[:, [i]], left)
+        size = usual_size(*voxels.squares(others), 1.0)
+        others = Maps(others.value / size, others.variance / size**2)
+        verdicts.append(against(maps.at([i]), others, voxels, least, int(given[i])))
     return verdicts

@@ -1,8 +1,8 @@
 """The anisotropic part of each crystal before anything is scaled, relative to what surrounds it, with its errors.
 
 A row of the observations is divided by the isotropic part of its crystal, and then by the mean over the neighbouring
-voxels that were seen together with it: beam, absorption, drift and a background of liquid go with that, and what is left
-varies from voxel to voxel. Only that is compared.
+voxels that were seen together with it. Beam, absorption, drift and a background of liquid go with that. What is left
+varies from voxel to voxel, and only that is compared.
 
 Source: docs/theory.md, Which crystals belong together
 """
@@ -29,7 +29,7 @@ _MAX_ROWS, _READ = 4_000_000, 1 << 18
 _PER_SHELL, _MOST_SHELLS = 100, 200
 
 #: a block is at least so many voxels wide, and holds so many rows
-_BLOCK_WIDTH, _LEAST_IN_BLOCK = 4, 8
+_BLOCK_WIDTH, _LEAST_IN_BLOCK = 6, 8
 
 #: of the isotropic part: where the mean of a block is below, the background is most of it
 _LEAST_MEAN = 0.2

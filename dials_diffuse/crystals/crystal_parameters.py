@@ -20,11 +20,12 @@ class CrystalParameters:
     ----------
     reindex : one of REINDEX; "auto": bring all crystals into the same setting of the lattice; "none": as they are
     keep : one of KEEP; "auto": the crystals of one cluster; "all": every one
-    cell_cluster, cluster : numbers of that of the unit cells, and among these of that of the maps; 1 is the largest, None
-        the same if there is no other as large
+    cell_cluster, cluster : numbers of that of the unit cells, and among these of that of the maps; 1 is the largest,
+        None the same if there is no other as large
     cell_tolerance : relative difference of lengths, and a hundredth of that of angles in degrees, that cells of a
         cluster have on the average
-    min_correlation : crystals whose maps correlate less than this do not belong together, if their errors allow to say so
+    min_correlation : crystals whose maps certainly correlate less than this share of what is usual among those that
+        agree do not belong together
 
     Raises
     ------
@@ -42,8 +43,8 @@ class CrystalParameters:
     phil: ClassVar[str] = """
 reindex = *auto none
   .type = choice
-  .help = "auto: where the lattice has more symmetry than the crystal, bring all crystals into the same setting, the one"
-          "that most of them are in. none: leave them as they are indexed."
+  .help = "auto: where the lattice has more symmetry than the crystal, bring all crystals into the same setting, the"
+          "one that most of them are in. none: leave them as they are indexed."
 crystals {
   keep = *auto all
     .type = choice
@@ -51,17 +52,17 @@ crystals {
             "all: keep every one."
   cell_cluster = Auto
     .type = int(value_min=1)
-    .help = "Keep the crystals of another cluster of unit cells: 1 is the largest, log and output.json tell which are in it."
+    .help = "Keep the crystals of another cluster of unit cells: 1 is the largest. Log and output.json tell which."
   cluster = Auto
     .type = int(value_min=1)
     .help = "Keep another cluster of maps among these crystals: 1 is the largest."
   cell_tolerance = 0.02
     .type = float(value_min=0)
-    .help = "Cells of one cluster differ less than this on the average: relative in lengths, times 100 degrees in angles."
+    .help = "Cells of a cluster differ less than this on the average: relative in lengths, times 100 degrees in angles."
   min_correlation = 0.5
     .type = float(value_min=0, value_max=1)
     .help = "Crystals belong together if the correlation of their anisotropic parts, corrected for noise, is not"
-            "significantly less than this."
+            "significantly less than this share of what is usual among those that agree."
 }
 """
 

@@ -1,10 +1,10 @@
 """Correlations of crystals in all settings of the lattice, with their errors.
 
-The contrast of crystal i at voxel v is h_i j(v) + noise, with the j of the crystal's kind, of variance 1 in every shell of
-|s|. What the noise leaves of the variance of a crystal is h². Divided by h, the covariance of two crystals over their
-common voxels is the correlation ρ of their j, and free of noise, though not of its scatter: the scatter between parts of
-reciprocal space is the error of ρ, which tells what a weak crystal is able to say. ρ is 1 where both are of one kind and
-in the same setting.
+The contrast of crystal i at voxel v is h_i j(v) + noise, with the j of the crystal's kind, of variance 1 in every shell
+of |s|. What the noise leaves of the variance of a crystal is h². Divided by h, the covariance of two crystals over
+their common voxels is the correlation ρ of their j: noise makes it scatter, not smaller. ρ is 1 where both are of one
+kind and in the same setting. The scatter between parts of reciprocal space is its error, which tells what a weak
+crystal can say.
 
 Source: docs/theory.md, Which crystals belong together
 """
@@ -94,10 +94,12 @@ class Voxels:
         rho, weight, between = self._covariance(a, b)
         within = np.divide(self.dependence, weight, out=np.full(weight.shape, np.inf), where=weight > 0)
         common = np.rint(np.isfinite(a.variance).astype(float).T @ np.isfinite(b.variance)).astype(int)
-        return Likeness(rho, np.where(common >= FEWEST, np.maximum(between, within), np.inf), common)
+        variance = np.where(common >= FEWEST, np.maximum(between, within), np.inf)
+        excess = np.maximum(np.abs(rho), 1.0)  # beyond 1 the contrast of a weak crystal was taken to be too small
+        return Likeness(rho / excess, variance / excess**2, common)
 
     def _covariance(self, a: Maps, b: Maps) -> tuple:
-        """(p, q) each: ρ, the inverse variance of independent voxels, and the variance from the scatter of the parts."""
+        """(p, q) each: ρ, its inverse variance if voxels were independent, and its variance by the scatter of parts."""
         (left, left_weight), (right, right_weight) = a.weighted, b.weighted
         parts = [slice(*limits) for limits in zip(self.first, [*self.first[1:], len(left)])]
         covariance = np.array([left[part].T @ right[part] for part in parts])
@@ -107,6 +109,20 @@ class Voxels:
         scatter = np.sum((covariance - rho * weight) ** 2, axis=0) * n_parts / np.maximum(n_parts - 1, 1)
         enough = n_parts >= _LEAST_PARTS
         return rho, total, np.divide(scatter, total**2, out=np.zeros(total.shape), where=enough)
+
+    def squares(self, maps: Maps) -> tuple:
+        """(e,) float64, mean square of each map without that of the noise, and its standard error, perhaps infinite."""
+        top, bottom = (np.add.reduceat(x, self.first) for x in _signal(maps, 1.0))
+        total = bottom.sum(axis=0)
+        square = np.divide(top.sum(axis=0), total, out=np.zeros(len(total)), where=total > 0)
+        scatter = np.sqrt(np.sum((top - square * bottom) ** 2, axis=0))
+        return square, np.divide(scatter, total, out=np.full(len(total), np.inf), where=total > 0)
+
+    def merged(self, maps: Maps) -> Maps:
+        """One map of several that agree, (n, 1): the less they do, the smaller is their mean, which is made up for."""
+        both = merged(maps)
+        size = usual_size(*self.squares(both), 1.0)
+        return Maps(both.value / size, both.variance / size**2)
 
     def estimated(self, maps: Maps) -> Voxels:
         """With the dependence of neighbours that pairs of these maps show."""
@@ -143,9 +159,10 @@ def compare_crystals(contrasts: Contrasts, grid: MapGrid, settings: list) -> Com
     order = np.argsort(part, kind="stable")
     lowest, part = lowest[order], part[order]
     index = contrasts.index[lowest]
-    maps, contrast = _standardised(contrasts.value[lowest], contrasts.variance[lowest], s[lowest], part)
     source = np.array([_source(index, grid, setting.on_lattice(grid.subdivide)[0]) for setting in settings])
-    voxels = Voxels(np.searchsorted(part, np.arange(part[-1] + 1)), source).estimated(maps)
+    voxels = Voxels(np.searchsorted(part, np.arange(part[-1] + 1)), source)
+    maps, contrast = _standardised(contrasts.value[lowest], contrasts.variance[lowest], s[lowest], voxels)
+    voxels = voxels.estimated(maps)
     observed = np.array([observed_correlation(voxels.moved(maps, k), maps) for k in range(len(settings))])
     return Compared(maps, voxels, voxels.compare(maps, maps), observed, contrast)
 
@@ -165,36 +182,55 @@ def _source(index: np.ndarray, grid: MapGrid, matrix: np.ndarray) -> np.ndarray:
     return source
 
 
-def _standardised(value: np.ndarray, variance: np.ndarray, s: np.ndarray, part: np.ndarray) -> tuple:
+def _standardised(value: np.ndarray, variance: np.ndarray, s: np.ndarray, voxels: Voxels) -> tuple:
     """Maps of variance 1, and (e,) what the crystals were divided by besides the usual contrast in their shells."""
     shell = np.argsort(np.argsort(s, kind="stable"), kind="stable") * _N_SHELLS // len(s)
     seen = np.isfinite(variance)
     size = np.full(_N_SHELLS, np.median(variance[seen]) if np.any(seen) else 1.0)
     for _ in range(2):
-        top, bottom = (np.bincount(shell, x.sum(axis=1), _N_SHELLS) for x in _signal(value, variance, size[shell]))
+        top, bottom = (
+            np.bincount(shell, x.sum(axis=1), _N_SHELLS) for x in _signal(Maps(value, variance), size[shell, None])
+        )
         found = np.divide(top, bottom, out=np.zeros(_N_SHELLS), where=bottom > 0)
         size = np.maximum(found, 0.05 * found.max()) if found.max() > 0 else size
     scale = np.sqrt(size)[shell][:, None]
-    value, variance = value / scale, variance / scale**2
-    first = np.searchsorted(part, np.arange(part[-1] + 1))
-    top, bottom = (np.add.reduceat(x, first) for x in _signal(value, variance, np.ones(len(s))))
-    total = bottom.sum(axis=0)
-    square = np.divide(top.sum(axis=0), total, out=np.zeros(len(total)), where=total > 0)
-    scatter = np.sqrt(np.sum((top - square * bottom) ** 2, axis=0))
-    error = np.divide(scatter, total, out=np.full(len(total), np.inf), where=total > 0)
+    maps = Maps(value / scale, variance / scale**2)
+    square, error = voxels.squares(maps)
     clear = square > 3 * error
     usual = float(np.median(square[clear])) if np.any(clear) else 1.0
-    # a weak crystal is taken to be as most are, a clear one for what it is
+    contrast = usual_size(square, error, usual)
+    return Maps(maps.value / contrast, maps.variance / contrast**2), contrast / np.sqrt(usual)
+
+
+def usual_size(square: np.ndarray, error: np.ndarray, usual: float) -> np.ndarray:
+    """(e,) rms of maps: a weak one is taken to be as most are, a clear one for what it is.
+
+    square, error : (e,) see ``Voxels.squares``; usual : of most
+    """
     trust = 1 / (1 + (error / usual) ** 2)
-    contrast = np.sqrt(np.maximum(trust * square + (1 - trust) * usual, _LEAST_CONTRAST**2 * usual))
-    return Maps(value / contrast, variance / contrast**2), contrast / np.sqrt(usual)
+    known = np.where(trust > 0, square, 0.0)
+    return np.sqrt(np.maximum(trust * known + (1 - trust) * usual, _LEAST_CONTRAST**2 * usual))
 
 
-def _signal(value: np.ndarray, variance: np.ndarray, size: np.ndarray) -> tuple:
-    """(n, e) weighted squares without those of the noise, and their weights; size : (n,) expected squares."""
-    weight = (variance + size[:, None]) ** -2.0
-    noise = np.where(np.isfinite(variance), variance, 0.0)
-    return weight * (value**2 - noise), weight
+def _signal(maps: Maps, size) -> tuple:
+    """(n, e) weighted squares without those of the noise, and their weights; size : expected squares."""
+    weight = (maps.variance + size) ** -2.0
+    noise = np.where(np.isfinite(maps.variance), maps.variance, 0.0)
+    return weight * (maps.value**2 - noise), weight
+
+
+def merged(maps: Maps) -> Maps:
+    """The mean of several maps, (n, 1)."""
+    weight = 1 / maps.variance
+    total = weight.sum(axis=1, keepdims=True)
+    return ratio_map((weight * maps.value).sum(axis=1, keepdims=True), total)
+
+
+def ratio_map(top: np.ndarray, weight: np.ndarray) -> Maps:
+    """The map of weighted sums and sums of weights, which are 1 / variance."""
+    there = weight > 0
+    value = np.divide(top, weight, out=np.zeros(weight.shape), where=there)
+    return Maps(value, np.divide(1.0, weight, out=np.full(weight.shape, np.inf), where=there))
 
 
 def observed_correlation(a: Maps, b: Maps) -> np.ndarray:

@@ -14,6 +14,7 @@ def crystals_record(choice: CrystalChoice | None) -> dict | None:
     n_kept = np.cumsum([c.kept for c in choice.crystals])
     return {
         "operators": choice.operators,
+        "usual_correlation": choice.usual,
         "experiments": [
             {
                 "crystal": k,

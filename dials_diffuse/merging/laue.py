@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -59,7 +59,7 @@ class MergeParameters:
     n_shells: int = 20
     d_max: float | None = None
     d_min: float | None = None
-    crystals: CrystalParameters = CrystalParameters()
+    crystals: CrystalParameters = field(default_factory=CrystalParameters)
 
     def __post_init__(self):
         choice("half_sets", self.half_sets, KINDS)

@@ -54,8 +54,8 @@ def crystals_text(choice: CrystalChoice) -> str:
     if choice.quiet and len(rows) < FEWEST_DRAWN:
         last = choice.crystals[-1]
         return (
-            f"The maps of both crystals agree: their anisotropic parts correlate by {last.observed:.3f}, corrected for noise "
-            f"{last.correlation:.3f} +- {last.esd:.3f}, in {last.common} common voxels"
+            f"The maps of both crystals agree: their anisotropic parts correlate by {last.observed:.3f}, corrected for "
+            f"noise by {last.correlation:.3f} +- {last.esd:.3f}, in {last.common} common voxels"
         )
     lines = [text_table(_COLUMNS, rows), ""]
     lines += [
@@ -88,14 +88,8 @@ def crystals_figure(choice: CrystalChoice):
     size = float(np.clip(3.5 + 0.28 * n, 5.5, 11.0))
     figure = new_figure(size + 3.6, size + 0.6)
     tree, matrix, bar = figure.subplots(1, 3, width_ratios=[1.6, size - 1, 1.0])
-    drawn = dendrogram(
-        linkage_of_joins(choice.joins, n),
-        orientation="left",
-        no_labels=True,
-        ax=tree,
-        color_threshold=0,
-        above_threshold_color="0.3",
-    )
+    options = {"orientation": "left", "no_labels": True, "color_threshold": 0, "above_threshold_color": "0.3"}
+    drawn = dendrogram(linkage_of_joins(choice.joins, n), ax=tree, **options)
     order = np.array(drawn["leaves"])
     tree.set(xlabel="1 − correlation", ylim=(10 * n, 0))
     for side in ("left", "right", "top"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dials_diffuse.checks import at_least
 from dials_diffuse.crystals.crystal_parameters import CrystalParameters
@@ -38,7 +38,7 @@ class ScalingParameters:
     options: tuple = ()
     automatic: bool = True
     space_group: str | None = None
-    crystals: CrystalParameters = CrystalParameters()
+    crystals: CrystalParameters = field(default_factory=CrystalParameters)
     outlier_n_sigma: float = 6.0
     max_observations: int = 400_000
     n_folds: int = 6

@@ -86,18 +86,9 @@ def write_crystal(path, made: Made, seed: int, grid: MapGrid = GRID, bragg=None)
     u = Rotation.random(random_state=seed).as_matrix()
     matrix = np.eye(3) if made.matrix is None else made.matrix
     orientation = u @ own.reciprocal_matrix @ np.linalg.inv(matrix).T
-    experiment = ExperimentSummary(
-        f"crystal-{seed}",
-        (1, IMAGES),
-        (0.0, 1.0),
-        IMAGES,
-        1.0,
-        1,
-        (487, 407),
-        tuple(orientation.ravel()),
-        (1, 0, 0),
-        (0, 0, -1),
-    )
+    head = tuple(orientation.ravel()), (1, 0, 0), (0, 0, -1)
+    name = f"crystal-{seed}"
+    experiment = ExperimentSummary(name, (1, IMAGES), (0.0, 1.0), IMAGES, 1.0, 1, (487, 407), *head)
     with write_observations(path, own, [experiment], PROVENANCE) as writer:
         writer.append(rows)
         if bragg is not None:
