@@ -33,6 +33,9 @@ _N_PARTS, _BLOCK_WIDTH = 40, 4
 #: parts with common voxels that it takes for that, and common voxels that it takes to compare two crystals
 _LEAST_PARTS, FEWEST = 10, 50
 
+#: columns that are multiplied together
+_COLUMNS = 64
+
 #: a crystal is taken to show at least this share of the usual contrast
 _LEAST_CONTRAST = 0.2
 
@@ -87,23 +90,29 @@ class Voxels:
 
     def compare(self, a: Maps, b: Maps) -> Likeness:
         """(m, p, q) each: of the p maps of ``a``, in every setting, with the q maps of ``b`` as they are."""
-        found = [self._compared(self.moved(a, k), b) for k in range(len(self.source))]
-        return Likeness(*(np.array(x) for x in zip(*found)))
+        n_settings, p, right = len(self.source), a.value.shape[1], b.weighted
+        together = max(1, _COLUMNS // p)
+        found = []
+        for k in range(0, n_settings, together):
+            moved = [self.moved(a, setting).weighted for setting in range(k, min(k + together, n_settings))]
+            found.append(self._compared([np.hstack(x) for x in zip(*moved)], right))
+        return Likeness(*(np.concatenate(x).reshape(n_settings, p, -1) for x in zip(*found)))
 
-    def _compared(self, a: Maps, b: Maps) -> Likeness:
+    def _compared(self, a, b) -> Likeness:
         rho, weight, between = self._covariance(a, b)
         within = np.divide(self.dependence, weight, out=np.full(weight.shape, np.inf), where=weight > 0)
-        common = np.rint(np.isfinite(a.variance).astype(float).T @ np.isfinite(b.variance)).astype(int)
+        common = np.rint((a[1] > 0).astype(float).T @ (b[1] > 0)).astype(int)
         variance = np.where(common >= FEWEST, np.maximum(between, within), np.inf)
         excess = np.maximum(np.abs(rho), 1.0)  # beyond 1 the contrast of a weak crystal was taken to be too small
         return Likeness(rho / excess, variance / excess**2, common)
 
-    def _covariance(self, a: Maps, b: Maps) -> tuple:
-        """(p, q) each: ρ, its inverse variance if voxels were independent, and its variance by the scatter of parts."""
-        (left, left_weight), (right, right_weight) = a.weighted, b.weighted
-        parts = [slice(*limits) for limits in zip(self.first, [*self.first[1:], len(left)])]
-        covariance = np.array([left[part].T @ right[part] for part in parts])
-        weight = np.array([left_weight[part].T @ right_weight[part] for part in parts])
+    def _covariance(self, a, b) -> tuple:
+        """(p, q) each: ρ, its inverse variance if voxels were independent, and its variance by the scatter of parts.
+
+        a, b : see ``Maps.weighted``
+        """
+        parts = [slice(*limits) for limits in zip(self.first, [*self.first[1:], len(a[0])])]
+        covariance, weight = (np.array([x[part].T @ y[part] for part in parts]) for x, y in zip(a, b))
         total, n_parts = weight.sum(axis=0), np.count_nonzero(weight > 0, axis=0)
         rho = np.divide(covariance.sum(axis=0), total, out=np.zeros(total.shape), where=total > 0)
         scatter = np.sum((covariance - rho * weight) ** 2, axis=0) * n_parts / np.maximum(n_parts - 1, 1)
@@ -126,7 +135,7 @@ class Voxels:
 
     def estimated(self, maps: Maps) -> Voxels:
         """With the dependence of neighbours that pairs of these maps show."""
-        _, weight, between = self._covariance(maps, maps)
+        _, weight, between = self._covariance(maps.weighted, maps.weighted)
         known = (between > 0) & ~np.eye(len(weight), dtype=bool)
         ratio = (between * weight)[known]
         return replace(self, dependence=max(1.0, float(np.median(ratio))) if len(ratio) else 1.0)
