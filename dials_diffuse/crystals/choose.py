@@ -9,7 +9,7 @@ import numpy as np
 
 from dials_diffuse.crystals.cells import cell_clusters, mean_cell, own_cells, reindexed_cell
 from dials_diffuse.crystals.choice import AGREES, CONTRADICTS, OTHER_CELL, UNTESTED, Crystal, CrystalChoice
-from dials_diffuse.crystals.clusters import Verdict, find_clusters, judge, usual_correlation
+from dials_diffuse.crystals.clusters import Limits, Verdict, find_clusters, judge, usual_correlation
 from dials_diffuse.crystals.contrast import measure_contrasts, read_rows
 from dials_diffuse.crystals.crystal_parameters import CrystalParameters
 from dials_diffuse.crystals.pairs import Compared, Likeness, compare_crystals
@@ -150,16 +150,16 @@ class _Decided:
 
 def _decide(found: Compared, product: np.ndarray, parameters: CrystalParameters) -> _Decided:
     usual = usual_correlation(found.likeness)
-    fixed, least = parameters.reindex == "none", parameters.min_correlation * usual
+    fixed, limits = parameters.reindex == "none", Limits(parameters.min_correlation * usual, usual)
     few = slice(1) if fixed else slice(None)
     likeness = Likeness(*(x[few] for x in found.likeness))
     voxels = replace(found.voxels, source=found.voxels.source[few])
-    clusters = find_clusters(found.maps, voxels, likeness, product[few, few], least)
+    clusters = find_clusters(found.maps, voxels, likeness, product[few, few], limits)
     number = (parameters.cluster or 1) - 1
     sizes = np.bincount(clusters.label)
     if number >= len(sizes):
         raise DiffuseError(f"crystals.cluster={parameters.cluster}: there are only {len(sizes)} clusters of maps")
-    inside, setting, verdicts = judge(found.maps, found.voxels, clusters, product, number, least, fixed)
+    inside, setting, verdicts = judge(found.maps, found.voxels, clusters, product, number, limits, fixed)
     outside = np.array([v.contradicts for v in verdicts]) & ~inside
     rivals = [n for n in range(1, len(sizes)) if sizes[n] == sizes[0] and np.all(outside[clusters.label == n])]
     majority = parameters.cluster is not None or not rivals

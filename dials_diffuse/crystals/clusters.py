@@ -11,6 +11,7 @@ Source: docs/theory.md, Which crystals belong together
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -107,6 +108,17 @@ def usual_correlation(likeness: Likeness) -> float:
     return float(np.clip(np.median(best[best > 0]), _LEAST_USUAL, 1.0)) if np.any(best > 0) else 1.0
 
 
+class Limits(NamedTuple):
+    """What is expected of ρ of crystals that belong together: at least ``least``, and mostly ``usual``."""
+
+    least: float
+    usual: float
+
+    def contradicts(self, rho, error) -> np.ndarray:
+        """Is ρ too low, and not by chance? error : so many times the standard error as it takes to tell."""
+        return (rho < self.least) & (rho + error < self.usual)
+
+
 class _Growing:
     """Clusters while they are joined; each is known by the number of one of its crystals."""
 
@@ -119,13 +131,13 @@ class _Growing:
         self.members = {i: [i] for i in range(n)}
         self.setting = np.zeros(n, dtype=int)
 
-    def surest(self, least: float) -> tuple | None:
+    def surest(self, limits: Limits) -> tuple | None:
         """(cluster, setting that brings it to the other, the other, ρ) that agree most surely, None where none do."""
-        setting, doubtful = best_settings(self._found, least)
+        setting, doubtful = best_settings(self._found, limits.least)
         rho, variance = (np.take_along_axis(x, setting[None], axis=0)[0] for x in self._found[:2])
         error = _errors(variance)
-        link = np.isfinite(variance) & (rho > _TO_LINK / _TO_TELL * error) & (rho + error >= least)
-        link &= ~doubtful | (rho - error >= least)
+        link = np.isfinite(variance) & (rho > _TO_LINK / _TO_TELL * error) & ~limits.contradicts(rho, error)
+        link &= ~doubtful | (rho - error >= limits.least)
         if not np.any(link):
             return None
         i, j = np.unravel_index(np.argmax(np.where(link, rho - error, -np.inf)), link.shape)
@@ -149,30 +161,30 @@ class _Growing:
             old[:, rest, j] = new[self._inverse, 0]
         self._found.variance[:, i], self._found.variance[:, :, i] = np.inf, np.inf
 
-    def rest(self, least: float) -> list:
+    def rest(self, limits: Limits) -> list:
         """(cluster, other, ρ in the best setting, or 0) of what is left, so that all is joined in the end."""
-        setting, _ = best_settings(self._found, least)
+        setting, _ = best_settings(self._found, limits.least)
         rho, variance = (np.take_along_axis(x, setting[None], axis=0)[0] for x in self._found[:2])
         first, *others = sorted(self.members, key=lambda k: -len(self.members[k]))
         joins = [(k, first, float(rho[k, first]) if np.isfinite(variance[k, first]) else 0.0) for k in others]
         return sorted(joins, key=lambda join: -join[2])
 
 
-def find_clusters(maps: Maps, voxels: Voxels, likeness: Likeness, product: np.ndarray, least: float) -> Clusters:
+def find_clusters(maps: Maps, voxels: Voxels, likeness: Likeness, product: np.ndarray, limits: Limits) -> Clusters:
     """Join crystals as long as some agree.
 
     Parameters
     ----------
     maps : of e crystals; voxels : where they are compared; likeness : (m, e, e), between all of them
     product : (m, m) int, see ``maps.settings.products``
-    least : ρ of crystals that belong together
+    limits : of ρ of crystals that belong together
     """
     growing, joins = _Growing(maps, voxels, likeness, product), []
-    while (pair := growing.surest(least)) is not None:
+    while (pair := growing.surest(limits)) is not None:
         i, setting, j, rho = pair
         joins.append((growing.members[i][0], growing.members[j][0], rho))
         growing.join(i, setting, j)
-    joins += growing.rest(least)
+    joins += growing.rest(limits)
     label = np.empty(len(growing.setting), dtype=int)
     setting = growing.setting.copy()
     for number, members in enumerate(map(sorted, growing.members.values())):
@@ -187,11 +199,11 @@ def _as_most_are(setting: np.ndarray, product: np.ndarray) -> np.ndarray:
     return changed[np.argmax(np.count_nonzero(changed == 0, axis=1) + 0.5 * (changed[:, 0] == 0))]
 
 
-def against(crystal: Maps, others: Maps, voxels: Voxels, least: float, given: int) -> Verdict:
+def against(crystal: Maps, others: Maps, voxels: Voxels, limits: Limits, given: int) -> Verdict:
     """Compare one map with another, (n, 1) each; given : the setting of the crystal before it was brought into this."""
     found = Likeness(*(x[:, 0, 0] for x in voxels.compare(crystal, others)))
     order = [given, *(k for k in range(len(found.rho)) if k != given)]  # what is as good stays as it is given
-    first, doubtful = (x.item() for x in best_settings(Likeness(*(x[order] for x in found)), least))
+    first, doubtful = (x.item() for x in best_settings(Likeness(*(x[order] for x in found)), limits.least))
     setting = 0 if doubtful or not np.isfinite(found.variance[order[first]]) else order[first]
     known = np.isfinite(found.variance)
     error = float(np.sqrt(found.variance[setting])) if known[setting] else np.nan
@@ -202,12 +214,12 @@ def against(crystal: Maps, others: Maps, voxels: Voxels, least: float, given: in
         observed=float(observed_correlation(voxels.moved(crystal, setting), others)[0, 0]),
         rho_as_given=float(found.rho[given]) if known[given] else np.nan,
         common=int(found.common[setting]),
-        contradicts=bool(known[0] and found.rho[0] + _errors(found.variance[0]) < least),
+        contradicts=bool(known[0] and limits.contradicts(found.rho[0], _errors(found.variance[0]))),
     )
 
 
 def judge(
-    maps: Maps, voxels: Voxels, clusters: Clusters, product: np.ndarray, number: int, least: float, fixed: bool
+    maps: Maps, voxels: Voxels, clusters: Clusters, product: np.ndarray, number: int, limits: Limits, fixed: bool
 ) -> tuple:
     """Compare every crystal with the others of a cluster, each in its setting.
 
@@ -228,7 +240,7 @@ def judge(
     for i in np.flatnonzero(setting):
         _turn(turned, i, voxels.moved(maps.at([i]), setting[i]))
     for _ in range(2 * len(inside)):
-        verdicts = _verdicts(turned, voxels, inside, least, inverse[setting])
+        verdicts = _verdicts(turned, voxels, inside, limits, inverse[setting])
         members = np.flatnonzero(inside) if np.count_nonzero(inside) > 2 else []
         changed = [i for i in members if verdicts[i].setting and not fixed]
         worst = [i for i in members if verdicts[i].contradicts]
@@ -248,7 +260,7 @@ def _turn(maps: Maps, number: int, new: Maps) -> None:
     maps.value[:, [number]], maps.variance[:, [number]] = new
 
 
-def _verdicts(maps: Maps, voxels: Voxels, inside: np.ndarray, least: float, given: np.ndarray) -> list:
+def _verdicts(maps: Maps, voxels: Voxels, inside: np.ndarray, limits: Limits, given: np.ndarray) -> list:
     weight = np.where(inside, 1 / maps.variance, 0.0)
     total, top = (x.sum(axis=1, keepdims=True) for x in (weight, weight * maps.value))
     verdicts = []
@@ -258,5 +270,5 @@ def _verdicts(maps: Maps, voxels: Voxels, inside: np.ndarray, least: float, give
         others = ratio_map(top - weight[:, [i]] * maps.value[:, [i]], left)
         size = usual_size(*voxels.squares(others), 1.0)
         others = Maps(others.value / size, others.variance / size**2)
-        verdicts.append(against(maps.at([i]), others, voxels, least, int(given[i])))
+        verdicts.append(against(maps.at([i]), others, voxels, limits, int(given[i])))
     return verdicts

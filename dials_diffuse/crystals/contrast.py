@@ -115,6 +115,7 @@ def _relative(rows: dict, grid: MapGrid) -> _Relative | None:
     if not np.any(seen):
         return None
     expected = np.where(seen, expected * mean, 1.0)
+    share = weight / sums[1][block].clip(1e-300)  # of a row in its mean, which takes that much of its noise off
     weight = np.where(seen, expected**2 / (expected + noise).clip(1e-300), 0.0)
     value = _limited(net / expected - 1, weight)
     odd = np.clip(rows["norm_odd"] / norm, 0, 1)
@@ -124,7 +125,7 @@ def _relative(rows: dict, grid: MapGrid) -> _Relative | None:
         there = part > 1e-6
         ratio = np.divide(own, expected * part, out=np.ones(len(part)), where=there)
         halves.append((ratio - 1, np.where(there, weight * part, 0.0)))
-    return _Relative(value, weight, tuple(halves))
+    return _Relative(value, weight / (1 - share.clip(0, 0.5)), tuple(halves))
 
 
 def _isotropic(s: np.ndarray, net: np.ndarray, norm: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ _MAX_ENTRIES = 4_000_000
 _N_SHELLS = 10
 
 #: parts of reciprocal space, made of blocks of voxels at least so wide, whose scatter tells errors
-_N_PARTS, _BLOCK_WIDTH = 40, 4
+_N_PARTS, _BLOCK_WIDTH = 40, 6
 
 #: parts with common voxels that it takes for that, and common voxels that it takes to compare two crystals
 _LEAST_PARTS, FEWEST = 10, 50
