@@ -13,11 +13,13 @@ from cctbx import uctbx
 from helpers.builders import PROVENANCE, small_grid
 from helpers.crystals import GRID, SWAP, Made, choose, in_one_setting, intensity, make_rows, matrix_of, write_crystal
 from helpers.programs import fails
+from libtbx.phil import parse
 from scipy.cluster.hierarchy import is_valid_linkage, leaves_list
 from scipy.spatial.transform import Rotation
 
 from dials_diffuse.cli import merge as merge_cli
 from dials_diffuse.cli import scale as cli
+from dials_diffuse.cli.program import keep_words
 from dials_diffuse.crystals.cells import cell_clusters, cell_of, reindexed_cell
 from dials_diffuse.crystals.crystal_parameters import CrystalParameters
 from dials_diffuse.crystals.pairs import Maps, Voxels
@@ -335,6 +337,31 @@ def test_reading_only_some_experiments_in_other_settings(tmp_path):
         np.testing.assert_array_equal(reflections[name], all_reflections[name][kept])
 
 
+def test_crystals_of_one_file_are_chosen_one_by_one(tmp_path):
+    """Their cells are those of their orientations: the grid of the file has the mean. Numbers are those of the file."""
+    made = [Made(), Made(cell=(20.9, 20.9, 24.0, 90.0, 90.0, 90.0)), Made(structure=2), Made(matrix=SWAP)]
+    rows, experiments = [], []
+    for k, one in enumerate(made):
+        with ObservationFile(write_crystal(tmp_path / "one.h5", one, k, SMALL)) as file:
+            own = file.read(*OBSERVATION_DTYPE.names)
+            experiments += file.experiments
+        own["experiment"] = own["experiment"] + k
+        rows.append(own)
+    with write_observations(tmp_path / "four.h5", SMALL, experiments, PROVENANCE) as writer:
+        for own in rows:
+            writer.append(own)
+    paths = [tmp_path / "four.h5", write_crystal(tmp_path / "more.h5", Made(), 7, SMALL)]
+    result = scale(paths, tmp_path / "out.h5", CrystalParameters())
+    assert [c.kept for c in result.crystals.crystals] == [True, False, False, True, True]
+    assert [c.verdict for c in result.crystals.crystals][1:3] == ["unit cell", "map"]
+    assert result.crystals.crystals[1].unit_cell == pytest.approx(made[1].cell)
+    assert result.origins == ((paths[0], 0), (paths[0], 3), (paths[1], 0))
+    assert result.grid.unit_cell == pytest.approx(SMALL.unit_cell)
+    with ObservationFile(tmp_path / "out.h5") as file:
+        assert [e.identifier for e in file.experiments] == ["crystal-0", "crystal-3", "crystal-7"]
+        assert set(file.read("experiment")["experiment"]) == {0, 1, 2}
+
+
 @pytest.mark.parametrize("symbol, cell", [("P 31", (20, 20, 24, 90, 90, 120)), ("P 1", (20, 20, 20, 90, 90, 90))])
 def test_one_setting_after_another(symbol, cell):
     grid = small_grid(symbol, cell)
@@ -447,5 +474,10 @@ def test_parameters_are_checked(options, words):
 
 
 def test_parameters_of_the_programs_are_those_of_the_library():
+    given = parse("reindex=none\ncrystals.keep=auto\ncrystals.cluster=3\ncrystals.cell_tolerance=0.01")
     for program in (cli, merge_cli):
         assert CrystalParameters.from_phil(program.phil_scope.extract()) == CrystalParameters()
+        params = program.phil_scope.fetch(given).extract()
+        keep_words(program.phil_scope, params)
+        wanted = CrystalParameters(reindex="none", cluster=3, cell_tolerance=0.01)
+        assert program.parameters_from_phil(params).crystals == wanted

@@ -16,7 +16,7 @@ from dials_diffuse.files.record import Output, write_record
 from dials_diffuse.merging.compare import compare_with_reference
 from dials_diffuse.merging.laue import MergeParameters, merge_observations
 from dials_diffuse.report.agreement import comparison_record, format_comparison, write_comparison_png
-from dials_diffuse.report.crystals import FEWEST_DRAWN, crystals_text, write_crystals_png
+from dials_diffuse.report.crystals import crystals_text, is_drawn, write_crystals_png
 from dials_diffuse.report.merge import format_statistics, merge_record
 from dials_diffuse.report.planes import write_planes_png
 
@@ -152,7 +152,7 @@ def main(params, files, provenance, warnings) -> None:
             write_planes_png(output.png, result.map)
         else:
             write_comparison_png(output.png, result.map, reference, comparison)
-    if output.crystals_png and result.crystals and len(result.crystals.compared) >= FEWEST_DRAWN:
+    if output.crystals_png and is_drawn(result.crystals):
         outputs.append(Output(output.crystals_png, "picture", "aid"))
         logger.info("Saving a picture of the crystals to %s", output.crystals_png)
         write_crystals_png(output.crystals_png, result.crystals)

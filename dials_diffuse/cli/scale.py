@@ -10,7 +10,7 @@ from dials_diffuse.cli.program import run_program, track
 from dials_diffuse.compat import available_cores
 from dials_diffuse.crystals.crystal_parameters import CrystalParameters
 from dials_diffuse.files.record import Output, grid_record, write_record
-from dials_diffuse.report.crystals import FEWEST_DRAWN, crystals_text, write_crystals_png
+from dials_diffuse.report.crystals import crystals_text, is_drawn, write_crystals_png
 from dials_diffuse.report.scaling import scaling_text, write_scaling_png
 from dials_diffuse.scaling.absolute import AbsoluteParameters
 from dials_diffuse.scaling.record import scaling_record
@@ -162,15 +162,14 @@ def parameters_from_phil(params) -> ScalingParameters:
 def absolute_from_phil(params) -> AbsoluteParameters:
     """How to find the absolute scale, as checked parameters."""
     scope = params.absolute_scale
-    method = "none" if scope.method is None else scope.method  # phil takes the word for None
     return AbsoluteParameters(
         model=scope.model,
         sequence=scope.sequence,
         copies=scope.copies,
         bulk_solvent=scope.bulk_solvent,
         hydrogens=scope.hydrogens if isinstance(scope.hydrogens, bool) else None,
-        method=method,
-        required=bool(scope.model or scope.sequence or scope.copies or method not in ("auto", "none")),
+        method=scope.method,
+        required=bool(scope.model or scope.sequence or scope.copies or scope.method not in ("auto", "none")),
     )
 
 
@@ -191,7 +190,7 @@ def main(params, files, provenance, warnings) -> None:
         outputs.append(Output(params.output.png, "picture", "aid"))
         logger.info("Saving pictures to %s", params.output.png)
         write_scaling_png(params.output.png, result)
-    if params.output.crystals_png and result.crystals and len(result.crystals.compared) >= FEWEST_DRAWN:
+    if params.output.crystals_png and is_drawn(result.crystals):
         outputs.append(Output(params.output.crystals_png, "picture", "aid"))
         logger.info("Saving a picture of the crystals to %s", params.output.crystals_png)
         write_crystals_png(params.output.crystals_png, result.crystals)

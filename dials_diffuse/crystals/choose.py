@@ -129,6 +129,8 @@ def _compare(files, grid: MapGrid, settings: list, crystals: np.ndarray, progres
     if len(crystals) < n_all:
         keep = np.flatnonzero(rank[rows["experiment"]] >= 0)
         rows = {name: column[keep] for name, column in rows.items()}
+    if not len(rows["norm"]):
+        raise DiffuseError(f"{files[0].path}: no observation has a positive norm inside d_min; integrate again")
     rows["experiment"] = rank[rows["experiment"]]
     return compare_crystals(measure_contrasts(rows, grid, len(crystals)), grid, settings)
 

@@ -64,15 +64,14 @@ def read_rows(files, n_rows: int, progress) -> dict:
     """
     s_max = max(1 / file.grid.d_min for file in files)
     limit = s_max * min(1.0, (_MAX_ROWS / max(n_rows, 1)) ** (1 / 3))  # their number grows with the volume
-    parts, first = [], 0
-    for file in files:
-        total = -(-file.n_rows // _READ)
-        for block in progress(blocks_of_rows([file], COLUMNS, _READ), total, "Comparing crystals"):
-            use = np.flatnonzero((block["norm"] > 0) & (block["s"] <= limit))
-            part = {name: column[use] for name, column in block.items()}
-            part["experiment"] = part["experiment"] + first
-            parts.append(part)
-        first += len(file.experiments)
+    first = np.cumsum([0] + [len(file.experiments) for file in files])
+    blocks = ((n, block) for n, file in zip(first, files) for block in blocks_of_rows([file], COLUMNS, _READ))
+    parts = []
+    for n, block in progress(blocks, sum(-(-file.n_rows // _READ) for file in files), "Comparing crystals"):
+        use = np.flatnonzero((block["norm"] > 0) & (block["s"] <= limit))
+        part = {name: column[use] for name, column in block.items()}
+        part["experiment"] = part["experiment"] + n
+        parts.append(part)
     return {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
 
 

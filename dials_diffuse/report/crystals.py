@@ -12,8 +12,8 @@ from dials_diffuse.report.tables import Column, text_table
 #: numbers of crystals beside the matrix, and values in its fields, up to so many crystals
 _LABELS, _VALUES = 60, 20
 
-#: a single pair is told of in the log, and not drawn
-FEWEST_DRAWN = 3
+#: a single pair is told of in the log, and not drawn; nor are so many crystals that nobody could see them
+_FEWEST_DRAWN, _MOST_DRAWN = 3, 600
 
 _COLOURS = {"kept": "#2a7f3f", "reindexed": "#2c6fbb", "untested": "0.55", "left out": "#c23b22"}
 
@@ -48,10 +48,15 @@ def _name(crystal, most: int = 36) -> str:
     return text if len(text) <= most else f"...{text[3 - most :]}"
 
 
+def is_drawn(choice: CrystalChoice | None) -> bool:
+    """Is there a picture of them?"""
+    return choice is not None and _FEWEST_DRAWN <= len(choice.compared) <= _MOST_DRAWN
+
+
 def crystals_text(choice: CrystalChoice) -> str:
     """Text for the log: a line for each crystal, or for two that agree one line in all."""
     rows = list(enumerate(choice.crystals))
-    if choice.quiet and len(rows) < FEWEST_DRAWN:
+    if choice.quiet and len(rows) < _FEWEST_DRAWN:
         last = choice.crystals[-1]
         return (
             f"The maps of both crystals agree: their anisotropic parts correlate by {last.observed:.3f}, corrected for "
@@ -87,7 +92,7 @@ def crystals_figure(choice: CrystalChoice):
     n = len(choice.compared)
     size = float(np.clip(3.5 + 0.28 * n, 5.5, 11.0))
     figure = new_figure(size + 3.6, size + 0.6)
-    tree, matrix, bar = figure.subplots(1, 3, width_ratios=[1.6, size - 1, 1.0])
+    tree, matrix, bar = figure.subplots(1, 3, gridspec_kw={"width_ratios": [1.6, size - 1, 1.0]})
     options = {"orientation": "left", "no_labels": True, "color_threshold": 0, "above_threshold_color": "0.3"}
     drawn = dendrogram(linkage_of_joins(choice.joins, n), ax=tree, **options)
     order = np.array(drawn["leaves"])

@@ -17,6 +17,9 @@ from dials_diffuse.scaling.terms.base import Term
 #: more sweeps than this are drawn without a legend
 _LEGEND = 8
 
+#: the log has a matrix of correlations up to so many sweeps; the JSON file always has it
+_MATRIX = 12
+
 #: panels beside each other
 _COLUMNS = 3
 
@@ -63,7 +66,7 @@ def scaling_text(result: ScalingResult) -> str:
             lines[-1] += f"; correlation of b with the scales of dials.scale {compared['correlation']:.3f}"
     lines += ["", *_absolute_lines(result.absolute)]
     n = len(result.experiments)
-    if n > 1:
+    if 1 < n <= _MATRIX:
         lines += ["", "correlation of the anisotropic part between sweeps:"]
         lines += ["  ".join(f"{x:6.3f}" for x in row) for row in result.correlations]
     for path, text in suggested_cuts(result).items():
