@@ -162,6 +162,40 @@ def test_a_crystal_too_weak_to_be_judged_is_kept_as_it_is(tmp_path):
     last = choice.crystals[2]
     assert last.kept and last.verdict == "untested" and last.operator == "h,k,l" and "too weak" in last.reason
     assert choice.warnings == ()
+    others = choose(tmp_path, [Made(), Made(matrix=SWAP), Made(structure=None, photons=0.02)])
+    assert others.crystals[2].kept and others.crystals[2].operator == "h,k,l"
+    (warning,) = others.warnings
+    assert "no test of crystals 2" in warning and "others were reindexed" in warning
+
+
+def test_crystals_without_common_voxels_are_kept(tmp_path):
+    """Two wedges of a triclinic crystal: nothing to compare, nothing to warn of."""
+    crystals = [Made(directions=(0.0, 0.2)), Made(directions=(0.25, 0.45))]
+    choice = choose(tmp_path, crystals, small_grid("P 1", (19, 20, 24, 80, 95, 100), d_min=3.0))
+    assert all(c.kept and c.verdict == "untested" and c.common == 0 for c in choice.crystals)
+    assert choice.warnings == ()
+
+
+def in_one_file(path, crystals) -> None:
+    """Write the observations of several crystals to one file."""
+    rows, experiments = [], []
+    for k, made in enumerate(crystals):
+        with ObservationFile(write_crystal(path.with_suffix(".part"), made, k, SMALL)) as file:
+            rows.append(file.read(*OBSERVATION_DTYPE.names))
+            experiments += file.experiments
+        rows[-1]["experiment"] += k
+    with write_observations(path, SMALL, experiments, PROVENANCE) as writer:
+        for own in rows:
+            writer.append(own)
+
+
+def test_two_cells_in_one_file(tmp_path):
+    """dials.diffuse_integrate brought them onto one grid, and no cell is the more usual: both are kept."""
+    crystals = [Made(cell=(a, a, 24.0, 90.0, 90.0, 90.0)) for a in (20, 20.8)]
+    in_one_file(tmp_path / "both.h5", crystals)
+    result = scale([tmp_path / "both.h5"], tmp_path / "out.h5", CrystalParameters())
+    assert [c.cell_cluster for c in result.crystals.crystals] == [1, 2]
+    assert all(c.kept and c.verdict == "agrees" for c in result.crystals.crystals)
 
 
 def test_a_polar_axis_up_and_down(tmp_path):
@@ -340,16 +374,7 @@ def test_reading_only_some_experiments_in_other_settings(tmp_path):
 def test_crystals_of_one_file_are_chosen_one_by_one(tmp_path):
     """Their cells are those of their orientations: the grid of the file has the mean. Numbers are those of the file."""
     made = [Made(), Made(cell=(20.9, 20.9, 24.0, 90.0, 90.0, 90.0)), Made(structure=2), Made(matrix=SWAP)]
-    rows, experiments = [], []
-    for k, one in enumerate(made):
-        with ObservationFile(write_crystal(tmp_path / "one.h5", one, k, SMALL)) as file:
-            own = file.read(*OBSERVATION_DTYPE.names)
-            experiments += file.experiments
-        own["experiment"] = own["experiment"] + k
-        rows.append(own)
-    with write_observations(tmp_path / "four.h5", SMALL, experiments, PROVENANCE) as writer:
-        for own in rows:
-            writer.append(own)
+    in_one_file(tmp_path / "four.h5", made)
     paths = [tmp_path / "four.h5", write_crystal(tmp_path / "more.h5", Made(), 7, SMALL)]
     result = scale(paths, tmp_path / "out.h5", CrystalParameters())
     assert [c.kept for c in result.crystals.crystals] == [True, False, False, True, True]

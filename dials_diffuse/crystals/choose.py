@@ -56,10 +56,9 @@ def choose_crystals(
         return list(files), common_grid(files, space_group), None
     cells = own_cells(files)
     cell_label = cell_clusters(cells, parameters.cell_tolerance)
-    chosen = (parameters.cell_cluster or 1) - 1
-    same_cell = cell_label == min(chosen, cell_label.max()) if parameters.keep == "auto" else cell_label >= 0
+    same_cell = _same_cell(places, cell_label, parameters)
     grid = common_grid(files, space_group, mean_cell([c for c, same in zip(cells, same_cell) if same]))
-    if parameters.keep == "auto":
+    if parameters.keep == "auto":  # after what all files must have in common
         _check_cells(places, cells, cell_label, parameters.cell_cluster)
     compared = np.flatnonzero(same_cell)
     settings, untested = settings_of_lattice(grid)
@@ -105,14 +104,30 @@ def choose_crystals(
     return opened, grid, choice
 
 
+def _same_cell(places: list, label: np.ndarray, parameters: CrystalParameters) -> np.ndarray:
+    """(n,) bool, the crystals whose cells are those that are kept."""
+    if parameters.keep == "all" or (parameters.cell_cluster is None and _no_majority(label) and _one_file(places)):
+        return np.ones(len(label), dtype=bool)
+    return label == min((parameters.cell_cluster or 1) - 1, label.max())
+
+
+def _no_majority(label: np.ndarray) -> bool:
+    sizes = np.bincount(label)
+    return len(sizes) > 1 and sizes[0] == sizes[1]
+
+
+def _one_file(places: list) -> bool:
+    """Have the crystals been brought onto one grid by dials.diffuse_integrate?"""
+    return len({id(file) for file, _ in places}) == 1
+
+
 def _check_cells(places, cells, label: np.ndarray, wanted: int | None) -> None:
     """DiffuseError if no cluster of cells is the largest, or the one that is wanted is not there."""
-    sizes = np.bincount(label)
     if wanted is not None:
-        if wanted > len(sizes):
-            raise DiffuseError(f"crystals.cell_cluster={wanted}: there are only {len(sizes)} clusters of unit cells")
-        return
-    if len(sizes) > 1 and sizes[0] == sizes[1]:
+        n = int(label.max()) + 1
+        if wanted > n:
+            raise DiffuseError(f"crystals.cell_cluster={wanted}: there are only {n} clusters of unit cells")
+    elif _no_majority(label) and not _one_file(places):
         a, b = (int(np.argmax(label == k)) for k in range(2))
         raise DiffuseError(
             f"{places[a][0].path} and {places[b][0].path} cannot be merged: the unit cells are {cell_text(cells[a])} "
@@ -236,8 +251,15 @@ def _opened(files, crystals: list, reindexed: dict, space_group: str | None) -> 
 
 def _warnings(crystals: list, decided: _Decided, parameters: CrystalParameters) -> list:
     bad = [(k, c) for k, c in enumerate(crystals) if c.verdict in (CONTRADICTS, OTHER_CELL)]
+    untested = [str(k) for k, c in enumerate(crystals) if c.verdict == UNTESTED]
+    doubts = []
+    if untested and any(decided.setting):
+        doubts = [
+            f"no test of crystals {', '.join(untested)}: too weak, or too few voxels in common with others; they are "
+            "kept as they are indexed, though others were reindexed"
+        ]
     if not bad:
-        return []
+        return doubts
     kept = sum(c.kept for c in crystals)
     if len(bad) <= _NAMED:
         warnings = [
@@ -258,7 +280,7 @@ def _warnings(crystals: list, decided: _Decided, parameters: CrystalParameters) 
         )
     elif kept < len(crystals) / 2:
         warnings.append(f"only {kept} of {len(crystals)} crystals are kept")
-    return warnings
+    return [*warnings, *doubts]
 
 
 def _log(choice: CrystalChoice) -> None:

@@ -23,7 +23,7 @@ COLUMNS = (
 )
 
 #: rows that are compared, those of lowest |s|; and rows that are read together
-_MAX_ROWS, _READ = 4_000_000, 1 << 18
+_MAX_ROWS, _READ = 2_000_000, 1 << 18
 
 #: rows of a crystal in a shell of its isotropic part, and how many shells there may be
 _PER_SHELL, _MOST_SHELLS = 100, 200
