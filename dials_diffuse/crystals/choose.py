@@ -52,7 +52,7 @@ def choose_crystals(
     Source: docs/theory.md, Which crystals belong together
     """
     places = [(file, number) for file in files for number in range(len(file.experiments))]
-    if len(places) == 1:
+    if len(places) < 2:
         return list(files), common_grid(files, space_group), None
     cells = own_cells(files)
     cell_label = cell_clusters(cells, parameters.cell_tolerance)
