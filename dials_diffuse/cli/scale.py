@@ -6,14 +6,11 @@ import logging
 
 from libtbx.phil import parse
 
-from dials_diffuse.cli.program import run_program, track
+from dials_diffuse.cli.program import flag, run_program, track
 from dials_diffuse.compat import available_cores
 from dials_diffuse.crystals.crystal_parameters import CrystalParameters
-from dials_diffuse.files.record import Output, grid_record, write_record
-from dials_diffuse.report.crystals import crystals_text, is_drawn, write_crystals_png
-from dials_diffuse.report.scaling import scaling_text, write_scaling_png
+from dials_diffuse.report.scaling_files import ScalingFiles, write_scaling
 from dials_diffuse.scaling.absolute import AbsoluteParameters
-from dials_diffuse.scaling.record import scaling_record
 from dials_diffuse.scaling.scale import scale_observations
 from dials_diffuse.scaling.scaling_parameters import ScalingParameters
 from dials_diffuse.scaling.terms.table import NAMES, OPTIONS, help_of_names
@@ -162,14 +159,15 @@ def parameters_from_phil(params) -> ScalingParameters:
 def absolute_from_phil(params) -> AbsoluteParameters:
     """How to find the absolute scale, as checked parameters."""
     scope = params.absolute_scale
+    method = "none" if scope.method is None else scope.method  # phil takes the word for None
     return AbsoluteParameters(
         model=scope.model,
         sequence=scope.sequence,
         copies=scope.copies,
         bulk_solvent=scope.bulk_solvent,
-        hydrogens=scope.hydrogens if isinstance(scope.hydrogens, bool) else None,
-        method=scope.method,
-        required=bool(scope.model or scope.sequence or scope.copies or scope.method not in ("auto", "none")),
+        hydrogens=flag(scope.hydrogens),
+        method=method,
+        required=bool(scope.model or scope.sequence or scope.copies or method not in ("auto", "none")),
     )
 
 
@@ -180,25 +178,8 @@ def main(params, files, provenance, warnings) -> None:
     path = params.output.observations
     absolute = absolute_from_phil(params)
     result = scale_observations(files, parameters, path, provenance, nproc, track, absolute, params.bragg_scales)
-    if result.crystals:
-        logger.info("\n%s", crystals_text(result.crystals))
-    logger.info("\n%s\n", scaling_text(result))
-    for warning in result.warnings:
-        logger.warning("Warning: %s", warning)
-    outputs = [Output(path, "observations")]
-    if params.output.png:
-        outputs.append(Output(params.output.png, "picture", "aid"))
-        logger.info("Saving pictures to %s", params.output.png)
-        write_scaling_png(params.output.png, result)
-    if params.output.crystals_png and is_drawn(result.crystals):
-        outputs.append(Output(params.output.crystals_png, "picture", "aid"))
-        logger.info("Saving a picture of the crystals to %s", params.output.crystals_png)
-        write_crystals_png(params.output.crystals_png, result.crystals)
-    if params.output.json:
-        outputs.append(Output(params.output.json, "statistics", "aid"))
-        logger.info("Saving the scale model to %s", params.output.json)
-        content = {**grid_record(result.grid), **scaling_record(result)}
-        write_record(params.output.json, "dials.diffuse_scale/1", provenance, outputs, warnings, **content)
+    output = params.output
+    write_scaling(result, ScalingFiles(path, output.json, output.png, output.crystals_png), provenance, warnings)
     logger.info("Next: dials.diffuse_merge %s", path)
 
 

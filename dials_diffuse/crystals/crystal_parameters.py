@@ -89,7 +89,7 @@ crystals {
         """
         scope = params.crystals
         return cls(
-            reindex=params.reindex,
+            reindex="none" if params.reindex is None else params.reindex,  # phil takes the word for None
             keep=scope.keep,
             cell_cluster=scope.cell_cluster if isinstance(scope.cell_cluster, int) else None,
             cluster=scope.cluster if isinstance(scope.cluster, int) else None,

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 from scipy.cluster.hierarchy import dendrogram
 
 from dials_diffuse.crystals.choice import AGREES, UNTESTED, CrystalChoice
+from dials_diffuse.files.record import Output
 from dials_diffuse.report.figures import new_figure, write_png
 from dials_diffuse.report.tables import Column, text_table
+
+logger = logging.getLogger("dials.diffuse.crystals")
 
 #: numbers of crystals beside the matrix, and values in its fields, up to so many crystals
 _LABELS, _VALUES = 60, 20
@@ -48,11 +53,6 @@ def _name(crystal, most: int = 36) -> str:
     return text if len(text) <= most else f"...{text[3 - most :]}"
 
 
-def is_drawn(choice: CrystalChoice | None) -> bool:
-    """Is there a picture of them?"""
-    return choice is not None and _FEWEST_DRAWN <= len(choice.compared) <= _MOST_DRAWN
-
-
 def crystals_text(choice: CrystalChoice) -> str:
     """Text for the log: a line for each crystal, or for two that agree one line in all."""
     rows = list(enumerate(choice.crystals))
@@ -71,15 +71,25 @@ def crystals_text(choice: CrystalChoice) -> str:
     return "\n".join(lines)
 
 
-def write_crystals_png(path, choice: CrystalChoice) -> None:
-    """Draw :func:`crystals_figure` into a PNG file.
+def save_crystals_png(path, choice: CrystalChoice | None) -> list:
+    """Draw :func:`crystals_figure` into a PNG file, where there are neither too few nor too many crystals.
+
+    path : None: nowhere
+
+    Returns
+    -------
+    list of Output
 
     Raises
     ------
     DiffuseError
         If the file cannot be written.
     """
+    if path is None or choice is None or not _FEWEST_DRAWN <= len(choice.compared) <= _MOST_DRAWN:
+        return []
+    logger.info("Saving a picture of the crystals to %s", path)
     write_png(path, crystals_figure(choice))
+    return [Output(path, "picture", "aid")]
 
 
 def crystals_figure(choice: CrystalChoice):
