@@ -21,6 +21,7 @@ from dials_diffuse.cli import merge as merge_cli
 from dials_diffuse.cli import scale as cli
 from dials_diffuse.cli.program import keep_words
 from dials_diffuse.crystals.cells import cell_clusters, cell_of, reindexed_cell
+from dials_diffuse.crystals.choice import Crystal, CrystalChoice
 from dials_diffuse.crystals.crystal_parameters import CrystalParameters
 from dials_diffuse.crystals.pairs import Maps, Voxels
 from dials_diffuse.errors import DiffuseError
@@ -36,7 +37,7 @@ from dials_diffuse.maps.settings import products, settings_of_lattice
 from dials_diffuse.maps.shells import anisotropic_correlation
 from dials_diffuse.maps.symmetry import map_to_asu
 from dials_diffuse.merging.laue import MergeParameters, merge_observations
-from dials_diffuse.report.crystals import crystals_text, linkage_of_joins
+from dials_diffuse.report.crystals import crystals_figure, crystals_text, linkage_of_joins, save_crystals_png
 from dials_diffuse.scaling.absolute import AbsoluteParameters
 from dials_diffuse.scaling.layout import DIFFRACTED, coordinates, make_layout
 from dials_diffuse.scaling.scale import scale_observations
@@ -336,13 +337,13 @@ def test_reading_only_some_experiments_in_other_settings(tmp_path):
     with write_observations(tmp_path / "x.h5", SMALL, experiments, PROVENANCE) as writer:
         writer.append(np.concatenate(rows)[order])
         writer.append_bragg(np.concatenate(bragg), np.arange(3.0 * len(bragg[0])))
-    setting = settings_of_lattice(SMALL)[0][1]
-    change = Reindexing(setting.operator, setting.matrix, setting.on_lattice(SMALL.subdivide)[0])
+    matrix = matrix_of("h,h+k,l")  # its inverse is not its transpose
+    change = Reindexing("h,h+k,l", matrix, matrix)
     with ObservationFile(tmp_path / "x.h5") as file:
         chosen = ChosenFile(file, {0: None, 2: change})
         assert chosen.numbers == (0, 2) and chosen.n_rows == 4000
         assert [e.identifier for e in chosen.experiments] == ["a", "c"]
-        assert [e.reindexed for e in chosen.experiments] == [None, setting.operator]
+        assert [e.reindexed for e in chosen.experiments] == [None, change.operator]
         blocks = [block for _, block in chosen.chunks(*OBSERVATION_DTYPE.names, size=700)]
         read = {name: np.concatenate([block[name] for block in blocks]) for name in OBSERVATION_DTYPE.names}
         everything = file.read(*OBSERVATION_DTYPE.names)
@@ -351,7 +352,7 @@ def test_reading_only_some_experiments_in_other_settings(tmp_path):
     wanted = {name: column[everything["experiment"] != 1] for name, column in everything.items()}
     third = wanted["experiment"] == 2
     assert np.array_equal(read["experiment"], third.astype(int))
-    np.testing.assert_array_equal(read["index"][third], wanted["index"][third] @ setting.matrix)
+    np.testing.assert_array_equal(read["index"][third], wanted["index"][third] @ matrix)
     np.testing.assert_array_equal(read["index"][~third], wanted["index"][~third])
     for name in set(OBSERVATION_DTYPE.names) - {"experiment", "index"}:
         np.testing.assert_array_equal(read[name], wanted[name])
@@ -366,7 +367,7 @@ def test_reading_only_some_experiments_in_other_settings(tmp_path):
     assert np.ptp(x[0][:, DIFFRACTED:]) > 1
     kept = all_reflections["experiment"] != 1
     third = all_reflections["experiment"][kept] == 2
-    np.testing.assert_array_equal(reflections["hkl"][third], all_reflections["hkl"][kept][third] @ setting.matrix)
+    np.testing.assert_array_equal(reflections["hkl"][third], all_reflections["hkl"][kept][third] @ matrix)
     for name in ("intensity", "inverse_scale_factor", "xyz"):
         np.testing.assert_array_equal(reflections[name], all_reflections[name][kept])
 
@@ -471,6 +472,30 @@ def test_joins_are_a_tree_as_scipy_has_it():
     assert is_valid_linkage(tree)
     assert tree[:, 2].tolist() == pytest.approx([0.1, 0.1 - 0.05, 0.6, 1.2])
     assert tree[:, 3].tolist() == [2, 2, 4, 5] and sorted(leaves_list(tree)) == list(range(5))
+
+
+def test_the_picture_of_many_crystals(tmp_path):
+    """Seventy, one of another cell: the whole matrix, in the order of the tree, without numbers that nobody reads."""
+    n = 69
+    crystals = [Crystal(f"{k}.h5", 0, str(k), (20.0,) * 6, 1, "h,k,l", k > 4, "agrees", "") for k in range(n)]
+    crystals.append(Crystal("x.h5", 0, "x", (30.0,) * 6, 2, "h,k,l", False, "unit cell", "too large"))
+    rho = np.where(np.add.outer(np.arange(n) < 5, np.arange(n) < 5), 0.0, 0.9)
+    rho[7, 8] = rho[8, 7] = np.nan
+    joins = tuple((k - 1, k, 0.9) for k in range(6, n)) + tuple((k, 5, 0.1 * k) for k in range(4, -1, -1))
+    choice = CrystalChoice(
+        tuple(crystals), ("h,k,l",), np.arange(n), rho, rho, np.full((n, n), 0.1), np.full((n, n), 99), joins, 0.9, ()
+    )
+    figure = crystals_figure(choice)
+    matrix = figure.axes[1].images[0].get_array()
+    assert matrix.shape == (n, n) and np.count_nonzero(matrix.mask) == n + 2
+    assert len(figure.axes[1].get_xticks()) == 0 and not figure.axes[1].texts
+    strong = np.count_nonzero(matrix.filled(0) > 0.5, axis=0) > 0  # the five that are left out are at one end
+    assert np.count_nonzero(np.diff(strong)) == 1 and np.count_nonzero(~strong) == 5
+    assert "64 of 70 crystals are kept; 1 of other unit cells" in figure.texts[0].get_text()
+    (output,) = save_crystals_png(tmp_path / "c.png", choice)
+    assert (tmp_path / "c.png").stat().st_size > 10_000 and output.kind == "picture"
+    assert save_crystals_png(None, choice) == []
+    assert len(crystals_text(choice).splitlines()) == 70 + 6
 
 
 def test_two_crystals_that_agree_are_told_of_in_a_line(tmp_path):
