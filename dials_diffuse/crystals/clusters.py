@@ -50,7 +50,7 @@ class Verdict:
 
     Attributes
     ----------
-    setting : int, in which it agrees best
+    setting : int, another one in which it agrees and in this one it does not, else 0
     rho, error, observed : there, the last as it is measured; NaN where nothing is known
     rho_as_given : in the setting that the file has
     common : voxels
@@ -204,8 +204,10 @@ def against(crystal: Maps, others: Maps, voxels: Voxels, limits: Limits, given: 
     found = Likeness(*(x[:, 0, 0] for x in voxels.compare(crystal, others)))
     order = [given, *(k for k in range(len(found.rho)) if k != given)]  # what is as good stays as it is given
     first, doubtful = (x.item() for x in best_settings(Likeness(*(x[order] for x in found)), limits.least))
-    setting = 0 if doubtful or not np.isfinite(found.variance[order[first]]) else order[first]
-    known = np.isfinite(found.variance)
+    setting, known = order[first], np.isfinite(found.variance)
+    rho, least_rho = found.rho[setting], _TO_LINK / _TO_TELL * _errors(found.variance[setting])
+    if doubtful or rho <= least_rho or limits.contradicts(rho, _errors(found.variance[setting])):
+        setting = 0  # no reason to change it
     error = float(np.sqrt(found.variance[setting])) if known[setting] else np.nan
     return Verdict(
         setting=setting,
