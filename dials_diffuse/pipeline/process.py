@@ -318,7 +318,8 @@ class _Run:
 
         def work():
             provenance = replace(self.provenance, inputs=(source,))
-            files = ScalingFiles(*(path(f"diffuse_scaled.{suffix}") for suffix in ("h5", "json", "png")))
+            names = [f"diffuse_scaled{suffix}" for suffix in (".h5", ".json", ".png", "_crystals.png")]
+            files = ScalingFiles(*map(path, names))
             result = scale_observations(
                 [source],
                 p.scaling,

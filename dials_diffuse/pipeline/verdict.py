@@ -136,8 +136,9 @@ def _mates(overall: Mapping) -> list:
 
 def _sweeps(scaling: Mapping) -> list:
     return [
-        f"sweep {item['sweep']} agrees better with sweep {item['reference']} when it is reindexed by {item['operator']}"
-        for item in scaling.get("indexed_otherwise", [])
+        f"crystal {item['crystal']} agrees better with the others when it is reindexed by {item['operator']}"
+        for item in scaling["indexed_otherwise"]
+        if not item["applied"]
     ]
 
 

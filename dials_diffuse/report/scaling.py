@@ -22,6 +22,9 @@ _LEGEND = 8
 #: runs of images in the log
 _RUNS = 40
 
+#: the log has a matrix of correlations up to so many sweeps; the JSON file always has it
+_MATRIX = 12
+
 #: of images, by reason
 _MARKS = {BLANK: "v", SCALE: "^", RING: "o", REGION: "s", DISAGREEMENT: "D"}
 
@@ -72,7 +75,7 @@ def scaling_text(result: ScalingResult) -> str:
             lines[-1] += f"; correlation of b with the scales of dials.scale {compared['correlation']:.3f}"
     lines += ["", *_absolute_lines(result.absolute)]
     n = len(result.experiments)
-    if n > 1:
+    if 1 < n <= _MATRIX:
         lines += ["", "correlation of the anisotropic part between sweeps:"]
         lines += ["  ".join(f"{x:6.3f}" for x in row) for row in result.correlations]
     if result.symmetry is not None:

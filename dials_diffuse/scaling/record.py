@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 import numpy as np
 
+from dials_diffuse.crystals.record import crystals_record, indexed_otherwise
 from dials_diffuse.maps.laue_group import symmetry_record
 from dials_diffuse.scaling.absolute import AbsoluteScale
 from dials_diffuse.scaling.bragg_scales import bragg_scale_curve
@@ -43,7 +44,8 @@ def scaling_record(result: ScalingResult) -> dict:
         "absolute_scale": _absolute(result.absolute) if result.absolute else None,
         "levels": _levels(result),
         "symmetry": symmetry_record(result.symmetry),
-        "indexed_otherwise": [asdict(m) for m in result.mismatches],
+        "crystals": crystals_record(result.crystals),
+        "indexed_otherwise": indexed_otherwise(result.crystals),
         "sweeps": [_sweep(result, i) for i in range(len(result.experiments))],
         "modules": [],
         "residuals": [asdict(b) for b in result.batches],
