@@ -8,10 +8,11 @@ from libtbx.phil import parse
 
 from dials_diffuse.cli.program import flag, run_program, track
 from dials_diffuse.compat import available_cores
-from dials_diffuse.files.record import Output, grid_record, write_record
-from dials_diffuse.report.scaling import scaling_text, write_scaling_png
+from dials_diffuse.crystals.crystal_parameters import CrystalParameters
+from dials_diffuse.maps.laue_check import PHIL as SYMMETRY
+from dials_diffuse.maps.laue_check import check_of_phil
+from dials_diffuse.report.scaling_files import ScalingFiles, write_scaling
 from dials_diffuse.scaling.absolute import AbsoluteParameters
-from dials_diffuse.scaling.record import scaling_record
 from dials_diffuse.scaling.scale import scale_observations
 from dials_diffuse.scaling.scaling_parameters import ScalingParameters
 from dials_diffuse.scaling.terms.table import NAMES, OPTIONS, help_of_names
@@ -20,7 +21,8 @@ logger = logging.getLogger("dials.diffuse.scale")
 
 HELP = """
 Scale diffuse observations: refine what the experiment did to the intensities, for all sweeps and crystals together, so
-that symmetry-equivalent voxels agree. Expected counts are
+that symmetry-equivalent voxels agree. Crystals are first compared with each other: they are brought into one setting,
+and those whose unit cell or map disagrees are left out. Expected counts are
 
   norm * a(x, y, phi) * d(module) * [b(phi) * I(voxel) + c(s, phi)]
 
@@ -36,7 +38,9 @@ Examples:
 
   dials.diffuse_scale diffuse_integrated.h5 absolute_scale.model=model.pdb
 
-  dials.diffuse_scale crystal_1.h5 crystal_2.h5 model=a,b,c,d output.observations=both.h5
+  dials.diffuse_scale crystal_*.h5
+
+  dials.diffuse_scale crystal_1.h5 crystal_2.h5 reindex=none crystals.keep=all output.observations=both.h5
 """
 
 phil_scope = parse(
@@ -53,12 +57,23 @@ automatic = True
 space_group = None
   .type = str
   .help = "Symmetry mates under the point group of this space group should agree. By default that of the files."
+"""
+    + SYMMETRY
+    + CrystalParameters.phil
+    + """
 outlier {
   n_sigma = 6.0
     .type = float(value_min=0)
     .help = "Leave out observations, too high or too low, that differ by more than this from the others of their voxel."
             "0: leave out none."
 }
+reject_images = *auto none
+  .type = choice
+  .help = "Leave out images that do not agree with the others of their sweep: blank ones, others with ice rings or"
+          "shadows, defocused ones. none: only name them."
+max_rejected_fraction = 0.35
+  .type = float(value_min=0, value_max=1)
+  .help = "Of the images of a sweep; if more do not agree, the program stops."
 scale_model {"""
     + "".join(kind.phil for kind in OPTIONS)
     + """}
@@ -116,6 +131,9 @@ output {
   png = diffuse_scaled.png
     .type = path
     .help = "Picture of the absolute scale and of the scales of the sweeps; None for no such file."
+  crystals_png = diffuse_scaled_crystals.png
+    .type = path
+    .help = "Picture of the correlations between crystals, where there are more than two; None for no such file."
   log = dials.diffuse_scale.log
     .type = path
     .help = "The log file; None for no such file."
@@ -139,7 +157,11 @@ def parameters_from_phil(params) -> ScalingParameters:
         options=tuple(kind.from_scope(getattr(params.scale_model, kind.scope)) for kind in OPTIONS),
         automatic=params.automatic,
         space_group=params.space_group,
+        symmetry_check=check_of_phil(params.symmetry.check),
+        crystals=CrystalParameters.from_phil(params),
         outlier_n_sigma=params.outlier.n_sigma,
+        reject_images=params.reject_images == "auto",
+        max_rejected_fraction=params.max_rejected_fraction,
         max_observations=refinement.max_observations,
         n_folds=refinement.n_folds,
         n_cycles=refinement.n_cycles,
@@ -169,19 +191,8 @@ def main(params, files, provenance, warnings) -> None:
     path = params.output.observations
     absolute = absolute_from_phil(params)
     result = scale_observations(files, parameters, path, provenance, nproc, track, absolute, params.bragg_scales)
-    logger.info("\n%s\n", scaling_text(result))
-    for warning in result.warnings:
-        logger.warning("Warning: %s", warning)
-    outputs = [Output(path, "observations")]
-    if params.output.png:
-        outputs.append(Output(params.output.png, "picture", "aid"))
-        logger.info("Saving pictures to %s", params.output.png)
-        write_scaling_png(params.output.png, result)
-    if params.output.json:
-        outputs.append(Output(params.output.json, "statistics", "aid"))
-        logger.info("Saving the scale model to %s", params.output.json)
-        content = {**grid_record(result.grid), **scaling_record(result)}
-        write_record(params.output.json, "dials.diffuse_scale/1", provenance, outputs, warnings, **content)
+    output = params.output
+    write_scaling(result, ScalingFiles(path, output.json, output.png, output.crystals_png), provenance, warnings)
     logger.info("Next: dials.diffuse_merge %s", path)
 
 
