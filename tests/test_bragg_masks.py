@@ -148,7 +148,7 @@ def test_a_reflection_takes_what_its_intensity_demands(gaussian_profile):
     """Pixel by pixel: outside its mask no pixel has more than it may, and a weak reflection has no mask."""
     strength = np.array([0.5, 2.0, 50.0, 1e4, 1e6])
     spots = spots_of(np.arange(15).reshape(5, 3) + 1)
-    mask = AdaptiveMask([gaussian_profile], np.empty(0), np.full(5, 0.01), strength * 2 * math.pi)
+    mask = AdaptiveMask([gaussian_profile], np.empty(0), np.zeros(5, int), np.full(5, 0.01), strength * 2 * math.pi)
     chosen, radius = mask.radii(spots, 0)
     assert list(chosen) == [1, 2, 3, 4]
     np.testing.assert_array_equal(mask.masked(spots), [False, True, True, True, True])

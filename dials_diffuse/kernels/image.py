@@ -121,9 +121,14 @@ def paint_outlines(mask, image, directions, outlines):
         y0 = max(0, int(math.floor(centres[i, 1] - radius_px[i])))
         y1 = min(ny, int(math.ceil(centres[i, 1] + radius_px[i])) + 1)
         smallest, largest = radius[i].min() ** 2, radius[i].max() ** 2
+        # scalars: numba counts references to views
+        ax, ay, az = axes[i, 0, 0], axes[i, 0, 1], axes[i, 0, 2]
+        bx, by, bz = axes[i, 1, 0], axes[i, 1, 1], axes[i, 1, 2]
         for y in range(y0, y1):
             for x in range(x0, x1):
-                e1, e2 = across(axes[i], directions[0, y, x], directions[1, y, x], directions[2, y, x])
+                ux, uy, uz = directions[0, y, x], directions[1, y, x], directions[2, y, x]
+                e1 = ax * ux + ay * uy + az * uz
+                e2 = bx * ux + by * uy + bz * uz
                 square = e1 * e1 + e2 * e2
                 if square > largest:
                     continue

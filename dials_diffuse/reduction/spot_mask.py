@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -23,6 +24,7 @@ class AdaptiveMask:
     ----------
     profiles : SpotProfile of each resolution range
     limits : (n_profiles - 1,) 1/Å, where the ranges end
+    group : (n,) range of each reflection
     unit : (n,) radians, the distances of the profiles
     strength : (n,) photons of the reflection times the solid angle of a pixel in squared units, over the photons per
         pixel that may leak
@@ -30,24 +32,25 @@ class AdaptiveMask:
 
     profiles: list
     limits: np.ndarray
+    group: np.ndarray
     unit: np.ndarray
     strength: np.ndarray
 
-    def ranges(self, spots: PredictedSpots) -> np.ndarray:
-        """(n,) resolution range of each reflection."""
-        return np.searchsorted(self.limits, spots.s)
+    @cached_property
+    def farthest(self) -> float:
+        """Widths sigma_m from the centre to the end of the rocking curves."""
+        return max(max(abs(p.rocking[0]), p.rocking[-1]) for p in self.profiles)
 
     def weights(self, spots: PredictedSpots, image) -> np.ndarray:
         """(n,) part of each reflection in an image; ``image`` : one for all, or (n,)."""
-        low = (image - spots.centre[:, 2]) / spots.sigma_z
-        high = (image + 1 - spots.centre[:, 2]) / spots.sigma_z
+        away = image - spots.centre[:, 2]
+        reach = self.farthest * spots.sigma_z
         result = np.zeros(len(spots))
-        group = self.ranges(spots)
-        farthest = max(max(abs(p.rocking[0]), p.rocking[-1]) for p in self.profiles)
-        active = (high > -farthest) & (low < farthest) & (self.strength > 0)
+        active = np.flatnonzero((away + 1 > -reach) & (away < reach))
+        low, width = away[active] / spots.sigma_z[active], 1 / spots.sigma_z[active]
         for k, profile in enumerate(self.profiles):
-            mine = np.flatnonzero(active & (group == k))
-            result[mine] = profile.part(low[mine], high[mine])
+            mine = self.group[active] == k
+            result[active[mine]] = profile.part(low[mine], low[mine] + width[mine])
         return result
 
     def radii(self, spots: PredictedSpots, image) -> tuple:
@@ -59,11 +62,11 @@ class AdaptiveMask:
         radius : (m, N_SECTORS) radians
         """
         weight = self.weights(spots, image) * self.strength
-        group = self.ranges(spots)
+        candidates = np.flatnonzero(weight > 0)
         chosen, radius = [], []
         for k, profile in enumerate(self.profiles):
             top = math.exp(profile.log_density[:, 0].max())
-            mine = np.flatnonzero((group == k) & (weight * top > 1))
+            mine = candidates[(self.group[candidates] == k) & (weight[candidates] * top > 1)]
             chosen.append(mine)
             radius.append(profile.radius(1 / weight[mine]) * self.unit[mine, None])
         return np.concatenate(chosen), np.concatenate(radius)
@@ -71,21 +74,19 @@ class AdaptiveMask:
     def leak(self, spots: PredictedSpots, image) -> np.ndarray:
         """(n,) photons outside the mask in an image, in units of those that a pixel may have."""
         weight = self.weights(spots, image) * self.strength
-        group = self.ranges(spots)
         chosen, radius = self.radii(spots, image)
         covered = np.zeros((len(spots), N_SECTORS))
         covered[chosen] = radius
         result = np.zeros(len(spots))
         for k, profile in enumerate(self.profiles):
-            mine = np.flatnonzero((group == k) & (weight > NEVER))
+            mine = np.flatnonzero((self.group == k) & (weight > NEVER))
             result[mine] = weight[mine] * profile.outside(covered[mine] / self.unit[mine, None])
         return result
 
     def total_leak(self, spots: PredictedSpots, n_images: int) -> np.ndarray:
         """(n,) photons outside the mask on all images of a scan, in units of those that a pixel may have."""
         first = np.floor(spots.centre[:, 2]).astype(int)
-        farthest = max(max(abs(p.rocking[0]), p.rocking[-1]) for p in self.profiles)
-        steps = min(math.ceil(farthest * float(np.quantile(spots.sigma_z, 0.99))), MOST_IMAGES)
+        steps = min(math.ceil(self.farthest * float(np.quantile(spots.sigma_z, 0.99))), MOST_IMAGES)
         total = np.zeros(len(spots))
         for step in range(-steps, steps + 1):
             image = first + step
@@ -111,7 +112,7 @@ def outlines(spots: PredictedSpots, chosen, radius, panel, p: int) -> Outlines:
         np.ascontiguousarray(spots.centre[rows, :2]),
         np.ascontiguousarray(spots.axes[rows]),
         np.ascontiguousarray(radius),
-        radius.max(axis=1, initial=0) / pixel_angle(spots, rows, panel) + 2,
+        radius.max(axis=1, initial=0) / pixel_angle(spots, rows, panel) + 1,
     )
 
 

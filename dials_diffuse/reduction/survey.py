@@ -125,4 +125,6 @@ class SpotSurvey:
                 SpotSums(sums[mine], self.photons[of], low[mine], high[mine], area[of], self.halo[of], reach[mine])
             )
         profiles = fit_profiles(ranges)
-        return AdaptiveMask(profiles, limits, self.unit, self.photons * area / allowed)
+        return AdaptiveMask(
+            profiles, limits, np.searchsorted(limits, self.spots.s), self.unit, self.photons * area / allowed
+        )
