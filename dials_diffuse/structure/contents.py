@@ -27,14 +27,12 @@ from scipy.spatial import cKDTree
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.structure.crystal import Structure
 from dials_diffuse.structure.factors import atom_form_factor, incoherent
+from dials_diffuse.structure.surroundings import WATER_DENSITY, WATER_HH, WATER_OH
 
 logger = logging.getLogger("dials.diffuse.structure")
 
 #: Å: pairs nearer than the first count fully, those beyond the second are part of the even density
 NEAR = (2.8, 3.8)
-
-#: molecules per Å³ of water
-WATER_DENSITY = 0.03343
 
 #: Å³ per dalton of protein, partial specific volume 0.73 cm³/g (Harpaz, Gerstein & Chothia 1994, Structure 2, 641)
 PROTEIN_VOLUME = 1.21
@@ -86,9 +84,8 @@ _NEIGHBOURS = (
 _HYDROGEN_BOND = 1.03
 _HYDROGEN_NEXT = (2.10, 2.2)
 
-#: water: O-H, H-H (free molecule), and the first shell of oxygens with its rms width (Å; Soper 2000, Chem. Phys. 258,
-#: 121); then the even density of the liquid times this
-_WATER_OH, _WATER_HH = 0.96, 1.52
+#: water: the first shell of oxygens with its rms width (Å; Soper 2000, Chem. Phys. 258, 121); then the even density of
+#: the liquid times this
 _WATER_SHELL = (2.80, 0.12, 4.3)
 _WATER_BEYOND = (3.15, 0.85)
 
@@ -335,8 +332,8 @@ def _add_water(contents: CellContents, name: str) -> CellContents:
     beyond = np.arange(_WATER_BEYOND[0] + 0.025, NEAR[1], 0.05)
     pairs = (
         *contents.pairs,
-        Pairs("O", "H", np.array([_WATER_OH]), np.array([4 * n])),
-        Pairs("H", "H", np.array([_WATER_HH]), np.array([2 * n])),
+        Pairs("O", "H", np.array([WATER_OH]), np.array([4 * n])),
+        Pairs("H", "H", np.array([WATER_HH]), np.array([2 * n])),
         Pairs("O", "O", r + width * offsets, n * neighbours * share / share.sum()),
         Pairs("O", "O", beyond, n * _WATER_BEYOND[1] * WATER_DENSITY * 4 * math.pi * beyond**2 * 0.05),
     )
