@@ -59,7 +59,7 @@ def counts(sweep, image=0) -> np.ndarray:
 
 
 def flat_sample(volume, isotropic=0.0) -> Sample:
-    s = np.linspace(0, 4, 2000)
+    s = np.linspace(0, 4, 8000)
     return Sample(volume, math.prod(CELL[:3]), s, np.full(len(s), isotropic))
 
 
