@@ -53,7 +53,8 @@ from dials_diffuse.simulation.simulation_parameters import Background, Scales, S
 from dials_diffuse.simulation.spots import SpotShape
 from dials_diffuse.structure import contents as cell_contents
 from dials_diffuse.structure.atoms import make_structure
-from dials_diffuse.structure.contents import average_contents, contents_of_sequence, contents_of_structure
+from dials_diffuse.structure.composition import average_contents, contents_of_sequence
+from dials_diffuse.structure.contents import contents_of_structure
 from dials_diffuse.structure.expectation import expectation_of, make_expectation
 
 CELL = (12.0, 13.0, 14.0, 80.0, 95.0, 107.0)
