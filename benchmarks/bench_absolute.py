@@ -67,7 +67,7 @@ def molecule_in_cell(structure, share: float, b_factor: float, rng):
 
 def shells_of(s, values, weight, edges):
     shell = np.digitize(s, edges) - 1
-    return np.bincount(shell, values, len(edges)) [: len(edges) - 1] / weight
+    return np.bincount(shell, values, len(edges))[: len(edges) - 1] / weight
 
 
 def simulate_experiment(structure, seed: int) -> Experiment:
@@ -115,7 +115,9 @@ def main() -> None:
     """Print a line for each experiment, and how often the truth is within one and two e.s.d.s."""
     structures = [load_structure(path) for path in sys.argv[1:] or [str(example_path("lysozyme"))]]
     print(__doc__)
-    print("share B     crystal liquid    air  d_min   k/true and e.s.d.: with background images, without | nothing known")
+    print(
+        "share B     crystal liquid    air  d_min   k/true and e.s.d.: with background images, without | nothing known"
+    )
     errors = []
     for number in range(N):
         e = simulate_experiment(structures[number % len(structures)], number)

@@ -27,7 +27,7 @@ _WORSE = (3.0, 0.025)
 
 #: relative errors of the curves of all that scatters, and of Bragg reflections: in regions of such a width (1/Å), and
 #: everywhere alike
-_TOTAL, _BRAGG = (0.03, 0.01), (0.05, 0.02)
+_TOTAL, _BRAGG = (0.03, 0.01), (0.06, 0.02)
 _ALIKE = 0.025
 
 #: relative error of the diffuse intensity of a shell, besides counting
@@ -53,8 +53,9 @@ _LEAST_SHELLS, _LEAST_SIGNAL = 6, 10.0
 #: standard deviations by which the scales of Bragg reflections and of all that scatters may differ
 _CONFLICT = 3.0
 
-#: relative rms misfit of the curves, beyond which they are not what is on the images
-_MISFIT = 0.25
+#: chi2 for each shell of all that scatters, and relative misfit of Bragg reflections besides their noise, beyond which
+#: the curves are not those of a crystal
+_MISFIT, _BRAGG_MISFIT = 4.0, 0.25
 
 
 @dataclass(frozen=True)
@@ -65,14 +66,14 @@ class Wilson:
     ----------
     log_k, variance : of k for the contents as they are
     b : mean B factor, Å²; spread : rms of B relative to it
-    residual : relative rms misfit
+    chi2 : misfit for each shell, in units of what is known of the errors
     """
 
     log_k: float
     variance: float
     b: float
     spread: float
-    residual: float
+    chi2: float
 
     def damping(self, s: np.ndarray) -> np.ndarray:
         return np.exp(_log_damping(self.b, self.spread, s))
@@ -90,7 +91,7 @@ class Separation:
     crystal, liquid, air : (n,) their parts, electrons² per unit cell
     amounts : {"molecules": relative to the contents, "liquid": relative to the crystal's volume, "air": length relative
         to the crystal's thickness} -> (mean, standard deviation)
-    residual : relative rms misfit of all that scatters
+    chi2 : misfit of all that scatters for each shell, in units of what is known of the errors
     conflict : what to tell where Bragg reflections and all that scatters do not agree, else ""
     """
 
@@ -102,7 +103,7 @@ class Separation:
     liquid: np.ndarray
     air: np.ndarray
     amounts: dict
-    residual: float
+    chi2: float
     conflict: str
 
     @property
@@ -121,7 +122,7 @@ class Separation:
             "b_wilson": self.wilson.b,
             **{names[n]: {"value": value, "esd": esd} for n, (value, esd) in self.amounts.items()},
             "share_around": self.share_around,
-            "residual": self.residual,
+            "chi2": self.chi2,
         }
 
 
@@ -164,17 +165,16 @@ def separate(shells: Shells, expectation: Expectation, subtracted: bool) -> Sepa
     chance /= chance.sum()
 
     best = int(np.argmax(chance))
-    left = residual[best] - residual[best].mean()
-    size = float(np.sqrt(np.mean(left**2)))
-    if size > _MISFIT:
+    chi2 = float(misfit[best]) / (len(s) - 1)
+    if chi2 > _MISFIT:
         raise DiffuseError(
-            f"what is on the images differs by {100 * size:.0f} % from the curve of such a crystal with air and "
-            "liquid; are these the right contents, and was the right background subtracted?"
+            "what is on the images has not the shape of the scattering of such a crystal with air and liquid (chi2 "
+            f"{chi2:.1f}): are these the right contents, and was the right background subtracted?"
         )
     mean = float(chance @ log_k)
     variance = 1 / weight.sum() + float(chance @ (log_k - mean) ** 2)
     # where the curves fit worse than they are thought to, the scale is worse as well
-    variance *= max(1.0, (misfit[best] + apart[best]) / (len(s) + 1))
+    variance *= max(1.0, chi2)
     difference = float(chance @ (centre[1] - centre[0]))
     conflict = ""
     if difference**2 > _CONFLICT**2 * np.sum(1 / weight):
@@ -197,7 +197,7 @@ def separate(shells: Shells, expectation: Expectation, subtracted: bool) -> Sepa
         liquid=chance @ around[0],
         air=chance @ around[1],
         amounts={"molecules": moments(factor), "liquid": moments(liquid), "air": moments(length)},
-        residual=size,
+        chi2=chi2,
         conflict=conflict,
     )
 
@@ -233,9 +233,15 @@ def fit_wilson(shells: Shells, expectation: Expectation) -> Wilson:
     first = [-start[1], max(-2 * start[0], 1.0), _SPREAD]
     fit = least_squares(residuals, first, bounds=([-np.inf, 0.0, 0.05], [np.inf, 500.0, 1.2]), x_scale=[1, 10, 1])
     covariance = np.linalg.inv(fit.jac.T @ fit.jac)
+    chi2 = 2 * fit.cost / (len(s) - 2)
     left = data + fit.x[0] - _log_damping(fit.x[1], fit.x[2], s)
-    variance = covariance[0, 0] * max(1.0, 2 * fit.cost / max(len(s) - 2, 1))
-    return Wilson(float(fit.x[0]), float(variance), float(fit.x[1]), float(fit.x[2]), float(np.sqrt(np.mean(left**2))))
+    excess = math.sqrt(max(np.mean(left**2 - noise**2), 0.0))
+    if excess > _BRAGG_MISFIT:
+        raise DiffuseError(
+            f"the Bragg intensities do not fall with |s| as those of such a crystal do ({100 * excess:.0f} % misfit): "
+            "are they those of whole reflections?"
+        )
+    return Wilson(float(fit.x[0]), float(covariance[0, 0] * max(1.0, chi2)), float(fit.x[1]), float(fit.x[2]), chi2)
 
 
 def _log_damping(b: float, spread: float, s: np.ndarray) -> np.ndarray:
