@@ -1,16 +1,15 @@
 """The absolute scale without coordinates in 40 simulated experiments: how far it is off, and what it says of itself.
 
-A molecule in P 1 cells of different size, with different displacements, thickness of crystal, liquid and air, and data to
-different resolution: Bragg intensities of its atoms in flat bulk solvent, and the isotropic part of what is between them.
-The ring of the simulated water is not quite where the program takes it to be. Four ways for each: with the sequence or
-knowing nothing, with background images or without. ``bench_absolute.py [MODEL.pdb ...]`` takes other molecules.
+A molecule in P 1 cells of different size, with different displacements, thickness of crystal, liquid and air, and data
+to different resolution: Bragg intensities of its atoms in flat bulk solvent, and the isotropic part of what is between
+them. The ring of the simulated water is not quite where the program takes it to be. Four ways for each: with the
+sequence or knowing nothing, with images of air or without. ``bench_absolute.py [MODEL.pdb ...]`` takes other molecules.
 """
 
 from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -22,7 +21,7 @@ from dials_diffuse.simulation.plan import example_path
 from dials_diffuse.structure.atoms import load_structure, make_structure
 from dials_diffuse.structure.contents import PROTEIN_VOLUME, WATER_DENSITY, contents_of_structure, mass_of
 from dials_diffuse.structure.expectation import expectation_of
-from dials_diffuse.structure.factors import compton, sum_of_squares
+from dials_diffuse.structure.factors import sum_of_squares
 from dials_diffuse.structure.solvent import bulk_solvent_structure_factors
 from dials_diffuse.structure.surroundings import AIR_DENSITY, air, water
 

@@ -20,21 +20,19 @@ from dials_diffuse.scaling.totals import Shells
 from dials_diffuse.structure.expectation import Expectation
 from dials_diffuse.structure.surroundings import AIR_DENSITY, WATER_DENSITY, air, water
 
-#: 1/Å: further in, the arrangement of molecules and solvent rules, of which the curves know nothing, and their errors
-#: grow towards it: so many times within this distance
-_S_MIN = 0.22
+#: errors of the curves grow to so many times more, within such a distance (1/Å), where they begin to be known
 _WORSE = (3.0, 0.025)
 
 #: relative errors of the curves of all that scatters, and of Bragg reflections: in regions of such a width (1/Å), and
 #: everywhere alike
-_TOTAL, _BRAGG = (0.03, 0.01), (0.06, 0.02)
+_TOTAL, _BRAGG = (0.03, 0.01), (0.08, 0.04)
 _ALIKE = 0.025
 
 #: relative error of the diffuse intensity of a shell, besides counting
 _PROFILE = 0.01
 
 #: B factors of atoms: their rms relative to the mean, and what of the mean all have
-_SPREAD, _SPREAD_ESD, _LEAST_B = 0.5, 0.12, 0.4
+_SPREAD, _SPREAD_ESD, _LEAST_B = 0.5, 0.15, 0.5
 
 #: how much of their interference atoms have that move: all where neighbours move together, none where they do not
 _TOGETHER, _TOGETHER_ESD = 0.75, 0.25
@@ -46,6 +44,9 @@ _AIR = (100.0, 3.0)
 
 #: points of the distributions
 _POINTS = 25
+
+#: B s²/2, beyond which Bragg reflections say nothing about the mean B
+_MOST_FALL = 4.0
 
 #: shells with Bragg reflections, and how significant together, that a scale needs
 _LEAST_SHELLS, _LEAST_SIGNAL = 6, 10.0
@@ -136,7 +137,12 @@ def separate(shells: Shells, expectation: Expectation, subtracted: bool) -> Sepa
     DiffuseError
         If the Bragg reflections, or all that scatters, are not those of a crystal with these contents.
     """
-    use = (shells.s > _S_MIN) & (shells.n_measured > 0)
+    use = (shells.s > expectation.known_from) & (shells.n_measured > 0)
+    if np.count_nonzero(use) < _LEAST_SHELLS:
+        raise DiffuseError(
+            f"the data end at {1 / shells.edges[-1]:.2f} Å, too early for an absolute scale without a model, which "
+            f"needs them beyond {1 / expectation.known_from:.1f} Å"
+        )
     s, level = shells.s[use], shells.total[use]
     wilson = fit_wilson(shells, expectation)
     if not np.all(level > 0):
@@ -150,7 +156,8 @@ def separate(shells: Shells, expectation: Expectation, subtracted: bool) -> Sepa
     curve = crystal + around[0] + around[1]
     residual = np.log(level) - np.log(curve)  # -log k, where the curve is right
 
-    noise = _relative_noise(shells, use, shells.total, shells.bragg)
+    chance = (shells.points[use] - 1) * shells.bragg[use]
+    noise = np.sqrt(_bragg_variance(shells, use) + chance**2) / level + _PROFILE
     together = _TOGETHER_ESD * (parts["together"] / parts["molecules"])
     whiten = np.linalg.inv(np.linalg.cholesky(_covariance(s, noise, _TOTAL) + np.outer(together, together)))
     ones, rows = whiten @ np.ones(len(s)), residual @ whiten.T
@@ -210,38 +217,50 @@ def fit_wilson(shells: Shells, expectation: Expectation) -> Wilson:
     DiffuseError
         If there is no signal in them.
     """
-    known = (shells.s > _S_MIN) & (shells.n_measured > 0)
+    known = (shells.s > expectation.known_from) & (shells.n_measured > 0)
     error = np.sqrt(np.maximum(shells.bragg_variance, 0.0))
     use = known & (shells.bragg > 3 * error)
     signal = math.sqrt(np.sum((shells.bragg[use] / np.maximum(error[use], 1e-12)) ** 2))
     if np.count_nonzero(use) < _LEAST_SHELLS or signal < _LEAST_SIGNAL:
         raise DiffuseError(
-            f"the Bragg reflections beyond {1 / _S_MIN:g} Å hold no signal (in {np.count_nonzero(use)} shells of "
-            f"{np.count_nonzero(known)}), which an absolute scale without a model needs"
+            f"the Bragg reflections beyond {1 / expectation.known_from:.1f} Å hold no signal (in "
+            f"{np.count_nonzero(use)} shells of {np.count_nonzero(known)}), which an absolute scale without a model "
+            "needs"
         )
     s = shells.s[use]
     curve = expectation.at("molecules", s) * (1 + expectation.at("correlation", s))
-    data = np.log(shells.bragg[use] / curve)
-    noise = _relative_noise(shells, use, shells.bragg, shells.bragg)
-    whiten = np.linalg.inv(np.linalg.cholesky(_covariance(s, noise, _BRAGG)))
-
-    def residuals(x):
-        left = data + x[0] - _log_damping(x[1], x[2], s)
-        return np.append(whiten @ left, (x[2] - _SPREAD) / _SPREAD_ESD)
-
-    start = np.polyfit(s**2, data, 1)
-    first = [-start[1], max(-2 * start[0], 1.0), _SPREAD]
-    fit = least_squares(residuals, first, bounds=([-np.inf, 0.0, 0.05], [np.inf, 500.0, 1.2]), x_scale=[1, 10, 1])
-    covariance = np.linalg.inv(fit.jac.T @ fit.jac)
-    chi2 = 2 * fit.cost / (len(s) - 2)
-    left = data + fit.x[0] - _log_damping(fit.x[1], fit.x[2], s)
+    data = np.log(shells.bragg[use] / shells.points[use] / curve)
+    noise = np.sqrt(_bragg_variance(shells, use)) / shells.bragg[use]
+    wilson = _fit_fall(s, data, noise)
+    # far out, the atoms with the smallest B are all that is left
+    near = (wilson.b * s**2 / 2 < _MOST_FALL) | (np.arange(len(s)) < _LEAST_SHELLS)
+    if not near.all():
+        s, data, noise = s[near], data[near], noise[near]
+        wilson = _fit_fall(s, data, noise)
+    left = data + wilson.log_k - _log_damping(wilson.b, wilson.spread, s)
     excess = math.sqrt(max(np.mean(left**2 - noise**2), 0.0))
     if excess > _BRAGG_MISFIT:
         raise DiffuseError(
             f"the Bragg intensities do not fall with |s| as those of such a crystal do ({100 * excess:.0f} % misfit): "
             "are they those of whole reflections?"
         )
-    return Wilson(float(fit.x[0]), float(covariance[0, 0] * max(1.0, chi2)), float(fit.x[1]), float(fit.x[2]), chi2)
+    return wilson
+
+
+def _fit_fall(s: np.ndarray, data: np.ndarray, noise: np.ndarray) -> Wilson:
+    """Fit of the logarithms of Bragg intensities relative to their curve, (n,) each."""
+    whiten = np.linalg.inv(np.linalg.cholesky(_covariance(s, noise, _BRAGG)))
+
+    def residuals(x):
+        left = data + x[0] - _log_damping(x[1], x[2], s)
+        return np.append(whiten @ left, (x[2] - _SPREAD) / _SPREAD_ESD)
+
+    slope, level = np.polyfit(s**2, data, 1)
+    first = [-level, max(-2 * slope, 1.0), _SPREAD]
+    fit = least_squares(residuals, first, bounds=([-np.inf, 0.0, 0.05], [np.inf, 500.0, 1.2]), x_scale=[1, 10, 1])
+    chi2 = 2 * fit.cost / (len(s) - 2)
+    variance = np.linalg.inv(fit.jac.T @ fit.jac)[0, 0] * max(1.0, chi2)
+    return Wilson(float(fit.x[0]), float(variance), float(fit.x[1]), float(fit.x[2]), chi2)
 
 
 def _log_damping(b: float, spread: float, s: np.ndarray) -> np.ndarray:
@@ -279,15 +298,14 @@ def _curves(expectation: Expectation, wilson: Wilson, s: np.ndarray) -> dict:
 def _covariance(s: np.ndarray, noise: np.ndarray, curve: tuple) -> np.ndarray:
     """(n, n) of relative errors: of the curves, which neighbouring shells share, and of the data."""
     near = np.exp(-(((s[:, None] - s) / _ALIKE) ** 2) / 2)
-    error = curve[0] * (1 + _WORSE[0] * np.exp(-(((s - _S_MIN) / _WORSE[1]) ** 2) / 2))
+    error = curve[0] * (1 + _WORSE[0] * np.exp(-(((s - s[0]) / _WORSE[1]) ** 2) / 2))
     return error[:, None] * error * near + curve[1] ** 2 + np.diag(noise**2 + 1e-6)
 
 
-def _relative_noise(shells: Shells, use: np.ndarray, level: np.ndarray, bragg: np.ndarray) -> np.ndarray:
-    """(n,) relative errors of ``level``: counting, overloads, and that a shell holds so few Bragg reflections."""
+def _bragg_variance(shells: Shells, use: np.ndarray) -> np.ndarray:
+    """(n,) variance of the Bragg intensity: counting, overloads, and that a shell holds so few reflections."""
     few = shells.bragg[use] ** 2 / np.maximum(shells.n_measured[use], 1)
-    variance = shells.bragg_variance[use] + (shells.bragg_lost[use] / 2) ** 2 + few
-    return np.sqrt(variance) / level[use] + (0.0 if level is bragg else _PROFILE)
+    return shells.bragg_variance[use] + (shells.bragg_lost[use] / 2) ** 2 + few
 
 
 def _not_more_than_measured(shells, log_k, liquid, length, expectation) -> np.ndarray:

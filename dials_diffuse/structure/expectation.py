@@ -21,6 +21,9 @@ from dials_diffuse.structure.transform import check_cells
 
 _POINTS = 1000
 
+#: 1/Å: nearer to the beam molecules interfere of which nothing is known; of proteins the mean of many is known
+_KNOWN_FROM = {True: 0.22, False: 0.4}
+
 
 @dataclass(frozen=True)
 class Expectation:
@@ -35,6 +38,7 @@ class Expectation:
     source : where the contents are from, a sentence
     molecules, molecules_compton : (m,) Σf² and incoherent scattering of all but the bulk water
     correlation : (m,) interference of atoms in these molecules relative to Σf²
+    known_from : 1/Å, from where on the correlation says all that there is
     volume : of the cell, Å³
     water_share : of the volume, that bulk water fills
     alternatives : (factor, probability) pairs, see :class:`dials_diffuse.structure.contents.CellContents`
@@ -49,6 +53,7 @@ class Expectation:
     molecules: np.ndarray
     molecules_compton: np.ndarray
     correlation: np.ndarray
+    known_from: float
     volume: float
     water_share: float
     alternatives: tuple
@@ -136,6 +141,7 @@ def expectation_of(contents: CellContents, d_min: float, hkl=None, f_squared=Non
         molecules=molecules,
         molecules_compton=sum(n * incoherent(e, s) for e, n in contents.molecules.items()),
         correlation=_in_proteins(s) if contents.protein else interference / molecules,
+        known_from=_KNOWN_FROM[contents.protein],
         volume=contents.volume,
         water_share=contents.water / (contents.volume * WATER_DENSITY),
         alternatives=contents.alternatives,
