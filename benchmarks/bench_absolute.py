@@ -19,11 +19,12 @@ from dials_diffuse.scaling.absolute import absolute_scale
 from dials_diffuse.scaling.totals import Bragg
 from dials_diffuse.simulation.plan import example_path
 from dials_diffuse.structure.atoms import load_structure, make_structure
-from dials_diffuse.structure.contents import PROTEIN_VOLUME, WATER_DENSITY, contents_of_structure, mass_of
+from dials_diffuse.structure.composition import average_contents, neighbours
+from dials_diffuse.structure.contents import PROTEIN_VOLUME, CellContents, add_water, contents_of_structure, mass_of
 from dials_diffuse.structure.expectation import expectation_of
 from dials_diffuse.structure.factors import sum_of_squares
 from dials_diffuse.structure.solvent import bulk_solvent_structure_factors
-from dials_diffuse.structure.surroundings import AIR_DENSITY, air, water
+from dials_diffuse.structure.surroundings import AIR_DENSITY, WATER_DENSITY, air, water
 
 N = 40
 
@@ -149,11 +150,8 @@ def main() -> None:
 
 def expectations(e: Experiment):
     """Of the right atoms without coordinates, and of an average protein."""
-    from dials_diffuse.structure.composition import average_contents
-    from dials_diffuse.structure.contents import CellContents, add_water
-
     atoms = e.molecule.molecules
-    known = add_water(CellContents("atoms", e.molecule.volume, atoms, (), 0.02), "atoms")
+    known = add_water(CellContents("atoms", e.molecule.volume, atoms, neighbours(atoms), 0.02), "atoms")
     for contents in (known, average_contents(e.grid.unit_cell, e.grid.hall_symbol)):
         yield expectation_of(contents, e.grid.d_min)
 

@@ -39,6 +39,9 @@ _LEAST_CC = 0.85
 #: methods that take all that scatters for the crystal's
 _TAKE_ALL = ("krogh_moe", "envelope")
 
+#: share of all that scatters, beyond which it is odd that it is not the crystal's
+_MOST_AROUND = 0.5
+
 #: relative uncertainty of these where nothing says how much of it is not the crystal's
 _UNCONFIRMED = 0.5
 
@@ -254,6 +257,11 @@ def _warnings(shells: Shells, chosen: Estimate, subtracted: bool, parts: Separat
     warnings = []
     if parts is not None and parts.conflict:
         warnings.append(parts.conflict)
+    if parts is not None and parts.share_around > _MOST_AROUND and chosen.method != "model":
+        warnings.append(
+            f"{100 * parts.share_around:.0f} % of all that scatters seem to be air and liquid, not the crystal: were the "
+            "images taken of so thick a drop, or were many reflections measured only in part?"
+        )
     if not subtracted:
         text = "no background images were subtracted: the intensities still contain air and what else is no crystal"
         if chosen.method in _TAKE_ALL:

@@ -167,9 +167,9 @@ def separate(shells: Shells, expectation: Expectation, subtracted: bool) -> Sepa
     log_k = weight @ centre / weight.sum()
     misfit = np.sum((rows + np.outer(centre[1], ones)) ** 2, axis=1)
     apart = (centre[0] - centre[1]) ** 2 * weight.prod() / weight.sum()
-    chance = np.log(prior) - (misfit + apart) / 2 + _not_more_than_measured(shells, log_k, liquid, length, expectation)
-    chance = np.exp(chance - chance.max())
-    chance /= chance.sum()
+    chance = np.log(prior) - misfit / 2 + _not_more_than_measured(shells, log_k, liquid, length, expectation)
+    alone = float(_normalised(chance) @ centre[1])  # without what Bragg reflections say of the scale
+    chance = _normalised(chance - apart / 2)
 
     best = int(np.argmax(chance))
     chi2 = float(misfit[best]) / (len(s) - 1)
@@ -185,10 +185,13 @@ def separate(shells: Shells, expectation: Expectation, subtracted: bool) -> Sepa
     difference = float(chance @ (centre[1] - centre[0]))
     conflict = ""
     if difference**2 > _CONFLICT**2 * np.sum(1 / weight):
-        variance += (difference / 2) ** 2
+        # one of them is wrong, nobody knows which
+        variance += ((mean - alone) / 2) ** 2
+        mean = (mean + alone) / 2
         conflict = (
-            "Bragg reflections and all that scatters give absolute scales that differ by a factor of "
-            f"{math.exp(abs(difference)):.2f}: are the Bragg intensities those of whole reflections?"
+            f"Bragg reflections ({math.exp(wilson.log_k):.4g} electrons^2 per unit cell) and all that scatters "
+            f"({math.exp(alone):.4g}) do not agree on the absolute scale: are the Bragg intensities those of whole "
+            "reflections?"
         )
 
     def moments(x):
@@ -268,6 +271,11 @@ def _log_damping(b: float, spread: float, s: np.ndarray) -> np.ndarray:
     rest = (1 - _LEAST_B) * b
     relative = (spread / (1 - _LEAST_B)) ** 2
     return -_LEAST_B * b * s**2 / 2 - np.log1p(relative * rest * s**2 / 2) / relative
+
+
+def _normalised(log_chance: np.ndarray) -> np.ndarray:
+    chance = np.exp(log_chance - log_chance.max())
+    return chance / chance.sum()
 
 
 def _amounts(expectation: Expectation, subtracted: bool) -> tuple:

@@ -108,7 +108,7 @@ def _organic(volume: float) -> CellContents:
         f"a small cell: organic molecules of average composition, {number:.0f} atoms of {_ORGANIC_VOLUME:g} Å³ and "
         "their hydrogens (give absolute_scale.model= or absolute_scale.sequence= if it holds something else)"
     )
-    return CellContents(note, volume, atoms, _neighbours(atoms), 0.1, protein=False)
+    return CellContents(note, volume, atoms, neighbours(atoms), 0.1, protein=False)
 
 
 def _symmetry(unit_cell, hall_symbol: str):
@@ -117,10 +117,10 @@ def _symmetry(unit_cell, hall_symbol: str):
 
 def _protein(atoms: dict, symmetry, note: str, name: str, uncertainty: float) -> CellContents:
     volume = symmetry.unit_cell().volume()
-    return add_water(CellContents(note, volume, atoms, _neighbours(atoms), uncertainty), name)
+    return add_water(CellContents(note, volume, atoms, neighbours(atoms), uncertainty), name)
 
 
-def _neighbours(atoms: dict) -> tuple:
+def neighbours(atoms: dict) -> tuple:
     """Pairs of molecules of this composition, as many as in protein."""
     heavy = {e: n for e, n in atoms.items() if e != "H"}
     total = sum(heavy.values())
