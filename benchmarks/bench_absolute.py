@@ -111,9 +111,9 @@ def simulate_experiment(structure, seed: int) -> Experiment:
     return Experiment(grid, bragg, subtracted, plain, 1 / d_min, k, text, contents)
 
 
-def main() -> None:
+def main(models=()) -> None:
     """Print a line for each experiment, and how often the truth is within one and two e.s.d.s."""
-    structures = [load_structure(path) for path in sys.argv[1:] or [str(example_path("lysozyme"))]]
+    structures = [load_structure(path) for path in models or [str(example_path("lysozyme"))]]
     print(__doc__)
     print(
         "share B     crystal liquid    air  d_min   k/true and e.s.d.: with background images, without | nothing known"
@@ -157,4 +157,4 @@ def expectations(e: Experiment):
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

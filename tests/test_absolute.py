@@ -205,6 +205,8 @@ def test_program(closed, tmp_path, monkeypatch, capsys):
         ([arguments[0], "absolute_scale.sequence=MKB"], "B: no amino acid"),
         ([arguments[0], "absolute_scale.sequence=MK", "absolute_scale.model=model.pdb"], "give one of them"),
         ([arguments[0], "absolute_scale.copies=2"], "of what?"),
+        ([arguments[0], "absolute_scale.selection=chain A"], "selection=chain A: of what?"),
+        ([arguments[0], "absolute_scale.model=model.pdb", "absolute_scale.selection=chain Q"], "chain Q"),
     ):
         fails(cli.run, [*changes, "model=b", "nproc=1"], capsys, words=[text])
 
@@ -462,6 +464,42 @@ def test_contents_of_lysozyme():
     assert per_molecule["C"] == 613 and per_molecule["N"] == 193 and per_molecule["S"] == 10  # C613 H959 N193 O185 S10
     assert contents.electrons / contents.volume == pytest.approx(0.39, abs=0.02)
     assert average_contents(grid.unit_cell, grid.hall_symbol).electrons == pytest.approx(contents.electrons, rel=0.04)
+
+
+def test_selection_of_the_models_atoms(tmp_path):
+    """What is expected is that of a file with nothing else."""
+    structure = random_structure("P 21 21 21", (19.0, 20.5, 22.0, 90, 90, 90), "CNOSCC")
+    grid = small_grid("P 21 21 21", structure.unit_cell, (1, 1, 1), d_min=2.0)
+    text = structure.xray_structure.as_pdb_file().splitlines(keepends=True)
+    (tmp_path / "all.pdb").write_text("".join(text))
+    (tmp_path / "some.pdb").write_text("".join(line for line in text if line[76:78].strip() != "S"))
+    chosen = make_expectation(grid, str(tmp_path / "all.pdb"), selection="not element S")
+    some, everything = (make_expectation(grid, str(tmp_path / f"{name}.pdb")) for name in ("some", "all"))
+    for name in ("elastic", "compton", "interference", "f_squared"):
+        np.testing.assert_allclose(getattr(chosen, name), getattr(some, name), rtol=1e-6, atol=1e-6)
+    assert np.abs(everything.f_squared - some.f_squared).max() > 10
+    parameters = AbsoluteParameters(model=str(tmp_path / "all.pdb"), selection="not element S")
+    np.testing.assert_array_equal(parameters.expectation_for(grid, 1000, ["a.h5"]).f_squared, chosen.f_squared)
+
+
+@pytest.mark.parametrize("cell, n", [((8, 8, 8.6, 90, 90, 90), 31), ((12, 13, 14, 80, 95, 107), 114)])
+def test_small_cells_hold_no_protein(cell, n):
+    """A cell of 550 Å³ has room for 31 atoms of an organic molecule, as the source says; a sequence overrides it."""
+    contents = average_contents(cell, " P 1")
+    heavy = {e: x for e, x in contents.atoms.items() if e != "H"}
+    assert sum(heavy.values()) == pytest.approx(n, abs=1) and contents.water == 0
+    assert max(heavy, key=heavy.get) == "C" and contents.electrons / contents.volume == pytest.approx(0.43, abs=0.03)
+    for words in ("small cell", f"{n} atoms", "18 Å³", "absolute_scale.model=", "absolute_scale.sequence="):
+        assert words in contents.source
+    peptide = contents_of_sequence("GAV", (8, 8, 8.6, 90, 90, 90), " P 1", 1)
+    assert "3 residues" in peptide.source and peptide.atoms["N"] == 3
+    expectation = make_expectation(small_grid("P 1", cell, (1, 1, 1), d_min=0.9))
+    assert expectation.source == contents.source and expectation.water_share == 0
+
+
+def test_a_large_cell_holds_a_protein():
+    contents = average_contents((40, 45, 50, 90, 90, 90), " P 2ac 2ab")
+    assert "protein" in contents.source and 0.3 < contents.water / 0.03343 / contents.volume < 0.7
 
 
 @pytest.mark.parametrize(

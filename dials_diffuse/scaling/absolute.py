@@ -259,8 +259,8 @@ def _warnings(shells: Shells, chosen: Estimate, subtracted: bool, parts: Separat
         warnings.append(parts.conflict)
     if parts is not None and parts.share_around > _MOST_AROUND and chosen.method != "model":
         warnings.append(
-            f"{100 * parts.share_around:.0f} % of all that scatters seem to be air and liquid, not the crystal: were the "
-            "images taken of so thick a drop, or were many reflections measured only in part?"
+            f"{100 * parts.share_around:.0f} % of all that scatters seem to be air and liquid, not the crystal: was "
+            "the drop so thick, or were many reflections measured only in part?"
         )
     if not subtracted:
         text = "no background images were subtracted: the intensities still contain air and what else is no crystal"
