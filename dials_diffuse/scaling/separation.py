@@ -154,21 +154,19 @@ def separate(shells: Shells, expectation: Expectation, subtracted: bool) -> Sepa
     crystal = factor[:, None] * parts["molecules"] + bulk[:, None] * parts["water"]
     around = liquid[:, None] * parts["water"], length[:, None] * parts["air"]
     curve = crystal + around[0] + around[1]
-    residual = np.log(level) - np.log(curve)  # -log k, where the curve is right
 
-    chance = (shells.points[use] - 1) * shells.bragg[use]
-    noise = np.sqrt(_bragg_variance(shells, use) + chance**2) / level + _PROFILE
+    number = (shells.points[use] - 1) * shells.bragg[use]
+    noise = np.sqrt(_bragg_variance(shells, use) + number**2) / level + _PROFILE
     together = _TOGETHER_ESD * (parts["together"] / parts["molecules"])
-    whiten = np.linalg.inv(np.linalg.cholesky(_covariance(s, noise, _TOTAL) + np.outer(together, together)))
-    ones, rows = whiten @ np.ones(len(s)), residual @ whiten.T
+    covariance = _covariance(s, noise, _TOTAL) + np.outer(together, together)
+    total, variance, misfit = _levels(np.log(curve) - np.log(level), covariance)
     # log k by both: normal distributions for given amounts
-    weight = np.array([1 / wilson.variance, ones @ ones])
-    centre = np.stack([wilson.log_k + np.log(factor), -(rows @ ones) / weight[1]])
-    log_k = weight @ centre / weight.sum()
-    misfit = np.sum((rows + np.outer(centre[1], ones)) ** 2, axis=1)
-    apart = (centre[0] - centre[1]) ** 2 * weight.prod() / weight.sum()
+    bragg = wilson.log_k + np.log(factor)
+    weight = np.array([1 / wilson.variance, 1 / variance])
+    log_k = (weight[0] * bragg + weight[1] * total) / weight.sum()
+    apart = (bragg - total) ** 2 / np.sum(1 / weight)
     chance = np.log(prior) - misfit / 2 + _not_more_than_measured(shells, log_k, liquid, length, expectation)
-    alone = float(_normalised(chance) @ centre[1])  # without what Bragg reflections say of the scale
+    alone = float(_normalised(chance) @ total)  # without what Bragg reflections say of the scale
     chance = _normalised(chance - apart / 2)
 
     best = int(np.argmax(chance))
@@ -182,7 +180,7 @@ def separate(shells: Shells, expectation: Expectation, subtracted: bool) -> Sepa
     variance = 1 / weight.sum() + float(chance @ (log_k - mean) ** 2)
     # where the curves fit worse than they are thought to, the scale is worse as well
     variance *= max(1.0, chi2)
-    difference = float(chance @ (centre[1] - centre[0]))
+    difference = float(chance @ (total - bragg))
     conflict = ""
     if difference**2 > _CONFLICT**2 * np.sum(1 / weight):
         # one of them is wrong, nobody knows which
@@ -210,6 +208,15 @@ def separate(shells: Shells, expectation: Expectation, subtracted: bool) -> Sepa
         chi2=chi2,
         conflict=conflict,
     )
+
+
+def _levels(logs: np.ndarray, covariance: np.ndarray) -> tuple:
+    """Weighted means of rows (m, n) with the covariance (n, n): (m,) means, their variance, and (m,) χ² about them."""
+    whiten = np.linalg.inv(np.linalg.cholesky(covariance))
+    ones, rows = whiten @ np.ones(len(covariance)), logs @ whiten.T
+    variance = 1 / (ones @ ones)
+    means = (rows @ ones) * variance
+    return means, variance, np.sum((rows - np.outer(means, ones)) ** 2, axis=1)
 
 
 def fit_wilson(shells: Shells, expectation: Expectation) -> Wilson:
