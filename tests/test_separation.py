@@ -109,6 +109,19 @@ def test_there_is_no_more_air_than_is_measured_near_the_beam():
     )
 
 
+def test_levels_are_least_squares():
+    """Means of correlated numbers, their variance and χ², by the normal equations written out."""
+    rng = np.random.default_rng(4)
+    a = rng.normal(size=(7, 7))
+    covariance, logs = a @ a.T + np.eye(7), rng.normal(size=(3, 7))
+    means, variance, chi2 = separation._levels(logs, covariance)
+    inverse = np.linalg.inv(covariance)
+    for row, mean, x in zip(logs, means, chi2):
+        assert variance == pytest.approx(1 / inverse.sum())
+        assert mean == pytest.approx(np.sum(inverse @ row) / inverse.sum())
+        assert x == pytest.approx((row - mean) @ inverse @ (row - mean))
+
+
 @pytest.mark.parametrize("spread", [0.1, 0.5, 0.9])
 def test_damping_is_the_mean_over_b_factors(spread):
     """⟨exp(-B s²/2)⟩ of half the mean and a gamma distribution, by numerical integration; and its mean and width."""
