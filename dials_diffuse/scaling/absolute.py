@@ -278,8 +278,8 @@ def _warnings(shells: Shells, chosen: Estimate, subtracted: bool, parts: Separat
             "the strongest of the inner Bragg reflections seem to be missing (overloads?) and are guessed for the "
             "absolute scale; give absolute_scale.model=, or measure them with less exposure"
         )
-    if chosen.method != "model" and shells.edges[-1] < 0.5:
+    if chosen.method in _TAKE_ALL and shells.edges[-1] < 0.5:
         warnings.append(
-            f"the data end at {1 / shells.edges[-1]:.2f} Å: for an absolute scale without a model 2 Å are needed"
+            f"the data end at {1 / shells.edges[-1]:.2f} Å: absolute_scale.method={chosen.method} needs them to 2 Å"
         )
     return warnings
