@@ -600,6 +600,7 @@ def test_bad_command_lines(work, capsys, args, words):
         ("output.json=taken", ["output.json=taken", "folder"]),
         ("crystal.thickness=None", ["crystal.thickness"]),
         ("grid.subdivide=None", ["subdivide"]),
+        ("grid.subdivide=900,900,900", ["grid.subdivide=900,900,900", "GB", "larger d_min"]),
         ("seed=None", ["seed=None"]),
     ],
 )

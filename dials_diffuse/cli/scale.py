@@ -6,12 +6,10 @@ import logging
 
 from libtbx.phil import parse
 
-from dials_diffuse.cli.program import run_program, track
+from dials_diffuse.cli.program import flag, run_program, track
 from dials_diffuse.compat import available_cores
-from dials_diffuse.files.record import Output, grid_record, write_record
-from dials_diffuse.report.scaling import scaling_text, write_scaling_png
+from dials_diffuse.report.scaling_files import ScalingFiles, write_scaling
 from dials_diffuse.scaling.absolute import AbsoluteParameters
-from dials_diffuse.scaling.record import scaling_record
 from dials_diffuse.scaling.scale import scale_observations
 from dials_diffuse.scaling.scaling_parameters import ScalingParameters
 from dials_diffuse.scaling.terms.table import NAMES, OPTIONS, help_of_names
@@ -161,7 +159,7 @@ def absolute_from_phil(params) -> AbsoluteParameters:
         sequence=scope.sequence,
         copies=scope.copies,
         bulk_solvent=scope.bulk_solvent,
-        hydrogens=scope.hydrogens if isinstance(scope.hydrogens, bool) else None,
+        hydrogens=flag(scope.hydrogens),
         method=method,
         required=bool(
             scope.model or scope.sequence or scope.copies or scope.selection or method not in ("auto", "none")
@@ -177,19 +175,7 @@ def main(params, files, provenance, warnings) -> None:
     path = params.output.observations
     absolute = absolute_from_phil(params)
     result = scale_observations(files, parameters, path, provenance, nproc, track, absolute, params.bragg_scales)
-    logger.info("\n%s\n", scaling_text(result))
-    for warning in result.warnings:
-        logger.warning("Warning: %s", warning)
-    outputs = [Output(path, "observations")]
-    if params.output.png:
-        outputs.append(Output(params.output.png, "picture", "aid"))
-        logger.info("Saving pictures to %s", params.output.png)
-        write_scaling_png(params.output.png, result)
-    if params.output.json:
-        outputs.append(Output(params.output.json, "statistics", "aid"))
-        logger.info("Saving the scale model to %s", params.output.json)
-        content = {**grid_record(result.grid), **scaling_record(result)}
-        write_record(params.output.json, "dials.diffuse_scale/1", provenance, outputs, warnings, **content)
+    write_scaling(result, ScalingFiles(path, params.output.json, params.output.png), provenance, warnings)
     logger.info("Next: dials.diffuse_merge %s", path)
 
 

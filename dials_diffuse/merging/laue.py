@@ -17,8 +17,8 @@ from dials_diffuse.kernels.merging import add_rows, count_rows
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.maps.shells import resolution_range
-from dials_diffuse.maps.symmetry import laue_operators
-from dials_diffuse.maps.voxels import Voxels, blocks_of_rows, check_distinct, common_grid, find_voxels, keys_in_box
+from dials_diffuse.maps.voxels import Voxels, blocks_of_rows, check_distinct, common_grid, find_voxels, memory_of_voxels
+from dials_diffuse.memory import check_memory
 from dials_diffuse.merging.half_sets import KINDS, SUMS, columns_needed, split
 from dials_diffuse.merging.statistics import Mates, ShellTable, shell_statistics
 from dials_diffuse.parallel import Progress, quiet
@@ -122,12 +122,9 @@ def estimate(sums: np.ndarray, estimator: str = "ratio") -> tuple:
     return rate / n, np.sqrt(variance) / n
 
 
-def memory_estimate(grid: MapGrid) -> float:
-    """Upper limit in bytes of what merging onto a grid takes, when every voxel inside d_min is measured."""
-    volume = 4 / 3 * math.pi * grid.d_min**-3 * abs(np.linalg.det(grid.reciprocal_matrix)) ** -1
-    voxels = volume * math.prod(grid.subdivide)
-    unique = voxels / len(laue_operators(grid.space_group, False))
-    return 5 * grid.n_voxels + 80 * voxels + 16 * 8 * unique + 60 * 8 * _ROWS
+def memory_estimate(grid: MapGrid, n_rows: int) -> float:
+    """Upper limit in bytes of what merging so many observations takes; voxels without any cost nothing."""
+    return 3 * memory_of_voxels(grid, n_rows) + 60 * 8 * _ROWS
 
 
 def merge_observations(
@@ -178,7 +175,7 @@ def merge_observations(
             raise DiffuseError(f"{files[0].path}: no observation has a positive norm inside d_min; integrate again")
         columns = ("index", *columns_needed(parameters.half_sets))
         blocks = progress(blocks_of_rows(files, columns, rows), total, "merging")
-        sums, multiplicity, mates = _add_up(blocks, grid, voxels, parameters)
+        sums, multiplicity, mates = _add_up(blocks, voxels, parameters)
         n_rows = sum(file.n_rows for file in files)
         identifiers = tuple(e.identifier for file in files for e in file.experiments)
 
@@ -209,18 +206,25 @@ def _common_units(files) -> str:
 
 
 def _report_size(grid: MapGrid, files) -> None:
+    n_rows = sum(file.n_rows for file in files)
+    needed = memory_estimate(grid, n_rows)
     logger.info(
         "Grid of %s voxels (%.1f million) to d_min = %.2f Å in %s; %d observations; memory up to about %.1f GB",
         " x ".join(map(str, grid.shape)),
         grid.n_voxels / 1e6,
         grid.d_min,
         grid.space_group_symbol,
-        sum(file.n_rows for file in files),
-        memory_estimate(grid) / 1e9,
+        n_rows,
+        needed / 1e9,
+    )
+    check_memory(
+        needed,
+        f"{files[0].path}: {n_rows} observations",
+        "integrate with a smaller grid.subdivide or a larger d_min, or merge on a computer with more memory",
     )
 
 
-def _add_up(blocks, grid: MapGrid, voxels: Voxels, parameters: MergeParameters) -> tuple:
+def _add_up(blocks, voxels: Voxels, parameters: MergeParameters) -> tuple:
     """Sums of unique voxels by half set (u, 2, 7), their multiplicity (u,), and the sums before averaging."""
     n_unique, n_mates = len(voxels.index), len(voxels.unique)
     sums = np.zeros((n_unique * 2, len(SUMS)))
@@ -228,10 +232,7 @@ def _add_up(blocks, grid: MapGrid, voxels: Voxels, parameters: MergeParameters) 
     before = np.zeros((n_mates, 3))
     rng = np.random.default_rng(parameters.seed)
     for block in blocks:
-        fits, keys = keys_in_box(grid, block["index"])
-        slot = np.full(len(fits), -1, dtype=np.int64)
-        slot[fits] = voxels.slot[keys]
-        slot[~(block["norm"] > 0)] = -1
+        slot = voxels.rows(block["index"], block["norm"])
         used = slot >= 0
         unique = np.where(used, voxels.unique[slot], -1)
         for in_b, values in split(parameters.half_sets, block, voxels.inverted[slot], rng):

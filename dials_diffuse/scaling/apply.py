@@ -91,7 +91,7 @@ def _predict_block(scaler: Scaler, item: tuple) -> dict:
     prediction, s = scaler.predict(block, first)
     unit, background = prediction.unit, block["background"]
     return {
-        "unique": unique_of(block, scaler.grid, scaler.voxels),
+        "unique": unique_of(block, scaler.voxels),
         "experiment": block["experiment"].astype(np.int64) + first,
         "unit": unit,
         "added": prediction.gain * prediction.offset + unit * (prediction.profile - prediction.profile_at_voxel),

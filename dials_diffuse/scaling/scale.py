@@ -17,7 +17,8 @@ from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.settings import untested_in_words
 from dials_diffuse.maps.units import ARBITRARY, ELECTRONS
-from dials_diffuse.maps.voxels import Voxels, blocks_of_rows, check_distinct, common_grid, find_voxels
+from dials_diffuse.maps.voxels import Voxels, blocks_of_rows, check_distinct, common_grid, find_voxels, memory_of_voxels
+from dials_diffuse.memory import check_memory
 from dials_diffuse.parallel import Progress, quiet
 from dials_diffuse.scaling.absolute import AbsoluteParameters, AbsoluteScale, absolute_scale
 from dials_diffuse.scaling.apply import (
@@ -94,7 +95,7 @@ class ScalingResult:
 
 def memory_estimate(grid: MapGrid, n_rows: int, n_sample: int) -> float:
     """Rough peak memory in bytes."""
-    return 5 * grid.n_voxels + 34 * n_rows + 500 * n_sample + 8 * _ROWS * 250
+    return memory_of_voxels(grid, n_rows) + 34 * n_rows + 500 * n_sample + 8 * _ROWS * 250
 
 
 @dataclass(frozen=True)
@@ -183,12 +184,18 @@ def scale_observations(
         bragg = read_bragg(source.files, source.first)
         expectation = absolute.expectation_for(grid, len(bragg), paths) if absolute else None
         n_sample = min(n_rows, parameters.max_observations)
+        needed = memory_estimate(grid, n_rows, n_sample)
         logger.info(
             "%d observations of %d sweeps; about %d of them refine the model; memory about %.1f GB",
             n_rows,
             len(experiments),
             n_sample,
-            memory_estimate(grid, n_rows, n_sample) / 1e9,
+            needed / 1e9,
+        )
+        check_memory(
+            needed,
+            f"{paths[0]}: {n_rows} observations",
+            "scale fewer files together, or integrate with a smaller grid.subdivide or a larger d_min",
         )
         blocks = (block for _, block in source.blocks(("index", "norm"), "Finding voxels"))
         voxels, _ = find_voxels(blocks, grid, True, threads)
