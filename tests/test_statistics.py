@@ -135,6 +135,6 @@ def test_what_is_smooth_in_direction_is_taken_off():
     u = s / length[:, None]
     smooth = 1000 * np.exp(-5 * length) * (1 + 0.2 * u[:, 0] ** 2 - 0.3 * u[:, 1] * u[:, 2] + 0.1 * u[:, 2] ** 4)
     signal = rng.normal(size=len(s))
-    assert fine_residual(smooth, s).std() < 0.01 * isotropic_residual(smooth, length).std()
+    assert fine_residual(smooth, s).std() < 0.02 * isotropic_residual(smooth, length).std()
     left = fine_residual(signal, s)  # lines of 40 voxels and 15 coefficients for a thousand of them take little
     assert left.std() == pytest.approx(1, abs=0.05) and np.corrcoef(left, signal)[0, 1] > 0.96

@@ -57,4 +57,5 @@ def _there(path: Path) -> bool:
     if not path.parent.is_dir():
         return False
     pattern = re.compile(re.sub("#+", lambda m: f"[0-9]{{{len(m[0])}}}", re.escape(path.name).replace(r"\#", "#")))
-    return any(pattern.fullmatch(entry.name) for entry in os.scandir(path.parent))
+    with os.scandir(path.parent) as entries:
+        return any(pattern.fullmatch(entry.name) for entry in entries)

@@ -13,6 +13,9 @@ from dials_diffuse.experiment.spot_prediction import predict_spots, spot_size
 #: images that are looked at
 N_IMAGES = 12
 
+#: proteins have strong reflections here, 1/Å
+_STRONG_S = 0.2
+
 #: strongest reflections of each that count; half the edge of the windows around them, pixels
 _N_SPOTS, _HALF = 150, 24
 
@@ -83,9 +86,11 @@ def check_spots(experiment, reflections, d_min: float, positions, n_images: int 
 
 
 def _strengths(experiment, reflections, spots) -> np.ndarray:
-    """(n,) something that is larger for stronger spots; zeros where nothing is known."""
+    """(n,) something that is larger for stronger spots; without intensities, near the resolution of strong ones."""
     if reflections is None or "intensity.sum.value" not in reflections or "xyzcal.px" not in reflections:
-        return np.zeros(len(spots))
+        beam = np.array(experiment.beam.get_s0())
+        length = np.linalg.norm(beam)
+        return -np.abs(np.linalg.norm(spots.direction * length - beam, axis=1) - _STRONG_S)
     from scipy.spatial import cKDTree
 
     known = np.array(reflections["xyzcal.px"]).reshape(-1, 3)

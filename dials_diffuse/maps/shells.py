@@ -156,8 +156,9 @@ def fine_residual(values: np.ndarray, s: np.ndarray) -> np.ndarray:
     powers = [(i, j, _SMOOTH_DEGREE - i - j) for i in degrees for j in degrees if i + j <= _SMOOTH_DEGREE]
     basis = np.stack([np.prod(direction**power, axis=1) for power in powers], axis=1)
     result = isotropic_residual(values, length)
+    profile = values - equal_count_residual(values, length, max(len(values) // (10 * _PER_THIN_SHELL), 1))
     # what the thin shells take from the values of few directions, they take from the pattern too
-    basis = np.stack([isotropic_residual(column, length) for column in basis.T * (values - result)], axis=1)
+    basis = np.stack([isotropic_residual(column, length) for column in basis.T * profile], axis=1)
     shell = np.floor(length / _SMOOTH_WIDTH).astype(int)
     for number in np.unique(shell):
         mine = shell == number

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -86,6 +87,14 @@ class ProcessFiles:
         """Path of a file with one of these names."""
         return str(Path(self.folder) / f"{self.prefix}{name}")
 
+    def remove_unfinished(self) -> None:
+        """Remove what a killed run had not finished writing: hidden files with the names of outputs and an addition."""
+        for pattern in (f".{self.prefix}diffuse_*", f".{self.prefix}dials.diffuse_process.*", "..diffuse_process.*"):
+            for path in Path(self.folder).glob(pattern):
+                if re.fullmatch(r"\..+\.(h5|nxs|json|png|html|npy)\.[a-z0-9_]{8}\.\w+", path.name):
+                    logger.info("Removing %s, which an earlier run left unfinished", path)
+                    path.unlink(missing_ok=True)
+
 
 @dataclass(frozen=True)
 class Step:
@@ -151,6 +160,7 @@ def process(
         On input that a step cannot use; or if another run is at work in the folder.
     """
     with locked_state(files.folder, files.prefix) as state:
+        files.remove_unfinished()
         run = _Run(state, parameters, files, provenance, warnings, executor, threads, progress)
         data = load_input(sources.files, parameters.excluded, parameters.images_root)
         steps = [run.choose(sources, data)]

@@ -99,7 +99,8 @@ def signal_of(data: DiffuseMap, seed: int = 0) -> Significance:
     shells = _shells(a, b, length, esd * math.sqrt(n))
     z = (cc - mean) / esd if esd > 0 and math.isfinite(cc) else 0.0
     star = math.sqrt(2 * cc / (1 + cc)) if cc > 0 else math.nan
-    return Significance(n, cc, star, smooth, mean, esd, z, _limit(shells), shells)
+    d_min = _limit(shells) if z > SIGNIFICANT else math.nan
+    return Significance(n, cc, star, smooth, mean, esd, z, d_min, shells)
 
 
 def _measured(half, n: int) -> np.ndarray:

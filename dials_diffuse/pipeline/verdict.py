@@ -12,7 +12,7 @@ from dials_diffuse.pipeline.significance import Significance
 WORDS = ("good", "weak", "none", "doubtful")
 
 #: half sets of a good map agree so well, away from Bragg positions, and to this resolution or to that of the map
-_GOOD_CC, _GOOD_D_MIN = 0.3, 4.0
+_GOOD_CC, _GOOD_D_MIN = 0.5, 4.0
 
 #: pixels between predicted and observed spots; DIALS refines to a fraction of one
 _OFFSET = 1.5
@@ -20,8 +20,11 @@ _OFFSET = 1.5
 #: standard deviations by which a stack of spots stands out where it is predicted
 _HEIGHT = 8.0
 
-#: of χ² of symmetry mates, and of the share of pixels that are outliers: good data have about 1 to 2, and 0.01 %
-_CHI2, _OUTLIERS = 4.0, 2e-3
+#: χ² of symmetry mates and their relative difference, which both are small in good data; at high dose only the latter
+_CHI2, _R_SYM = 4.0, 0.05
+
+#: share of pixels that are outliers; good data have 0.01 %
+_OUTLIERS = 2e-3
 
 #: shares below or above which something is said to limit a map
 _COMPLETE, _NOISE = 0.9, 0.5
@@ -110,10 +113,11 @@ def _pixels(integration: Mapping) -> list:
 
 
 def _mates(overall: Mapping) -> list:
-    chi2 = overall["chi2_sym"]
-    if chi2 is None or not math.isfinite(chi2) or chi2 < _CHI2:
+    chi2, r_sym = overall["chi2_sym"] or 0, overall["r_sym"] or 0
+    if chi2 < _CHI2 or r_sym < _R_SYM:
         return []
-    return [f"symmetry mates disagree (χ² {chi2:.1f}): is the space group too high, or are the scales wrong?"]
+    found = f"χ² {chi2:.1f}, {100 * r_sym:.0f} % of the intensity"
+    return [f"symmetry mates disagree ({found}): is the space group too high, or are the scales wrong?"]
 
 
 def _sweeps(scaling: Mapping) -> list:
