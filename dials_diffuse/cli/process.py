@@ -66,6 +66,9 @@ pdb = None
 selection = None
   .type = str
   .help = "Atoms of the coordinates to use, in the syntax of cctbx. Default: all."
+reference = None
+  .type = path
+  .help = "A map on the same lattice, such as the truth of a simulation, to compare the merged map with."
 background = None
   .type = path
   .multiple = True
@@ -131,6 +134,7 @@ def parameters_from_phil(params) -> ProcessParameters:
         absolute=scale.absolute_from_phil(params.scale),
         bragg_scales=params.scale.bragg_scales,
         merging=merge.parameters_from_phil(params.merge),
+        reference=params.reference,
         requests=requests,
         fitting=fitting,
         told=phil_scope.get("fit").objects[0].format(params.fit).as_str() if params.pdb else "",

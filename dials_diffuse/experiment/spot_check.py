@@ -23,7 +23,7 @@ _N_SPOTS, _HALF = 150, 24
 _CLIP = 20.0
 
 #: a stacked peak is there if it stands out so far
-_SIGNIFICANT = 8.0
+SIGNIFICANT = 8.0
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,14 @@ class SpotCheck:
     ----------
     n_spots, n_images : that were stacked
     height : of the stacked image at the predicted position, over its standard deviation
+    height_observed : the same at the positions where the reflections say that spots were observed; NaN without such
     offset : (x, y) pixels from the predicted to the observed position; NaN where no peak stands out
     """
 
     n_spots: int
     n_images: int
     height: float
+    height_observed: float
     offset: tuple
 
     @property
@@ -51,6 +53,14 @@ class SpotCheck:
     def found(self) -> bool:
         """Is there a peak, wherever it is?"""
         return math.isfinite(self.distance)
+
+    @property
+    def missing(self) -> bool:
+        """Are there peaks where they were observed, but none where they are predicted?
+
+        Coarse pixels or few spots show neither, and then nothing can be said.
+        """
+        return self.height < SIGNIFICANT / 2 and self.height_observed > SIGNIFICANT
 
 
 def check_spots(experiment, reflections, d_min: float, positions, n_images: int = N_IMAGES) -> SpotCheck:
@@ -70,19 +80,53 @@ def check_spots(experiment, reflections, d_min: float, positions, n_images: int 
     """
     spots = predict_spots(experiment, spot_size(experiment, reflections), d_min)
     strength = _strengths(experiment, reflections, spots)
+    predicted = _Stack(spots.panel, spots.centre, strength, np.maximum(0.5, spots.sigma_z))
+    observed = _observed(experiment, reflections)
     positions = np.asarray(positions)
     chosen = np.unique(positions[np.linspace(0, len(positions) - 1, min(n_images, len(positions))).astype(int)])
-    stack, weight, n_spots = np.zeros((2 * _HALF + 1,) * 2), np.zeros((2 * _HALF + 1,) * 2), 0
     good, readings = static_mask(experiment.imageset), image_readings(experiment.imageset)
     for i in chosen:
-        here = np.flatnonzero(np.abs(spots.centre[:, 2] - i - 0.5) < np.maximum(0.5, spots.sigma_z))
-        here = here[np.argsort(strength[here], kind="stable")[::-1][:_N_SPOTS]]
-        for p, (values, reading) in enumerate(zip(read_image(experiment.imageset, int(i)), readings)):
-            usable = good[p] & reading.trusted(values)
-            counts = np.where(usable, reading.counts(values), np.nan)
-            for x, y in spots.centre[here[spots.panel[here] == p], :2]:
-                n_spots += _add_window(counts, int(x), int(y), stack, weight)
-    return SpotCheck(n_spots, len(chosen), *_peak(stack, weight))
+        panels = []
+        for values, reading, usable in zip(read_image(experiment.imageset, int(i)), readings, good):
+            panels.append(np.where(usable & reading.trusted(values), reading.counts(values), np.nan))
+        for stack in (predicted, observed):
+            stack.add(int(i), panels)
+    height, offset = predicted.peak()
+    return SpotCheck(predicted.n, len(chosen), height, observed.peak()[0] if observed.n else math.nan, offset)
+
+
+class _Stack:
+    """Surroundings of spots, added up."""
+
+    def __init__(self, panel: np.ndarray, centre: np.ndarray, strength: np.ndarray, reach: np.ndarray):
+        self._panel, self._centre, self._strength, self._reach = panel, centre, strength, reach
+        self._sum, self._weight = np.zeros((2, *(2 * _HALF + 1,) * 2))
+        self.n = 0
+
+    def add(self, image: int, panels: list) -> None:
+        """Add the strongest spots of an image; panels : (ny, nx) counts, NaN where they cannot be trusted"""
+        here = np.flatnonzero(np.abs(self._centre[:, 2] - image - 0.5) < self._reach)
+        here = here[np.argsort(self._strength[here], kind="stable")[::-1][:_N_SPOTS]]
+        for p, counts in enumerate(panels):
+            for x, y in self._centre[here[self._panel[here] == p], :2]:
+                self.n += _add_window(counts, int(x), int(y), self._sum, self._weight)
+
+    def peak(self) -> tuple:
+        """(height at the centre, offset of the peak)"""
+        return _peak(self._sum, self._weight)
+
+
+def _observed(experiment, reflections) -> _Stack:
+    """Where the reflections say that spots were observed; empty where they do not."""
+    columns = ("xyzobs.px.value", "intensity.sum.value", "panel")
+    if reflections is None or any(name not in reflections for name in columns):
+        return _Stack(np.zeros(0, int), np.zeros((0, 3)), np.zeros(0), np.zeros(0))
+    centre = np.array(reflections["xyzobs.px.value"]).reshape(-1, 3)
+    strength = np.array(reflections["intensity.sum.value"])
+    use = np.any(centre != 0, axis=1) & (strength > 0)
+    centre[:, 2] -= experiment.scan.get_array_range()[0]
+    panel = np.array(reflections["panel"], dtype=int)
+    return _Stack(panel[use], centre[use], strength[use], np.full(np.count_nonzero(use), 0.5))
 
 
 def _strengths(experiment, reflections, spots) -> np.ndarray:
@@ -131,7 +175,7 @@ def _peak(stack: np.ndarray, weight: np.ndarray) -> tuple:
     y, x = np.unravel_index(np.argmax(heights), heights.shape)
     centre = heights.shape[0] // 2
     at_centre = float(heights[centre - 1 : centre + 2, centre - 1 : centre + 2].max())
-    if heights[y, x] < _SIGNIFICANT:
+    if heights[y, x] < SIGNIFICANT:
         return at_centre, (math.nan, math.nan)
     # centre of mass of the peak: the offset to a fraction of a pixel
     rows, columns = np.mgrid[-2:3, -2:3]

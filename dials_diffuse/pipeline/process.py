@@ -33,7 +33,7 @@ from dials_diffuse.reduction.reduction_parameters import ReductionParameters
 from dials_diffuse.report.fit import log_result
 from dials_diffuse.report.fit_files import FitFiles, write_result
 from dials_diffuse.report.integrate import write_integration
-from dials_diffuse.report.merge_files import MergeFiles, write_merged
+from dials_diffuse.report.merge_files import MergeFiles, Reference, write_merged
 from dials_diffuse.report.scaling_files import ScalingFiles, write_scaling
 from dials_diffuse.scaling.absolute import AbsoluteParameters
 from dials_diffuse.scaling.scale import scale_observations
@@ -52,6 +52,7 @@ class ProcessParameters:
     reduction : ``subdivide`` of it counts only if ``subdivide`` here is given
     subdivide : voxels per reciprocal-lattice step; None: see :func:`choose_subdivision`
     scaling, absolute, bragg_scales, merging : as for the single steps
+    reference : path of a map to compare the merged one with; None: no comparison
     requests, fitting : models to fit and how; with ``coordinates`` only
     told : what the models were made of, as text: a run with the same text is not repeated
     coordinates, selection : path of the structure, and which of its atoms to use; None: no fit, all atoms
@@ -66,6 +67,7 @@ class ProcessParameters:
     absolute: AbsoluteParameters = field(default_factory=AbsoluteParameters)
     bragg_scales: bool = True
     merging: MergeParameters = field(default_factory=MergeParameters)
+    reference: str | None = None
     requests: tuple = ()
     fitting: FitParameters = field(default_factory=FitParameters)
     told: str = ""
@@ -255,7 +257,7 @@ class _Run:
             checks = []
             for i in numbers:
                 check = check_spots(data.experiments[i], tables[i], max(d_min, 2.5), used[i])
-                checks.append({**asdict(check), "distance": check.distance, "experiment": i})
+                checks.append({**asdict(check), "distance": check.distance, "missing": check.missing, "experiment": i})
                 logger.info(
                     "Experiment %d: spots stand out by %.0f standard deviations on %d images, %s",
                     i,
@@ -327,17 +329,19 @@ class _Run:
         return self.step("Scaling", told, inputs, work)
 
     def merge(self) -> Step:
-        path, parameters = self.files.path, self.parameters.merging
+        path, parameters, name = self.files.path, self.parameters.merging, self.parameters.reference
         source = path("diffuse_scaled.h5")
 
         def work():
             provenance = replace(self.provenance, inputs=(source,))
+            reference = None if name is None else Reference(read_map(name), name)
             result = merge_observations([source], parameters, self.progress)
             nexus, json, png = (path(f"diffuse_merged.{suffix}") for suffix in ("nxs", "json", "png"))
             files = MergeFiles(nexus, json=json, png=png)
-            return write_merged(result, parameters, files, provenance, self.warnings), {}
+            return write_merged(result, parameters, files, provenance, self.warnings, reference), {}
 
-        return self.step("Merging", {"merge": parameters}, [source], work)
+        inputs = [source] if name is None else [source, name]
+        return self.step("Merging", {"merge": parameters, "reference": name}, inputs, work)
 
     def fit(self, d_min: float) -> Step:
         p, path = self.parameters, self.files.path

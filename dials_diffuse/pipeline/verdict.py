@@ -17,9 +17,6 @@ _GOOD_CC, _GOOD_D_MIN = 0.5, 4.0
 #: pixels between predicted and observed spots; DIALS refines to a fraction of one
 _OFFSET = 1.5
 
-#: standard deviations by which a stack of spots stands out where it is predicted
-_HEIGHT = 8.0
-
 #: χ² of symmetry mates and their relative difference, which both are small in good data; at high dose only the latter
 _CHI2, _R_SYM = 4.0, 0.05
 
@@ -85,14 +82,14 @@ def _signal_in_words(signal: Significance) -> str:
 def _spots(checks: Sequence[Mapping]) -> list:
     doubts = []
     for number, check in enumerate(checks):
-        distance, height = check["distance"], check["height"]
+        distance = check["distance"]
         if distance is not None and distance > _OFFSET:
             x, y = check["offset"]
             doubts.append(
                 f"experiment {number}: spots are {distance:.1f} pixels from where they are predicted "
                 f"({x:+.1f} along the fast axis, {y:+.1f} along the slow one): is the beam centre right?"
             )
-        elif check["n_spots"] and (distance is None or height < _HEIGHT):
+        elif check["missing"]:
             doubts.append(
                 f"experiment {number}: no spots where they are predicted on {check['n_images']} images: are "
                 "orientation, wavelength, distance and images those of this crystal?"
