@@ -137,7 +137,7 @@ def _limit(shells: tuple) -> float:
     for shell in shells:
         if shell.z > 3:
             limit, missed = shell.d_min, 0
-        else:
+        elif math.isfinite(limit):
             missed += 1
         if missed > 1:
             break
