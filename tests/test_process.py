@@ -171,7 +171,7 @@ def test_no_diffuse_scattering_is_none_and_no_error(good, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     record = processed(*files(images), f"pdb={PDB}")
     assert record["verdict"] == "none" and record["fit"] is None and record["d_min"] is None
-    assert abs(record["signal"]["z"]) < 4
+    assert abs(record["signal"]["cc_half"]) < 0.04
 
 
 def test_little_dose_is_weak_and_limited_by_counts(tmp_path, monkeypatch):
