@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 
+import bench_absolute
 import bench_closed_loop
 import bench_fit
 import bench_integrate
@@ -22,6 +23,7 @@ BENCHMARKS = {
     "fit": bench_fit.main,
     "scale": bench_scale.main,
     "closed_loop": bench_closed_loop.main,
+    "absolute": bench_absolute.main,
 }
 
 if __name__ == "__main__":

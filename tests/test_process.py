@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -98,7 +99,8 @@ def test_a_crystal_with_diffuse_scattering(result):
     names = {Path(output["path"]).name for output in record["outputs"]}
     assert {"diffuse_integrated.h5", "diffuse_scaled.h5", "diffuse_merged.nxs", "diffuse_fit.html"} <= names
     page = (folder / "dials.diffuse_process.html").read_text()
-    assert "good: anisotropic diffuse signal" in page and page.count("data:image/png") >= 4 and "http" not in page
+    assert "good: anisotropic diffuse signal" in page and page.count("data:image/png") >= 4
+    assert "http" not in re.sub(r"data:image/png;base64,[\w+/=]+", "", page)  # letters of a picture may be anything
 
 
 def test_the_same_numbers_as_the_single_programs(result, good, tmp_path, monkeypatch):
@@ -169,7 +171,7 @@ def test_no_diffuse_scattering_is_none_and_no_error(good, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     record = processed(*files(images), f"pdb={PDB}")
     assert record["verdict"] == "none" and record["fit"] is None and record["d_min"] is None
-    assert abs(record["signal"]["z"]) < 4
+    assert abs(record["signal"]["cc_half"]) < 0.04
 
 
 def test_little_dose_is_weak_and_limited_by_counts(tmp_path, monkeypatch):

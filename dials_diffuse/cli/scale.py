@@ -95,19 +95,24 @@ bragg_scales = True
   .type = bool
   .help = "Start b from the scale factors of dials.scale, where the integrated reflections have them, and compare both."
 absolute_scale {
-  method = *auto krogh_moe envelope model none
+  method = *auto separation krogh_moe envelope model none
     .type = choice
     .help = "Where the files have Bragg reflections, bring intensities to electrons^2 per unit cell and subtract"
-            "Compton scattering. krogh_moe: sum rule for all that the cell scatters. envelope: its values at high"
-            "angles. model: the model's structure factors against the Bragg reflections. auto: model where there is one"
-            "that fits, else krogh_moe. none: leave the scale arbitrary."
+            "Compton scattering. separation: what is on the images is told apart into crystal, liquid and air by the"
+            "shapes of their curves; Bragg reflections belong to the crystal alone. krogh_moe: sum rule for all that"
+            "the cell scatters. envelope: its values at high angles. Both take all that scatters for the crystal's."
+            "model: the model's structure factors against the Bragg reflections. auto: model where there is one that"
+            "fits, else separation. none: leave the scale arbitrary."
   model = None
     .type = path
     .help = "Coordinates of what is in the cell. Water fills the rest."
+  selection = None
+    .type = str
+    .help = "Atoms of the model to use, in the syntax of cctbx, e.g. 'not element H'. Default: all."
   sequence = None
     .type = str
     .help = "Without a model: sequence file of the protein, or its one-letter codes. With neither, a protein of average"
-            "composition is assumed."
+            "composition is assumed, in a small cell organic molecules."
   copies = None
     .type = int(value_min=1)
     .help = "Copies of the sequence in the asymmetric unit. By default the most probable number."
@@ -180,7 +185,10 @@ def absolute_from_phil(params) -> AbsoluteParameters:
         bulk_solvent=scope.bulk_solvent,
         hydrogens=flag(scope.hydrogens),
         method=method,
-        required=bool(scope.model or scope.sequence or scope.copies or method not in ("auto", "none")),
+        required=bool(
+            scope.model or scope.sequence or scope.copies or scope.selection or method not in ("auto", "none")
+        ),
+        selection=scope.selection,
     )
 
 

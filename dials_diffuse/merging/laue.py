@@ -68,11 +68,11 @@ class MergeParameters:
     half_sets: str = "random"
     seed: int = 0
     estimator: str = "ratio"
-    symmetry_check: str = "error"
     n_shells: int = 20
     d_max: float | None = None
     d_min: float | None = None
     crystals: CrystalParameters = field(default_factory=CrystalParameters)
+    symmetry_check: str = "error"
 
     def __post_init__(self):
         choice("half_sets", self.half_sets, KINDS)

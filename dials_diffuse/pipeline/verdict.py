@@ -122,7 +122,7 @@ def _symmetry(symmetry: Mapping | None) -> list:
     likely = symmetry["recommended"]
     return [
         f"the space group is too high: {', '.join(failing)} {'does' if len(failing) == 1 else 'do'} not hold"
-        + (f"; the likeliest Laue group is {likely}" if likely else "")
+        + (f"; the likeliest Laue group is {likely['laue_group']}" if likely else "")
     ]
 
 

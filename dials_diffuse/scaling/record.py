@@ -13,6 +13,7 @@ from dials_diffuse.scaling.bragg_scales import bragg_scale_curve
 from dials_diffuse.scaling.layout import S, T, places, rotation_points
 from dials_diffuse.scaling.model import ScaleModel
 from dials_diffuse.scaling.scale import ScalingResult
+from dials_diffuse.scaling.separation import Separation
 from dials_diffuse.scaling.terms.base import Acts
 from dials_diffuse.scaling.terms.crystal import Profile
 
@@ -109,7 +110,9 @@ def _absolute(absolute: AbsoluteScale) -> dict:
         "relative_esd": absolute.relative,
         "method": absolute.method,
         "estimates": [asdict(e) for e in absolute.estimates],
+        "left_out": absolute.left_out,
         "contents": absolute.expectation.source,
+        "separation": _separation(absolute.parts),
         "shells": {
             "s": s,
             "diffuse": k * shells.diffuse,
@@ -122,6 +125,13 @@ def _absolute(absolute: AbsoluteScale) -> dict:
             "n_bragg_measured": shells.n_measured,
         },
     }
+
+
+def _separation(parts: Separation | None) -> dict | None:
+    """What scatters, as separated; electrons² per unit cell with the k of the separation."""
+    if parts is None:
+        return None
+    return {"s": parts.s, "crystal": parts.crystal, "liquid": parts.liquid, "air": parts.air}
 
 
 def _s_range(model: ScaleModel) -> np.ndarray:
