@@ -22,7 +22,7 @@ _HALF, _N_SIGMA = 0.5, 3.0
 #: signal that passages of the same voxel must share before anything is decided, in standard errors
 _LEAST_SIGNIFICANCE = 5.0
 
-#: correlation of passages below which nothing is decided: errors of the background are shared, too, and have no symmetry
+#: correlation of passages below which nothing is decided: errors of the background are shared, too, without symmetry
 _LEAST_CORRELATION = 0.1
 
 #: what systematic errors may take of a correlation, in the likelihoods
