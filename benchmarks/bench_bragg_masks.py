@@ -70,7 +70,15 @@ def compare(folder: Path) -> None:
                 ]
             )
             seconds = time.perf_counter() - start
-            merge([str(out / "a.h5"), f"output.map={out / 'a.nxs'}", f"output.log={out / 'log'}", "output.json=None"])
+            merge(
+                [
+                    str(out / "a.h5"),
+                    f"output.map={out / 'a.nxs'}",
+                    f"output.log={out / 'log'}",
+                    "output.json=None",
+                    "output.png=None",
+                ]
+            )
             (record,) = json.loads((out / "a.json").read_text())["experiments"]
             masked = record["bragg"] / (record["bragg"] + record["used"])
             leak = [f"{100 * m['leak_mean']:8.2f} %" for m in record["bragg_masks"]] or ["         -"]
