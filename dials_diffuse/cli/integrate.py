@@ -18,12 +18,11 @@ import re
 
 from iotbx.phil import parse
 
+from dials_diffuse.cli.executor import EXECUTOR_PHIL, executor_from_phil
 from dials_diffuse.cli.program import run_program, track
-from dials_diffuse.compat import available_cores
 from dials_diffuse.errors import CommandLineError
 from dials_diffuse.experiment.load import load_experiments, load_input
 from dials_diffuse.files.record import Output, write_record
-from dials_diffuse.parallel import make_executor
 from dials_diffuse.reduction.corrections import CORRECTIONS, Corrections
 from dials_diffuse.reduction.integrate import integrate
 from dials_diffuse.reduction.reduction_parameters import (
@@ -109,9 +108,9 @@ exclude_images = None
   .multiple = True
   .help = "Images to leave out, as first:last, or experiment:first:last for one experiment (counted from 0)."
           "Several ranges are separated by commas. Images outside a scan's valid image ranges are never used."
-nproc = Auto
-  .type = int(value_min=1)
-  .help = "Processes. Auto: the cores that this job may use."
+"""
+    + EXECUTOR_PHIL
+    + """
 output {
   observations = diffuse_integrated.h5
     .type = path
@@ -134,20 +133,20 @@ def run(args=None, phil=phil_scope) -> None:
 def _main(params, files, provenance, warnings) -> None:
     parameters = parameters_from_phil(params)
     excluded = parse_exclude_images(params.exclude_images)
-    executor = make_executor(params.nproc if isinstance(params.nproc, int) else available_cores())
     data = load_input(files, excluded)
     background = [e for path in params.background or [] if path for e in load_experiments(path)]
-    result = integrate(
-        data.experiments,
-        parameters,
-        params.output.observations,
-        provenance,
-        reflections=data.reflections,
-        background_experiments=background,
-        excluded=excluded,
-        executor=executor,
-        progress=track,
-    )
+    with executor_from_phil(params) as executor:
+        result = integrate(
+            data.experiments,
+            parameters,
+            params.output.observations,
+            provenance,
+            reflections=data.reflections,
+            background_experiments=background,
+            excluded=excluded,
+            executor=executor,
+            progress=track,
+        )
     for warning in result.warnings:
         logger.warning(warning)
     logger.info("Saved %d observations to %s", result.n_observations, params.output.observations)

@@ -1,0 +1,352 @@
+"""The Executor whose workers belong to dask: on this computer, in the jobs of a batch system, or of a running scheduler.
+
+dask decides which worker does what and repeats the work of lost workers. Here is what it is given and what is made of
+its failures. Only the programs that are asked for dask import this module; it needs the extra ``[distributed]``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import pickle
+import shutil
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import chain, islice
+
+import dask
+from dask.utils import format_bytes, parse_bytes
+from distributed import Client, KilledWorker, LocalCluster, get_worker
+from distributed import TimeoutError as TimedOut
+
+from dials_diffuse import __version__
+from dials_diffuse.checks import positive
+from dials_diffuse.compat import available_cores, dials_version
+from dials_diffuse.errors import DiffuseError
+from dials_diffuse.memory import total_memory
+from dials_diffuse.parallel import Executor, in_flight
+
+logger = logging.getLogger("dials.diffuse.distributed")
+
+#: batch systems by name: the class of dask-jobqueue that knows them
+BATCH_SYSTEMS = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluster"}
+
+#: memory of a worker in a batch job where neither a parameter nor a file of dask-jobqueue says it
+JOB_MEMORY = "8GB"
+
+LOOK_AGAIN = 1.0  # seconds between two looks at workers that are late
+SLOW = 3.0  # times the longest that an item took so far; one that takes longer is given to a second worker
+
+SETTINGS = {
+    "distributed.scheduler.allowed-failures": 3,  # workers that an item may lose before it is held guilty
+    "distributed.admin.large-graph-warning-threshold": "1GiB",  # what all workers need is sent as part of a task
+}
+
+
+@dataclass(frozen=True)
+class DaskParameters:
+    """Where the workers are and what each may have.
+
+    Attributes
+    ----------
+    scheduler : address of a scheduler that runs already; None = workers are started with ``cluster``
+    cluster : ``local``, or a key of BATCH_SYSTEMS
+    workers : processes, one item at a time each; None = the cores of this computer (local only)
+    memory : of each worker, for example ``8GB``; None = a fair share (local), or what dask-jobqueue is configured for
+    cores, queue, walltime : of the jobs of a batch system; a job has one worker for each core
+    options : (name, value) pairs, passed to the class of dask-jobqueue
+    timeout : seconds to wait for the scheduler, for the first worker, and for another one after the last is lost
+    patience : seconds after which a slow worker gets company, see :data:`SLOW`
+    """
+
+    scheduler: str | None = None
+    cluster: str = "local"
+    workers: int | None = None
+    memory: str | None = None
+    cores: int | None = None
+    queue: str | None = None
+    walltime: str | None = None
+    options: tuple = ()
+    timeout: float = 300.0
+    patience: float = 60.0
+
+    def __post_init__(self):
+        for name in ("timeout", "patience", "workers", "cores"):
+            if getattr(self, name) is not None:
+                positive(f"dask.{name}", getattr(self, name))
+        if self.cluster != "local" and self.cluster not in BATCH_SYSTEMS:
+            raise DiffuseError(f"dask.cluster={self.cluster}: give one of local, {', '.join(BATCH_SYSTEMS)}")
+        if self.memory is not None:
+            try:
+                positive("dask.memory", parse_bytes(self.memory))
+            except ValueError:
+                raise DiffuseError(f"dask.memory={self.memory}: not a size; write for example 8GB") from None
+        if self.scheduler is None and self.cluster != "local" and self.workers is None:
+            raise DiffuseError(f"dask.cluster={self.cluster}: how many workers? give dask.workers")
+
+    @property
+    def place(self) -> str:
+        """The parameter that says where the workers are."""
+        return f"dask.scheduler={self.scheduler}" if self.scheduler else f"dask.cluster={self.cluster}"
+
+
+@dataclass(frozen=True, eq=False)
+class Dask(Executor):
+    """Workers that a dask client reaches.
+
+    An item whose worker dies is done again by another one, an item that takes much longer than all before is given to a
+    second worker as well. Results are the same, because nothing depends on which worker did what.
+
+    Attributes
+    ----------
+    client : its workers do one item at a time each
+    parameters : for the texts of errors, and how long to wait
+    """
+
+    client: Client
+    workers: int
+    worker_memory: float | None = None
+    parameters: DaskParameters = field(default_factory=DaskParameters)
+
+    def map(self, function: Callable, shared, items: Iterable) -> Iterator:
+        items = iter(items)
+        first = list(islice(items, 1))
+        if not first:
+            return
+        luggage = pickle.dumps((function, shared), protocol=pickle.HIGHEST_PROTOCOL)
+        logger.info("Sending %s to each worker", format_bytes(len(luggage)))
+        with self._failures_in_words():
+            # A task and not scattered: dask can make it again after the last worker that had it is lost
+            luggage = self.client.submit(_receive, uuid.uuid4().hex, luggage, pure=False)
+            self.client.replicate(luggage)
+            yield from in_flight(_Sender(self, luggage), _work, chain(first, items), 2 * self.workers)
+
+    @contextmanager
+    def _failures_in_words(self) -> Iterator[None]:
+        place = self.parameters.place
+        try:
+            yield
+        except KilledWorker:
+            raise DiffuseError(
+                f"{place}: the same work lost several workers, probably for lack of memory; give more dask.memory"
+            ) from None
+        except (CancelledError, OSError) as error:
+            if isinstance(error, OSError) and self.client.status == "running":
+                raise
+            raise DiffuseError(f"{place}: the scheduler {_address(self.client)} was lost") from None
+
+
+class _Sender:
+    """What :func:`in_flight` sees of the workers."""
+
+    def __init__(self, executor: Dask, luggage):
+        self.executor = executor
+        self.client = executor.client
+        self.luggage = luggage
+        self.longest = 0.0  # seconds that an item took from being sent to being done
+
+    def submit(self, function: Callable, item) -> _Sent:
+        return _Sent(self, function, item)
+
+    def note(self, seconds: float) -> None:
+        self.longest = max(self.longest, seconds)
+
+
+class _Sent:
+    """An item on its way."""
+
+    def __init__(self, sender: _Sender, function: Callable, item):
+        self._sender, self._function, self._item = sender, function, item
+        self._since = time.monotonic()
+        self._arrived = threading.Event()
+        self._copies = [self._send()]
+
+    def _send(self, workers=None):
+        sender = self._sender
+        future = sender.client.submit(self._function, sender.luggage, self._item, pure=False, workers=workers)
+        future.add_done_callback(self._arrive)
+        return future
+
+    def _arrive(self, future) -> None:
+        self._sender.note(time.monotonic() - self._since)
+        self._arrived.set()
+
+    def result(self):
+        """What the function gave, or DiffuseError when there is no worker for ``timeout`` seconds."""
+        parameters = self._sender.executor.parameters
+        alive = time.monotonic()
+        while not self._arrived.wait(LOOK_AGAIN):
+            now = time.monotonic()
+            workers = self._sender.client.nthreads()
+            alive = now if workers else alive
+            if now - alive > parameters.timeout:
+                raise DiffuseError(
+                    f"{parameters.place}: all workers were lost, and no other came within dask.timeout="
+                    f"{parameters.timeout:g} s; look at the output of their jobs"
+                )
+            if len(self._copies) == 1 and now - self._since > max(parameters.patience, SLOW * self._sender.longest):
+                self._send_to_another(workers)
+        return next(copy for copy in self._copies if copy.done()).result()
+
+    def _send_to_another(self, workers) -> None:
+        key = self._copies[0].key
+        slow = [worker for worker, keys in self._sender.client.processing().items() if key in keys]
+        others = [worker for worker in workers if worker not in slow]
+        if slow and others:
+            logger.info("Worker %s is slow, its work is given to a second one", slow[0])
+            self._copies.append(self._send(others))
+
+
+def _address(client: Client) -> str:
+    return client.scheduler.address if client.scheduler is not None else ""
+
+
+# ---- what happens on workers
+
+
+def _receive(key: str, luggage: bytes) -> tuple:
+    return key, luggage
+
+
+_UNPACKED: dict = {}  # (function, shared) of the luggage that was used last
+_ONE_AT_A_TIME = threading.Lock()  # what reads images is not made for threads
+
+
+def _work(luggage: tuple, item):
+    key, packed = luggage
+    with _ONE_AT_A_TIME:
+        if key not in _UNPACKED:
+            _UNPACKED.clear()
+            _UNPACKED[key] = pickle.loads(packed)
+        function, shared = _UNPACKED[key]
+        try:
+            return function(shared, item)
+        except DiffuseError as error:
+            raise DiffuseError(f"{error} (says worker {get_worker().address} on {socket.gethostname()})") from None
+
+
+def _describe(dask_worker) -> tuple:
+    """What must be the same everywhere; memory in bytes or None, threads."""
+    versions = f"dials_diffuse {__version__}, {dials_version()}"
+    return versions, dask_worker.memory_manager.memory_limit, dask_worker.state.nthreads
+
+
+# ---- clients and clusters
+
+
+@contextmanager
+def dask_executor(parameters: DaskParameters) -> Iterator[Dask]:
+    """A :class:`Dask` executor for the length of the block; what was started for it ends with it.
+
+    Raises
+    ------
+    DiffuseError
+        If the scheduler cannot be reached, no worker comes, or workers have another dials_diffuse or DIALS.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(dask.config.set(SETTINGS))
+        where = parameters.scheduler
+        if where is None:
+            where = stack.enter_context(_cluster(parameters))
+        client = stack.enter_context(_client(where, parameters))
+        logger.info("dask: scheduler %s, dashboard %s", _address(client), client.dashboard_link)
+        _wait_for_worker(client, parameters)
+        limits = _check_workers(client, parameters)
+        running = len(client.nthreads())
+        workers = running if parameters.scheduler else max(running, parameters.workers or 0)
+        memory = min((limit for limit in limits if limit), default=None)
+        logger.info("%d of %d workers, %s each", running, workers, format_bytes(int(memory)) if memory else "any memory")
+        yield Dask(client, workers, memory, parameters)
+
+
+def _client(where, parameters: DaskParameters) -> Client:
+    try:
+        return Client(where, timeout=parameters.timeout, set_as_default=False)
+    except (OSError, TimedOut, ValueError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DiffuseError(
+            f"{parameters.place}: no dask scheduler answers there ({reason}); start one with 'dask scheduler', or leave "
+            f"dask.scheduler out"
+        ) from None
+
+
+def _cluster(parameters: DaskParameters):
+    return _local_cluster(parameters) if parameters.cluster == "local" else _batch_cluster(parameters)
+
+
+def _local_cluster(parameters: DaskParameters) -> LocalCluster:
+    workers = parameters.workers or available_cores()
+    return LocalCluster(
+        n_workers=workers,
+        threads_per_worker=1,
+        memory_limit=parameters.memory or int(total_memory() / workers),
+        host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",
+        silence_logs=logging.ERROR,
+    )
+
+
+def _batch_cluster(parameters: DaskParameters):
+    """Jobs of a batch system; what the parameters leave open is as in the files of dask-jobqueue."""
+    try:
+        jobqueue = importlib.import_module("dask_jobqueue")
+    except ModuleNotFoundError as error:
+        raise DiffuseError(f"{parameters.place}: {error.name} is not installed; pip install dask-jobqueue") from None
+    kind = getattr(jobqueue, BATCH_SYSTEMS[parameters.cluster])
+    submit = kind.job_cls.submit_command
+    if shutil.which(submit.split()[0]) is None:
+        raise DiffuseError(f"{parameters.place}: there is no {submit} on this computer; run where jobs can be submitted")
+    section = f"jobqueue.{parameters.cluster}"
+    cores = parameters.cores or dask.config.get(f"{section}.cores", None) or 1
+    memory = dask.config.get(f"{section}.memory", None) or cores * parse_bytes(JOB_MEMORY)
+    if parameters.memory:
+        memory = cores * parse_bytes(parameters.memory)
+    given = {"queue": parameters.queue, "walltime": parameters.walltime}
+    options = {
+        "scheduler_options": {"dashboard_address": ":0"},
+        "death_timeout": parameters.timeout,
+        **{name: value for name, value in given.items() if value is not None},
+        **dict(parameters.options),
+    }
+    try:
+        cluster = kind(cores=cores, processes=cores, memory=f"{memory}B" if isinstance(memory, int) else memory, **options)
+    except (TypeError, ValueError) as error:
+        raise DiffuseError(f"{parameters.place}: dask-jobqueue refuses dask.options ({error})") from None
+    cluster.scale(parameters.workers)
+    return cluster
+
+
+def _wait_for_worker(client: Client, parameters: DaskParameters) -> None:
+    try:
+        client.wait_for_workers(1, timeout=parameters.timeout)
+    except TimedOut:
+        raise DiffuseError(
+            f"{parameters.place}: no worker came within dask.timeout={parameters.timeout:g} s; are their jobs waiting in "
+            f"the queue? give more time, or look at the output of the jobs"
+        ) from None
+
+
+def _check_workers(client: Client, parameters: DaskParameters) -> list:
+    """Memory of each worker; DiffuseError if one of them cannot do what this program asks."""
+    mine = f"dials_diffuse {__version__}, {dials_version()}"
+    memory = []
+    for worker, said in client.run(_describe, on_error="return").items():
+        if isinstance(said, Exception):
+            reason = " ".join(str(said).split())
+            raise DiffuseError(
+                f"{parameters.place}: worker {worker} cannot use dials_diffuse ({reason}); install it there, in the "
+                f"environment of the workers"
+            )
+        versions, limit, threads = said
+        if versions != mine:
+            raise DiffuseError(f"{parameters.place}: worker {worker} has {versions}, here is {mine}; install the same")
+        if threads > 1:
+            logger.info("Worker %s has %d threads, one of them will work: start it with --nthreads 1", worker, threads)
+        memory.append(limit)
+    return memory
