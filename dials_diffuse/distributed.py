@@ -1,4 +1,4 @@
-"""The Executor whose workers belong to dask: on this computer, in the jobs of a batch system, or of a running scheduler.
+"""The Executor whose workers are dask's: on this computer, in the jobs of a batch system, or of a running scheduler.
 
 dask decides which worker does what and repeats the work of lost workers. Here is what it is given and what is made of
 its failures. Only the programs that are asked for dask import this module; it needs the extra ``[distributed]``.
@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 
 import dask
-from dask.utils import format_bytes, parse_bytes
+from dask.utils import parse_bytes
 from distributed import Client, KilledWorker, LocalCluster, get_worker
 from distributed import TimeoutError as TimedOut
 
@@ -120,7 +120,7 @@ class Dask(Executor):
         if not first:
             return
         luggage = pickle.dumps((function, shared), protocol=pickle.HIGHEST_PROTOCOL)
-        logger.info("Sending %s to each worker", format_bytes(len(luggage)))
+        logger.info("Sending %.1f MB to each worker", len(luggage) / 1e6)
         with self._failures_in_words():
             # A task and not scattered: dask can make it again after the last worker that had it is lost
             luggage = self.client.submit(_receive, uuid.uuid4().hex, luggage, pure=False)
@@ -136,10 +136,12 @@ class Dask(Executor):
             raise DiffuseError(
                 f"{place}: the same work lost several workers, probably for lack of memory; give more dask.memory"
             ) from None
-        except (CancelledError, OSError) as error:
-            if isinstance(error, OSError) and self.client.status == "running":
+        except DiffuseError:
+            raise
+        except Exception as error:  # a client whose connection breaks raises several types, and some of its own
+            if self.client.status == "running" and not isinstance(error, CancelledError):
                 raise
-            raise DiffuseError(f"{place}: the scheduler {_address(self.client)} was lost") from None
+            raise DiffuseError(f"{place}: the scheduler was lost ({' '.join(str(error).split())})") from None
 
 
 class _Sender:
@@ -261,7 +263,8 @@ def dask_executor(parameters: DaskParameters) -> Iterator[Dask]:
         running = len(client.nthreads())
         workers = running if parameters.scheduler else max(running, parameters.workers or 0)
         memory = min((limit for limit in limits if limit), default=None)
-        logger.info("%d of %d workers, %s each", running, workers, format_bytes(int(memory)) if memory else "any memory")
+        size = f"{memory / 1e9:.2f} GB" if memory else "any memory"
+        logger.info("%d of %d workers are there, %s each", running, workers, size)
         yield Dask(client, workers, memory, parameters)
 
 
@@ -271,8 +274,8 @@ def _client(where, parameters: DaskParameters) -> Client:
     except (OSError, TimedOut, ValueError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DiffuseError(
-            f"{parameters.place}: no dask scheduler answers there ({reason}); start one with 'dask scheduler', or leave "
-            f"dask.scheduler out"
+            f"{parameters.place}: no dask scheduler answers there ({reason}); start one with 'dask scheduler', or "
+            f"leave dask.scheduler out"
         ) from None
 
 
@@ -293,20 +296,32 @@ def _local_cluster(parameters: DaskParameters) -> LocalCluster:
 
 
 def _batch_cluster(parameters: DaskParameters):
-    """Jobs of a batch system; what the parameters leave open is as in the files of dask-jobqueue."""
+    cluster = batch_jobs(parameters)
+    cluster.scale(parameters.workers)
+    return cluster
+
+
+def batch_jobs(parameters: DaskParameters):
+    """A cluster of dask-jobqueue without any job so far; what the parameters leave open is as in its own files.
+
+    Raises
+    ------
+    DiffuseError
+        If dask-jobqueue or the batch system is not installed, or ``options`` are not what dask-jobqueue knows.
+    """
     try:
         jobqueue = importlib.import_module("dask_jobqueue")
     except ModuleNotFoundError as error:
         raise DiffuseError(f"{parameters.place}: {error.name} is not installed; pip install dask-jobqueue") from None
     kind = getattr(jobqueue, BATCH_SYSTEMS[parameters.cluster])
     submit = kind.job_cls.submit_command
-    if shutil.which(submit.split()[0]) is None:
-        raise DiffuseError(f"{parameters.place}: there is no {submit} on this computer; run where jobs can be submitted")
+    if shutil.which(submit) is None:
+        raise DiffuseError(f"{parameters.place}: no {submit} on this computer; run where jobs can be submitted")
     section = f"jobqueue.{parameters.cluster}"
     cores = parameters.cores or dask.config.get(f"{section}.cores", None) or 1
-    memory = dask.config.get(f"{section}.memory", None) or cores * parse_bytes(JOB_MEMORY)
-    if parameters.memory:
-        memory = cores * parse_bytes(parameters.memory)
+    memory = dask.config.get(f"{section}.memory", None)
+    if memory is None or parameters.memory:
+        memory = f"{cores * parse_bytes(parameters.memory or JOB_MEMORY)}B"
     given = {"queue": parameters.queue, "walltime": parameters.walltime}
     options = {
         "scheduler_options": {"dashboard_address": ":0"},
@@ -315,11 +330,9 @@ def _batch_cluster(parameters: DaskParameters):
         **dict(parameters.options),
     }
     try:
-        cluster = kind(cores=cores, processes=cores, memory=f"{memory}B" if isinstance(memory, int) else memory, **options)
+        return kind(cores=cores, processes=cores, memory=memory, **options)
     except (TypeError, ValueError) as error:
         raise DiffuseError(f"{parameters.place}: dask-jobqueue refuses dask.options ({error})") from None
-    cluster.scale(parameters.workers)
-    return cluster
 
 
 def _wait_for_worker(client: Client, parameters: DaskParameters) -> None:
@@ -327,8 +340,8 @@ def _wait_for_worker(client: Client, parameters: DaskParameters) -> None:
         client.wait_for_workers(1, timeout=parameters.timeout)
     except TimedOut:
         raise DiffuseError(
-            f"{parameters.place}: no worker came within dask.timeout={parameters.timeout:g} s; are their jobs waiting in "
-            f"the queue? give more time, or look at the output of the jobs"
+            f"{parameters.place}: no worker came within dask.timeout={parameters.timeout:g} s; are their jobs still "
+            f"queueing? give more time, or look at the output of the jobs"
         ) from None
 
 

@@ -1,6 +1,6 @@
 """How work is spread: over the processes of an Executor, or over threads. Results always come in the order of the work.
 
-Here are the kinds of Executor that need nothing else; the one on other computers is in :mod:`dials_diffuse.distributed`.
+Here are the kinds of Executor that need nothing else; the one on other computers is :mod:`dials_diffuse.distributed`.
 
 Work for an Executor is a function of a module, a large ``shared`` object and a small ``item`` for each call. All of
 these, and the results, can be pickled, so that a caller need not know whether workers are forked or on other machines.
