@@ -183,7 +183,16 @@ class _Sent:
         """What the function gave, or DiffuseError when there is no worker for ``timeout`` seconds."""
         parameters = self._sender.executor.parameters
         alive = time.monotonic()
-        while not self._arrived.wait(LOOK_AGAIN):
+        while True:
+            self._arrived.wait(LOOK_AGAIN)
+            self._arrived.clear()
+            done = next((copy for copy in self._copies if copy.done()), None)
+            if done is not None:
+                try:
+                    return done.result(timeout=parameters.timeout)
+                except TimedOut:  # it was lost with its worker before it could be fetched
+                    if done.status == "error":
+                        raise
             now = time.monotonic()
             workers = self._sender.client.nthreads()
             alive = now if workers else alive
@@ -194,7 +203,6 @@ class _Sent:
                 )
             if len(self._copies) == 1 and now - self._since > max(parameters.patience, SLOW * self._sender.longest):
                 self._send_to_another(workers)
-        return next(copy for copy in self._copies if copy.done()).result()
 
     def _send_to_another(self, workers) -> None:
         key = self._copies[0].key
