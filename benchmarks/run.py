@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 
 import bench_closed_loop
+import bench_cluster
 import bench_fit
 import bench_integrate
 import bench_merge
@@ -22,6 +23,7 @@ BENCHMARKS = {
     "fit": bench_fit.main,
     "scale": bench_scale.main,
     "closed_loop": bench_closed_loop.main,
+    "cluster": bench_cluster.main,
 }
 
 if __name__ == "__main__":

@@ -6,10 +6,8 @@ its failures. Only the programs that are asked for dask import this module; it n
 
 from __future__ import annotations
 
-import importlib
 import logging
 import pickle
-import shutil
 import socket
 import threading
 import time
@@ -21,24 +19,16 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 
 import dask
-from dask.utils import parse_bytes
-from distributed import Client, KilledWorker, LocalCluster, get_worker
+from distributed import Client, KilledWorker, get_worker
 from distributed import TimeoutError as TimedOut
 
 from dials_diffuse import __version__
-from dials_diffuse.checks import positive
-from dials_diffuse.compat import available_cores, dials_version
+from dials_diffuse.clusters import DaskParameters, started
+from dials_diffuse.compat import dials_version
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.memory import total_memory
 from dials_diffuse.parallel import Executor, in_flight
 
 logger = logging.getLogger("dials.diffuse.distributed")
-
-#: batch systems by name: the class of dask-jobqueue that knows them
-BATCH_SYSTEMS = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluster"}
-
-#: memory of a worker in a batch job where neither a parameter nor a file of dask-jobqueue says it
-JOB_MEMORY = "8GB"
 
 LOOK_AGAIN = 1.0  # seconds between two looks at workers that are late
 SLOW = 3.0  # times the longest that an item took so far; one that takes longer is given to a second worker
@@ -47,53 +37,6 @@ SETTINGS = {
     "distributed.scheduler.allowed-failures": 3,  # workers that an item may lose before it is held guilty
     "distributed.admin.large-graph-warning-threshold": "1GiB",  # what all workers need is sent as part of a task
 }
-
-
-@dataclass(frozen=True)
-class DaskParameters:
-    """Where the workers are and what each may have.
-
-    Attributes
-    ----------
-    scheduler : address of a scheduler that runs already; None = workers are started with ``cluster``
-    cluster : ``local``, or a key of BATCH_SYSTEMS
-    workers : processes, one item at a time each; None = the cores of this computer (local only)
-    memory : of each worker, for example ``8GB``; None = a fair share (local), or what dask-jobqueue is configured for
-    cores, queue, walltime : of the jobs of a batch system; a job has one worker for each core
-    options : (name, value) pairs, passed to the class of dask-jobqueue
-    timeout : seconds to wait for the scheduler, for the first worker, and for another one after the last is lost
-    patience : seconds after which a slow worker gets company, see :data:`SLOW`
-    """
-
-    scheduler: str | None = None
-    cluster: str = "local"
-    workers: int | None = None
-    memory: str | None = None
-    cores: int | None = None
-    queue: str | None = None
-    walltime: str | None = None
-    options: tuple = ()
-    timeout: float = 300.0
-    patience: float = 60.0
-
-    def __post_init__(self):
-        for name in ("timeout", "patience", "workers", "cores"):
-            if getattr(self, name) is not None:
-                positive(f"dask.{name}", getattr(self, name))
-        if self.cluster != "local" and self.cluster not in BATCH_SYSTEMS:
-            raise DiffuseError(f"dask.cluster={self.cluster}: give one of local, {', '.join(BATCH_SYSTEMS)}")
-        if self.memory is not None:
-            try:
-                positive("dask.memory", parse_bytes(self.memory))
-            except ValueError:
-                raise DiffuseError(f"dask.memory={self.memory}: not a size; write for example 8GB") from None
-        if self.scheduler is None and self.cluster != "local" and self.workers is None:
-            raise DiffuseError(f"dask.cluster={self.cluster}: how many workers? give dask.workers")
-
-    @property
-    def place(self) -> str:
-        """The parameter that says where the workers are."""
-        return f"dask.scheduler={self.scheduler}" if self.scheduler else f"dask.cluster={self.cluster}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,7 +190,7 @@ def _describe(dask_worker) -> tuple:
     return versions, dask_worker.memory_manager.memory_limit, dask_worker.state.nthreads
 
 
-# ---- clients and clusters
+# ---- clients
 
 
 @contextmanager
@@ -263,7 +206,7 @@ def dask_executor(parameters: DaskParameters) -> Iterator[Dask]:
         stack.enter_context(dask.config.set(SETTINGS))
         where = parameters.scheduler
         if where is None:
-            where = stack.enter_context(_cluster(parameters))
+            where = stack.enter_context(started(parameters))
         client = stack.enter_context(_client(where, parameters))
         logger.info("dask: scheduler %s, dashboard %s", _address(client), client.dashboard_link)
         _wait_for_worker(client, parameters)
@@ -285,62 +228,6 @@ def _client(where, parameters: DaskParameters) -> Client:
             f"{parameters.place}: no dask scheduler answers there ({reason}); start one with 'dask scheduler', or "
             f"leave dask.scheduler out"
         ) from None
-
-
-def _cluster(parameters: DaskParameters):
-    return _local_cluster(parameters) if parameters.cluster == "local" else _batch_cluster(parameters)
-
-
-def _local_cluster(parameters: DaskParameters) -> LocalCluster:
-    workers = parameters.workers or available_cores()
-    return LocalCluster(
-        n_workers=workers,
-        threads_per_worker=1,
-        memory_limit=parameters.memory or int(total_memory() / workers),
-        host="127.0.0.1",
-        dashboard_address="127.0.0.1:0",
-        silence_logs=logging.ERROR,
-    )
-
-
-def _batch_cluster(parameters: DaskParameters):
-    cluster = batch_jobs(parameters)
-    cluster.scale(parameters.workers)
-    return cluster
-
-
-def batch_jobs(parameters: DaskParameters):
-    """A cluster of dask-jobqueue without any job so far; what the parameters leave open is as in its own files.
-
-    Raises
-    ------
-    DiffuseError
-        If dask-jobqueue or the batch system is not installed, or ``options`` are not what dask-jobqueue knows.
-    """
-    try:
-        jobqueue = importlib.import_module("dask_jobqueue")
-    except ModuleNotFoundError as error:
-        raise DiffuseError(f"{parameters.place}: {error.name} is not installed; pip install dask-jobqueue") from None
-    kind = getattr(jobqueue, BATCH_SYSTEMS[parameters.cluster])
-    submit = kind.job_cls.submit_command
-    if shutil.which(submit) is None:
-        raise DiffuseError(f"{parameters.place}: no {submit} on this computer; run where jobs can be submitted")
-    section = f"jobqueue.{parameters.cluster}"
-    cores = parameters.cores or dask.config.get(f"{section}.cores", None) or 1
-    memory = dask.config.get(f"{section}.memory", None)
-    if memory is None or parameters.memory:
-        memory = f"{cores * parse_bytes(parameters.memory or JOB_MEMORY)}B"
-    given = {"queue": parameters.queue, "walltime": parameters.walltime}
-    options = {
-        "scheduler_options": {"dashboard_address": ":0"},
-        "death_timeout": parameters.timeout,
-        **{name: value for name, value in given.items() if value is not None},
-        **dict(parameters.options),
-    }
-    try:
-        return kind(cores=cores, processes=cores, memory=memory, **options)
-    except (TypeError, ValueError) as error:
-        raise DiffuseError(f"{parameters.place}: dask-jobqueue refuses dask.options ({error})") from None
 
 
 def _wait_for_worker(client: Client, parameters: DaskParameters) -> None:

@@ -35,7 +35,8 @@ pytest.importorskip("distributed", reason="WORK ON A CLUSTER NOT TESTED: install
 from distributed import Client, LocalCluster
 
 from dials_diffuse import distributed as module
-from dials_diffuse.distributed import Dask, DaskParameters, batch_jobs, dask_executor
+from dials_diffuse.clusters import DaskParameters, batch_jobs
+from dials_diffuse.distributed import Dask, dask_executor
 
 N_IMAGES = 40
 
@@ -401,8 +402,8 @@ def slurm(tmp_path, monkeypatch):
         subprocess.run([script, "stop", folder], check=True)
 
 
-def test_slurm(slurm, data, tmp_path, monkeypatch):
-    """Two jobs of a real SLURM give the observations of this process; none is left."""
+def test_slurm(slurm, data, tmp_path, monkeypatch, capsys):
+    """Two jobs of a real SLURM give the observations of this process, and none is left; it may also refuse."""
     monkeypatch.chdir(tmp_path)
     program.run([*data, "nproc=1", "output.observations=here.h5"])
     cluster = ["executor=dask", "dask.cluster=slurm", "dask.workers=2", "dask.memory=2GB", "dask.options=interface=lo"]
@@ -415,3 +416,7 @@ def test_slurm(slurm, data, tmp_path, monkeypatch):
             break
         time.sleep(0.2)
     assert not queue.strip()
+
+    refused = ["dask.queue=nowhere", "output.observations=refused.h5", "output.json=refused.json"]
+    words = ["dask.cluster=slurm", "refuses the job", "Invalid partition"]
+    fails(program.run, [*data, *cluster, *refused], capsys, words=words)

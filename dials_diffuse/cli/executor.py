@@ -62,7 +62,8 @@ def executor_from_phil(params) -> AbstractContextManager[Executor]:
     if params.executor == "local":
         return nullcontext(make_executor(params.nproc if isinstance(params.nproc, int) else available_cores()))
     try:
-        from dials_diffuse.distributed import DaskParameters, dask_executor
+        from dials_diffuse.clusters import DaskParameters
+        from dials_diffuse.distributed import dask_executor
     except ModuleNotFoundError as error:
         raise DiffuseError(
             f"executor=dask: {error.name} is not installed; pip install dask distributed, or give executor=local"
