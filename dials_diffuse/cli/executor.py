@@ -12,10 +12,10 @@ from dials_diffuse.parallel import Executor, make_executor
 EXECUTOR_PHIL = """
 executor = *local dask
   .type = choice
-  .help = "Who does the work. local: nproc processes of this computer. dask: workers of dask, here or on a cluster."
+  .help = "Who reduces the images. local: nproc processes of this computer. dask: workers of dask, here or on a cluster."
 nproc = Auto
   .type = int(value_min=1)
-  .help = "Processes of executor=local. Auto: the cores that this job may use."
+  .help = "Processes on this computer. Auto: the cores that this job may use."
 dask {
   scheduler = None
     .type = str

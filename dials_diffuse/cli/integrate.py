@@ -22,7 +22,6 @@ from dials_diffuse.cli.executor import EXECUTOR_PHIL, executor_from_phil
 from dials_diffuse.cli.program import run_program, track
 from dials_diffuse.errors import CommandLineError
 from dials_diffuse.experiment.load import load_experiments, load_input
-from dials_diffuse.files.record import Output, write_record
 from dials_diffuse.reduction.corrections import CORRECTIONS, Corrections
 from dials_diffuse.reduction.integrate import integrate
 from dials_diffuse.reduction.reduction_parameters import (
@@ -31,7 +30,7 @@ from dials_diffuse.reduction.reduction_parameters import (
     ReductionParameters,
     Sampling,
 )
-from dials_diffuse.report.integrate import integration_record
+from dials_diffuse.report.integrate import write_integration
 
 logger = logging.getLogger("dials.diffuse.integrate")
 
@@ -108,6 +107,10 @@ exclude_images = None
   .multiple = True
   .help = "Images to leave out, as first:last, or experiment:first:last for one experiment (counted from 0)."
           "Several ranges are separated by commas. Images outside a scan's valid image ranges are never used."
+images.root = None
+  .type = path
+  .help = "Folder to look in for images that are no longer where the .expt says, with as much of their old path as can"
+          "be found there. The folder of the .expt and those above it are searched in any case."
 """
     + EXECUTOR_PHIL
     + """
@@ -133,8 +136,8 @@ def run(args=None, phil=phil_scope) -> None:
 def _main(params, files, provenance, warnings) -> None:
     parameters = parameters_from_phil(params)
     excluded = parse_exclude_images(params.exclude_images)
-    data = load_input(files, excluded)
-    background = [e for path in params.background or [] if path for e in load_experiments(path)]
+    data = load_input(files, excluded, params.images.root)
+    background = [e for path in params.background or [] if path for e in load_experiments(path, params.images.root)]
     with executor_from_phil(params) as executor:
         result = integrate(
             data.experiments,
@@ -147,14 +150,7 @@ def _main(params, files, provenance, warnings) -> None:
             executor=executor,
             progress=track,
         )
-    for warning in result.warnings:
-        logger.warning(warning)
-    logger.info("Saved %d observations to %s", result.n_observations, params.output.observations)
-    if params.output.json:
-        outputs = [Output(params.output.observations, "observations"), Output(params.output.json, "statistics")]
-        logger.info("Saving the summary to %s", params.output.json)
-        content = {**integration_record(result), "reflections": data.record()}
-        write_record(params.output.json, "dials.diffuse_integrate/1", provenance, outputs, warnings, **content)
+    write_integration(result, params.output.observations, params.output.json, provenance, warnings, data.record())
     logger.info("Next: dials.diffuse_merge %s", params.output.observations)
 
 

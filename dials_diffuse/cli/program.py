@@ -26,7 +26,15 @@ _PHIL_SUFFIXES = (".phil", ".param", ".params", ".eff", ".def")
 
 
 def run_program(
-    name: str, help_text: str, phil, main: Callable, args=None, required=(), without_files=lambda params: False
+    name: str,
+    help_text: str,
+    phil,
+    main: Callable,
+    args=None,
+    required=(),
+    without_files=lambda params: False,
+    folders: bool = False,
+    place: Callable = lambda params: None,
 ) -> None:
     """Parse ``args``, set up logging and call ``main(params, files, provenance, warnings)``.
 
@@ -40,6 +48,8 @@ def run_program(
     args : list of str, default ``sys.argv[1:]``
     required : names of ``output.*`` that may not be None
     without_files : can the program do with these parameters (extracted phil) and no input files?
+    folders : may an input be a folder?
+    place : called with the extracted phil, may change the names of the outputs
 
     Raises
     ------
@@ -50,7 +60,8 @@ def run_program(
     spell_what_cannot_be_shown()
     try:
         with _terminable():
-            params, options, files, provenance = _parse(name, help_text, phil, args, without_files)
+            params, options, files, provenance = _parse(name, help_text, phil, args, without_files, folders)
+            place(params)
             check_outputs(phil, params, required, files)
             with _logging(params.output.log, options.verbose), _collected_warnings() as warnings:
                 logger.info("%s", dials_version())
@@ -148,7 +159,7 @@ def _one_line(error) -> str:
     return " ".join(str(error).split())
 
 
-def _parse(name, help_text, phil, args, without_files):
+def _parse(name, help_text, phil, args, without_files, folders):
     from dials.util.options import ArgumentParser
 
     args = list(sys.argv[1:] if args is None else args)
@@ -166,6 +177,9 @@ def _parse(name, help_text, phil, args, without_files):
             raise CommandLineError(f"unknown parameter or bad value: {item} ('{name} -c' lists the parameters)")
         if item.startswith("-") and not Path(item).exists():
             raise CommandLineError(f"unknown option: {item} ('{name} -h' shows the help)")
+        if Path(item).is_dir() and folders:
+            files.append(item)
+            continue
         if Path(item).is_dir():
             raise DiffuseError(f"{item}: this is a folder; give the files in it")
         if not Path(item).is_file():

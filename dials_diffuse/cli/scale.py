@@ -8,10 +8,10 @@ from libtbx.phil import parse
 
 from dials_diffuse.cli.program import flag, run_program, track
 from dials_diffuse.compat import available_cores
-from dials_diffuse.files.record import Output, grid_record, write_record
-from dials_diffuse.report.scaling import scaling_text, write_scaling_png
+from dials_diffuse.maps.laue_check import PHIL as SYMMETRY
+from dials_diffuse.maps.laue_check import check_of_phil
+from dials_diffuse.report.scaling_files import ScalingFiles, write_scaling
 from dials_diffuse.scaling.absolute import AbsoluteParameters
-from dials_diffuse.scaling.record import scaling_record
 from dials_diffuse.scaling.scale import scale_observations
 from dials_diffuse.scaling.scaling_parameters import ScalingParameters
 from dials_diffuse.scaling.terms.table import NAMES, OPTIONS, help_of_names
@@ -53,12 +53,21 @@ automatic = True
 space_group = None
   .type = str
   .help = "Symmetry mates under the point group of this space group should agree. By default that of the files."
-outlier {
+"""
+    + SYMMETRY
+    + """outlier {
   n_sigma = 6.0
     .type = float(value_min=0)
     .help = "Leave out observations, too high or too low, that differ by more than this from the others of their voxel."
             "0: leave out none."
 }
+reject_images = *auto none
+  .type = choice
+  .help = "Leave out images that do not agree with the others of their sweep: blank ones, others with ice rings or"
+          "shadows, defocused ones. none: only name them."
+max_rejected_fraction = 0.35
+  .type = float(value_min=0, value_max=1)
+  .help = "Of the images of a sweep; if more do not agree, the program stops."
 scale_model {"""
     + "".join(kind.phil for kind in OPTIONS)
     + """}
@@ -139,7 +148,10 @@ def parameters_from_phil(params) -> ScalingParameters:
         options=tuple(kind.from_scope(getattr(params.scale_model, kind.scope)) for kind in OPTIONS),
         automatic=params.automatic,
         space_group=params.space_group,
+        symmetry_check=check_of_phil(params.symmetry.check),
         outlier_n_sigma=params.outlier.n_sigma,
+        reject_images=params.reject_images == "auto",
+        max_rejected_fraction=params.max_rejected_fraction,
         max_observations=refinement.max_observations,
         n_folds=refinement.n_folds,
         n_cycles=refinement.n_cycles,
@@ -169,19 +181,7 @@ def main(params, files, provenance, warnings) -> None:
     path = params.output.observations
     absolute = absolute_from_phil(params)
     result = scale_observations(files, parameters, path, provenance, nproc, track, absolute, params.bragg_scales)
-    logger.info("\n%s\n", scaling_text(result))
-    for warning in result.warnings:
-        logger.warning("Warning: %s", warning)
-    outputs = [Output(path, "observations")]
-    if params.output.png:
-        outputs.append(Output(params.output.png, "picture", "aid"))
-        logger.info("Saving pictures to %s", params.output.png)
-        write_scaling_png(params.output.png, result)
-    if params.output.json:
-        outputs.append(Output(params.output.json, "statistics", "aid"))
-        logger.info("Saving the scale model to %s", params.output.json)
-        content = {**grid_record(result.grid), **scaling_record(result)}
-        write_record(params.output.json, "dials.diffuse_scale/1", provenance, outputs, warnings, **content)
+    write_scaling(result, ScalingFiles(path, params.output.json, params.output.png), provenance, warnings)
     logger.info("Next: dials.diffuse_merge %s", path)
 
 

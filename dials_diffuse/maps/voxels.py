@@ -136,6 +136,15 @@ def blocks_of_rows(files, columns, rows: int) -> Iterator[dict]:
             yield block
 
 
+def numbered_blocks(files, columns, rows: int) -> Iterator[tuple]:
+    """Yield (number of the file's first experiment among all, columns) as :func:`blocks_of_rows`."""
+    first = 0
+    for file in files:
+        for block in blocks_of_rows([file], columns, rows):
+            yield first, block
+        first += len(file.experiments)
+
+
 def rows_of(wanted: np.ndarray, index: np.ndarray) -> np.ndarray:
     """(n,) int64, the row of ``index`` that holds each of the ``wanted``; -1 where none does.
 

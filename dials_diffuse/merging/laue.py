@@ -15,9 +15,20 @@ from dials_diffuse.files.identity import check_images
 from dials_diffuse.files.observations import ObservationFile
 from dials_diffuse.kernels.merging import add_rows, count_rows
 from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.maps.laue_check import CHECKS, check_laue_group
+from dials_diffuse.maps.laue_group import LaueTest
 from dials_diffuse.maps.map import DiffuseMap
+from dials_diffuse.maps.mates import SAMPLE_COLUMNS, LowAngles
 from dials_diffuse.maps.shells import resolution_range
-from dials_diffuse.maps.voxels import Voxels, blocks_of_rows, check_distinct, common_grid, find_voxels, memory_of_voxels
+from dials_diffuse.maps.voxels import (
+    Voxels,
+    blocks_of_rows,
+    check_distinct,
+    common_grid,
+    find_voxels,
+    memory_of_voxels,
+    numbered_blocks,
+)
 from dials_diffuse.memory import check_memory
 from dials_diffuse.merging.half_sets import KINDS, SUMS, columns_needed, split
 from dials_diffuse.merging.statistics import Mates, ShellTable, shell_statistics
@@ -39,6 +50,7 @@ class MergeParameters:
     friedel : treat (h, k, l) and (-h, -k, -l) as equivalent
     half_sets : one of ``half_sets.KINDS``; seed : for random half sets
     estimator : one of ``ESTIMATORS``, see :func:`estimate`
+    symmetry_check : what to do about a group that the data do not have, one of ``laue_check.CHECKS``
     n_shells, d_max, d_min : shells and range of resolution (Å) of the statistics; None: the whole map
 
     Raises
@@ -52,6 +64,7 @@ class MergeParameters:
     half_sets: str = "random"
     seed: int = 0
     estimator: str = "ratio"
+    symmetry_check: str = "error"
     n_shells: int = 20
     d_max: float | None = None
     d_min: float | None = None
@@ -61,6 +74,7 @@ class MergeParameters:
         if self.half_sets == "friedel" and not self.friedel:
             raise DiffuseError("half_sets=friedel needs friedel=True: both mates must belong to one voxel")
         choice("estimator", self.estimator, ESTIMATORS)
+        choice("symmetry.check", self.symmetry_check, CHECKS)
         for name, value in (("friedel", self.friedel), ("seed", self.seed), ("statistics.n_shells", self.n_shells)):
             if value is None:
                 raise DiffuseError(f"{name}=None: a value is needed; leave it out to have the default")
@@ -81,6 +95,7 @@ class MergeResult:
     n_off_grid, n_refused : rows outside the resolution limits, and rows without a positive norm
     identifiers : of the experiments that were merged
     warnings : sentences for the user
+    symmetry : LaueTest, what the data say of their symmetry; None where nobody asked
     """
 
     map: DiffuseMap
@@ -90,6 +105,7 @@ class MergeResult:
     n_refused: int
     identifiers: tuple
     warnings: tuple
+    symmetry: LaueTest | None
 
 
 def estimate(sums: np.ndarray, estimator: str = "ratio") -> tuple:
@@ -149,7 +165,7 @@ def merge_observations(
     ------
     DiffuseError
         If a file is not readable or given twice, if the files do not fit together, if the range of the statistics lies
-        outside the map, or if nothing is left to merge.
+        outside the map, if the space group is too high, or if nothing is left to merge.
 
     Examples
     --------
@@ -173,17 +189,19 @@ def merge_observations(
         voxels, n_refused = find_voxels(blocks, grid, parameters.friedel)
         if len(voxels.index) == 0:
             raise DiffuseError(f"{files[0].path}: no observation has a positive norm inside d_min; integrate again")
-        columns = ("index", *columns_needed(parameters.half_sets))
-        blocks = progress(blocks_of_rows(files, columns, rows), total, "merging")
-        sums, multiplicity, mates = _add_up(blocks, voxels, parameters)
         n_rows = sum(file.n_rows for file in files)
+        low = LowAngles(grid, n_rows, at_centres=all(file.scaled for file in files))
+        columns = {"index", *columns_needed(parameters.half_sets), *SAMPLE_COLUMNS}
+        blocks = low.watch(progress(numbered_blocks(files, columns, rows), total, "merging"))
+        sums, multiplicity, mates = _add_up((block for _, block in blocks), voxels, parameters)
+        symmetry, notes = check_laue_group(low, parameters.symmetry_check, paths[0])
         identifiers = tuple(e.identifier for file in files for e in file.experiments)
 
     merged = replace(_divide(sums, multiplicity, grid, voxels.index, parameters), units=units)
     table = shell_statistics(merged, mates, parameters.n_shells, parameters.d_max, parameters.d_min)
     n_used = int(multiplicity.sum(dtype=np.int64))
     n_off_grid = n_rows - n_used - n_refused
-    warnings = []
+    warnings = list(notes)
     if n_refused:
         warnings.append(f"{n_refused} of {n_rows} observations have no positive norm and were left out")
     if n_off_grid > 0.5 * n_rows:
@@ -191,7 +209,7 @@ def merge_observations(
     if not math.isfinite(table.overall["cc_half"]):
         warnings.append(f"no correlation of half sets: half_sets={parameters.half_sets} leaves too few common voxels")
     merged = replace(merged, statistics=table.shells, overall=table.overall)
-    return MergeResult(merged, table, n_used, n_off_grid, n_refused, identifiers, tuple(warnings))
+    return MergeResult(merged, table, n_used, n_off_grid, n_refused, identifiers, tuple(warnings), symmetry)
 
 
 def _common_units(files) -> str:

@@ -62,7 +62,7 @@ class ShellTable:
     n, possible : symmetry-unique voxels measured, and voxels whose centres lie inside the limits
     multiplicity : observations per measured voxel
     mean, mean_sigma : of the merged intensity
-    rms_anisotropic : root mean square of the intensity after subtracting its mean in fine bins of |s|, noise included
+    rms_anisotropic : root mean square of the intensity without what is isotropic in it, noise included
     cc_half, cc_friedel : correlation of this anisotropic part between half sets and between Friedel mates
     r_sym : sum |I_mate - I_merged| / sum I_mate over voxels with two mates or more
     chi2_sym : the same differences squared, over the variance expected from the merged intensity, per degree of freedom

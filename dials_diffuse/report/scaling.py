@@ -8,14 +8,22 @@ from functools import partial
 import numpy as np
 
 from dials_diffuse.report.figures import new_figure, write_png
+from dials_diffuse.report.symmetry import symmetry_text
 from dials_diffuse.report.tables import Column, text_table
 from dials_diffuse.scaling.absolute import AbsoluteScale
+from dials_diffuse.scaling.images import BLANK, DISAGREEMENT, REGION, RING, SCALE
 from dials_diffuse.scaling.record import curve_of_b, dials_scale_curve, suggested_cuts
 from dials_diffuse.scaling.scale import ScalingResult
 from dials_diffuse.scaling.terms.base import Term
 
 #: more sweeps than this are drawn without a legend
 _LEGEND = 8
+
+#: runs of images in the log
+_RUNS = 40
+
+#: of images, by reason
+_MARKS = {BLANK: "v", SCALE: "^", RING: "o", REGION: "s", DISAGREEMENT: "D"}
 
 #: panels beside each other
 _COLUMNS = 3
@@ -42,6 +50,7 @@ def scaling_text(result: ScalingResult) -> str:
     refinement = result.refinement
     lines = [
         f"{result.n_outliers} of {result.n_observations} observations are outliers and are left out",
+        *_image_lines(result),
         "",
         text_table(_TERMS, [(test, refinement) for test in refinement.tests]),
     ]
@@ -66,9 +75,33 @@ def scaling_text(result: ScalingResult) -> str:
     if n > 1:
         lines += ["", "correlation of the anisotropic part between sweeps:"]
         lines += ["  ".join(f"{x:6.3f}" for x in row) for row in result.correlations]
+    if result.symmetry is not None:
+        lines += ["", symmetry_text(result.symmetry).rstrip()]
     for path, text in suggested_cuts(result).items():
-        lines += ["", f"{path}: some images agree much worse than the others, consider exclude_images={text}"]
+        lines += [
+            "",
+            f"{path}: exclude_images={text} of dials.diffuse_integrate takes out what they share with others, too",
+        ]
     return "\n".join(lines)
+
+
+def _image_lines(result: ScalingResult) -> list:
+    """What became of images that do not belong."""
+    decision = result.images
+    if not decision.bad:
+        return ["No image disagrees with the others of its sweep"]
+    what = "are left out" if decision.left_out else "are kept"
+    lines = [f"{result.n_in_bad_images} observations are on images that do not agree with the others; these {what}:"]
+    runs = decision.runs()
+    for e, first, last in runs[:_RUNS]:
+        mine = [b for b in decision.bad if b.experiment == e and first <= b.first <= last]
+        worst = max(mine, key=lambda b: b.deviation)
+        lines.append(
+            f"  sweep {e}, images {first} to {last}: {worst.words} ({worst.deviation:.0f} times the usual spread)"
+        )
+    if len(runs) > _RUNS:
+        lines.append(f"  and {len(runs) - _RUNS} more, see output.json")
+    return lines
 
 
 def _absolute_lines(absolute: AbsoluteScale | None) -> list:
@@ -105,7 +138,7 @@ def scaling_figure(result: ScalingResult):
     matplotlib.figure.Figure with an Agg canvas
     """
     panels = [_draw_totals, _draw_estimates] if result.absolute else []
-    panels.append(_draw_scales)
+    panels += [_draw_scales, _draw_images]
     terms = [(term, _curves(result, term)) for term in result.refinement.model.of_experiment]
     panels += [partial(_draw_curves, term, curves) for term, curves in terms if curves]
     columns = min(len(panels), _COLUMNS)
@@ -169,6 +202,31 @@ def _draw_scales(axes, result: ScalingResult) -> None:
     axes.set(xlabel="rotation (degrees)", ylabel="scale / mean", title=title)
     if len(result.experiments) <= _LEGEND:
         axes.legend(fontsize="small")
+
+
+def _draw_images(axes, result: ScalingResult) -> None:
+    """χ² of each image; those that do not belong, with the reason."""
+    named: set = set()
+    for sweep in result.images.sweeps:
+        start, width = result.experiments[sweep.experiment].oscillation
+        first = result.experiments[sweep.experiment].image_range[0]
+        angle = start + width * ((sweep.first + sweep.last + 1) / 2 - first)
+        seen = sweep.n > 0
+        axes.plot(angle[seen], sweep.chi2[seen], ".", color=f"C{sweep.experiment % 10}", markersize=3)
+        for a, chi2, number in zip(angle, sweep.chi2, sweep.first):
+            reason = next((b.reason for b in result.images.bad if _holds(b, sweep.experiment, number)), None)
+            if reason is not None:
+                label = None if reason in named else reason
+                named.add(reason)
+                axes.plot([a], [chi2], _MARKS[reason], color="C3", fillstyle="none", label=label)
+    title = "images" + ("; those marked are left out" if result.images.left_out and result.images.bad else "")
+    axes.set(xlabel="rotation (degrees)", ylabel="mean z² (at most 4 each)", ylim=(0, 4.2), title=title)
+    if named:
+        axes.legend(fontsize="small")
+
+
+def _holds(bad, experiment: int, image: int) -> bool:
+    return bad.experiment == experiment and bad.first <= image <= bad.last
 
 
 def _curves(result: ScalingResult, term: Term) -> dict:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 import numpy as np
 
+from dials_diffuse.maps.laue_group import symmetry_record
 from dials_diffuse.scaling.absolute import AbsoluteScale
 from dials_diffuse.scaling.bragg_scales import bragg_scale_curve
 from dials_diffuse.scaling.layout import S, T, places, rotation_points
@@ -41,10 +42,13 @@ def scaling_record(result: ScalingResult) -> dict:
         "profile": _profile(model),
         "absolute_scale": _absolute(result.absolute) if result.absolute else None,
         "levels": _levels(result),
+        "symmetry": symmetry_record(result.symmetry),
         "indexed_otherwise": [asdict(m) for m in result.mismatches],
         "sweeps": [_sweep(result, i) for i in range(len(result.experiments))],
         "modules": [],
         "residuals": [asdict(b) for b in result.batches],
+        "n_in_bad_images": result.n_in_bad_images,
+        "images": result.images.record(),
         "suggested_exclude_images": [{"file": f, "exclude_images": text} for f, text in suggested_cuts(result).items()],
         "correlations": [list(row) for row in result.correlations],
     }
@@ -61,7 +65,7 @@ def _levels(result: ScalingResult) -> dict | None:
 def suggested_cuts(result: ScalingResult) -> dict:
     """{observation file: text for ``exclude_images`` of dials.diffuse_integrate, which counts experiments by file}."""
     cuts: dict = {}
-    for e, first, last in result.cuts:
+    for e, first, last in result.images.runs():
         path, number = result.origins[e]
         cuts.setdefault(str(path), []).append(f"{number}:{first}:{last}")
     return {path: ",".join(texts) for path, texts in cuts.items()}

@@ -66,6 +66,12 @@ class Observations:
         rows = rows[np.count_nonzero(rank[self.orbit] < 0) :]
         return self._taken(rows, wanted, rank[self.orbit[rows]])
 
+    def some_rows(self, wanted: np.ndarray) -> Observations:
+        """Some of the rows, without voxels that have none of them; wanted : (n,) bool."""
+        rows = np.flatnonzero(wanted)
+        voxels, orbit = np.unique(self.orbit[rows], return_inverse=True)
+        return self._taken(rows, voxels, orbit.reshape(-1).astype(np.int64))
+
     def part(self, first: int, last: int) -> Observations:
         """The rows of voxels ``first`` up to, not with, ``last``, without copying them."""
         rows = slice(*np.searchsorted(self.orbit, [first, last]))

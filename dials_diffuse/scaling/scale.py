@@ -15,9 +15,19 @@ from dials_diffuse.files.identity import check_images
 from dials_diffuse.files.observations import OBSERVATION_DTYPE, ObservationFile, write_observations
 from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.maps.laue_check import check_laue_group
+from dials_diffuse.maps.laue_group import LaueTest
+from dials_diffuse.maps.mates import SAMPLE_COLUMNS, LowAngles
 from dials_diffuse.maps.settings import untested_in_words
 from dials_diffuse.maps.units import ARBITRARY, ELECTRONS
-from dials_diffuse.maps.voxels import Voxels, blocks_of_rows, check_distinct, common_grid, find_voxels, memory_of_voxels
+from dials_diffuse.maps.voxels import (
+    Voxels,
+    check_distinct,
+    common_grid,
+    find_voxels,
+    memory_of_voxels,
+    numbered_blocks,
+)
 from dials_diffuse.memory import check_memory
 from dials_diffuse.parallel import Progress, quiet
 from dials_diffuse.scaling.absolute import AbsoluteParameters, AbsoluteScale, absolute_scale
@@ -30,9 +40,10 @@ from dials_diffuse.scaling.apply import (
     voxel_priors,
     write_scaled,
 )
-from dials_diffuse.scaling.batches import crystal_correlations, residuals_by_batch, suggest_cuts
+from dials_diffuse.scaling.batches import crystal_correlations, residuals_by_batch
 from dials_diffuse.scaling.bragg_scales import BraggColumns, read_bragg, scaled_bragg, start_from_bragg
 from dials_diffuse.scaling.error_model import find_outliers
+from dials_diffuse.scaling.image_decision import ImageDecision, refine_without_bad_images
 from dials_diffuse.scaling.layout import Layout, S, make_layout
 from dials_diffuse.scaling.levels import Levels, find_levels
 from dials_diffuse.scaling.mismatches import Mismatch, find_mismatches, untested_settings
@@ -64,14 +75,16 @@ class ScalingResult:
     layout, refinement : the scale model
     levels : Levels, how the ratio of the sweeps was found; None where there is but one, or none is uncertain
     n_observations, n_outliers, n_off_grid, n_sample : rows of all files, those left out, and those refined against
+    n_in_bad_images : rows left out with their image
     batches : list of Batch, residuals by rotation
     mismatches : list of Mismatch, sweeps that are indexed otherwise than the others
     correlations : (e, e) float64, anisotropic part of each experiment against each other; NaN without common voxels
-    cuts : suggested images to leave out, (experiment, first, last)
+    images : ImageDecision, which do not belong
     origins : (path, number in that file) of each experiment
     warnings : sentences for the user
     absolute : AbsoluteScale, None where intensities are in arbitrary units
     bragg : BraggColumns of all files; None where the factors of dials.scale are not wanted
+    symmetry : LaueTest, what the data say of their symmetry; None where nobody asked
     """
 
     grid: MapGrid
@@ -82,15 +95,17 @@ class ScalingResult:
     n_observations: int
     n_outliers: int
     n_off_grid: int
+    n_in_bad_images: int
     n_sample: int
     batches: list
     mismatches: list
     correlations: np.ndarray
-    cuts: list
+    images: ImageDecision
     origins: tuple
     warnings: list
     absolute: AbsoluteScale | None
     bragg: BraggColumns | None
+    symmetry: LaueTest | None
 
 
 def memory_estimate(grid: MapGrid, n_rows: int, n_sample: int) -> float:
@@ -121,11 +136,7 @@ class _Source:
 
     def blocks(self, columns, label: str) -> Iterator:
         """(first experiment of the file, {column: array}) of all rows; label : of the progress."""
-        pairs = (
-            (int(n), block)
-            for n, file in zip(self.first, self.files)
-            for block in blocks_of_rows([file], columns, _ROWS)
-        )
+        pairs = numbered_blocks(self.files, columns, _ROWS)
         return self.progress(pairs, sum(math.ceil(file.n_rows / _ROWS) for file in self.files), label)
 
 
@@ -165,8 +176,8 @@ def scale_observations(
     Raises
     ------
     DiffuseError
-        On files that do not fit together or were scaled before, or lack what the absolute scale needs; ``path`` is
-        then left as it was.
+        On files that do not fit together or were scaled before, or lack what the absolute scale needs, or whose space
+        group is too high; ``path`` is then left as it was.
 
     Source: docs/theory.md, Scaling
 
@@ -202,14 +213,24 @@ def scale_observations(
         if len(voxels.index) == 0:
             raise DiffuseError(f"{paths[0]}: no observation has a positive norm inside d_min; integrate again")
         layout = make_layout(experiments, grid)
-        data = _sample(source, voxels, layout, parameters, threads)
-        start = None
-        if bragg_scales and np.any(bragg.inverse_scale_factor > 0):
-            start = start_from_bragg(start_model(data, layout, parameters), layout, bragg)
-        refinement = refine(data, layout, parameters, threads, progress, start)
+        low = LowAngles(grid, n_rows)
+        data = _sample(source, voxels, layout, parameters, threads, low)
+        symmetry, symmetry_notes = check_laue_group(low, parameters.symmetry_check, paths[0])
+
+        def refined(data: Observations) -> Refinement:
+            start = None
+            if bragg_scales and np.any(bragg.inverse_scale_factor > 0):
+                start = start_from_bragg(start_model(data, layout, parameters), layout, bragg)
+            return refine(data, layout, parameters, threads, progress, start)
+
+        refinement, data, images = refine_without_bad_images(data, layout, experiments, parameters, refined, paths)
         scaler = Scaler(grid, voxels, layout, refinement.model, refinement.errors)
         predictions = predict_all(scaler, source.blocks(COLUMNS, "Finding outliers"), n_rows, threads)
         n_off_grid = int(np.count_nonzero(predictions.unique < 0))
+        if images.bad and images.left_out:
+            blocks = source.blocks(("experiment", "xyz"), "Leaving out images")
+            predictions.unique[images.rows(blocks, experiments)] = -1
+        n_left_out = int(np.count_nonzero(predictions.unique < 0))
         rejected = find_all_outliers(predictions, voxel_priors(scaler), parameters.outlier_n_sigma)
         rejected |= predictions.unique < 0
         profile = refinement.model.profile(grid.s_magnitude(voxels.index))
@@ -228,9 +249,9 @@ def scale_observations(
                 if absolute.required:
                     raise
                 notes = [f"intensities stay on an arbitrary scale: {error}"]
-        _write(source, path, provenance, predictions, rejected, scale, threads)
+        _write(source, images.used(experiments), path, provenance, predictions, rejected, scale, threads)
         origins = tuple((file.path, i) for file in source.files for i in range(len(file.experiments)))
-    n_outliers = int(rejected.sum()) - n_off_grid
+    n_outliers = int(rejected.sum()) - n_left_out
     lost = [t.label for t in refinement.tests if not t.kept]
     if parameters.automatic and lost:
         logger.info("Left out, because held-out voxels are not predicted better with them: %s", ", ".join(lost))
@@ -247,32 +268,36 @@ def scale_observations(
         n_observations=n_rows,
         n_outliers=n_outliers,
         n_off_grid=n_off_grid,
+        n_in_bad_images=n_left_out - n_off_grid,
         n_sample=data.n,
         batches=batches,
         mismatches=mismatches,
         correlations=crystal_correlations(prediction, data, refinement.errors, len(experiments), rejected),
-        cuts=suggest_cuts(batches),
+        images=images,
         origins=origins,
         warnings=[
             *_too_many_outliers(n_outliers, n_rows),
             *_without_terms(layout, parameters),
             *([untested_in_words(untested, grid.subdivide)] if untested else []),
             *notes,
+            *symmetry_notes,
+            *images.in_words(experiments),
             *(_in_words(m, experiments) for m in mismatches),
         ],
         absolute=scale,
         bragg=bragg if bragg_scales else None,
+        symmetry=symmetry,
     )
 
 
 def _sample(
-    source: _Source, voxels: Voxels, layout: Layout, parameters: ScalingParameters, threads: int
+    source: _Source, voxels: Voxels, layout: Layout, parameters: ScalingParameters, threads: int, low: LowAngles
 ) -> Observations:
-    """All observations of unique voxels chosen at random, as many as are wanted."""
+    """All observations of unique voxels chosen at random, as many as are wanted; ``low`` watches."""
     share = parameters.max_observations / source.n_rows
     wanted = np.random.default_rng(parameters.seed).random(len(voxels.index)) < share
     degree = chosen(parameters.options, AbsorptionOptions).degree
-    blocks = source.blocks(COLUMNS, "Choosing observations")
+    blocks = low.watch(source.blocks({*COLUMNS, *SAMPLE_COLUMNS}, "Choosing observations"))
     data = sample_observations(blocks, source.grid, voxels, layout, wanted, degree, threads)
     if data.n < 1000:
         raise DiffuseError(f"{data.n} observations are too few for a scale model; merge them as they are")
@@ -298,6 +323,7 @@ def _absolute_scale(grid, data, layout, refinement, bragg, expectation, method) 
 
 def _write(
     source: _Source,
+    experiments,
     path,
     provenance: Provenance,
     predictions: Predictions,
@@ -306,9 +332,9 @@ def _write(
     threads: int,
 ) -> None:
     logger.info("Saving the scaled observations to %s", path)
-    provenance = replace(provenance, identifiers=tuple(e.identifier for e in source.experiments))
+    provenance = replace(provenance, identifiers=tuple(e.identifier for e in experiments))
     units = ELECTRONS if scale else ARBITRARY
-    with write_observations(path, source.grid, source.experiments, provenance, units, scaled=True) as writer:
+    with write_observations(path, source.grid, experiments, provenance, units, scaled=True) as writer:
         rows = source.blocks(OBSERVATION_DTYPE.names, "Writing")
         for _ in write_scaled(predictions, rows, rejected, scale, writer, threads):
             pass
