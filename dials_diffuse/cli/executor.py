@@ -12,7 +12,7 @@ from dials_diffuse.parallel import Executor, make_executor
 EXECUTOR_PHIL = """
 executor = *local dask
   .type = choice
-  .help = "Who reduces the images. local: nproc processes of this computer. dask: workers of dask, here or on a cluster."
+  .help = "Who reduces the images. local: nproc processes of this computer; dask: workers of dask, here or elsewhere."
 nproc = Auto
   .type = int(value_min=1)
   .help = "Processes on this computer. Auto: the cores that this job may use."
