@@ -23,6 +23,7 @@ from helpers.programs import fails
 from helpers.workers import broken, killed, scaled, stuck_at_first
 
 from dials_diffuse.cli import integrate as program
+from dials_diffuse.cli import process
 from dials_diffuse.cli.executor import executor_from_phil, parse_option
 from dials_diffuse.errors import CommandLineError, DiffuseError
 from dials_diffuse.experiment.load import load_input
@@ -304,6 +305,13 @@ def test_phil_becomes_parameters(monkeypatch):
     assert asked == [DaskParameters(), expected]
     with executor_from_phil(params("nproc=3")) as local, executor_from_phil(params("nproc=1")) as serial:
         assert (local, serial) == (Forked(3), SERIAL)
+
+
+def test_process_has_them_once():
+    names = [
+        d.path for d in process.phil_scope.all_definitions() if d.path.endswith(("executor", "dask.scheduler", "nproc"))
+    ]
+    assert names == ["executor", "nproc", "dask.scheduler"]
 
 
 @pytest.mark.parametrize("text", ["ib0", "=3", "a b=3"])
