@@ -28,6 +28,9 @@ BATCH_SYSTEMS = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluste
 #: memory of a worker in a batch job where neither a parameter nor a file of dask-jobqueue says it
 JOB_MEMORY = "8GB"
 
+#: Jobs do not see the settings of this program. A worker that is paused for lack of memory would wait for ever.
+NEVER_PAUSE = "export DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE=False"
+
 
 @dataclass(frozen=True)
 class DaskParameters:
@@ -163,6 +166,7 @@ def batch_jobs(parameters: DaskParameters):
     options = {
         "scheduler_options": {"dashboard_address": ":0"},
         "death_timeout": parameters.timeout,
+        "job_script_prologue": [NEVER_PAUSE],
         **{name: value for name, value in given.items() if value is not None},
         **dict(parameters.options),
     }

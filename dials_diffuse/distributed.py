@@ -36,6 +36,7 @@ SLOW = 3.0  # times the longest that an item took so far; one that takes longer 
 SETTINGS = {
     "distributed.scheduler.allowed-failures": 3,  # workers that an item may lose before it is held guilty
     "distributed.admin.large-graph-warning-threshold": "1GiB",  # what all workers need is sent as part of a task
+    "distributed.worker.memory.pause": False,  # workers with too little would wait for ever
 }
 
 
@@ -65,9 +66,9 @@ class Dask(Executor):
         luggage = pickle.dumps((function, shared), protocol=pickle.HIGHEST_PROTOCOL)
         logger.info("Sending %.1f MB to each worker", len(luggage) / 1e6)
         with self._failures_in_words():
-            # A task and not scattered: dask can make it again after the last worker that had it is lost
+            # A task and not scattered: dask can make it again after the last worker that had it is lost. Workers get it
+            # from each other, once, with the first item that they do.
             luggage = self.client.submit(_receive, uuid.uuid4().hex, luggage, pure=False)
-            self.client.replicate(luggage)
             yield from in_flight(_Sender(self, luggage), _work, chain(first, items), 2 * self.workers)
 
     @contextmanager
@@ -132,7 +133,7 @@ class _Sent:
             done = next((copy for copy in self._copies if copy.done()), None)
             if done is not None:
                 try:
-                    return done.result(timeout=parameters.timeout)
+                    return _accepted(done.result(timeout=parameters.timeout))
                 except TimedOut:  # it was lost with its worker before it could be fetched
                     if done.status == "error":
                         raise
@@ -142,7 +143,7 @@ class _Sent:
             if now - alive > parameters.timeout:
                 raise DiffuseError(
                     f"{parameters.place}: all workers were lost, and no other came within dask.timeout="
-                    f"{parameters.timeout:g} s; look at the output of their jobs"
+                    f"{parameters.timeout:g} s; give more dask.memory or dask.walltime, or look at what their jobs said"
                 )
             if len(self._copies) == 1 and now - self._since > max(parameters.patience, SLOW * self._sender.longest):
                 self._send_to_another(workers)
@@ -160,7 +161,20 @@ def _address(client: Client) -> str:
     return client.scheduler.address if client.scheduler is not None else ""
 
 
+def _accepted(result):
+    if isinstance(result, _Refused):
+        raise DiffuseError(result.text)
+    return result
+
+
 # ---- what happens on workers
+
+
+@dataclass(frozen=True)
+class _Refused:
+    """In place of a result: the text of a DiffuseError."""
+
+    text: str
 
 
 def _receive(key: str, luggage: bytes) -> tuple:
@@ -180,8 +194,8 @@ def _work(luggage: tuple, item):
         function, shared = _UNPACKED[key]
         try:
             return function(shared, item)
-        except DiffuseError as error:
-            raise DiffuseError(f"{error} (says worker {get_worker().address} on {socket.gethostname()})") from None
+        except DiffuseError as error:  # not raised: the worker would print a traceback
+            return _Refused(f"{error} (says worker {get_worker().address} on {socket.gethostname()})")
 
 
 def _describe(dask_worker) -> tuple:

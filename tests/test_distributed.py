@@ -166,11 +166,12 @@ def wait_for(path: Path) -> str:
 # ---- errors
 
 
-def test_errors_are_raised_where_the_results_are_wanted(executor):
+def test_errors_are_raised_where_the_results_are_wanted(executor, capfd):
     results = executor.map(broken, None, range(10))
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(DiffuseError, match=r"item 3: bad \(says worker tcp://127.0.0.1:\d+ on \S+\)"):
         next(results)
+    assert "Traceback" not in capfd.readouterr().err  # that of workers, too
 
 
 def test_work_that_kills_workers(executor, monkeypatch):
@@ -384,7 +385,14 @@ def test_what_the_batch_system_is_asked_for(cluster, command, lines, tmp_path, m
     (tmp_path / command).chmod(0o755)
     with batch_jobs(parameters) as jobs:
         script = jobs.job_script()
-    for line in [*lines, "--nworkers 4", "--nthreads 1", "--memory-limit 3.00GiB", sys.executable]:
+    for line in [
+        *lines,
+        "export DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE=False",
+        "--nworkers 4",
+        "--nthreads 1",
+        "--memory-limit 3.00GiB",
+        sys.executable,
+    ]:
         assert line in script
     with pytest.raises(DiffuseError, match=r"refuses dask\.options .*no_such"):
         batch_jobs(replace(parameters, options=(("no_such", 1),)))
