@@ -19,6 +19,7 @@ from scipy.stats import multivariate_normal, poisson
 from scitbx import matrix
 
 from dials_diffuse.cli import scale as cli
+from dials_diffuse.crystals.crystal_parameters import CrystalParameters
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.experiment.scan import scan_geometry
 from dials_diffuse.files.observations import OBSERVATION_DTYPE, ObservationFile
@@ -549,17 +550,18 @@ def test_levels_leave_the_isotropic_part_alone(tmp_path):
 
 def test_sweeps_that_are_indexed_otherwise_are_found(tmp_path, planted):
     """P41 on a tetragonal lattice: k,h,-l is another crystal, and so is the merged map of both as they are."""
-    assert planted[1].mismatches == []
+    assert planted[1].crystals.quiet
     rows = make_rows(np.random.default_rng(1))
     second = rows["experiment"] == 1
     h, k, l = rows["index"][second].T
     rows["index"][second] = np.transpose([k, h, -l])
-    result = scale(tmp_path, rows, max_observations=25_000, terms=("b", "c"))
-    (found,) = result.mismatches
-    assert {found.sweep, found.reference} == {0, 1}
-    assert found.cc > 0.9 and found.cc_as_given < 0.3
-    assert any("is indexed otherwise" in warning and found.operator in warning for warning in result.warnings)
-    other = next(s for s in alternative_settings(GRID)[1:] if s.operator == found.operator)
+    kept = CrystalParameters(reindex="none")
+    result = scale(tmp_path, rows, max_observations=25_000, terms=("b", "c"), crystals=kept)
+    first, found = result.crystals.crystals
+    assert first.kept and found.kept and first.operator == found.operator == "h,k,l"  # one against one: no majority
+    assert found.verdict == "map" and found.correlation > 0.9 and found.correlation_as_given < 0.3
+    assert any("is indexed otherwise" in warning and found.suggested in warning for warning in result.warnings)
+    other = next(s for s in alternative_settings(GRID)[1:] if s.operator == found.suggested)
     laue = {r.tobytes() for r in laue_operators(GRID.space_group, True)}
     swap = np.array([[0, 1, 0], [1, 0, 0], [0, 0, -1]])
     assert np.rint(swap @ np.linalg.inv(other.matrix)).astype(np.int64).tobytes() in laue
@@ -575,7 +577,7 @@ def test_settings_that_the_subdivision_forbids_are_told(tmp_path, subdivide):
     (other,) = alternative_settings(grid)[1:]
     told = [w for w in result.warnings if f"no test whether the setting is {other.operator}" in w]
     assert len(told) == (subdivide == (2, 3, 2)) and all("grid.subdivide=2,3,2" in w for w in told)
-    assert result.mismatches == []
+    assert result.crystals.quiet and len(result.crystals.operators) == 2 - len(told)
 
 
 def test_crystals_are_correlated(planted):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from libtbx.phil import parse
 
 from dials_diffuse.cli.program import flag, run_program, track
+from dials_diffuse.crystals.crystal_parameters import CrystalParameters
 from dials_diffuse.files.formats import formats_in_words
 from dials_diffuse.files.nexus import read_map
 from dials_diffuse.maps.laue_check import PHIL as SYMMETRY
@@ -25,7 +26,8 @@ Examples:
 """
 
 phil_scope = parse(
-    """
+    CrystalParameters.phil
+    + """
 space_group = None
   .type = str
   .help = "Average over the point group of this space group, given in the setting of the data."
@@ -76,6 +78,9 @@ output {
   png = diffuse_merged.png
     .type = path
     .help = "Pictures of planes through the map; None for no such file."
+  crystals_png = diffuse_merged_crystals.png
+    .type = path
+    .help = "Picture of the correlations between crystals, where there are more than two; None for no such file."
   log = dials.diffuse_merge.log
     .type = path
     .help = "The log file; None for no such file."
@@ -102,6 +107,7 @@ def parameters_from_phil(params) -> MergeParameters:
         n_shells=params.statistics.n_shells,
         d_max=params.statistics.d_max,
         d_min=params.statistics.d_min,
+        crystals=CrystalParameters.from_phil(params),
     )
 
 
@@ -111,7 +117,7 @@ def main(params, files, provenance, warnings) -> None:
     reference = None if params.reference is None else Reference(read_map(params.reference), params.reference)
     result = merge_observations(files, parameters, track)
     output = params.output
-    merged = MergeFiles(output.map, flag(output.volume), output.json, output.png)
+    merged = MergeFiles(output.map, flag(output.volume), output.json, output.png, output.crystals_png)
     write_merged(result, parameters, merged, provenance, warnings, reference)
 
 

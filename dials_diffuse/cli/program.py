@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from libtbx import Auto
+
 from dials_diffuse.cli.terminal import spell_what_cannot_be_shown
 from dials_diffuse.compat import dials_version
 from dials_diffuse.errors import CommandLineError, DiffuseError
@@ -191,6 +193,7 @@ def _parse(name, help_text, phil, args, without_files, folders):
     if not files and not without_files(params):
         parser.print_help(sys.stderr)
         raise CommandLineError("no input files given")
+    keep_words(phil, params)
     options.diff_phil = parser.diff_phil.as_str().strip()
     full_phil = phil.format(python_object=params).as_str()
     provenance = Provenance(
@@ -201,6 +204,24 @@ def _parse(name, help_text, phil, args, without_files, folders):
         command_line=shlex.join([name, *map(str, args)]),
     )
     return params, options, files, provenance
+
+
+def keep_words(phil, params) -> None:
+    """Choices that were typed as "auto" or "none" are these words, of which phil makes its own Auto and None.
+
+    phil : libtbx phil scope; params : what was extracted from it, is changed
+    """
+    for definition in phil.all_definitions():
+        if definition.object.type.phil_type != "choice":
+            continue
+        words = {word.value.lstrip("*") for word in definition.object.words}
+        *scopes, name = definition.path.split(".")
+        scope = params
+        for part in scopes:
+            scope = getattr(scope, part)
+        for value, word in ((Auto, "auto"), (None, "none")):
+            if getattr(scope, name) is value and word in words:
+                setattr(scope, name, word)
 
 
 def _check_phil_file(path) -> None:

@@ -22,6 +22,9 @@ _HALF, _N_SIGMA = 0.5, 3.0
 #: signal that passages of the same voxel must share before anything is decided, in standard errors
 _LEAST_SIGNIFICANCE = 5.0
 
+#: correlation of passages below which nothing is decided: errors of the background are shared, too, without symmetry
+_LEAST_CORRELATION = 0.1
+
 #: what systematic errors may take of a correlation, in the likelihoods
 _SYSTEMATIC = 0.15
 
@@ -197,7 +200,7 @@ def _test(sums: MateSums | None, lattice: LatticeGroup, members: frozenset, deci
             cc, expected = products.sum() / size, signal * weights.sum() / size
         ratio, esd = _ratio(sums, products, weights)
         esd = max(esd, n_pairs**-0.5) if n_pairs else esd  # few blocks may look alike by chance
-    known = decided and n_pairs >= _FEWEST_PAIRS and math.isfinite(esd)
+    known = decided and n_pairs >= _FEWEST_PAIRS and math.isfinite(esd) and expected >= _LEAST_CORRELATION
     verdict = UNDECIDED
     if known and ratio - _N_SIGMA * esd > _HALF:
         verdict = HOLDS

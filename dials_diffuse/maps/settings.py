@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from cctbx import sgtbx
 
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.lattice import MAX_DELTA, in_words, lattice_rotations
@@ -66,6 +67,22 @@ def alternative_settings(grid: MapGrid, max_delta: float = MAX_DELTA) -> list:
         seen |= {(r @ matrix).tobytes() for r in laue}
         settings.append(Setting(in_words(matrix), matrix))
     return settings
+
+
+def settings_of_lattice(grid: MapGrid) -> tuple:
+    """Settings that leave the subdivided lattice as it is, the given one first, and those that do not: two lists."""
+    kept, others = [], []
+    for setting in alternative_settings(grid):
+        moved = setting.on_lattice(grid.subdivide)
+        (kept if moved is not None and moved[1] == tuple(grid.subdivide) else others).append(setting)
+    return kept, others
+
+
+def products(settings, space_group: sgtbx.space_group) -> np.ndarray:
+    """(m, m) int, the setting that a followed by b is, by their numbers; settings : of :func:`settings_of_lattice`."""
+    laue = laue_operators(space_group, friedel=True)
+    number = {(r @ setting.matrix).tobytes(): k for k, setting in enumerate(settings) for r in laue}
+    return np.array([[number[(a.matrix @ b.matrix).tobytes()] for b in settings] for a in settings])
 
 
 def untested_in_words(settings, subdivide) -> str:

@@ -17,7 +17,7 @@ from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import unique_voxels
 from dials_diffuse.parallel import in_threads
 
-#: files whose cells differ by more than this (relative for lengths, and 100 x in degrees for angles) are not merged
+#: maps of cells that differ by more than this (relative for lengths, and 100 x in degrees for angles) are not compared
 CELL_TOLERANCE = 0.02
 
 #: keys that are collected before they are sorted into those known
@@ -27,13 +27,14 @@ _FRESH = 1 << 22
 _BYTES_PER_VOXEL = 130
 
 
-def common_grid(files, space_group: str | None = None) -> MapGrid:
-    """The grid of the merged map: cell of the first file, resolution limits that hold all files.
+def common_grid(files, space_group: str | None = None, cell=None) -> MapGrid:
+    """The grid of the merged map: resolution limits that hold all files.
 
     Parameters
     ----------
     files : open ObservationFile objects
     space_group : as in MergeParameters
+    cell : six numbers, Å and degrees; None: that of the first file
 
     Raises
     ------
@@ -43,10 +44,11 @@ def common_grid(files, space_group: str | None = None) -> MapGrid:
     first = files[0]
     for other in files[1:]:
         _check_alike(first, other, same_group=space_group is None)
-    group = first.grid.space_group if space_group is None else _space_group(space_group, first)
+    cell = uctbx.unit_cell(tuple(first.grid.unit_cell if cell is None else cell))
+    group = first.grid.space_group if space_group is None else _space_group(space_group, cell, first.path)
     try:
         return MapGrid(
-            unit_cell=group.average_unit_cell(uctbx.unit_cell(first.grid.unit_cell)).parameters(),
+            unit_cell=group.average_unit_cell(cell).parameters(),
             hall_symbol=group.type().hall_symbol(),
             subdivide=first.grid.subdivide,
             d_min=min(f.grid.d_min for f in files),
@@ -78,26 +80,22 @@ def _check_alike(first, other, same_group: bool) -> None:
             f"{both} the space groups are {a.space_group_symbol} and {b.space_group_symbol}; "
             "reindex one of them, or give space_group= if both are in the same setting"
         )
-    cells = [uctbx.unit_cell(grid.unit_cell) for grid in (a, b)]
-    if not cells[0].is_similar_to(cells[1], CELL_TOLERANCE, 100 * CELL_TOLERANCE):
-        text = [_cell_text(cell) for cell in cells]
-        raise DiffuseError(f"{both} the unit cells are {text[0]} and {text[1]}; merge crystals of the same cell only")
 
 
-def _space_group(symbol: str, file) -> sgtbx.space_group:
+def _space_group(symbol: str, cell: uctbx.unit_cell, path) -> sgtbx.space_group:
     try:
         group = sgtbx.space_group_info(symbol).group()
     except (RuntimeError, ValueError):
         raise DiffuseError(f"space_group={symbol}: no such space group; give a symbol such as P43212") from None
-    cell = uctbx.unit_cell(file.grid.unit_cell)
     if not group.is_compatible_unit_cell(cell, CELL_TOLERANCE, 100 * CELL_TOLERANCE):
-        text = _cell_text(cell)
-        raise DiffuseError(f"space_group={symbol}: does not fit the unit cell {text} of {file.path}; choose another")
+        text = cell_text(cell.parameters())
+        raise DiffuseError(f"space_group={symbol}: does not fit the unit cell {text} of {path}; choose another")
     return group
 
 
-def _cell_text(cell: uctbx.unit_cell) -> str:
-    return f"({', '.join(f'{x:g}' for x in cell.parameters())})"
+def cell_text(cell) -> str:
+    """Six numbers, for messages."""
+    return f"({', '.join(f'{x:g}' for x in cell)})"
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from dials_diffuse.checks import choice
+from dials_diffuse.crystals.choice import CrystalChoice
+from dials_diffuse.crystals.choose import choose_crystals
+from dials_diffuse.crystals.crystal_parameters import CrystalParameters
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.files.identity import check_images
 from dials_diffuse.files.observations import ObservationFile
@@ -51,6 +54,7 @@ class MergeParameters:
     half_sets : one of ``half_sets.KINDS``; seed : for random half sets
     estimator : one of ``ESTIMATORS``, see :func:`estimate`
     symmetry_check : what to do about a group that the data do not have, one of ``laue_check.CHECKS``
+    crystals : which of them to keep, and in which setting; of one scaled file all are kept
     n_shells, d_max, d_min : shells and range of resolution (Å) of the statistics; None: the whole map
 
     Raises
@@ -64,10 +68,11 @@ class MergeParameters:
     half_sets: str = "random"
     seed: int = 0
     estimator: str = "ratio"
-    symmetry_check: str = "error"
     n_shells: int = 20
     d_max: float | None = None
     d_min: float | None = None
+    crystals: CrystalParameters = field(default_factory=CrystalParameters)
+    symmetry_check: str = "error"
 
     def __post_init__(self):
         choice("half_sets", self.half_sets, KINDS)
@@ -94,6 +99,7 @@ class MergeResult:
     n_observations : rows that were averaged
     n_off_grid, n_refused : rows outside the resolution limits, and rows without a positive norm
     identifiers : of the experiments that were merged
+    crystals : CrystalChoice of all experiments of the files; None where there is but one, or one scaled file
     warnings : sentences for the user
     symmetry : LaueTest, what the data say of their symmetry; None where nobody asked
     """
@@ -104,6 +110,7 @@ class MergeResult:
     n_off_grid: int
     n_refused: int
     identifiers: tuple
+    crystals: CrystalChoice | None
     warnings: tuple
     symmetry: LaueTest | None
 
@@ -180,9 +187,9 @@ def merge_observations(
             if file.n_rows == 0:
                 raise DiffuseError(f"{file.path}: holds no observations; integrate again, or leave the file out")
         check_images(files)
-        grid = common_grid(files, parameters.space_group)
-        resolution_range(grid, parameters.d_max, parameters.d_min)
         units = _common_units(files)
+        files, grid, crystals = _chosen(files, parameters, progress)
+        resolution_range(grid, parameters.d_max, parameters.d_min)
         _report_size(grid, files)
         total = sum(math.ceil(file.n_rows / rows) for file in files)
         blocks = progress(blocks_of_rows(files, ("index", "norm"), rows), total, "finding voxels")
@@ -201,7 +208,7 @@ def merge_observations(
     table = shell_statistics(merged, mates, parameters.n_shells, parameters.d_max, parameters.d_min)
     n_used = int(multiplicity.sum(dtype=np.int64))
     n_off_grid = n_rows - n_used - n_refused
-    warnings = list(notes)
+    warnings = [*(crystals.warnings if crystals else ()), *notes]
     if n_refused:
         warnings.append(f"{n_refused} of {n_rows} observations have no positive norm and were left out")
     if n_off_grid > 0.5 * n_rows:
@@ -209,7 +216,14 @@ def merge_observations(
     if not math.isfinite(table.overall["cc_half"]):
         warnings.append(f"no correlation of half sets: half_sets={parameters.half_sets} leaves too few common voxels")
     merged = replace(merged, statistics=table.shells, overall=table.overall)
-    return MergeResult(merged, table, n_used, n_off_grid, n_refused, identifiers, tuple(warnings), symmetry)
+    return MergeResult(merged, table, n_used, n_off_grid, n_refused, identifiers, crystals, tuple(warnings), symmetry)
+
+
+def _chosen(files: list, parameters: MergeParameters, progress: Progress) -> tuple:
+    """What is read, its grid, and the choice of crystals, which was made for a scaled file when it was scaled."""
+    if len(files) == 1 and files[0].scaled:
+        return files, common_grid(files, parameters.space_group), None
+    return choose_crystals(files, parameters.crystals, parameters.space_group, progress)
 
 
 def _common_units(files) -> str:

@@ -20,6 +20,7 @@ from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.files.record import Output, finite, read_json
 from dials_diffuse.fitting.fit_parameters import FitParameters
 from dials_diffuse.fitting.run import fit_map
+from dials_diffuse.maps.laue_check import ERROR, WARN
 from dials_diffuse.merging.laue import MergeParameters, merge_observations
 from dials_diffuse.parallel import SERIAL, Executor, Progress, quiet
 from dials_diffuse.pipeline.choices import Choice, choose_subdivision
@@ -208,6 +209,12 @@ class _Run:
         threads: int,
         progress: Progress,
     ):
+        # a space group that is too high is part of the verdict here, not the end of the work
+        checks = {"symmetry_check": WARN}
+        if parameters.scaling.symmetry_check == ERROR:
+            parameters = replace(parameters, scaling=replace(parameters.scaling, **checks))
+        if parameters.merging.symmetry_check == ERROR:
+            parameters = replace(parameters, merging=replace(parameters.merging, **checks))
         self.state, self.parameters, self.files = state, parameters, files
         self.provenance, self.warnings = provenance, warnings
         self.executor, self.threads, self.progress = executor, threads, progress
@@ -311,7 +318,8 @@ class _Run:
 
         def work():
             provenance = replace(self.provenance, inputs=(source,))
-            files = ScalingFiles(*(path(f"diffuse_scaled.{suffix}") for suffix in ("h5", "json", "png")))
+            names = [f"diffuse_scaled{suffix}" for suffix in (".h5", ".json", ".png", "_crystals.png")]
+            files = ScalingFiles(*map(path, names))
             result = scale_observations(
                 [source],
                 p.scaling,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,6 +15,9 @@ N_SHELLS = 12
 
 #: a correlation that exceeds that of permuted maps by so many of their standard deviations is no accident
 SIGNIFICANT = 5.0
+
+#: and it has to be this large: where counts are high, errors of the profile within voxels correlate by some per cent
+LEAST_CC = 0.05
 
 #: permuted maps, and the width in |s| of the shells in which voxels change places, 1/Å
 _N_CONTROLS, _CONTROL_WIDTH = 24, 0.01
@@ -65,7 +68,7 @@ class Significance:
 
     @property
     def significant(self) -> bool:
-        return self.z > SIGNIFICANT
+        return self.z > SIGNIFICANT and self.cc_half > LEAST_CC
 
 
 def signal_of(data: DiffuseMap, seed: int = 0) -> Significance:
@@ -99,8 +102,8 @@ def signal_of(data: DiffuseMap, seed: int = 0) -> Significance:
     shells = _shells(a, b, length, esd * math.sqrt(n))
     z = (cc - mean) / esd if esd > 0 and math.isfinite(cc) else 0.0
     star = math.sqrt(2 * cc / (1 + cc)) if cc > 0 else math.nan
-    d_min = _limit(shells) if z > SIGNIFICANT else math.nan
-    return Significance(n, cc, star, smooth, mean, esd, z, d_min, shells)
+    found = Significance(n, cc, star, smooth, mean, esd, z, _limit(shells), shells)
+    return found if found.significant else replace(found, d_min=math.nan)
 
 
 def _measured(half, n: int) -> np.ndarray:
@@ -137,7 +140,7 @@ def _limit(shells: tuple) -> float:
     for shell in shells:
         if shell.z > 3:
             limit, missed = shell.d_min, 0
-        else:
+        elif math.isfinite(limit):
             missed += 1
         if missed > 1:
             break

@@ -55,7 +55,13 @@ def judge(
     integration, scaling, merged : records of the steps, see docs/files.md
     """
     overall = merged["statistics"]["overall"]
-    doubts = [*_spots(checks), *_pixels(integration), *_mates(overall), *_sweeps(scaling)]
+    doubts = [
+        *_spots(checks),
+        *_symmetry(merged["symmetry"]),
+        *_pixels(integration),
+        *_mates(overall),
+        *_sweeps(scaling),
+    ]
     if signal.z < -5:
         doubts.append(f"half sets contradict each other: correlation {signal.cc_half:.2f}")
     limits = _limits(signal, overall, integration)
@@ -109,6 +115,17 @@ def _pixels(integration: Mapping) -> list:
     return doubts
 
 
+def _symmetry(symmetry: Mapping | None) -> list:
+    if not symmetry or not symmetry["too_high"]:
+        return []
+    failing = [o["operator"] for o in symmetry["operators"] if o["declared"] and o["verdict"] == "fails"]
+    likely = symmetry["recommended"]
+    return [
+        f"the space group is too high: {', '.join(failing)} {'does' if len(failing) == 1 else 'do'} not hold"
+        + (f"; the likeliest Laue group is {likely['laue_group']}" if likely else "")
+    ]
+
+
 def _mates(overall: Mapping) -> list:
     chi2, r_sym = overall["chi2_sym"] or 0, overall["r_sym"] or 0
     if chi2 < _CHI2 or r_sym < _R_SYM:
@@ -119,8 +136,9 @@ def _mates(overall: Mapping) -> list:
 
 def _sweeps(scaling: Mapping) -> list:
     return [
-        f"sweep {item['sweep']} agrees better with sweep {item['reference']} when it is reindexed by {item['operator']}"
-        for item in scaling.get("indexed_otherwise", [])
+        f"crystal {item['crystal']} agrees better with the others when it is reindexed by {item['operator']}"
+        for item in scaling["indexed_otherwise"]
+        if not item["applied"]
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 
+from dials_diffuse.crystals.record import crystals_record
 from dials_diffuse.files.formats import save_map
 from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.files.record import Output, write_record
@@ -12,6 +13,7 @@ from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.merging.compare import compare_with_reference
 from dials_diffuse.merging.laue import MergeParameters, MergeResult
 from dials_diffuse.report.agreement import comparison_record, format_comparison, write_comparison_png
+from dials_diffuse.report.crystals import crystals_text, save_crystals_png
 from dials_diffuse.report.merge import format_statistics, merge_record
 from dials_diffuse.report.planes import write_planes_png
 from dials_diffuse.report.symmetry import symmetry_text
@@ -25,13 +27,14 @@ class MergeFiles:
 
     map : its suffix chooses the format
     volume : also write three-dimensional arrays; None: if they are not too large
-    json : statistics; png : planes through the map
+    json : statistics; png : planes through the map; crystals_png : correlations of crystals, if there are three or more
     """
 
     map: str
     volume: bool | None = None
     json: str | None = None
     png: str | None = None
+    crystals_png: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,14 @@ def write_merged(
         len(result.map.index),
         result.n_off_grid,
     )
+    if result.crystals:
+        logger.info("\n%s\n", crystals_text(result.crystals))
     for warning in result.warnings:
         logger.warning("Warning: %s", warning)
     if result.symmetry is not None:
         logger.info("\n%s", symmetry_text(result.symmetry))
     logger.info("\n%s\n", format_statistics(result.statistics))
-    content, comparison = merge_record(result), None
+    content, comparison = {**merge_record(result), "crystals": crystals_record(result.crystals)}, None
     if reference is not None:
         comparison = compare_with_reference(
             result.map, reference.map, reference.path, parameters.n_shells, parameters.d_max, parameters.d_min
@@ -96,6 +101,7 @@ def write_merged(
             write_planes_png(files.png, result.map)
         else:
             write_comparison_png(files.png, result.map, reference.map, comparison)
+    outputs += save_crystals_png(files.crystals_png, result.crystals)
     if files.json:
         outputs.append(Output(files.json, "statistics"))
         logger.info("Saving statistics to %s", files.json)

@@ -22,6 +22,9 @@ _LEGEND = 8
 #: runs of images in the log
 _RUNS = 40
 
+#: the log has a matrix of correlations up to so many sweeps; the JSON file always has it
+_MATRIX = 12
+
 #: of images, by reason
 _MARKS = {BLANK: "v", SCALE: "^", RING: "o", REGION: "s", DISAGREEMENT: "D"}
 
@@ -72,7 +75,7 @@ def scaling_text(result: ScalingResult) -> str:
             lines[-1] += f"; correlation of b with the scales of dials.scale {compared['correlation']:.3f}"
     lines += ["", *_absolute_lines(result.absolute)]
     n = len(result.experiments)
-    if n > 1:
+    if 1 < n <= _MATRIX:
         lines += ["", "correlation of the anisotropic part between sweeps:"]
         lines += ["  ".join(f"{x:6.3f}" for x in row) for row in result.correlations]
     if result.symmetry is not None:
@@ -115,7 +118,19 @@ def _absolute_lines(absolute: AbsoluteScale | None) -> list:
         + ")",
         f"  contents: {absolute.expectation.source}",
     ]
-    lines += [f"  {e.method:9} {e.k:.4g} +- {e.esd:.2g}" for e in absolute.estimates]
+    for e in absolute.estimates:
+        reason = f" (not compared: {absolute.left_out[e.method]})" if e.method in absolute.left_out else ""
+        lines.append(f"  {e.method:10} {e.k:.4g} +- {e.esd:.2g}{reason}")
+    parts = absolute.parts
+    if parts is None:
+        lines.append(f"  separation not possible: {absolute.left_out['separation']}")
+    else:
+        (liquid, liquid_esd), (air, air_esd) = parts.amounts["liquid"], parts.amounts["air"]
+        lines.append(
+            f"  around the crystal, by separation: liquid {liquid:.2f} +- {liquid_esd:.2f} of the crystal's volume, "
+            f"air {air:.0f} +- {air_esd:.0f} times as long as the crystal is thick; together "
+            f"{100 * parts.share_around:.0f} % of all that scatters"
+        )
     return [*lines, "Compton scattering is subtracted"]
 
 
@@ -138,6 +153,8 @@ def scaling_figure(result: ScalingResult):
     matplotlib.figure.Figure with an Agg canvas
     """
     panels = [_draw_totals, _draw_estimates] if result.absolute else []
+    if result.absolute and result.absolute.parts is not None:
+        panels.insert(1, _draw_parts)
     panels += [_draw_scales, _draw_images]
     terms = [(term, _curves(result, term)) for term in result.refinement.model.of_experiment]
     panels += [partial(_draw_curves, term, curves) for term, curves in terms if curves]
@@ -169,6 +186,27 @@ def _draw_totals(axes, result: ScalingResult) -> None:
     )
     axes.ticklabel_format(axis="y", scilimits=(0, 4), useMathText=True)
     axes.legend(fontsize="small")
+
+
+def _draw_parts(axes, result: ScalingResult) -> None:
+    """What is measured, and what of it is the crystal's, liquid and air, on the scale of the separation."""
+    shells, parts = result.absolute.shells, result.absolute.parts
+    near = shells.s >= parts.s[0]
+    axes.step(shells.s[near], parts.k * shells.total[near], where="mid", color="0.2", label="diffuse + Bragg")
+    axes.step(shells.s[near], parts.k * shells.bragg[near], where="mid", color="0.6", label="Bragg")
+    below = np.zeros(len(parts.s))
+    for part, name, colour in zip((parts.crystal, parts.liquid, parts.air), ("crystal", "liquid", "air"), "rbg"):
+        axes.fill_between(parts.s, below, below + part, color=colour, alpha=0.2, linewidth=0, label=name)
+        below = below + part
+    around, error = 100 * parts.share_around, 100 * parts.esd / parts.k
+    axes.set(
+        xlabel="|s| = 1/d (1/Å)",
+        ylabel="mean intensity (electrons² per unit cell)",
+        ylim=(0, 1.4 * below.max()),
+        title=f"{around:.0f} % is not the crystal's: k = {parts.k:.4g} ± {error:.2g} %",
+    )
+    axes.ticklabel_format(axis="y", scilimits=(0, 4), useMathText=True)
+    axes.legend(fontsize="small", ncol=2, loc="upper right")
 
 
 def _draw_estimates(axes, result: ScalingResult) -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from dials_diffuse.crystals.choice import CrystalChoice
+from dials_diffuse.crystals.choose import choose_crystals
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.files.identity import check_images
 from dials_diffuse.files.observations import OBSERVATION_DTYPE, ObservationFile, write_observations
@@ -18,16 +20,8 @@ from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.laue_check import check_laue_group
 from dials_diffuse.maps.laue_group import LaueTest
 from dials_diffuse.maps.mates import SAMPLE_COLUMNS, LowAngles
-from dials_diffuse.maps.settings import untested_in_words
 from dials_diffuse.maps.units import ARBITRARY, ELECTRONS
-from dials_diffuse.maps.voxels import (
-    Voxels,
-    check_distinct,
-    common_grid,
-    find_voxels,
-    memory_of_voxels,
-    numbered_blocks,
-)
+from dials_diffuse.maps.voxels import Voxels, check_distinct, find_voxels, memory_of_voxels, numbered_blocks
 from dials_diffuse.memory import check_memory
 from dials_diffuse.parallel import Progress, quiet
 from dials_diffuse.scaling.absolute import AbsoluteParameters, AbsoluteScale, absolute_scale
@@ -46,7 +40,6 @@ from dials_diffuse.scaling.error_model import find_outliers
 from dials_diffuse.scaling.image_decision import ImageDecision, refine_without_bad_images
 from dials_diffuse.scaling.layout import Layout, S, make_layout
 from dials_diffuse.scaling.levels import Levels, find_levels
-from dials_diffuse.scaling.mismatches import Mismatch, find_mismatches, untested_settings
 from dials_diffuse.scaling.model import start_model
 from dials_diffuse.scaling.refine import Refinement, refine
 from dials_diffuse.scaling.sample import COLUMNS, Observations, sample_observations
@@ -77,7 +70,7 @@ class ScalingResult:
     n_observations, n_outliers, n_off_grid, n_sample : rows of all files, those left out, and those refined against
     n_in_bad_images : rows left out with their image
     batches : list of Batch, residuals by rotation
-    mismatches : list of Mismatch, sweeps that are indexed otherwise than the others
+    crystals : CrystalChoice of all experiments of the files; None where there is but one
     correlations : (e, e) float64, anisotropic part of each experiment against each other; NaN without common voxels
     images : ImageDecision, which do not belong
     origins : (path, number in that file) of each experiment
@@ -98,7 +91,7 @@ class ScalingResult:
     n_in_bad_images: int
     n_sample: int
     batches: list
-    mismatches: list
+    crystals: CrystalChoice | None
     correlations: np.ndarray
     images: ImageDecision
     origins: tuple
@@ -115,10 +108,11 @@ def memory_estimate(grid: MapGrid, n_rows: int, n_sample: int) -> float:
 
 @dataclass(frozen=True)
 class _Source:
-    """Open observation files, as one."""
+    """Open observation files, as one, of which the crystals were chosen."""
 
     files: list
     grid: MapGrid
+    crystals: CrystalChoice | None
     progress: Progress
 
     @property
@@ -140,7 +134,7 @@ class _Source:
         return self.progress(pairs, sum(math.ceil(file.n_rows / _ROWS) for file in self.files), label)
 
 
-def _open(paths, space_group: str | None, progress, stack: ExitStack) -> _Source:
+def _open(paths, parameters: ScalingParameters, progress, stack: ExitStack) -> _Source:
     check_distinct(paths)
     files = [stack.enter_context(ObservationFile(p)) for p in paths]
     for file in files:
@@ -149,7 +143,7 @@ def _open(paths, space_group: str | None, progress, stack: ExitStack) -> _Source
         if file.scaled:
             raise DiffuseError(f"{file.path}: scaled already; give the files of dials.diffuse_integrate")
     check_images(files)
-    return _Source(files, common_grid(files, space_group), progress)
+    return _Source(*choose_crystals(files, parameters.crystals, parameters.space_group, progress), progress)
 
 
 def scale_observations(
@@ -190,7 +184,7 @@ def scale_observations(
     (6376, ['drift', 'offset'])
     """
     with ExitStack() as stack:
-        source = _open(paths, parameters.space_group, progress, stack)
+        source = _open(paths, parameters, progress, stack)
         grid, experiments, n_rows = source.grid, source.experiments, source.n_rows
         bragg = read_bragg(source.files, source.first)
         expectation = absolute.expectation_for(grid, len(bragg), paths) if absolute else None
@@ -234,7 +228,6 @@ def scale_observations(
         rejected = find_all_outliers(predictions, voxel_priors(scaler), parameters.outlier_n_sigma)
         rejected |= predictions.unique < 0
         profile = refinement.model.profile(grid.s_magnitude(voxels.index))
-        mismatches = find_mismatches(predictions, rejected, profile, grid, voxels.index, len(experiments))
         levels = None
         if len(experiments) > 1 and {Drift.key, Offset.key} <= set(refinement.model.terms):
             levels = find_levels(predictions, rejected, profile, grid, voxels.index, len(experiments), parameters.seed)
@@ -250,7 +243,7 @@ def scale_observations(
                     raise
                 notes = [f"intensities stay on an arbitrary scale: {error}"]
         _write(source, images.used(experiments), path, provenance, predictions, rejected, scale, threads)
-        origins = tuple((file.path, i) for file in source.files for i in range(len(file.experiments)))
+        origins = tuple((file.path, i) for file in source.files for i in file.numbers)
     n_outliers = int(rejected.sum()) - n_left_out
     lost = [t.label for t in refinement.tests if not t.kept]
     if parameters.automatic and lost:
@@ -258,7 +251,6 @@ def scale_observations(
     prediction = refinement.model.predict_observations(data)
     rejected = find_outliers(prediction, data, refinement.errors, parameters.outlier_n_sigma)
     batches = residuals_by_batch(prediction, data, refinement.errors, experiments, rejected)
-    untested = untested_settings(grid) if len(experiments) > 1 else []
     return ScalingResult(
         grid=grid,
         experiments=experiments,
@@ -271,18 +263,17 @@ def scale_observations(
         n_in_bad_images=n_left_out - n_off_grid,
         n_sample=data.n,
         batches=batches,
-        mismatches=mismatches,
+        crystals=source.crystals,
         correlations=crystal_correlations(prediction, data, refinement.errors, len(experiments), rejected),
         images=images,
         origins=origins,
         warnings=[
             *_too_many_outliers(n_outliers, n_rows),
             *_without_terms(layout, parameters),
-            *([untested_in_words(untested, grid.subdivide)] if untested else []),
+            *(source.crystals.warnings if source.crystals else ()),
             *notes,
             *symmetry_notes,
             *images.in_words(experiments),
-            *(_in_words(m, experiments) for m in mismatches),
         ],
         absolute=scale,
         bragg=bragg if bragg_scales else None,
@@ -357,12 +348,3 @@ def _without_terms(layout: Layout, parameters: ScalingParameters) -> list:
     if layout.orientation is None and a and harmonics:
         return ["files of an older version without crystal orientation: a is a spline over the detector"]
     return []
-
-
-def _in_words(mismatch: Mismatch, experiments) -> str:
-    names = [f"sweep {k} ({experiments[k].identifier})" for k in (mismatch.sweep, mismatch.reference)]
-    return (
-        f"{names[0]} is indexed otherwise than {names[1]}: their anisotropic parts correlate by {mismatch.cc:.2f} "
-        f"after {mismatch.operator}, and by {mismatch.cc_as_given:.2f} as they are. Index all alike (dials.cosym, or "
-        f"dials.reindex change_of_basis_op={mismatch.operator}), and integrate again"
-    )

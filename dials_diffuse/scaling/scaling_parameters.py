@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dials_diffuse.checks import at_least, choice, fraction
+from dials_diffuse.crystals.crystal_parameters import CrystalParameters
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.laue_check import CHECKS
 from dials_diffuse.scaling.terms.table import NAMES
@@ -21,6 +22,7 @@ class ScalingParameters:
     options : tuple of TermOptions of terms that differ from the defaults
     automatic : keep only terms that predict held-out voxels better
     space_group : symbol of the group whose mates should agree; None: that of the files
+    crystals : which of them to keep, and in which setting
     outlier_n_sigma : two-sided limit; 0: keep everything
     symmetry_check : what to do about a group that the data do not have, one of ``laue_check.CHECKS``
     reject_images : leave out images that do not agree with the others of their sweep
@@ -40,6 +42,7 @@ class ScalingParameters:
     options: tuple = ()
     automatic: bool = True
     space_group: str | None = None
+    crystals: CrystalParameters = field(default_factory=CrystalParameters)
     outlier_n_sigma: float = 6.0
     symmetry_check: str = "error"
     reject_images: bool = True
