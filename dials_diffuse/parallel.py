@@ -1,5 +1,7 @@
 """How work is spread: over the processes of an Executor, or over threads. Results always come in the order of the work.
 
+Here are the kinds of Executor that need nothing else; the one on other computers is :mod:`dials_diffuse.distributed`.
+
 Work for an Executor is a function of a module, a large ``shared`` object and a small ``item`` for each call. All of
 these, and the results, can be pickled, so that a caller need not know whether workers are forked or on other machines.
 """
@@ -26,9 +28,11 @@ class Executor(ABC):
     Attributes
     ----------
     workers : processes that work at the same time
+    worker_memory : bytes that each of them may have for itself; None = they share those of this computer
     """
 
     workers: int
+    worker_memory: float | None = None
 
     @abstractmethod
     def map(self, function: Callable, shared, items: Iterable) -> Iterator:
@@ -76,7 +80,7 @@ class Forked(Executor):
             initargs=(function, shared),
         )
         try:
-            yield from _in_flight(pool, _call, chain(first, items), 2 * self.workers)
+            yield from in_flight(pool, _call, chain(first, items), 2 * self.workers)
         except BrokenProcessPool:
             raise DiffuseError(
                 f"nproc={self.workers}: a worker process was killed, probably for lack of memory; give a smaller nproc"
@@ -114,13 +118,16 @@ def in_threads(function: Callable, items: Iterable, threads: int) -> Iterator:
     """
     pool = ThreadPoolExecutor(threads)
     try:
-        yield from _in_flight(pool, function, items, threads + 2)
+        yield from in_flight(pool, function, items, threads + 2)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _in_flight(pool, function: Callable, items: Iterable, number: int) -> Iterator:
-    """Results in order, with at most ``number`` items given to the pool at a time."""
+def in_flight(pool, function: Callable, items: Iterable, number: int) -> Iterator:
+    """Results in order, with at most ``number`` items given to the pool at a time.
+
+    pool : has ``submit(function, item)``, whose result has ``result()``
+    """
     waiting = deque()
     for item in items:
         waiting.append(pool.submit(function, item))

@@ -19,11 +19,10 @@ import re
 from iotbx.phil import parse
 from libtbx import Auto
 
+from dials_diffuse.cli.executor import EXECUTOR_PHIL, executor_from_phil
 from dials_diffuse.cli.program import run_program, track
-from dials_diffuse.compat import available_cores
 from dials_diffuse.errors import CommandLineError
 from dials_diffuse.experiment.load import load_experiments, load_input
-from dials_diffuse.parallel import make_executor
 from dials_diffuse.reduction.corrections import CORRECTIONS, Corrections
 from dials_diffuse.reduction.integrate import integrate
 from dials_diffuse.reduction.reduction_parameters import (
@@ -125,9 +124,9 @@ images.root = None
   .type = path
   .help = "Folder to look in for images that are no longer where the .expt says, with as much of their old path as can"
           "be found there. The folder of the .expt and those above it are searched in any case."
-nproc = Auto
-  .type = int(value_min=1)
-  .help = "Processes. Auto: the cores that this job may use."
+"""
+    + EXECUTOR_PHIL
+    + """
 output {
   observations = diffuse_integrated.h5
     .type = path
@@ -150,20 +149,20 @@ def run(args=None, phil=phil_scope) -> None:
 def _main(params, files, provenance, warnings) -> None:
     parameters = parameters_from_phil(params)
     excluded = parse_exclude_images(params.exclude_images)
-    executor = make_executor(params.nproc if isinstance(params.nproc, int) else available_cores())
     data = load_input(files, excluded, params.images.root)
     background = [e for path in params.background or [] if path for e in load_experiments(path, params.images.root)]
-    result = integrate(
-        data.experiments,
-        parameters,
-        params.output.observations,
-        provenance,
-        reflections=data.reflections,
-        background_experiments=background,
-        excluded=excluded,
-        executor=executor,
-        progress=track,
-    )
+    with executor_from_phil(params) as executor:
+        result = integrate(
+            data.experiments,
+            parameters,
+            params.output.observations,
+            provenance,
+            reflections=data.reflections,
+            background_experiments=background,
+            excluded=excluded,
+            executor=executor,
+            progress=track,
+        )
     write_integration(result, params.output.observations, params.output.json, provenance, warnings, data.record())
     logger.info("Next: dials.diffuse_merge %s", params.output.observations)
 

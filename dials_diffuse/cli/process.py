@@ -10,12 +10,12 @@ from pathlib import Path
 from libtbx.phil import parse
 
 from dials_diffuse.cli import fit, integrate, merge, scale
+from dials_diffuse.cli.executor import EXECUTOR_PHIL, executor_from_phil
 from dials_diffuse.cli.fit_models import parameters_from_phil as fit_parameters_from_phil
 from dials_diffuse.cli.fit_models import requests_from_phil
 from dials_diffuse.cli.program import run_program, track
 from dials_diffuse.compat import available_cores
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.parallel import make_executor
 from dials_diffuse.pipeline.process import ProcessFiles, ProcessParameters, process
 from dials_diffuse.pipeline.record import write_process
 from dials_diffuse.pipeline.sources import find_sources
@@ -51,7 +51,7 @@ _STEPS = (
 def _phil_of_steps() -> str:
     text = ""
     for program, left_out in _STEPS:
-        left_out = (*left_out, "output", "nproc")
+        left_out = (*left_out, "output", "nproc", "executor", "dask")
         kept = [item for item in program.phil_scope.objects if item.name.split(".")[0] not in left_out]
         name = program.__name__.rsplit(".", 1)[1]
         text += f"{name} {{\n" + "".join(item.as_str(attributes_level=3) for item in kept) + "}\n"
@@ -84,10 +84,8 @@ images.root = None
   .type = path
   .help = "Folder to look in for images that are no longer where the .expt says. The folder of the .expt and those"
           "above it are searched in any case."
-nproc = Auto
-  .type = int(value_min=1)
-  .help = "Processes. Auto: the cores that this job may use."
 """
+    + EXECUTOR_PHIL
     + _phil_of_steps()
     + """
 output {
@@ -175,7 +173,8 @@ def main(params, files, provenance, warnings) -> None:
     sources = find_sources(files)
     provenance = replace(provenance, inputs=tuple(files))
     output = ProcessFiles(params.output.directory or ".", params.output.prefix or "")
-    result = process(sources, parameters, output, provenance, warnings, make_executor(nproc), nproc, track)
+    with executor_from_phil(params) as executor:
+        result = process(sources, parameters, output, provenance, warnings, executor, nproc, track)
     write_process(result, params.output.json, params.output.html, provenance, warnings)
     if result.verdict.word == "doubtful":
         logger.info(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 from dxtbx import flumpy
+from dxtbx.model import Detector
 from scitbx.array_family import flex
 
 from dials_diffuse.compat import trusted_bounds
@@ -99,14 +101,30 @@ def s_magnitude(directions: np.ndarray, s0: np.ndarray) -> np.ndarray:
 class DetectorSetup:
     """Pixel geometry of a detector; shared between experiments on the same one.
 
+    What is pickled is the model that it was computed of: the arrays are 32 bytes per pixel, more when sub-sampled.
+
     Attributes
     ----------
     panels : PanelGeometry of the pixel centres
     sub_pixels : ``(offset, directions of every panel)`` for each sub-pixel; the centres themselves when not sub-sampled
+    model : the dxtbx Detector
     """
 
     panels: list
     sub_pixels: list
+    model: Detector
+
+    def with_readings(self, readings) -> DetectorSetup:
+        """The same with another Reading for each panel."""
+        return replace(self, panels=[replace(p, reading=r) for p, r in zip(self.panels, readings)])
+
+    def __reduce__(self):
+        edge = math.isqrt(len(self.sub_pixels))
+        return _computed_again, (self.model, edge, [panel.reading for panel in self.panels])
+
+
+def _computed_again(model, sub_pixel: int, readings: list) -> DetectorSetup:
+    return detector_setup(model, sub_pixel).with_readings(readings)
 
 
 def detector_setup(detector, sub_pixel: int = 1) -> DetectorSetup:
@@ -118,4 +136,4 @@ def detector_setup(detector, sub_pixel: int = 1) -> DetectorSetup:
         steps = (np.arange(sub_pixel) + 0.5) / sub_pixel
         offsets = [(dx, dy) for dy in steps for dx in steps]
         sub_pixels = [(o, [panel_geometry(p, o).directions for p in detector]) for o in offsets]
-    return DetectorSetup(panels, sub_pixels)
+    return DetectorSetup(panels, sub_pixels, detector)

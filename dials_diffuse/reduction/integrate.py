@@ -125,8 +125,7 @@ def integrate(
                 warnings.append(f"experiment {number}: all images are excluded")
                 continue
             logger.info("\nExperiment %d: %d images", number, len(images[number]))
-            estimate = memory_estimate(grid, experiment, parameters.sampling.pixel, executor.workers)
-            logger.info("Memory: about %.2f GB", estimate / 1e9)
+            warnings += _check_memory(number, grid, experiment, parameters.sampling.pixel, executor)
             if previous is None or previous.detector != experiment.detector:
                 setup = detector_setup(experiment.detector, parameters.sampling.pixel)
             previous = experiment
@@ -151,6 +150,19 @@ def integrate(
             )
         writer.update_experiments(summaries)
     return IntegrationResult(grid, writer.n_rows, reports, warnings + [w for r in reports for w in r.warnings])
+
+
+def _check_memory(number: int, grid: MapGrid, experiment, sub_pixel: int, executor: Executor) -> list:
+    """Log what the reduction will need; a warning if workers that have memory of their own have less."""
+    limit = executor.worker_memory
+    estimate = memory_estimate(grid, experiment, sub_pixel, executor.workers if limit is None else 1)
+    logger.info("Memory: about %.2f GB%s", estimate / 1e9, "" if limit is None else " for each worker")
+    if limit is None or estimate <= limit:
+        return []
+    return [
+        f"experiment {number}: a worker needs about {estimate / 1e9:.2f} GB and may have {limit / 1e9:.2f} GB; "
+        f"give more dask.memory if workers are lost"
+    ]
 
 
 def _summary(experiment, images: np.ndarray) -> ExperimentSummary:

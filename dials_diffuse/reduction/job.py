@@ -2,23 +2,63 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 from dataclasses import dataclass, replace
+=======
+from dataclasses import dataclass
+from typing import NamedTuple
+>>>>>>> 59f7d89b6093778cd7c8f40a230b6f7e51d88d2f
 
 import numpy as np
 from dxtbx.imageset import ImageSequence
 
-from dials_diffuse.experiment.detector import DetectorSetup, PanelGeometry
+from dials_diffuse.experiment.detector import DetectorSetup, PanelGeometry, s_magnitude
 from dials_diffuse.experiment.scan import ScanGeometry
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.reduction.background import Background
+<<<<<<< HEAD
 from dials_diffuse.reduction.corrections import pixel_corrections, varying
 from dials_diffuse.reduction.outliers import ShellSample, UsualProfile, sample_shells
+=======
+from dials_diffuse.reduction.corrections import pixel_corrections, switched_on, varying
+from dials_diffuse.reduction.outliers import ShellSample, UsualProfile, resolution_shells
+>>>>>>> 59f7d89b6093778cd7c8f40a230b6f7e51d88d2f
 from dials_diffuse.reduction.reduction_parameters import ReductionParameters
+
+
+class PixelArrays(NamedTuple):
+    """What geometry and parameters alone say of each pixel, one (ny, nx) array per panel.
+
+    s : float64, |s| in mid-scan, 1/Å; for the others see :class:`Job`
+    """
+
+    s: list
+    corrections: list
+    varying: list | None
+    shells: list
+
+
+def pixel_arrays(
+    panels: list[PanelGeometry], scan: ScanGeometry, grid: MapGrid, parameters: ReductionParameters
+) -> PixelArrays:
+    """The same numbers wherever they are computed, so that they need not be sent to a worker."""
+    middle = scan.n_images / 2
+    rows, varying_rows = switched_on(parameters.corrections), varying(scan, parameters.corrections)
+    s = [s_magnitude(panel.directions, scan.s0_at(middle)) for panel in panels]
+    s_max = min(max(float(values.max()) for values in s), 1 / grid.d_min + grid.diagonal / 2)
+    return PixelArrays(
+        s=s,
+        corrections=[pixel_corrections(panel, scan, middle, rows).astype(np.float32) for panel in panels],
+        varying=[pixel_corrections(panel, scan, middle, varying_rows) for panel in panels] if varying_rows else None,
+        shells=resolution_shells(s, s_max),
+    )
 
 
 @dataclass(frozen=True)
 class Job:
     """One experiment, ready to be reduced. It can be pickled, with the images by their file names.
+
+    What travels is small: :func:`pixel_arrays` and the geometry are computed again, masks take a bit for each pixel.
 
     Attributes
     ----------
@@ -27,8 +67,13 @@ class Job:
     corrections : (ny, nx) float32 per panel, those of pixels in the middle of the scan
     varying : (ny, nx) per panel, the part of these that changes from image to image; None if nothing does
     exposures : (n_images,) float64, the corrections of all images of the scan
+<<<<<<< HEAD
     bad : (ny, nx) uint8 per panel, nonzero = never used
     shells, sample : resolution shells of the outlier guard, equal steps in |s| up to ``shell_limit``, 1/Å
+=======
+    bad : (ny, nx) uint8 per panel, 1 = never used, else 0
+    shells, sample : resolution shells of the outlier guard
+>>>>>>> 59f7d89b6093778cd7c8f40a230b6f7e51d88d2f
     spots : PredictedSpots of all crystals on these images
     masks : for each of them the AdaptiveMask, or None where the mask is the same for all reflections
     n_sub_steps : rotation sub-steps of an image
@@ -62,6 +107,19 @@ class Job:
     mask_reports: tuple = ()
     ice_rings: tuple = ()
     warnings: tuple = ()
+
+    def __getstate__(self) -> dict:
+        computed = ("corrections", "varying", "shells")
+        state = {name: value for name, value in self.__dict__.items() if name not in computed}
+        return {**state, "bad": [np.packbits(bad) for bad in self.bad]}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        _, *computed = pixel_arrays(self.panels, self.scan, self.grid, self.parameters)
+        self.__dict__.update(zip(("corrections", "varying", "shells"), computed))
+        shapes = [panel.shape for panel in self.panels]
+        bad = [np.unpackbits(bits, count=y * x).reshape(y, x) for bits, (y, x) in zip(self.bad, shapes)]
+        self.__dict__["bad"] = bad
 
     @property
     def panels(self) -> list[PanelGeometry]:

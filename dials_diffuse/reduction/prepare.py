@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from dials_diffuse.experiment.detector import DetectorSetup, s_magnitude
+from dials_diffuse.experiment.detector import DetectorSetup
 from dials_diffuse.experiment.images import image_readings, image_shift, read_image, static_mask
 from dials_diffuse.experiment.scan import scan_geometry, sub_steps
 from dials_diffuse.experiment.spot_prediction import SpotSize, predict_spots, spot_size
@@ -21,15 +21,14 @@ from dials_diffuse.reduction.background import (
     no_background,
     unlike_exposures,
 )
-from dials_diffuse.reduction.corrections import image_corrections, pixel_corrections, switched_on, varying
+from dials_diffuse.reduction.corrections import image_corrections
 from dials_diffuse.reduction.frames import background_profile, empty_bragg, read_frame
-from dials_diffuse.reduction.job import Job
+from dials_diffuse.reduction.job import Job, pixel_arrays
 from dials_diffuse.reduction.outliers import (
     MIN_IMAGES,
     UsualProfile,
     persistent_outliers,
     reference_profile,
-    resolution_shells,
     sample_shells,
     shape_difference,
     stuck_pixels,
@@ -67,22 +66,21 @@ def prepare_job(
     reflections : dials reflection table of all experiments, or None
     """
     experiment = experiments[number]
-    readings = image_readings(experiment.imageset)
-    detector = replace(detector, panels=[replace(p, reading=r) for p, r in zip(detector.panels, readings)])
+    detector = detector.with_readings(image_readings(experiment.imageset))
     scan = scan_geometry(experiment)
-    middle = scan.n_images / 2
-    rows, varying_rows = switched_on(parameters.corrections), varying(scan, parameters.corrections)
-    corrections = [pixel_corrections(p, scan, middle, rows).astype(np.float32) for p in detector.panels]
-    s0 = scan.s0_at(middle)
-    s_panels = [s_magnitude(p.directions, s0) for p in detector.panels]
+    pixels = pixel_arrays(detector.panels, scan, grid, parameters)
     margin = grid.diagonal / 2
-    outside = [(s > 1 / grid.d_min + margin) | (s < 1 / grid.d_max - margin) for s in s_panels]
+    outside = [(s > 1 / grid.d_min + margin) | (s < 1 / grid.d_max - margin) for s in pixels.s]
     masks = static_mask(experiment.imageset)
+<<<<<<< HEAD
     bad = [(~m | o | ~(c > 0)).astype(np.uint8) for m, o, c in zip(masks, outside, corrections)]
     s_max = max(float(s.max()) for s in s_panels)
     shell_limit = min(s_max, 1 / grid.d_min + margin)
     shells = resolution_shells(s_panels, shell_limit)
     crystals = _all_spots(number, experiments, grid.d_min, parameters, reflections)
+=======
+    bad = [(~m | o | ~(c > 0)).astype(np.uint8) for m, o, c in zip(masks, outside, pixels.corrections)]
+>>>>>>> 59f7d89b6093778cd7c8f40a230b6f7e51d88d2f
     n_sub = parameters.sampling.oscillation or sub_steps(grid, scan)
     job = Job(
         number=number,
@@ -92,15 +90,21 @@ def prepare_job(
         parameters=parameters,
         detector=detector,
         scan=scan,
-        corrections=corrections,
-        varying=[pixel_corrections(p, scan, middle, varying_rows) for p in detector.panels] if varying_rows else None,
+        corrections=pixels.corrections,
+        varying=pixels.varying,
         exposures=image_corrections(experiment.scan, parameters.corrections),
         bad=bad,
+<<<<<<< HEAD
         shells=shells,
         shell_limit=shell_limit,
         sample=sample_shells(shells, bad, corrections),
         spots=[spots for spots, _ in crystals],
         masks=[None for _ in crystals],
+=======
+        shells=pixels.shells,
+        sample=sample_shells(pixels.shells, bad, pixels.corrections),
+        spots=_all_spots(number, experiments, grid.d_min, parameters, reflections),
+>>>>>>> 59f7d89b6093778cd7c8f40a230b6f7e51d88d2f
         background=no_background(len(detector.panels)),
         n_sub_steps=n_sub,
     )
