@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 from dataclasses import dataclass, replace
-=======
-from dataclasses import dataclass
 from typing import NamedTuple
->>>>>>> 59f7d89b6093778cd7c8f40a230b6f7e51d88d2f
 
 import numpy as np
 from dxtbx.imageset import ImageSequence
@@ -16,13 +12,8 @@ from dials_diffuse.experiment.detector import DetectorSetup, PanelGeometry, s_ma
 from dials_diffuse.experiment.scan import ScanGeometry
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.reduction.background import Background
-<<<<<<< HEAD
-from dials_diffuse.reduction.corrections import pixel_corrections, varying
-from dials_diffuse.reduction.outliers import ShellSample, UsualProfile, sample_shells
-=======
 from dials_diffuse.reduction.corrections import pixel_corrections, switched_on, varying
-from dials_diffuse.reduction.outliers import ShellSample, UsualProfile, resolution_shells
->>>>>>> 59f7d89b6093778cd7c8f40a230b6f7e51d88d2f
+from dials_diffuse.reduction.outliers import ShellSample, UsualProfile, resolution_shells, sample_shells
 from dials_diffuse.reduction.reduction_parameters import ReductionParameters
 
 
@@ -36,6 +27,7 @@ class PixelArrays(NamedTuple):
     corrections: list
     varying: list | None
     shells: list
+    shell_limit: float
 
 
 def pixel_arrays(
@@ -51,6 +43,7 @@ def pixel_arrays(
         corrections=[pixel_corrections(panel, scan, middle, rows).astype(np.float32) for panel in panels],
         varying=[pixel_corrections(panel, scan, middle, varying_rows) for panel in panels] if varying_rows else None,
         shells=resolution_shells(s, s_max),
+        shell_limit=s_max,
     )
 
 
@@ -67,13 +60,8 @@ class Job:
     corrections : (ny, nx) float32 per panel, those of pixels in the middle of the scan
     varying : (ny, nx) per panel, the part of these that changes from image to image; None if nothing does
     exposures : (n_images,) float64, the corrections of all images of the scan
-<<<<<<< HEAD
-    bad : (ny, nx) uint8 per panel, nonzero = never used
-    shells, sample : resolution shells of the outlier guard, equal steps in |s| up to ``shell_limit``, 1/Å
-=======
     bad : (ny, nx) uint8 per panel, 1 = never used, else 0
-    shells, sample : resolution shells of the outlier guard
->>>>>>> 59f7d89b6093778cd7c8f40a230b6f7e51d88d2f
+    shells, sample : resolution shells of the outlier guard, equal steps in |s| up to ``shell_limit``, 1/Å
     spots : PredictedSpots of all crystals on these images
     masks : for each of them the AdaptiveMask, or None where the mask is the same for all reflections
     n_sub_steps : rotation sub-steps of an image
@@ -115,7 +103,7 @@ class Job:
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
-        _, *computed = pixel_arrays(self.panels, self.scan, self.grid, self.parameters)
+        _, *computed, _ = pixel_arrays(self.panels, self.scan, self.grid, self.parameters)
         self.__dict__.update(zip(("corrections", "varying", "shells"), computed))
         shapes = [panel.shape for panel in self.panels]
         bad = [np.unpackbits(bits, count=y * x).reshape(y, x) for bits, (y, x) in zip(self.bad, shapes)]

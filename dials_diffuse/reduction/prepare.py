@@ -72,15 +72,8 @@ def prepare_job(
     margin = grid.diagonal / 2
     outside = [(s > 1 / grid.d_min + margin) | (s < 1 / grid.d_max - margin) for s in pixels.s]
     masks = static_mask(experiment.imageset)
-<<<<<<< HEAD
-    bad = [(~m | o | ~(c > 0)).astype(np.uint8) for m, o, c in zip(masks, outside, corrections)]
-    s_max = max(float(s.max()) for s in s_panels)
-    shell_limit = min(s_max, 1 / grid.d_min + margin)
-    shells = resolution_shells(s_panels, shell_limit)
-    crystals = _all_spots(number, experiments, grid.d_min, parameters, reflections)
-=======
     bad = [(~m | o | ~(c > 0)).astype(np.uint8) for m, o, c in zip(masks, outside, pixels.corrections)]
->>>>>>> 59f7d89b6093778cd7c8f40a230b6f7e51d88d2f
+    crystals = _all_spots(number, experiments, grid.d_min, parameters, reflections)
     n_sub = parameters.sampling.oscillation or sub_steps(grid, scan)
     job = Job(
         number=number,
@@ -94,17 +87,11 @@ def prepare_job(
         varying=pixels.varying,
         exposures=image_corrections(experiment.scan, parameters.corrections),
         bad=bad,
-<<<<<<< HEAD
-        shells=shells,
-        shell_limit=shell_limit,
-        sample=sample_shells(shells, bad, corrections),
+        shells=pixels.shells,
+        shell_limit=pixels.shell_limit,
+        sample=sample_shells(pixels.shells, bad, pixels.corrections),
         spots=[spots for spots, _ in crystals],
         masks=[None for _ in crystals],
-=======
-        shells=pixels.shells,
-        sample=sample_shells(pixels.shells, bad, pixels.corrections),
-        spots=_all_spots(number, experiments, grid.d_min, parameters, reflections),
->>>>>>> 59f7d89b6093778cd7c8f40a230b6f7e51d88d2f
         background=no_background(len(detector.panels)),
         n_sub_steps=n_sub,
     )
