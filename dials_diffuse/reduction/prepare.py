@@ -97,7 +97,7 @@ def prepare_job(
     )
     if parameters.masking.persistent:
         job = _mask_persistent(job, progress)
-    job = look_at_images(job, [photons for _, photons in crystals], _sample_images(job), s_panels, progress)
+    job = look_at_images(job, [photons for _, photons in crystals], _sample_images(job), pixels.s, progress)
     if background_experiments:
         job = _subtract_background(job, experiment, background_experiments, progress)
     if parameters.corrections.flux:
