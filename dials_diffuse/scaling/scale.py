@@ -48,6 +48,9 @@ from dials_diffuse.scaling.terms.response import Response
 
 logger = logging.getLogger("dials.diffuse.scaling")
 
+#: the user is told when the scale is known to no more than this share of the anisotropic part
+_UNCERTAIN = 0.1
+
 #: rows that are in memory together, for each thread
 _ROWS = 1 << 18
 
@@ -200,7 +203,7 @@ def scale_observations(
         if bragg_scales and np.any(bragg.inverse_scale_factor > 0):
             start = start_from_bragg(start_model(data, layout, parameters), layout, bragg)
         refinement = refine(data, layout, parameters, threads, progress, start)
-        scaler = Scaler(grid, voxels, layout, refinement.model, refinement.errors)
+        scaler = Scaler(grid, voxels, layout, refinement.model, refinement.errors, refinement.scale_errors)
         predictions = predict_all(scaler, source.blocks(COLUMNS, "Finding outliers"), n_rows, threads)
         n_off_grid = int(np.count_nonzero(predictions.unique < 0))
         rejected = find_all_outliers(predictions, voxel_priors(scaler), parameters.outlier_n_sigma)
@@ -249,6 +252,7 @@ def scale_observations(
         warnings=[
             *_too_many_outliers(n_outliers, n_rows),
             *_without_terms(layout, parameters),
+            *_uncertain_scale(refinement, data),
             *([untested_in_words(untested, grid.subdivide)] if untested else []),
             *notes,
             *(_in_words(m, experiments) for m in mismatches),
@@ -312,6 +316,22 @@ def _too_many_outliers(n_outliers: int, n_rows: int) -> list:
     if share <= 0.02:
         return []
     return [f"{100 * share:.1f} % of the observations are outliers: are Bragg peaks masked widely enough?"]
+
+
+def _uncertain_scale(refinement: Refinement, data: Observations) -> list:
+    """A warning where the scale is not well known compared with what the map is made for."""
+    errors, rms = refinement.errors, refinement.scale_errors.rms
+    size = float(np.sqrt(np.median(errors.spread**2) + np.median(np.sum(errors.common**2, axis=0))))
+    if rms < _UNCERTAIN * size:
+        return []
+    tests = {test.name: test for test in refinement.tests}
+    used = [tests[key] for key in refinement.model.terms]
+    parts = ", ".join(f"{t.determined:.0f} of {t.n_parameters} of {t.label}" for t in used)
+    return [
+        f"the scale of an observation is known to {100 * rms:.1f} %, and the anisotropic part is {100 * size:.1f} % of "
+        f"the isotropic: a unique voxel has {data.n / len(data.unique):.1f} observations. Of the parameters the data "
+        f"determine {parts}; the others stay near where they began. More rotation or another orientation would help"
+    ]
 
 
 def _without_terms(layout: Layout, parameters: ScalingParameters) -> list:
