@@ -77,7 +77,8 @@ def bragg_scale_curve(bragg: BraggColumns, layout: Layout, number: int, angles: 
 def start_from_bragg(model: ScaleModel, layout: Layout, bragg: BraggColumns) -> ScaleModel:
     """A scale model whose b starts from dials.scale's factors, where all sweeps have them and the model has a b.
 
-    The overall scale is left out, by the convention of the refinement: the mean of log b is 0.
+    What the diffuse data do not tell stays there: the prior of b pulls to it. The overall scale is left out, by the
+    convention of the refinement: the mean of log b is 0.
     """
     block = model.block(Drift.key)
     if block is None:
@@ -92,6 +93,6 @@ def start_from_bragg(model: ScaleModel, layout: Layout, bragg: BraggColumns) -> 
             return model
         logs.append(np.log(curve))
     logs = np.array(logs) - np.mean(logs)
-    coefficients = model.coefficients.copy()
-    coefficients[block.all] = np.linalg.lstsq(basis, logs.T, rcond=None)[0].T.ravel()
-    return replace(model, coefficients=coefficients)
+    coefficients, reference = model.coefficients.copy(), model.reference.copy()
+    coefficients[block.all] = reference[block.all] = np.linalg.lstsq(basis, logs.T, rcond=None)[0].T.ravel()
+    return replace(model, coefficients=coefficients, reference=reference)

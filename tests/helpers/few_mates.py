@@ -65,12 +65,12 @@ def lysozyme(group: str, cell: tuple):
     """The molecule of the simulations in another crystal, whatever it meets there."""
     molecule = load_structure(Path(dials_diffuse.simulation.__file__).parent / "data" / "193l.pdb", "protein")
     site = molecule.site_cart - molecule.site_cart.mean(axis=0)
-    names, u = molecule.element, molecule.u_iso + 0.16
+    names, u = molecule.element, molecule.u_iso + 0.06
     inverse = np.linalg.inv(make_structure(cell, group, names, site, u=u).orthogonalization)
     return make_structure(cell, group, names, site @ inverse.T + [0.23, 0.19, 0.27], u=u)
 
 
-def true_map(case: FewMates, structure=None, sigma: float = 0.5, gamma: float = 8.0) -> DiffuseMap:
+def true_map(case: FewMates, structure=None, sigma: float = 0.4, gamma: float = 10.0) -> DiffuseMap:
     """Intensity of the unique voxels of a structure (None: lysozyme) with liquid-like motions."""
     structure = lysozyme(case.group, case.cell) if structure is None else structure
     grid = MapGrid(structure.unit_cell, structure.hall_symbol, case.subdivide, case.d_min)
