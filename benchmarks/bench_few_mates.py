@@ -35,10 +35,10 @@ CRYSTALS = {
 }
 DOSES = {"high": 1200.0, "low": 300.0}
 
-#: crystal _ sweeps _ a: with absorption, 0: without _ dose: (correlation, variation of the slope) before
+#: crystal _ sweeps _ a: with absorption, 0: without _ dose: (correlation, variation of the slope in %) before, None: not measured
 BEFORE = {
-    "P1_1_a_high": None,
-    "P1_1_0_low": None,
+    "P1_1_a_high": (0.8984, 4.8),
+    "P1_1_0_low": (0.8138, 3.4),
     "P1_2_a_low": None,
     "P21_1_a_low": None,
     "P21_1_0_high": None,
@@ -94,7 +94,7 @@ def run(name: str, folder: Path, truth) -> None:
     result = scale_observations([folder / "integrated.h5"], ScalingParameters(), folder / "now.h5", PROVENANCE)
     seconds = time.perf_counter() - start
     unscaled, now, best = (agreement(folder / f"{x}.h5", truth) for x in ("integrated", "now", "true"))
-    before = f"{BEFORE[name][0]:.4f} ({100 * BEFORE[name][1]:4.1f} %)"
+    before = "{:.4f} ({:4.1f} %)".format(*BEFORE[name]) if BEFORE[name] else f"{'-':15}"
     known, off = result.refinement.scale_errors.rms, error_of_scale(folder, result)
     print(
         f"{name:16} {text(unscaled)}  {before}  {text(now)}  {text(best)}  {100 * known:5.2f} %  {100 * off:5.2f} %  "

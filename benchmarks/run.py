@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 
 import bench_closed_loop
+import bench_few_mates
 import bench_fit
 import bench_integrate
 import bench_merge
@@ -21,6 +22,7 @@ BENCHMARKS = {
     "models": bench_models.main,
     "fit": bench_fit.main,
     "scale": bench_scale.main,
+    "few_mates": bench_few_mates.main,
     "closed_loop": bench_closed_loop.main,
 }
 

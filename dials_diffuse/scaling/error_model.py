@@ -22,6 +22,9 @@ _LEAST_COUNTS = 0.05
 #: of the anisotropic part, relative to the isotropic
 _LEAST_SPREAD = 1e-3
 
+#: standard deviations of the anisotropic part that count as one for outliers
+_TAILS = 3.0
+
 #: width of a band of |s|, 1/Å, and the number of blocks in it that count as much as the mean of all bands
 _BAND, _FEW = 0.1, 5
 
@@ -62,9 +65,13 @@ class ErrorModel:
         return self.expected(prediction, background) + background_variance + relative**2
 
     def prior(self, s: np.ndarray, profile: np.ndarray) -> np.ndarray:
-        """(m,) 1 / variance of the anisotropic part of voxels at |s| where the isotropic part is ``profile``."""
+        """(m,) 1 / variance of the anisotropic part that an outlier is measured by, where the isotropic is ``profile``.
+
+        The anisotropic part is not normal: it has few values, of many times its rms, which are most of what the map is
+        made for. Where no other observation vouches for them, they must not be taken for outliers.
+        """
         common = np.sum(self.common**2, axis=0)[self.band(s)]
-        return 1 / ((self.spread[self.shell(s)] ** 2 + common) * _floor(profile) ** 2)
+        return 1 / (_TAILS**2 * (self.spread[self.shell(s)] ** 2 + common) * _floor(profile) ** 2)
 
 
 def _floor(profile: np.ndarray) -> np.ndarray:
@@ -181,7 +188,7 @@ def find_outliers(prediction: Prediction, data: Observations, errors: ErrorModel
 
 
 def whole_prior(data: Observations, prediction: Prediction, errors: ErrorModel) -> np.ndarray:
-    """(m,) 1 / variance of the anisotropic part of voxels."""
+    """(m,) ErrorModel.prior of the voxels."""
     first = np.searchsorted(data.orbit, np.arange(len(data.unique)))
     return errors.prior(data.s_voxel[first], prediction.profile_at_voxel[first])
 

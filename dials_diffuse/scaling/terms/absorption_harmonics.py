@@ -13,7 +13,7 @@ from dials_diffuse.scaling.terms.absorption import RINGS, AbsorptionOptions, ove
 from dials_diffuse.scaling.terms.base import Acts, Extent, Term, rings
 
 #: a harmonic of which other terms can make more than this share of the variance is theirs
-_ALIKE_SHARE = 0.99999
+_ALIKE_SHARE = 0.998
 
 
 @dataclass(frozen=True)
