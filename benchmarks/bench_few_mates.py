@@ -35,7 +35,8 @@ CRYSTALS = {
 }
 DOSES = {"high": 1200.0, "low": 300.0}
 
-#: crystal _ sweeps _ a: with absorption, 0: without _ dose: (correlation, variation of the slope in %) before, None: not measured
+#: crystal _ sweeps _ a: with absorption, 0: without _ dose: (correlation, slope variation in %) before; None: not
+#: measured
 BEFORE = {
     "P1_1_a_high": (0.8984, 4.8),
     "P1_1_0_low": (0.8138, 3.4),

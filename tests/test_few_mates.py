@@ -9,6 +9,7 @@ import pytest
 from helpers.few_mates import PROVENANCE, FewMates, agreement, simulate, true_map
 
 from dials_diffuse.files.observations import ObservationFile
+from dials_diffuse.kernels.scaling import Tensor
 from dials_diffuse.maps.voxels import blocks_of_rows, blocks_of_voxels, find_voxels
 from dials_diffuse.scaling.error_model import first_error_model, weigh
 from dials_diffuse.scaling.intensities import levels_of, most_probable, own_squares
@@ -30,7 +31,6 @@ from dials_diffuse.scaling.solve import (
 )
 from dials_diffuse.scaling.terms.drift import Drift
 from dials_diffuse.scaling.terms.modules import Modules
-from dials_diffuse.scaling.terms.spline import Tensor
 
 #: one sweep of a triclinic crystal: a voxel has one observation or two
 CASE = FewMates("P 1", (27.3, 31.9, 34.3, 88.5, 108.6, 111.8), d_min=2.8, counts=1500.0)
