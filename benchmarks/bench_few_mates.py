@@ -40,15 +40,15 @@ DOSES = {"high": 1200.0, "low": 300.0}
 BEFORE = {
     "P1_1_a_high": (0.8984, 4.8),
     "P1_1_0_low": (0.8138, 3.4),
-    "P1_2_a_low": None,
-    "P21_1_a_low": None,
+    "P1_2_a_low": (0.8683, 1.8),
+    "P21_1_a_low": (0.7996, 1.9),
     "P21_1_0_high": None,
-    "P21_2_a_high": None,
-    "P3_1_a_low": None,
+    "P21_2_a_high": (0.9455, 1.5),
+    "P3_1_a_low": (0.8247, 1.4),
     "P3_1_0_high": None,
     "P3_2_0_low": None,
-    "P43212_1_a_high": None,
-    "P43212_2_0_low": None,
+    "P43212_1_a_high": (0.9462, 2.8),
+    "P43212_2_0_low": (0.8591, 2.6),
     "P43212_2_a_high": None,
 }
 

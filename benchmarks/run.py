@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 
+import bench_absolute
 import bench_closed_loop
 import bench_few_mates
 import bench_fit
@@ -24,6 +25,7 @@ BENCHMARKS = {
     "scale": bench_scale.main,
     "few_mates": bench_few_mates.main,
     "closed_loop": bench_closed_loop.main,
+    "absolute": bench_absolute.main,
 }
 
 if __name__ == "__main__":

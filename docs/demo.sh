@@ -27,19 +27,19 @@ step refine dials.refine indexed.expt indexed.refl
 step integrate dials.integrate refined.expt refined.refl
 step scale dials.scale integrated.expt integrated.refl
 
-repeat=yes
-step diffuse_integrate dials.diffuse_integrate scaled.expt scaled.refl
+repeat=yes # the program itself knows what is done
 # the coordinates tell how much the cell scatters: intensities in electrons² per unit cell, as those of the truth
 model=$(realpath --relative-to=. "$docs/../dials_diffuse/simulation/data/193l.pdb")
-step diffuse_scale dials.diffuse_scale diffuse_integrated.h5 absolute_scale.model="$model"
-step diffuse_merge dials.diffuse_merge diffuse_scaled.h5 reference=truth.nxs statistics.n_shells=10
-step diffuse_fit dials.diffuse_fit diffuse_merged.nxs "$model" scale=absolute d_max=10 d_min=2
+step diffuse_process dials.diffuse_process scaled.expt scaled.refl pdb="$model" reference=truth.nxs \
+  merge.statistics.n_shells=10 fit.scale=absolute fit.d_max=10 fit.d_min=2
 
 echo
-sed -n '/^Agreement with/,/bins of |s|$/p' diffuse_merge.out
+sed -n '/^Agreement with/,/bins of |s|$/p' diffuse_process.out
 echo
 echo "Liquid-like motions fitted to the map; the images were made with sigma = 0.3 and gamma = 10 Å:"
-sed -n '/^llm:/,/^$/p' diffuse_fit.out
+sed -n '/^llm:/,/^$/p' diffuse_process.out
 echo
-echo "Everything is in $PWD. The diffuse map, the map that was put in, both in one picture, and an image:"
-list diffuse_merged.nxs truth.nxs diffuse_merged.png diffuse_scaled.png diffuse_fit.html simulated_1_00001.cbf
+sed -n '/^Verdict:/,/^$/p' diffuse_process.out
+echo
+echo "Everything is in $PWD. The report, the diffuse map, the map that was put in, both in one picture, and an image:"
+list dials.diffuse_process.html diffuse_merged.nxs truth.nxs diffuse_merged.png diffuse_fit.html simulated_1_00001.cbf

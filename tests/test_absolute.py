@@ -53,7 +53,8 @@ from dials_diffuse.simulation.simulation_parameters import Background, Scales, S
 from dials_diffuse.simulation.spots import SpotShape
 from dials_diffuse.structure import contents as cell_contents
 from dials_diffuse.structure.atoms import make_structure
-from dials_diffuse.structure.contents import average_contents, contents_of_sequence, contents_of_structure
+from dials_diffuse.structure.composition import average_contents, contents_of_sequence
+from dials_diffuse.structure.contents import contents_of_structure
 from dials_diffuse.structure.expectation import expectation_of, make_expectation
 
 CELL = (12.0, 13.0, 14.0, 80.0, 95.0, 107.0)
@@ -204,6 +205,8 @@ def test_program(closed, tmp_path, monkeypatch, capsys):
         ([arguments[0], "absolute_scale.sequence=MKB"], "B: no amino acid"),
         ([arguments[0], "absolute_scale.sequence=MK", "absolute_scale.model=model.pdb"], "give one of them"),
         ([arguments[0], "absolute_scale.copies=2"], "of what?"),
+        ([arguments[0], "absolute_scale.selection=chain A"], "selection=chain A: of what?"),
+        ([arguments[0], "absolute_scale.model=model.pdb", "absolute_scale.selection=chain Q"], "chain Q"),
     ):
         fails(cli.run, [*changes, "model=b", "nproc=1"], capsys, words=[text])
 
@@ -463,6 +466,42 @@ def test_contents_of_lysozyme():
     assert average_contents(grid.unit_cell, grid.hall_symbol).electrons == pytest.approx(contents.electrons, rel=0.04)
 
 
+def test_selection_of_the_models_atoms(tmp_path):
+    """What is expected is that of a file with nothing else."""
+    structure = random_structure("P 21 21 21", (19.0, 20.5, 22.0, 90, 90, 90), "CNOSCC")
+    grid = small_grid("P 21 21 21", structure.unit_cell, (1, 1, 1), d_min=2.0)
+    text = structure.xray_structure.as_pdb_file().splitlines(keepends=True)
+    (tmp_path / "all.pdb").write_text("".join(text))
+    (tmp_path / "some.pdb").write_text("".join(line for line in text if line[76:78].strip() != "S"))
+    chosen = make_expectation(grid, str(tmp_path / "all.pdb"), selection="not element S")
+    some, everything = (make_expectation(grid, str(tmp_path / f"{name}.pdb")) for name in ("some", "all"))
+    for name in ("elastic", "compton", "interference", "f_squared"):
+        np.testing.assert_allclose(getattr(chosen, name), getattr(some, name), rtol=1e-6, atol=1e-6)
+    assert np.abs(everything.f_squared - some.f_squared).max() > 10
+    parameters = AbsoluteParameters(model=str(tmp_path / "all.pdb"), selection="not element S")
+    np.testing.assert_array_equal(parameters.expectation_for(grid, 1000, ["a.h5"]).f_squared, chosen.f_squared)
+
+
+@pytest.mark.parametrize("cell, n", [((8, 8, 8.6, 90, 90, 90), 31), ((12, 13, 14, 80, 95, 107), 114)])
+def test_small_cells_hold_no_protein(cell, n):
+    """A cell of 550 Å³ has room for 31 atoms of an organic molecule, as the source says; a sequence overrides it."""
+    contents = average_contents(cell, " P 1")
+    heavy = {e: x for e, x in contents.atoms.items() if e != "H"}
+    assert sum(heavy.values()) == pytest.approx(n, abs=1) and contents.water == 0
+    assert max(heavy, key=heavy.get) == "C" and contents.electrons / contents.volume == pytest.approx(0.43, abs=0.03)
+    for words in ("small cell", f"{n} atoms", "18 Å³", "absolute_scale.model=", "absolute_scale.sequence="):
+        assert words in contents.source
+    peptide = contents_of_sequence("GAV", (8, 8, 8.6, 90, 90, 90), " P 1", 1)
+    assert "3 residues" in peptide.source and peptide.atoms["N"] == 3
+    expectation = make_expectation(small_grid("P 1", cell, (1, 1, 1), d_min=0.9))
+    assert expectation.source == contents.source and expectation.water_share == 0
+
+
+def test_a_large_cell_holds_a_protein():
+    contents = average_contents((40, 45, 50, 90, 90, 90), " P 2ac 2ab")
+    assert "protein" in contents.source and 0.3 < contents.water / 0.03343 / contents.volume < 0.7
+
+
 @pytest.mark.parametrize(
     "sequence, copies, words",
     [
@@ -606,6 +645,12 @@ def test_scale_from_a_model():
     assert result.estimates[-1].details["delta_b"] == pytest.approx(-4.0, abs=0.05)
 
 
+def check_without_model(result):
+    """The scale is that of the separation; the sum rule is better here, where there is nothing but the crystal."""
+    assert result.method == "separation" and abs(result.k - K) < 2 * result.esd < 0.25 * K
+    assert next(e for e in result.estimates if e.method == "krogh_moe").k == pytest.approx(K, rel=0.002)
+
+
 def test_a_model_in_another_laue_group(tmp_path):
     """Its atoms count, its structure factors do not; both groups are named, and what to do."""
     *data, _ = lattice_of_atoms()
@@ -613,7 +658,7 @@ def test_a_model_in_another_laue_group(tmp_path):
     (tmp_path / "other.pdb").write_text(other.xray_structure.as_pdb_file())
     expectation = make_expectation(data[0], str(tmp_path / "other.pdb"), bulk_solvent=False, hydrogens=False)
     result = absolute_scale(*data, expectation)
-    assert result.method == "krogh_moe" and result.k == pytest.approx(K, rel=0.002)
+    check_without_model(result)
     words = r"absolute_scale\.model=.*other\.pdb is P 2 2 2, that of the data P 1, .* Give space_group=P222 "
     assert [w for w in result.warnings if re.search(words, w)]
     with pytest.raises(DiffuseError, match="absolute_scale.method=model: .*" + words):
@@ -625,8 +670,8 @@ def test_a_model_in_another_laue_group(tmp_path):
 def test_a_model_that_does_not_fit_is_not_trusted():
     *data, contents = lattice_of_atoms()
     result = absolute_scale(*data, model_of(contents, data, rng=np.random.default_rng(0)), "auto")
-    assert result.method == "krogh_moe" and result.k == pytest.approx(K, rel=0.002)
-    assert any("correlate" in w for w in result.warnings)
+    check_without_model(result)
+    assert any("correlate" in w for w in result.warnings) and "correlate" in result.left_out["model"]
 
 
 def test_what_threads_are_sent_and_give_back_can_be_pickled(closed, scaled, tmp_path, monkeypatch):

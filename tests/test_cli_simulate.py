@@ -163,6 +163,26 @@ def test_switches(work):
     assert np.mean(np.array(diffuse) > 5) > 0.2 and np.median(bragg) == 0 and np.max(bragg) > 1000
 
 
+def test_selection_of_atoms(work, capsys):
+    """Images and truth are those of a file that holds nothing else; what is no selection is an error."""
+    lines = Path("tiny.pdb").read_text().splitlines(keepends=True)
+    chosen = [line for line in lines if not line.startswith(("ATOM", "HETATM")) or line[76:78].strip() != "C"]
+    assert 2 < len(lines) - len(chosen) < 9
+    Path("chosen.pdb").write_text("".join(chosen))
+    run(["chosen.pdb", *BASE[1:], "output.prefix=file"])
+    expected = read_map("truth.nxs").intensity
+    run([*BASE, "selection=not element C", "output.prefix=selection"])
+    np.testing.assert_array_equal(read_map("truth.nxs").intensity, expected)
+    for i in range(4):
+        np.testing.assert_array_equal(*(cbf_pixels(f"{n}_1_{i + 1:05d}.cbf") for n in ("file", "selection")))
+    assert "selection='element Q'" in fails(run, [*BASE, "selection=element Q"], capsys)
+
+
+def cbf_pixels(path) -> np.ndarray:
+    """(ny, nx) of an image."""
+    return np.array(read_image(ExperimentListFactory.from_filenames([path])[0].imageset, 0)[0])
+
+
 def test_images_without_crystal(work):
     run([*BASE, "background.images=3", "noise=False", "scan.start=10", "background.air=40", "bragg=False"])
     assert images("background_1", 3) < names() and "background_2_00001.cbf" not in names()
@@ -580,6 +600,7 @@ def test_bad_command_lines(work, capsys, args, words):
         ("output.json=taken", ["output.json=taken", "folder"]),
         ("crystal.thickness=None", ["crystal.thickness"]),
         ("grid.subdivide=None", ["subdivide"]),
+        ("grid.subdivide=900,900,900", ["grid.subdivide=900,900,900", "GB", "larger d_min"]),
         ("seed=None", ["seed=None"]),
     ],
 )

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from helpers.checkout import ROOT
 
-from dials_diffuse.cli import fit, integrate, merge, scale, simulate
+from dials_diffuse.cli import integrate, merge, process, scale, simulate
 from dials_diffuse.cli.model_scope import model_from_phil
 from dials_diffuse.merging.compare import Comparison
 from dials_diffuse.report.agreement import format_comparison
@@ -24,10 +24,10 @@ OURS = {
     "dials.diffuse_integrate": integrate,
     "dials.diffuse_scale": scale,
     "dials.diffuse_merge": merge,
-    "dials.diffuse_fit": fit,
+    "dials.diffuse_process": process,
 }
 #: after DIALS, in each script; these are always repeated
-AFTER = {"demo.sh": list(OURS)[1:], "snase.sh": list(OURS)[1:-1]}
+AFTER = {"demo.sh": ["dials.diffuse_process"], "snase.sh": list(OURS)[1:-1]}
 THEIRS = {
     "dials.import": "dials_import",
     "dials.find_spots": "find_spots",
@@ -45,7 +45,7 @@ STUB = """#!/bin/sh
 name=$(basename "$0")
 { printf '%s' "$name"; printf '\\t%s' "$@"; echo; } >>"$CALLS"
 echo "this is $name"
-if [ "$name" = dials.diffuse_merge ]; then cat "$TABLE"; fi
+if [ "$name" = dials.diffuse_process ]; then cat "$TABLE"; fi
 [ "$name" != "$BROKEN" ]
 """
 
@@ -110,10 +110,8 @@ def test_demo_goes_from_a_structure_to_a_comparison(stage):
         assert line in done.stdout
     assert "unwanted" not in done.stdout
     words = {call[0]: call[1:] for call in calls}
-    assert "reference=truth.nxs" in words["dials.diffuse_merge"]
-    assert "diffuse_integrated.h5" in words["dials.diffuse_scale"]
-    assert "diffuse_scaled.h5" in words["dials.diffuse_merge"]
-    assert words["dials.diffuse_integrate"] == ["scaled.expt", "scaled.refl"]
+    assert "reference=truth.nxs" in words["dials.diffuse_process"]
+    assert words["dials.diffuse_process"][:2] == ["scaled.expt", "scaled.refl"]
 
 
 @pytest.mark.parametrize("script", [DEMO, SNASE], ids=lambda path: path.name)
@@ -135,15 +133,17 @@ def test_programs_understand_what_they_are_told(stage, images, script):
             simulate.geometry_from_phil(params)
     with pytest.raises(Exception, match="no_such"):
         parameters(OURS["dials.diffuse_merge"].phil_scope, ["no_such=1"])
+    with pytest.raises(Exception, match="no_such"):
+        parameters(OURS["dials.diffuse_process"].phil_scope, ["fit.no_such=1"])
 
 
 def test_files_have_the_names_that_the_next_program_and_the_readme_use(stage):
     """The script leaves names to the programs, whose defaults are these."""
-    simulated, integrated, scaled, merged, fitted = (OURS[name].phil_scope.extract().output for name in OURS)
+    simulated, integrated, scaled, merged, processed = (OURS[name].phil_scope.extract().output for name in OURS)
     text = DEMO.read_text()
-    pictures = scaled.png, merged.png, fitted.html
-    for name in (simulated.truth, integrated.observations, scaled.observations, merged.map, *pictures):
+    for name in (simulated.truth, merged.map, merged.png, processed.html):
         assert name in text
+    assert integrated.observations in SNASE.read_text() and scaled.observations in SNASE.read_text()
     assert f"{simulated.prefix}_1_" in text
     assert not re.search(r"\boutput\.", text)
     readme = (ROOT / "README.md").read_text()
@@ -173,7 +173,7 @@ def test_a_step_that_fails_is_told_and_taken_up_again(stage):
     assert "this is dials.refine" in done.stdout and str(stage.output / "refine.out") in done.stdout
     calls, done = stage.run(DEMO, stage.output)
     assert done.returncode == 0
-    assert [call[0] for call in calls] == ["dials.refine", "dials.integrate", "dials.scale", *list(OURS)[1:]]
+    assert [call[0] for call in calls] == ["dials.refine", "dials.integrate", "dials.scale", *AFTER["demo.sh"]]
 
 
 def test_another_command_is_another_step_and_all_that_follow_are_repeated(stage):
@@ -182,7 +182,7 @@ def test_another_command_is_another_step_and_all_that_follow_are_repeated(stage)
     stamp = stage.output / ".simulate.done"
     stamp.write_text(stamp.read_text().replace("seed=4", "seed=1"))
     calls, _ = stage.run(DEMO, stage.output)
-    assert len(calls) == len(OURS) + len(THEIRS)
+    assert len(calls) == 2 + len(THEIRS)
     assert not (stage.output / "simulated_1_00001.cbf").exists()  # in the way of the new ones
 
 

@@ -240,7 +240,8 @@ def test_space_group_can_be_replaced(tmp_path):
     assert result.map.grid.unit_cell[:2] == pytest.approx([20.05, 20.05], abs=0.01)
     assert result.statistics.overall["multiplicity"] == pytest.approx(8, abs=0.6)
     assert result.statistics.overall["chi2_sym"] < 1.2
-    wrong = merge(tmp_path / "a.h5", space_group="P422")
+    wrong = merge(tmp_path / "a.h5", space_group="P422", symmetry_check="warn")
+    assert any("P 4 is the highest part of it that holds" in w for w in wrong.warnings)
     assert wrong.statistics.overall["chi2_sym"] > 2
     assert len(laue_operators(wrong.map.grid.space_group, True)) == 16
 

@@ -15,13 +15,13 @@ from helpers.programs import fails, model_of
 from helpers.structures import CELL
 
 import dials_diffuse
+from dials_diffuse import memory
 from dials_diffuse.cli import fit
 from dials_diffuse.cli.model import run
 from dials_diffuse.files.nexus import read_map, read_provenance, write_map
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.maps.symmetry import laue_operators, possible_voxels
-from dials_diffuse.models import compute
 from dials_diffuse.models.compute import model_map
 from dials_diffuse.models.covariance.covariance import Covariance
 from dials_diffuse.models.covariance.elastic_network import ElasticNetwork
@@ -221,7 +221,7 @@ def test_means_that_do_not_fit_into_memory(pdb, capsys, monkeypatch):
     structure = load_structure(pdb)
     grid = MapGrid(structure.unit_cell, structure.hall_symbol, (3, 3, 3), 3.0)
     Path("memory.max").write_text(str(2 * RigidBody(sigma=0.3).memory_estimate(structure, grid)))
-    monkeypatch.setattr(compute, "_MEMORY_LIMIT", Path("memory.max"))
+    monkeypatch.setattr(memory, "_LIMIT", Path("memory.max"))
     words = [pdb, "model=rigid_body", "d_min=3", "output.png=None"]
     fails(run, [*words, "voxels=mean"], capsys, words=["or voxels=centre"])
     run(words)
@@ -348,7 +348,7 @@ def test_bad_rotations(pdb, capsys):
 
 def test_memory_of_a_control_group(pdb, capsys, monkeypatch):
     Path("memory.max").write_text("100000\n")
-    monkeypatch.setattr(compute, "_MEMORY_LIMIT", Path("memory.max"))
+    monkeypatch.setattr(memory, "_LIMIT", Path("memory.max"))
     assert "there are 0.0 GB; choose a smaller grid.subdivide" in fails(run, [pdb], capsys)
     block = [pdb, "model=covariance", "covariance.supercell=1,1,2", "d_min=8"]
     assert "or a smaller supercell" in fails(run, block, capsys)
@@ -363,7 +363,7 @@ def test_a_map_of_the_origin_alone(pdb, name):
 
 
 def test_grid_that_does_not_fit_into_memory(pdb, capsys, monkeypatch):
-    monkeypatch.setattr(compute.os, "sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 20)
+    monkeypatch.setattr(memory.os, "sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 20)
     assert "choose a smaller grid.subdivide" in fails(run, [pdb], capsys)
 
 

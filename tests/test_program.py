@@ -13,8 +13,8 @@ import pytest
 from helpers.checkout import environment
 from libtbx.phil import parse
 
-from dials_diffuse.cli import integrate, merge
-from dials_diffuse.cli.program import check_outputs, run_program
+from dials_diffuse.cli import fit, integrate, merge, model, scale, simulate
+from dials_diffuse.cli.program import check_outputs, keep_words, run_program
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.files import hdf5 as files
 
@@ -318,3 +318,35 @@ def test_outputs_do_not_replace_inputs_or_each_other(name, tmp_path, monkeypatch
     with pytest.raises(DiffuseError, match="in.h5" if name == "in.h5" else "output.a"):
         check_outputs(scope, scope.extract(), inputs=["in.h5"])
     assert Path("in.h5").read_text() == "data"
+
+
+@pytest.mark.parametrize("module", [fit, integrate, merge, model, scale, simulate], ids=lambda module: module.__name__)
+def test_words_that_phil_takes_for_its_own(module):
+    """A choice that is typed as auto or none is the word, as it is by default; a parameter without the word is not."""
+    for definition in module.phil_scope.all_definitions():
+        if definition.object.type.phil_type != "choice":
+            continue
+        for word in ("auto", "none"):
+            params = module.phil_scope.fetch(parse(f"{definition.path}={word}")).extract()
+            keep_words(module.phil_scope, params)
+            value = params
+            for name in definition.path.split("."):
+                value = getattr(value, name)
+            named = word in {w.value.lstrip("*") for w in definition.object.words}
+            assert (value == word) == named, definition.path
+
+
+def test_a_word_that_phil_takes_for_its_own_on_the_command_line(capsys):
+    """The default, typed: it was refused as "Auto"."""
+    run_program(
+        "test",
+        "Help.",
+        parse("kind = *auto one\n  .type = choice\noutput.log = None\n  .type = path"),
+        show,
+        ["kind=auto", __file__],
+    )
+    assert capsys.readouterr().out.splitlines()[-1] == "auto"
+
+
+def show(params, files, provenance, warnings) -> None:
+    print(params.kind)

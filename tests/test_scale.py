@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from helpers.builders import PROVENANCE, all_voxels, observation_rows, small_grid, true_intensity
 from helpers.programs import fails
+from helpers.samples import read_sample
 from helpers.synthetic import make_experiment
 from helpers.two_crystals import EXPERIMENTS, GRID, MODULES, SMALL, TURNING, anisotropic, make_rows, true_b, write
 from scipy.stats import multivariate_normal, poisson
 from scitbx import matrix
 
 from dials_diffuse.cli import scale as cli
+from dials_diffuse.crystals.crystal_parameters import CrystalParameters
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.experiment.scan import scan_geometry
 from dials_diffuse.files.observations import OBSERVATION_DTYPE, ObservationFile
@@ -29,16 +31,14 @@ from dials_diffuse.maps.voxels import BLOCK, blocks_of_rows, find_voxels
 from dials_diffuse.merging.laue import MergeParameters, merge_observations
 from dials_diffuse.report.scaling import scaling_text
 from dials_diffuse.scaling.apply import Predictions, Scaler, apply_levels, predict_all, scaled_rows
-from dials_diffuse.scaling.batches import Batch, suggest_cuts
 from dials_diffuse.scaling.error_model import first_error_model, reject, weigh
 from dials_diffuse.scaling.layout import Rows, S, T, coordinates, directions_in_head, make_layout, places
 from dials_diffuse.scaling.levels import find_levels, minus_log_likelihood, without_offsets
 from dials_diffuse.scaling.model import start_model
 from dials_diffuse.scaling.normal import chi2, normal_equations
 from dials_diffuse.scaling.patterns import absorption, absorption_functions, harmonics, symmetric_patterns
-from dials_diffuse.scaling.record import scaling_record, suggested_cuts
+from dials_diffuse.scaling.record import scaling_record
 from dials_diffuse.scaling.refine import fold_of_blocks, refine
-from dials_diffuse.scaling.sample import COLUMNS, sample_observations
 from dials_diffuse.scaling.scale import scale_observations
 from dials_diffuse.scaling.scaling_parameters import ScalingParameters
 from dials_diffuse.scaling.solve import gauge
@@ -47,15 +47,6 @@ from dials_diffuse.scaling.terms.absorption import AbsorptionOptions
 from dials_diffuse.scaling.terms.drift import DriftOptions
 from dials_diffuse.scaling.terms.table import CRYSTAL, NAMES, OPTIONS, TERMS, help_of_names
 from dials_diffuse.scaling.uncertainty import no_scale_errors
-
-
-def read_sample(path, share=1.0):
-    with ObservationFile(path) as file:
-        voxels, _ = find_voxels(blocks_of_rows([file], ("index", "norm"), 1000), file.grid, True)
-        layout = make_layout(file.experiments, file.grid)
-        wanted = np.random.default_rng(0).random(len(voxels.index)) < share
-        blocks = ((0, block) for block in blocks_of_rows([file], COLUMNS, 1000))
-        return sample_observations(blocks, file.grid, voxels, layout, wanted, 4), layout
 
 
 def scale(tmp_path, rows, **options):
@@ -343,15 +334,6 @@ def test_more_background_than_signal_is_an_error(tmp_path):
         scale(tmp_path, rows)
 
 
-def test_a_spoilt_image_is_suggested_for_removal(tmp_path):
-    rows = make_rows(np.random.default_rng(8), a=False, c=False, d=False)
-    spoilt = (rows["experiment"] == 1) & (rows["xyz"][:, 2].astype(int) == 20)
-    rows["counts"][spoilt] *= np.random.default_rng(0).uniform(0.8, 1.2, spoilt.sum())
-    result = scale(tmp_path, rows, terms=("b",), max_observations=20_000)
-    assert result.cuts == [(1, 21, 21)]
-    assert suggested_cuts(result) == {str(tmp_path / "in.h5"): "1:21:21"}
-
-
 def test_blocks_of_neighbouring_voxels_stay_together(tmp_path):
     """A fold holds whole neighbourhoods: neighbours share a block unless it ends between them."""
     data, _ = read_sample(write(tmp_path / "a.h5", make_rows(np.random.default_rng(0), copies=1)))
@@ -579,17 +561,18 @@ def test_levels_leave_the_isotropic_part_alone(tmp_path):
 
 def test_sweeps_that_are_indexed_otherwise_are_found(tmp_path, planted):
     """P41 on a tetragonal lattice: k,h,-l is another crystal, and so is the merged map of both as they are."""
-    assert planted[1].mismatches == []
+    assert planted[1].crystals.quiet
     rows = make_rows(np.random.default_rng(1))
     second = rows["experiment"] == 1
     h, k, l = rows["index"][second].T
     rows["index"][second] = np.transpose([k, h, -l])
-    result = scale(tmp_path, rows, max_observations=25_000, terms=("b", "c"))
-    (found,) = result.mismatches
-    assert {found.sweep, found.reference} == {0, 1}
-    assert found.cc > 0.9 and found.cc_as_given < 0.3
-    assert any("is indexed otherwise" in warning and found.operator in warning for warning in result.warnings)
-    other = next(s for s in alternative_settings(GRID)[1:] if s.operator == found.operator)
+    kept = CrystalParameters(reindex="none")
+    result = scale(tmp_path, rows, max_observations=25_000, terms=("b", "c"), crystals=kept)
+    first, found = result.crystals.crystals
+    assert first.kept and found.kept and first.operator == found.operator == "h,k,l"  # one against one: no majority
+    assert found.verdict == "map" and found.correlation > 0.9 and found.correlation_as_given < 0.3
+    assert any("is indexed otherwise" in warning and found.suggested in warning for warning in result.warnings)
+    other = next(s for s in alternative_settings(GRID)[1:] if s.operator == found.suggested)
     laue = {r.tobytes() for r in laue_operators(GRID.space_group, True)}
     swap = np.array([[0, 1, 0], [1, 0, 0], [0, 0, -1]])
     assert np.rint(swap @ np.linalg.inv(other.matrix)).astype(np.int64).tobytes() in laue
@@ -605,23 +588,13 @@ def test_settings_that_the_subdivision_forbids_are_told(tmp_path, subdivide):
     (other,) = alternative_settings(grid)[1:]
     told = [w for w in result.warnings if f"no test whether the setting is {other.operator}" in w]
     assert len(told) == (subdivide == (2, 3, 2)) and all("grid.subdivide=2,3,2" in w for w in told)
-    assert result.mismatches == []
+    assert result.crystals.quiet and len(result.crystals.operators) == 2 - len(told)
 
 
 def test_crystals_are_correlated(planted):
     _, result = planted
     assert result.correlations[0, 1] > 0.9
     assert result.correlations[0, 0] == 1
-
-
-def test_batches_of_few_observations_are_not_suggested_by_chance():
-    """χ² of normal residuals: nothing is wrong with any batch, however few observations it has."""
-    rng = np.random.default_rng(0)
-    for n in (5, 20, 60):
-        chi2 = rng.chisquare(n, 3600) / n
-        assert suggest_cuts([Batch(0, i, i, n, float(x), 0.0) for i, x in enumerate(chi2, start=1)]) == []
-    bad = [Batch(0, i, i, 60, 9.0 if i == 7 else 1.0, 0.0) for i in range(1, 20)]
-    assert suggest_cuts(bad) == [(0, 7, 7)]
 
 
 def test_the_variance_of_the_background_counts(tmp_path):

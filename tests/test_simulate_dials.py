@@ -10,11 +10,16 @@ import numpy as np
 import pytest
 from dials.array_family import flex
 from dxtbx.model.experiment_list import ExperimentList
+from helpers.builders import PROVENANCE
 from helpers.programs import dials
 
 from dials_diffuse.cli import integrate, merge, simulate
 from dials_diffuse.files.nexus import read_map
 from dials_diffuse.merging.compare import compare_maps
+from dials_diffuse.scaling.absolute import AbsoluteParameters
+from dials_diffuse.scaling.scale import scale_observations
+from dials_diffuse.scaling.scaling_parameters import ScalingParameters
+from dials_diffuse.simulation.plan import example_path
 
 N_IMAGES = 40
 FLUX = 1e12  # photons/s; more would make Bragg spots overflow, and what they lose spoil CC1/2
@@ -154,3 +159,39 @@ def test_the_map_is_as_good_as_with_the_true_models(processed, monkeypatch):
     assert compare_maps(found, best, n_bins=N_BINS).cc > 0.97
     assert with_dials.slope / expected == pytest.approx(1, abs=0.03)
     assert with_truth.slope / expected == pytest.approx(1, abs=0.03)
+
+
+@pytest.mark.parametrize("known", ["model", "nothing"])
+def test_the_scale_is_absolute_with_coordinates_and_without(processed, known):
+    """Air and liquid are on the images, and none without crystal: still the scale is right within what it says."""
+    integrated = processed / "absolute.h5"
+    if not integrated.exists():
+        names = [str(processed / f"integrated.{suffix}") for suffix in ("expt", "refl")]
+        integrate.run(
+            [*names, "grid.subdivide=2,2,2", f"output.observations={integrated}", "output.json=None", "output.log=None"]
+        )
+    contents = {"model": str(example_path("lysozyme"))} if known == "model" else {}
+    parameters = ScalingParameters(terms=(), max_observations=20_000)
+    found = scale_observations(
+        [integrated], parameters, processed / f"{known}.h5", PROVENANCE, absolute=AbsoluteParameters(**contents)
+    ).absolute
+    truth = np.prod(CELL[:3]) / (FLUX * 0.2e7 * 2.8179403e-5**2 * 1e-6)
+    assert abs(found.k - truth) < 2 * found.esd
+    assert found.k == pytest.approx(truth, rel=0.03 if known == "model" else 0.25)
+    assert found.method == ("model" if known == "model" else "separation")
+    print(
+        known,
+        truth,
+        found.k,
+        found.esd,
+        found.relative,
+        found.estimates,
+        found.parts and found.parts.details,
+        found.shells.edges[-1],
+        found.left_out,
+        found.warnings,
+    )
+    separated = next(e for e in found.estimates if e.method == "separation")
+    assert abs(separated.k - truth) < 2 * separated.esd < 0.5 * truth
+    sum_rule = next(e for e in found.estimates if e.method == "krogh_moe")
+    assert sum_rule.k < separated.k < 1.2 * truth

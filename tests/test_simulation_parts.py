@@ -18,7 +18,6 @@ from dials_diffuse.experiment.pixel_factors import air_attenuation_coefficient
 from dials_diffuse.kernels.spline import spline_points
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.reduction.corrections import MICROSTERADIAN
-from dials_diffuse.simulation import background_scattering as background
 from dials_diffuse.simulation.diffuse import DiffuseVolume, spline_through
 from dials_diffuse.simulation.plan import plan_sweeps
 from dials_diffuse.simulation.prepare_sweep import beam_stop_mask, module_numbers, prepare_sweep, random_pixels
@@ -29,7 +28,8 @@ from dials_diffuse.simulation.spots import SpotShape
 from dials_diffuse.simulation.streams import STREAMS, random_stream
 from dials_diffuse.simulation.sweep import Sample, make_sample
 from dials_diffuse.simulation.truth import IdealSums, image_sums, true_map
-from dials_diffuse.structure.factors import compton, incoherent
+from dials_diffuse.structure import surroundings
+from dials_diffuse.structure.factors import atom_form_factor, compton, incoherent
 
 EMPTY = Background(air=0, liquid=0, solvent=False, compton=False)
 PERFECT = Defects(0, 0, 0.0, 0.0)
@@ -59,7 +59,7 @@ def counts(sweep, image=0) -> np.ndarray:
 
 
 def flat_sample(volume, isotropic=0.0) -> Sample:
-    s = np.linspace(0, 4, 2000)
+    s = np.linspace(0, 4, 8000)
     return Sample(volume, math.prod(CELL[:3]), s, np.full(len(s), isotropic))
 
 
@@ -174,16 +174,42 @@ def test_the_sampling_is_as_fine_as_the_noise_needs():
 
 
 def test_air_water_and_compton_have_their_limits():
-    assert background.air(0.0) == pytest.approx(0.79 * 14**2 + 0.21 * 16**2, rel=1e-3)  # all electrons in phase
-    far = background.air(np.array([2.5]))[0]
+    assert surroundings.air(0.0) == pytest.approx(0.79 * 14**2 + 0.21 * 16**2, rel=1e-3)  # all electrons in phase
+    far = surroundings.air(np.array([2.5]))[0]
     single = 0.79 * 2 * 7 + 0.21 * 2 * 8
     assert single < far < 1.5 * single  # Compton, and what is left of single atoms
     s = np.linspace(0.05, 1.0, 1000)
-    assert 3.0 < 1 / s[np.argmax(background.water(s))] < 3.4
-    assert background.water(0.0) == pytest.approx(0.064 * 100, rel=0.01)  # isothermal compressibility
+    assert 3.0 < 1 / s[np.argmax(surroundings.water(s))] < 3.4
+    assert surroundings.water(0.0) == pytest.approx(0.064 * 100, rel=0.01)  # isothermal compressibility
     for element, z in (("C", 6), ("H", 1), ("S", 16)):
         assert incoherent(element, 0.0) == pytest.approx(0.0, abs=0.01 * z)
         assert incoherent(element, np.array([6.0]))[0] == pytest.approx(z, rel=0.02)
+
+
+def test_what_is_simulated_obeys_the_sum_rule():
+    """Over all q, q² times what is more than single atoms is -2π² Z² / V, where atoms do not overlap.
+
+    So it is for water, less its O-H bonds; for air, whose molecules are far from each other; and for Compton, which
+    single atoms have. The bonds are pairs of atoms at one distance.
+    """
+    q = np.linspace(0, 60, 12001)
+    s = q / (2 * np.pi)
+    f = {element: atom_form_factor(element, s) for element in "HNO"}
+
+    def integral(curve):
+        return np.sum(q**2 * curve) * q[1]
+
+    def single(**atoms):
+        return sum(n * (f[e] ** 2 + incoherent(e, s)) for e, n in atoms.items())
+
+    bonds = 4 * f["O"] * f["H"] * np.sinc(2 * s * 0.96) + 2 * f["H"] ** 2 * np.sinc(2 * s * 1.52)
+    expected = -2 * np.pi**2 * 10**2 * 0.03343
+    assert integral(surroundings.water(s) - single(O=1, H=2) - bonds) == pytest.approx(expected, rel=0.02)
+    far = 0.79 * 2 * f["N"] ** 2 * np.sinc(2 * s * 1.098) + 0.21 * 2 * f["O"] ** 2 * np.sinc(2 * s * 1.207)
+    assert abs(integral(surroundings.air(s) - single(N=2 * 0.79, O=2 * 0.21) - far)) < 1e-9
+    structure = random_structure("P 1", (12, 13, 14, 80, 95, 107), "CNOCS", u=(0.3, 0.45))
+    atoms = sum(incoherent(e, s) for e in structure.element)
+    np.testing.assert_allclose(compton(structure, s), atoms)
 
 
 def test_background_scales_with_what_makes_it():
@@ -200,8 +226,8 @@ def test_background_scales_with_what_makes_it():
     s = np.linalg.norm(s1 - np.array(experiment.beam.get_s0()))
     mu = air_attenuation_coefficient(1 / np.linalg.norm(experiment.beam.get_s0()))
     factor = correction(experiment, 0, x + 0.5, y + 0.5, 0, mu) * MICROSTERADIAN * 1e12 * 2.8179403e-5**2
-    assert images["air"][y, x] == pytest.approx(factor * 12e7 * 2.504e-5 * background.air(s), rel=1e-4)
-    assert images["liquid"][y, x] == pytest.approx(factor * 0.3e7 * 0.03343 * background.water(s), rel=1e-4)
+    assert images["air"][y, x] == pytest.approx(factor * 12e7 * 2.504e-5 * surroundings.air(s), rel=1e-4)
+    assert images["liquid"][y, x] == pytest.approx(factor * 0.3e7 * 0.03343 * surroundings.water(s), rel=1e-4)
 
 
 def test_scale_factors():
@@ -463,12 +489,12 @@ def test_solvent_compton_and_liquid_have_scales_of_their_own():
     for image in (0, 3):
         sweep, solvent = other(image, solvent=True)
         b = sweep.scales.b((image + 0.5) / 4)
-        assert solvent[y, x] == pytest.approx(b * per_cell * water * background.water(s)[0], rel=1e-3)
+        assert solvent[y, x] == pytest.approx(b * per_cell * water * surroundings.water(s)[0], rel=1e-3)
         _, recoil = other(image, compton=True)
         assert recoil[y, x] == pytest.approx(b * per_cell * compton(structure, s)[0], rel=1e-3)
         sweep, liquid = other(image, liquid=0.3, liquid_variation=0.5)
         thickness = 0.3e7 * sweep.scales.liquid_factor(sweep.scan.angle(image + 0.5))
-        assert liquid[y, x] == pytest.approx(photons * thickness * 0.03343 * background.water(s)[0], rel=1e-3)
+        assert liquid[y, x] == pytest.approx(photons * thickness * 0.03343 * surroundings.water(s)[0], rel=1e-3)
 
 
 def test_gain_and_pedestal():

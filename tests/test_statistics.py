@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers.builders import all_voxels, merge, observation_rows, small_grid, true_intensity
 
-from dials_diffuse.maps.shells import anisotropic_correlation, isotropic_residual, shell_limits
+from dials_diffuse.maps.shells import anisotropic_correlation, fine_residual, isotropic_residual, shell_limits
 from dials_diffuse.merging.statistics import COLUMNS
 
 
@@ -106,10 +106,35 @@ def test_correlation_identities():
     assert math.isnan(anisotropic_correlation(fall, np.zeros(len(s)), s))
 
 
-def test_isotropic_residual_has_no_mean_in_any_bin():
+def test_isotropic_residual_is_what_lines_in_thin_shells_leave():
     rng = np.random.default_rng(18)
     s, values = rng.uniform(0, 0.1, (2, 5000))
-    residual = isotropic_residual(values + 100 * s, s, 0.01)
-    for low in np.arange(10) / 100:
-        chosen = (s >= low) & (s < low + 0.01)
-        assert abs(residual[chosen].mean()) < 1e-9
+    residual = isotropic_residual(values + 100 * s, s)
+    for shell in np.array_split(np.argsort(s), 5000 // 40):
+        slope, constant = np.polyfit(s[shell], values[shell], 1)
+        np.testing.assert_allclose(residual[shell], values[shell] - slope * s[shell] - constant, atol=1e-9)
+
+
+@pytest.mark.parametrize("n", [1000, 30_000])
+def test_a_steep_ring_of_solvent_is_not_shared_signal(n):
+    """A hundred times as strong as the noise of both halves; means in shells of 0.004 1/Å left a correlation of 0.9."""
+    rng = np.random.default_rng(19)
+    s = rng.uniform(0.05, 0.4, n)
+    ring = 1e5 * (np.exp(-(((s - 0.3) / 0.03) ** 2)) + 0.3)
+    halves = ring + 500 * rng.normal(size=(2, n))
+    assert abs(anisotropic_correlation(*halves, s)) < 4 / math.sqrt(n)
+    signal = 500 * rng.normal(size=n)
+    assert anisotropic_correlation(*(halves + signal), s) == pytest.approx(0.5, abs=0.1)
+
+
+def test_what_is_smooth_in_direction_is_taken_off():
+    rng = np.random.default_rng(20)
+    s = rng.uniform(-0.4, 0.4, (20_000, 3))
+    length = np.linalg.norm(s, axis=1)
+    s, length = s[length > 0.15], length[length > 0.15]  # of less there are too few
+    u = s / length[:, None]
+    smooth = 1000 * np.exp(-5 * length) * (1 + 0.2 * u[:, 0] ** 2 - 0.3 * u[:, 1] * u[:, 2] + 0.1 * u[:, 2] ** 4)
+    signal = rng.normal(size=len(s))
+    assert fine_residual(smooth, s).std() < 0.02 * isotropic_residual(smooth, length).std()
+    left = fine_residual(signal, s)  # lines of 40 voxels and 15 coefficients for a thousand of them take little
+    assert left.std() == pytest.approx(1, abs=0.05) and np.corrcoef(left, signal)[0, 1] > 0.96

@@ -133,9 +133,10 @@ output {
             "The suffix of the name chooses the format. """
     + formats_in_words()
     + """"
-  volume = True
+  volume = Auto
     .type = bool
-    .help = "Also write the data as a full three-dimensional array, for viewers."
+    .help = "Also write the data as a full three-dimensional array, for viewers. Auto: if it is not too large for this"
+            "computer."
   json = diffuse_fit.json
     .type = path
     .help = "Parameters, errors and statistics of all models; None for no such file."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from libtbx.phil import parse
 
 from dials_diffuse.cli.model_scope import SCOPES_PHIL, given_parameters, scope_of
+from dials_diffuse.cli.program import flag
 from dials_diffuse.fitting.data import Selection
 from dials_diffuse.fitting.fit_parameters import FitOptions, FitParameters, PairParameters
 from dials_diffuse.fitting.request import ModelScope, requests_from_words
@@ -67,7 +68,7 @@ def files_from_phil(params) -> FitFiles:
     output = params.output
     return FitFiles(
         map=output.map,
-        volume=output.volume,
+        volume=flag(output.volume),
         json=output.json,
         html=output.html,
         png=output.png,

@@ -22,7 +22,6 @@ from dials_diffuse.cli.program import run_program, track
 from dials_diffuse.compat import available_cores
 from dials_diffuse.errors import CommandLineError
 from dials_diffuse.experiment.load import load_experiments, load_input
-from dials_diffuse.files.record import Output, write_record
 from dials_diffuse.parallel import make_executor
 from dials_diffuse.reduction.corrections import CORRECTIONS, Corrections
 from dials_diffuse.reduction.integrate import integrate
@@ -32,7 +31,7 @@ from dials_diffuse.reduction.reduction_parameters import (
     ReductionParameters,
     Sampling,
 )
-from dials_diffuse.report.integrate import integration_record
+from dials_diffuse.report.integrate import write_integration
 
 logger = logging.getLogger("dials.diffuse.integrate")
 
@@ -109,6 +108,10 @@ exclude_images = None
   .multiple = True
   .help = "Images to leave out, as first:last, or experiment:first:last for one experiment (counted from 0)."
           "Several ranges are separated by commas. Images outside a scan's valid image ranges are never used."
+images.root = None
+  .type = path
+  .help = "Folder to look in for images that are no longer where the .expt says, with as much of their old path as can"
+          "be found there. The folder of the .expt and those above it are searched in any case."
 nproc = Auto
   .type = int(value_min=1)
   .help = "Processes. Auto: the cores that this job may use."
@@ -135,8 +138,8 @@ def _main(params, files, provenance, warnings) -> None:
     parameters = parameters_from_phil(params)
     excluded = parse_exclude_images(params.exclude_images)
     executor = make_executor(params.nproc if isinstance(params.nproc, int) else available_cores())
-    data = load_input(files, excluded)
-    background = [e for path in params.background or [] if path for e in load_experiments(path)]
+    data = load_input(files, excluded, params.images.root)
+    background = [e for path in params.background or [] if path for e in load_experiments(path, params.images.root)]
     result = integrate(
         data.experiments,
         parameters,
@@ -148,14 +151,7 @@ def _main(params, files, provenance, warnings) -> None:
         executor=executor,
         progress=track,
     )
-    for warning in result.warnings:
-        logger.warning(warning)
-    logger.info("Saved %d observations to %s", result.n_observations, params.output.observations)
-    if params.output.json:
-        outputs = [Output(params.output.observations, "observations"), Output(params.output.json, "statistics")]
-        logger.info("Saving the summary to %s", params.output.json)
-        content = {**integration_record(result), "reflections": data.record()}
-        write_record(params.output.json, "dials.diffuse_integrate/1", provenance, outputs, warnings, **content)
+    write_integration(result, params.output.observations, params.output.json, provenance, warnings, data.record())
     logger.info("Next: dials.diffuse_merge %s", params.output.observations)
 
 

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-from dataclasses import replace
-
 from libtbx.phil import parse
 
-from dials_diffuse.cli.program import run_program, track
-from dials_diffuse.files.formats import formats_in_words, save_map
+from dials_diffuse.cli.program import flag, run_program, track
+from dials_diffuse.crystals.crystal_parameters import CrystalParameters
+from dials_diffuse.files.formats import formats_in_words
 from dials_diffuse.files.nexus import read_map
-from dials_diffuse.files.record import Output, write_record
-from dials_diffuse.merging.compare import compare_with_reference
+from dials_diffuse.maps.laue_check import PHIL as SYMMETRY
+from dials_diffuse.maps.laue_check import check_of_phil
 from dials_diffuse.merging.laue import MergeParameters, merge_observations
-from dials_diffuse.report.agreement import comparison_record, format_comparison, write_comparison_png
-from dials_diffuse.report.merge import format_statistics, merge_record
-from dials_diffuse.report.planes import write_planes_png
-
-logger = logging.getLogger("dials.diffuse.merge")
+from dials_diffuse.report.merge_files import MergeFiles, Reference, write_merged
 
 HELP = """
 Average diffuse observations over the Laue group of the crystal and write a three-dimensional map with its statistics.
@@ -32,12 +26,15 @@ Examples:
 """
 
 phil_scope = parse(
-    """
+    CrystalParameters.phil
+    + """
 space_group = None
   .type = str
   .help = "Average over the point group of this space group, given in the setting of the data."
           "By default the space group of the observation files."
-friedel = True
+"""
+    + SYMMETRY
+    + """friedel = True
   .type = bool
   .help = "Average (h,k,l) with (-h,-k,-l)."
 half_sets = *random frame friedel
@@ -71,15 +68,19 @@ output {
     .help = "The map. The suffix of the name chooses the format. """
     + formats_in_words()
     + """"
-  volume = True
+  volume = Auto
     .type = bool
-    .help = "Also write the map as a full three-dimensional array, for viewers."
+    .help = "Also write the map as a full three-dimensional array, for viewers. Auto: if it is not too large for this"
+            "computer."
   json = diffuse_merged.json
     .type = path
     .help = "Statistics for programs; None for no such file."
   png = diffuse_merged.png
     .type = path
     .help = "Pictures of planes through the map; None for no such file."
+  crystals_png = diffuse_merged_crystals.png
+    .type = path
+    .help = "Picture of the correlations between crystals, where there are more than two; None for no such file."
   log = dials.diffuse_merge.log
     .type = path
     .help = "The log file; None for no such file."
@@ -98,6 +99,7 @@ def parameters_from_phil(params) -> MergeParameters:
     """
     return MergeParameters(
         space_group=params.space_group,
+        symmetry_check=check_of_phil(params.symmetry.check),
         friedel=params.friedel,
         half_sets=params.half_sets,
         seed=params.seed,
@@ -105,47 +107,18 @@ def parameters_from_phil(params) -> MergeParameters:
         n_shells=params.statistics.n_shells,
         d_max=params.statistics.d_max,
         d_min=params.statistics.d_min,
+        crystals=CrystalParameters.from_phil(params),
     )
 
 
 def main(params, files, provenance, warnings) -> None:
     """Merge ``files`` and write what ``params.output`` asks for."""
     parameters = parameters_from_phil(params)
-    reference = None if params.reference is None else read_map(params.reference)
+    reference = None if params.reference is None else Reference(read_map(params.reference), params.reference)
     result = merge_observations(files, parameters, track)
-    logger.info(
-        "%d observations averaged to %d unique voxels; %d lie outside the resolution limits",
-        result.n_observations,
-        len(result.map.index),
-        result.n_off_grid,
-    )
-    for warning in result.warnings:
-        logger.warning("Warning: %s", warning)
-    logger.info("\n%s\n", format_statistics(result.statistics))
-    content = merge_record(result)
-    if reference is not None:
-        comparison = compare_with_reference(
-            result.map, reference, params.reference, parameters.n_shells, parameters.d_max, parameters.d_min
-        )
-        logger.info("Agreement with %s:\n\n%s\n", params.reference, format_comparison(comparison))
-        content["comparison"] = {"reference": params.reference, **comparison_record(comparison)}
-
     output = params.output
-    outputs = [Output(output.map, "map")]
-    logger.info("Saving the map to %s", output.map)
-    provenance = replace(provenance, identifiers=result.identifiers)
-    save_map(output.map, result.map, provenance, output.volume)
-    if output.png:
-        outputs.append(Output(output.png, "picture", "aid"))
-        logger.info("Saving pictures to %s", output.png)
-        if reference is None:
-            write_planes_png(output.png, result.map)
-        else:
-            write_comparison_png(output.png, result.map, reference, comparison)
-    if output.json:
-        outputs.append(Output(output.json, "statistics"))
-        logger.info("Saving statistics to %s", output.json)
-        write_record(output.json, "dials.diffuse_merge/1", provenance, outputs, warnings, **content)
+    merged = MergeFiles(output.map, flag(output.volume), output.json, output.png, output.crystals_png)
+    write_merged(result, parameters, merged, provenance, warnings, reference)
 
 
 def run(args=None, phil=phil_scope) -> None:

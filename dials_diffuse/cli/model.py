@@ -9,7 +9,7 @@ from pathlib import Path
 from libtbx.phil import parse
 
 from dials_diffuse.cli.model_scope import FORM_FACTOR_PHIL, MODEL_PHIL, automatic_orders, model_from_phil
-from dials_diffuse.cli.program import run_program
+from dials_diffuse.cli.program import flag, run_program
 from dials_diffuse.errors import CommandLineError, DiffuseError
 from dials_diffuse.files.formats import formats_in_words, save_map
 from dials_diffuse.files.nexus import read_map
@@ -67,9 +67,10 @@ output {
     .help = "The model's map. The suffix of the name chooses the format. """
     + formats_in_words()
     + """"
-  volume = True
+  volume = Auto
     .type = bool
-    .help = "Also write the map as a full three-dimensional array, for viewers."
+    .help = "Also write the map as a full three-dimensional array, for viewers. Auto: if it is not too large for this"
+            "computer."
   json = diffuse_model.json
     .type = path
     .help = "Summary for programs, with the comparison; None for no such file."
@@ -112,7 +113,7 @@ def main(params, files, provenance, warnings) -> None:
     outputs = [Output(params.output.map, "map")]
     logger.info("Saving the map to %s", params.output.map)
     provenance = replace(provenance, inputs=tuple(str(p) for p in (coordinates, map_path) if p is not None))
-    save_map(params.output.map, result, provenance, params.output.volume)
+    save_map(params.output.map, result, provenance, flag(params.output.volume))
     if params.output.png:
         logger.info("Saving pictures to %s", params.output.png)
         if comparison is None:

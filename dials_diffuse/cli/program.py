@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from libtbx import Auto
+
 from dials_diffuse.cli.terminal import spell_what_cannot_be_shown
 from dials_diffuse.compat import dials_version
 from dials_diffuse.errors import CommandLineError, DiffuseError
@@ -26,7 +28,15 @@ _PHIL_SUFFIXES = (".phil", ".param", ".params", ".eff", ".def")
 
 
 def run_program(
-    name: str, help_text: str, phil, main: Callable, args=None, required=(), without_files=lambda params: False
+    name: str,
+    help_text: str,
+    phil,
+    main: Callable,
+    args=None,
+    required=(),
+    without_files=lambda params: False,
+    folders: bool = False,
+    place: Callable = lambda params: None,
 ) -> None:
     """Parse ``args``, set up logging and call ``main(params, files, provenance, warnings)``.
 
@@ -40,6 +50,8 @@ def run_program(
     args : list of str, default ``sys.argv[1:]``
     required : names of ``output.*`` that may not be None
     without_files : can the program do with these parameters (extracted phil) and no input files?
+    folders : may an input be a folder?
+    place : called with the extracted phil, may change the names of the outputs
 
     Raises
     ------
@@ -50,7 +62,8 @@ def run_program(
     spell_what_cannot_be_shown()
     try:
         with _terminable():
-            params, options, files, provenance = _parse(name, help_text, phil, args, without_files)
+            params, options, files, provenance = _parse(name, help_text, phil, args, without_files, folders)
+            place(params)
             check_outputs(phil, params, required, files)
             with _logging(params.output.log, options.verbose), _collected_warnings() as warnings:
                 logger.info("%s", dials_version())
@@ -148,7 +161,7 @@ def _one_line(error) -> str:
     return " ".join(str(error).split())
 
 
-def _parse(name, help_text, phil, args, without_files):
+def _parse(name, help_text, phil, args, without_files, folders):
     from dials.util.options import ArgumentParser
 
     args = list(sys.argv[1:] if args is None else args)
@@ -166,6 +179,9 @@ def _parse(name, help_text, phil, args, without_files):
             raise CommandLineError(f"unknown parameter or bad value: {item} ('{name} -c' lists the parameters)")
         if item.startswith("-") and not Path(item).exists():
             raise CommandLineError(f"unknown option: {item} ('{name} -h' shows the help)")
+        if Path(item).is_dir() and folders:
+            files.append(item)
+            continue
         if Path(item).is_dir():
             raise DiffuseError(f"{item}: this is a folder; give the files in it")
         if not Path(item).is_file():
@@ -177,6 +193,7 @@ def _parse(name, help_text, phil, args, without_files):
     if not files and not without_files(params):
         parser.print_help(sys.stderr)
         raise CommandLineError("no input files given")
+    keep_words(phil, params)
     options.diff_phil = parser.diff_phil.as_str().strip()
     full_phil = phil.format(python_object=params).as_str()
     provenance = Provenance(
@@ -187,6 +204,24 @@ def _parse(name, help_text, phil, args, without_files):
         command_line=shlex.join([name, *map(str, args)]),
     )
     return params, options, files, provenance
+
+
+def keep_words(phil, params) -> None:
+    """Choices that were typed as "auto" or "none" are these words, of which phil makes its own Auto and None.
+
+    phil : libtbx phil scope; params : what was extracted from it, is changed
+    """
+    for definition in phil.all_definitions():
+        if definition.object.type.phil_type != "choice":
+            continue
+        words = {word.value.lstrip("*") for word in definition.object.words}
+        *scopes, name = definition.path.split(".")
+        scope = params
+        for part in scopes:
+            scope = getattr(scope, part)
+        for value, word in ((Auto, "auto"), (None, "none")):
+            if getattr(scope, name) is value and word in words:
+                setattr(scope, name, word)
 
 
 def _check_phil_file(path) -> None:
@@ -242,6 +277,11 @@ def _collected_warnings() -> Iterator[list]:
         yield handler.texts
     finally:
         package.removeHandler(handler)
+
+
+def flag(value) -> bool | None:
+    """What a phil parameter of type bool says; None for Auto."""
+    return value if isinstance(value, bool) else None
 
 
 def track(items: Iterable, total: int, label: str) -> Iterator:

@@ -6,12 +6,13 @@ import logging
 
 from libtbx.phil import parse
 
-from dials_diffuse.cli.program import run_program, track
+from dials_diffuse.cli.program import flag, run_program, track
 from dials_diffuse.compat import available_cores
-from dials_diffuse.files.record import Output, grid_record, write_record
-from dials_diffuse.report.scaling import scaling_text, write_scaling_png
+from dials_diffuse.crystals.crystal_parameters import CrystalParameters
+from dials_diffuse.maps.laue_check import PHIL as SYMMETRY
+from dials_diffuse.maps.laue_check import check_of_phil
+from dials_diffuse.report.scaling_files import ScalingFiles, write_scaling
 from dials_diffuse.scaling.absolute import AbsoluteParameters
-from dials_diffuse.scaling.record import scaling_record
 from dials_diffuse.scaling.scale import scale_observations
 from dials_diffuse.scaling.scaling_parameters import ScalingParameters
 from dials_diffuse.scaling.terms.table import NAMES, OPTIONS, help_of_names
@@ -20,7 +21,8 @@ logger = logging.getLogger("dials.diffuse.scale")
 
 HELP = """
 Scale diffuse observations: refine what the experiment did to the intensities, for all sweeps and crystals together, so
-that symmetry-equivalent voxels agree. Expected counts are
+that symmetry-equivalent voxels agree. Crystals are first compared with each other: they are brought into one setting,
+and those whose unit cell or map disagrees are left out. Expected counts are
 
   norm * a(x, y, phi) * d(module) * [b(phi) * I(voxel) + c(s, phi)]
 
@@ -37,7 +39,9 @@ Examples:
 
   dials.diffuse_scale diffuse_integrated.h5 absolute_scale.model=model.pdb
 
-  dials.diffuse_scale crystal_1.h5 crystal_2.h5 model=a,b,c,d output.observations=both.h5
+  dials.diffuse_scale crystal_*.h5
+
+  dials.diffuse_scale crystal_1.h5 crystal_2.h5 reindex=none crystals.keep=all output.observations=both.h5
 """
 
 phil_scope = parse(
@@ -55,12 +59,23 @@ automatic = True
 space_group = None
   .type = str
   .help = "Symmetry mates under the point group of this space group should agree. By default that of the files."
+"""
+    + SYMMETRY
+    + CrystalParameters.phil
+    + """
 outlier {
   n_sigma = 6.0
     .type = float(value_min=0)
     .help = "Leave out observations, too high or too low, that differ by more than this from the others of their voxel."
             "0: leave out none."
 }
+reject_images = *auto none
+  .type = choice
+  .help = "Leave out images that do not agree with the others of their sweep: blank ones, others with ice rings or"
+          "shadows, defocused ones. none: only name them."
+max_rejected_fraction = 0.35
+  .type = float(value_min=0, value_max=1)
+  .help = "Of the images of a sweep; if more do not agree, the program stops."
 scale_model {"""
     + "".join(kind.phil for kind in OPTIONS)
     + """}
@@ -83,19 +98,24 @@ bragg_scales = True
   .help = "Start b from the scale factors of dials.scale, where the integrated reflections have them, keep what the"
           "diffuse data do not tell, and compare both."
 absolute_scale {
-  method = *auto krogh_moe envelope model none
+  method = *auto separation krogh_moe envelope model none
     .type = choice
     .help = "Where the files have Bragg reflections, bring intensities to electrons^2 per unit cell and subtract"
-            "Compton scattering. krogh_moe: sum rule for all that the cell scatters. envelope: its values at high"
-            "angles. model: the model's structure factors against the Bragg reflections. auto: model where there is one"
-            "that fits, else krogh_moe. none: leave the scale arbitrary."
+            "Compton scattering. separation: what is on the images is told apart into crystal, liquid and air by the"
+            "shapes of their curves; Bragg reflections belong to the crystal alone. krogh_moe: sum rule for all that"
+            "the cell scatters. envelope: its values at high angles. Both take all that scatters for the crystal's."
+            "model: the model's structure factors against the Bragg reflections. auto: model where there is one that"
+            "fits, else separation. none: leave the scale arbitrary."
   model = None
     .type = path
     .help = "Coordinates of what is in the cell. Water fills the rest."
+  selection = None
+    .type = str
+    .help = "Atoms of the model to use, in the syntax of cctbx, e.g. 'not element H'. Default: all."
   sequence = None
     .type = str
     .help = "Without a model: sequence file of the protein, or its one-letter codes. With neither, a protein of average"
-            "composition is assumed."
+            "composition is assumed, in a small cell organic molecules."
   copies = None
     .type = int(value_min=1)
     .help = "Copies of the sequence in the asymmetric unit. By default the most probable number."
@@ -119,6 +139,9 @@ output {
   png = diffuse_scaled.png
     .type = path
     .help = "Picture of the absolute scale and of the scales of the sweeps; None for no such file."
+  crystals_png = diffuse_scaled_crystals.png
+    .type = path
+    .help = "Picture of the correlations between crystals, where there are more than two; None for no such file."
   log = dials.diffuse_scale.log
     .type = path
     .help = "The log file; None for no such file."
@@ -142,7 +165,11 @@ def parameters_from_phil(params) -> ScalingParameters:
         options=tuple(kind.from_scope(getattr(params.scale_model, kind.scope)) for kind in OPTIONS),
         automatic=params.automatic,
         space_group=params.space_group,
+        symmetry_check=check_of_phil(params.symmetry.check),
+        crystals=CrystalParameters.from_phil(params),
         outlier_n_sigma=params.outlier.n_sigma,
+        reject_images=params.reject_images == "auto",
+        max_rejected_fraction=params.max_rejected_fraction,
         max_observations=refinement.max_observations,
         n_folds=refinement.n_folds,
         n_cycles=refinement.n_cycles,
@@ -159,9 +186,12 @@ def absolute_from_phil(params) -> AbsoluteParameters:
         sequence=scope.sequence,
         copies=scope.copies,
         bulk_solvent=scope.bulk_solvent,
-        hydrogens=scope.hydrogens if isinstance(scope.hydrogens, bool) else None,
+        hydrogens=flag(scope.hydrogens),
         method=method,
-        required=bool(scope.model or scope.sequence or scope.copies or method not in ("auto", "none")),
+        required=bool(
+            scope.model or scope.sequence or scope.copies or scope.selection or method not in ("auto", "none")
+        ),
+        selection=scope.selection,
     )
 
 
@@ -172,19 +202,8 @@ def main(params, files, provenance, warnings) -> None:
     path = params.output.observations
     absolute = absolute_from_phil(params)
     result = scale_observations(files, parameters, path, provenance, nproc, track, absolute, params.bragg_scales)
-    logger.info("\n%s\n", scaling_text(result))
-    for warning in result.warnings:
-        logger.warning("Warning: %s", warning)
-    outputs = [Output(path, "observations")]
-    if params.output.png:
-        outputs.append(Output(params.output.png, "picture", "aid"))
-        logger.info("Saving pictures to %s", params.output.png)
-        write_scaling_png(params.output.png, result)
-    if params.output.json:
-        outputs.append(Output(params.output.json, "statistics", "aid"))
-        logger.info("Saving the scale model to %s", params.output.json)
-        content = {**grid_record(result.grid), **scaling_record(result)}
-        write_record(params.output.json, "dials.diffuse_scale/1", provenance, outputs, warnings, **content)
+    output = params.output
+    write_scaling(result, ScalingFiles(path, output.json, output.png, output.crystals_png), provenance, warnings)
     logger.info("Next: dials.diffuse_merge %s", path)
 
 

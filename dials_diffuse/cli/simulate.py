@@ -42,6 +42,9 @@ phil_scope = parse(
 structure = None
   .type = str
   .help = "A structure that comes with the program, instead of a coordinate file: {", ".join(EXAMPLES)}."
+selection = None
+  .type = str
+  .help = "Atoms to use, in the syntax of cctbx, e.g. 'not element H'. Default: all."
 {MODEL_PHIL}
 """
     + """
@@ -250,12 +253,13 @@ def run(args=None, phil=phil_scope) -> None:
 def _main(params, files, provenance, warnings) -> None:
     parameters = parameters_from_phil(params)
     coordinates, geometry = sort_files(files, params.structure)
-    model = replace(model_from_phil(params, coordinates), table=params.scattering_table)
+    model = replace(model_from_phil(params, coordinates, params.selection), table=params.scattering_table)
     if geometry is not None:
         _refuse_geometry(params, geometry)
     executor = make_executor(params.nproc if isinstance(params.nproc, int) else available_cores())
     logger.info("Structure: %s", coordinates)
-    structure = model.structure(coordinates)
+    structure = model.structure(coordinates, params.selection)
+    model = model.select(params.selection)
     if geometry is None:
         sweeps = plan_sweeps(structure, **geometry_from_phil(params))
     else:

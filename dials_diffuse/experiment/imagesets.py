@@ -18,6 +18,7 @@ from dxtbx.model.experiment_list import ExperimentList, ExperimentListFactory
 from dxtbx.serialize.filename import resolve_path
 
 from dials_diffuse.errors import DiffuseError
+from dials_diffuse.experiment.moved_images import find_moved
 from dials_diffuse.files.hdf5 import is_hdf5, why_not_opened
 
 #: maps, one value for each pixel, that an .expt names by file (dials.import lookup.*)
@@ -40,11 +41,13 @@ class Models:
     maps: list
 
 
-def read_models(path) -> Models:
+def read_models(path, images_root: str | None = None) -> Models:
     """Read an .expt file without its images.
 
     dxtbx would unpickle the maps that the file names, and so run whatever such a file asks for. Their names are taken
     out beforehand, and :func:`open_images` reads nothing but arrays from them.
+
+    images_root : where to look for images that have moved, see :func:`find_moved`
 
     Raises
     ------
@@ -56,6 +59,7 @@ def read_models(path) -> Models:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         named = [_take_maps(item, folder) for item in content.get("imageset", [])]
+        find_moved(content.get("imageset", []), folder, images_root)
         experiments = ExperimentListFactory.from_dict(content, check_format=False, directory=folder)
     except Exception as error:  # dxtbx raises many types for malformed files
         raise DiffuseError(f"{path}: not a readable experiment file ({error}); write it again with DIALS") from None

@@ -40,7 +40,7 @@ class InputData:
         return {"used": len(self.reflections), "left_out": [asdict(item) for item in self.left_out]}
 
 
-def load_input(files: Sequence[str], excluded: Sequence[tuple] = ()) -> InputData:
+def load_input(files: Sequence[str], excluded: Sequence[tuple] = (), images_root: str | None = None) -> InputData:
     """Load and check the files of a command line.
 
     Parameters
@@ -48,6 +48,7 @@ def load_input(files: Sequence[str], excluded: Sequence[tuple] = ()) -> InputDat
     files : paths of one or more .expt and any number of .refl files
     excluded : images that are not used, see :func:`images_to_use`; they need not exist, and an experiment of which no
         image is used needs no crystal
+    images_root : where to look for images that have moved
 
     Raises
     ------
@@ -62,7 +63,7 @@ def load_input(files: Sequence[str], excluded: Sequence[tuple] = ()) -> InputDat
     opener = ImageOpener()
     used = []
     for k, name in enumerate(expt_files):
-        models = read_models(name)
+        models = read_models(name, images_root)
         start = len(experiments)
         for i, experiment in enumerate(models.experiments):
             number = start + i
@@ -92,9 +93,12 @@ def load_input(files: Sequence[str], excluded: Sequence[tuple] = ()) -> InputDat
     return InputData(experiments, reflections, tuple(left_out))
 
 
-def load_experiments(path: str) -> ExperimentList:
-    """Experiments of one file with images that can be read; every image file must exist."""
-    models = read_models(path)
+def load_experiments(path: str, images_root: str | None = None) -> ExperimentList:
+    """Experiments of one file with images that can be read; every image file must exist.
+
+    images_root : where to look for images that have moved
+    """
+    models = read_models(path, images_root)
     opener = ImageOpener()
     for i in range(len(models.experiments)):
         opener.open(models, i, None, None)

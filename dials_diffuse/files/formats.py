@@ -47,12 +47,13 @@ def format_of(path) -> MapFormat:
     return next((row for row in FORMATS if row.suffix == suffix), FORMATS[0])
 
 
-def save_map(path, data: DiffuseMap, provenance: Provenance, volume: bool = True, collections=None) -> None:
+def save_map(path, data: DiffuseMap, provenance: Provenance, volume: bool | None = True, collections=None) -> None:
     """Write a map in the format of its file's name; it appears under ``path`` only when complete.
 
     Parameters
     ----------
-    volume : also write three-dimensional arrays, where the format has both these and unique voxels
+    volume : also write three-dimensional arrays, where the format has both these and unique voxels; None: if they are
+        not too large for this computer
     collections : what else belongs to the map, name -> {name: array, or such a dictionary}
 
     Raises

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import h5py
 import numpy as np
 
@@ -11,18 +13,23 @@ from dials_diffuse.files.hdf5 import NewFile, create_hdf5, open_schema
 from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.map import DiffuseMap
+from dials_diffuse.memory import total_memory
+
+logger = logging.getLogger("dials.diffuse.files")
 
 SCHEMA = "dials_diffuse.map/1"
 _EDGE = 32  # voxels along the edge of a compressed block: planes in all three directions read equally fast
+_SLAB = 1 << 27  # voxels of a three-dimensional array that are in memory together
 _PACKED = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
 
 
-def write_map(path, data: DiffuseMap, provenance: Provenance, volume: bool = True, collections=None) -> None:
+def write_map(path, data: DiffuseMap, provenance: Provenance, volume: bool | None = True, collections=None) -> None:
     """Write a map file; it appears under ``path`` only when complete.
 
     Parameters
     ----------
-    volume : also write the three-dimensional arrays, without them viewers have nothing to show by default
+    volume : also write the three-dimensional arrays, without them viewers have nothing to show by default; None:
+        where they take no more than half of this computer's memory
     collections : what else belongs to the map, name of a group in the entry -> {name: array, or such a dictionary}
 
     Raises
@@ -30,6 +37,8 @@ def write_map(path, data: DiffuseMap, provenance: Provenance, volume: bool = Tru
     DiffuseError
         If the file cannot be written, for instance because the disk is full.
     """
+    if volume is None:
+        volume = _fits(data.grid)
     with create_hdf5(path, SCHEMA) as handle:
         _nexus_class(handle, "NXroot")
         entry = _new_group(handle, "entry", "NXentry")
@@ -224,7 +233,7 @@ def _write_collections(parent, content: dict) -> None:
 
 
 def _write_volume(handle: NewFile, entry, data: DiffuseMap) -> None:
-    """The NXdata group; one array is in memory at a time."""
+    """The NXdata group; some layers of one array are in memory at a time, blocks without a voxel take no space."""
     group = _new_group(entry, "map", "NXdata")
     group.attrs["signal"] = "intensity"
     group.attrs["axes"] = ["h", "k", "l"]
@@ -233,12 +242,34 @@ def _write_volume(handle: NewFile, entry, data: DiffuseMap) -> None:
         axis = _new_data(group, name, centres, "r.l.u.")
         axis.attrs["long_name"] = f"{name} (reciprocal-lattice units)"
     chunks = tuple(min(_EDGE, n) for n in data.grid.shape)
+    layers = chunks[0] * max(1, _SLAB // (chunks[0] * data.grid.shape[1] * data.grid.shape[2]))
     for name, (column, fill, dtype) in _VOLUMES.items():
         handle.check()
-        volume = data.volume(getattr(data, column), fill, dtype)
-        dataset = group.create_dataset(name, data=volume, chunks=chunks, **_PACKED)
+        dataset = group.create_dataset(name, data.grid.shape, dtype, chunks=chunks, fillvalue=fill, **_PACKED)
         if name != "multiplicity":
             dataset.attrs["units"] = data.units
+        for first in range(0, data.grid.shape[0], layers):
+            handle.check()
+            last = min(first + layers, data.grid.shape[0])
+            slab = data.volume(getattr(data, column), fill, dtype, (first, last))
+            _, n2, n3 = data.grid.shape
+            for block in dataset.iter_chunks(np.s_[first:last, 0:n2, 0:n3]):
+                values = slab[block[0].start - first : block[0].stop - first, block[1], block[2]]
+                if np.any(values > 0 if fill == 0 else np.isfinite(values)):
+                    dataset[block] = values
+
+
+def _fits(grid: MapGrid) -> bool:
+    """Do the three-dimensional arrays take no more than half of the memory?"""
+    needed, total = sum(np.dtype(dtype).itemsize for *_, dtype in _VOLUMES.values()) * grid.n_voxels, total_memory()
+    if needed <= total / 2:
+        return True
+    logger.info(
+        "Leaving out the three-dimensional arrays: %s voxels take %.1f GB; output.volume=True writes them anyway",
+        "x".join(map(str, grid.shape)),
+        needed / 1e9,
+    )
+    return False
 
 
 def _floats(dataset) -> np.ndarray:

@@ -80,6 +80,7 @@ class ExperimentSummary:
     orientation : 9 numbers, A = U B row by row, 1/Å, in the frame of the goniometer head; None in files of version 0.1
     axis, beam : rotation axis, and the beam vector (1/Å) at angle 0, in that frame
     images : checksums of some of the images used, see ``experiment.identity``; empty in files of older versions
+    reindexed : change of basis, such as ``k,h,-l``, that brought what DIALS wrote into the setting of the file, or None
     """
 
     identifier: str
@@ -93,6 +94,7 @@ class ExperimentSummary:
     axis: tuple | None = None
     beam: tuple | None = None
     images: tuple = ()
+    reindexed: str | None = None
 
 
 class ObservationWriter:
@@ -218,6 +220,7 @@ class ObservationFile:
     units : of (counts - background) / norm
     scaled : bool, do norm and background hold a scale model?
     n_rows : int
+    numbers : of the experiments, from 0
 
     Raises
     ------
@@ -250,6 +253,7 @@ class ObservationFile:
             ExperimentSummary(**{k: tuple(v) if isinstance(v, list) else v for k, v in item.items()})
             for item in json.loads(self._handle.attrs["experiments"])
         )
+        self.numbers = tuple(range(len(self.experiments)))
         process = json.loads(self._handle.attrs["process"])
         self.provenance = Provenance(**{k: tuple(v) if isinstance(v, list) else v for k, v in process.items()})
         self.units = str(self._handle.attrs.get("units", ARBITRARY))

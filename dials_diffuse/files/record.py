@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
 from dials_diffuse import __version__
 from dials_diffuse.checks import choice
+from dials_diffuse.errors import DiffuseError
 from dials_diffuse.files.atomic import atomic_path
 from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.maps.grid import MapGrid
@@ -93,14 +95,34 @@ def write_json(path, content: dict) -> None:
         If the file cannot be written.
     """
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _finite(value):
+def read_json(path) -> dict:
+    """What :func:`write_json` wrote.
+
+    Raises
+    ------
+    DiffuseError
+        If the file is missing or holds no JSON object.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DiffuseError(f"{path}: cannot be read ({error.strerror}); run the program again that writes it") from None
+    except ValueError as error:
+        raise DiffuseError(f"{path}: not JSON ({error}); run the program again that writes it") from None
+    if not isinstance(content, dict):
+        raise DiffuseError(f"{path}: not the record of a program; run the program again that writes it")
+    return content
+
+
+def finite(value):
+    """A value as JSON can hold it: lists, numbers and texts only, None for NaN and infinity."""
     if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
     if isinstance(value, (int, np.integer)):

@@ -68,3 +68,27 @@ def canonical_in_box(first, last, extent, weights, friedel, found):
                     found[n, 2] = l
                     n += 1
     return n
+
+
+@njit
+def best_mates(index, weights, operator, inverted):
+    """The operator that takes each voxel to the mate of the largest key, and whether an inversion follows it.
+
+    Parameters
+    ----------
+    index : (n, 3) integers
+    weights : (m, 3) int64, one row for each operator
+    operator : (n,) int64, written; -1 where two operators lead there: the voxel lies on a symmetry element
+    inverted : (n,) bool, written
+    """
+    for i in range(index.shape[0]):
+        h, k, l = np.int64(index[i, 0]), np.int64(index[i, 1]), np.int64(index[i, 2])
+        best, found, times, turned = np.int64(-1), -1, 0, False
+        for m in range(weights.shape[0]):
+            key = h * weights[m, 0] + k * weights[m, 1] + l * weights[m, 2]
+            if abs(key) > best:
+                best, found, times, turned = abs(key), m, 1, key < 0
+            elif abs(key) == best:
+                times += 1
+        operator[i] = found if times == 1 else -1
+        inverted[i] = turned

@@ -53,7 +53,10 @@ class DiffuseMap:
     units: str = "a.u."
     at_centres: bool = False
 
-    def volume(self, values=None, fill=np.nan, dtype=np.float32) -> np.ndarray:
-        """(``grid.shape``) array, axes h, k, l: a column, by default the intensity, copied to all symmetry mates."""
+    def volume(self, values=None, fill=np.nan, dtype=np.float32, layers: tuple | None = None) -> np.ndarray:
+        """(``grid.shape``) array, axes h, k, l: a column, by default the intensity, copied to all symmetry mates.
+
+        layers : as for :func:`fill_volume`
+        """
         values = self.intensity if values is None else values
-        return fill_volume(self.grid, self.index, values, self.friedel, fill, dtype)
+        return fill_volume(self.grid, self.index, values, self.friedel, fill, dtype, layers)

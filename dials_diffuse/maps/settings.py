@@ -5,14 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from cctbx import crystal, sgtbx
-from cctbx.sgtbx import lattice_symmetry
+from cctbx import sgtbx
 
 from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.maps.lattice import MAX_DELTA, in_words, lattice_rotations
 from dials_diffuse.maps.symmetry import laue_operators
-
-#: degrees, by which a lattice may miss a higher symmetry (le Page's delta)
-MAX_DELTA = 1.0
 
 
 @dataclass(frozen=True)
@@ -55,25 +52,37 @@ def alternative_settings(grid: MapGrid, max_delta: float = MAX_DELTA) -> list:
 
     max_delta : degrees, by which the lattice may miss the symmetry
     """
-    symmetry = crystal.symmetry(unit_cell=grid.unit_cell, space_group=grid.space_group)
-    to_minimum = symmetry.change_of_basis_op_to_minimum_cell()
-    minimum = symmetry.change_basis(to_minimum).unit_cell()
-    lattice = lattice_symmetry.group(minimum, max_delta=max_delta).change_basis(to_minimum.inverse())
     laue = laue_operators(grid.space_group, friedel=True)
     members = {r.tobytes() for r in laue}
     settings, seen = [], set()
-    for operator in [sgtbx.rt_mx(), *lattice]:
-        basis = sgtbx.change_of_basis_op(sgtbx.rt_mx(operator.r()))
-        matrix = np.array([basis.apply(tuple(row)) for row in np.eye(3, dtype=int).tolist()], dtype=np.int64)
-        if matrix.tobytes() in seen:
+    for rotation in np.linalg.inv(lattice_rotations(grid, max_delta)):
+        matrix = np.rint(rotation).astype(np.int64)
+        # In a centred cell some are fractions: they do not bring voxels to voxels.
+        if np.abs(rotation - matrix).max() > 1e-6 or matrix.tobytes() in seen:
             continue
         # A setting with another Laue group is not one that the map, merged as it is, can be in.
         inverse = np.rint(np.linalg.inv(matrix)).astype(np.int64)
         if {(inverse @ r @ matrix).tobytes() for r in laue} != members:
             continue
         seen |= {(r @ matrix).tobytes() for r in laue}
-        settings.append(Setting(basis.as_hkl(), matrix))
+        settings.append(Setting(in_words(matrix), matrix))
     return settings
+
+
+def settings_of_lattice(grid: MapGrid) -> tuple:
+    """Settings that leave the subdivided lattice as it is, the given one first, and those that do not: two lists."""
+    kept, others = [], []
+    for setting in alternative_settings(grid):
+        moved = setting.on_lattice(grid.subdivide)
+        (kept if moved is not None and moved[1] == tuple(grid.subdivide) else others).append(setting)
+    return kept, others
+
+
+def products(settings, space_group: sgtbx.space_group) -> np.ndarray:
+    """(m, m) int, the setting that a followed by b is, by their numbers; settings : of :func:`settings_of_lattice`."""
+    laue = laue_operators(space_group, friedel=True)
+    number = {(r @ setting.matrix).tobytes(): k for k, setting in enumerate(settings) for r in laue}
+    return np.array([[number[(a.matrix @ b.matrix).tobytes()] for b in settings] for a in settings])
 
 
 def untested_in_words(settings, subdivide) -> str:

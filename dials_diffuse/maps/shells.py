@@ -9,20 +9,27 @@ import numpy as np
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
 
-#: width in |s| of the bins whose mean is the isotropic part of a map, 1/Å
+#: width in |s| of the shells whose values are isotropic but for a line, 1/Å
 BIN_WIDTH = 0.004
 
+#: voxels in such a shell, at least, and the number of which thinner ones are made
+_FEWEST, _PER_THIN_SHELL = 8, 40
 
 #: relative; voxels whose centres lie on a limit belong to the map (MapGrid.inside allows half of this)
 TOLERANCE = 2e-12
 
 
-def isotropic_residual(values: np.ndarray, s: np.ndarray, bin_width: float = BIN_WIDTH) -> np.ndarray:
-    """Subtract from each value the mean of its bin in |s|.
+def isotropic_residual(values: np.ndarray, s: np.ndarray) -> np.ndarray:
+    """Subtract from each value what is isotropic: the straight line through those of its thin shell of |s|.
+
+    Shells hold equal numbers. They are BIN_WIDTH wide where they then hold enough voxels, and thinner where these are
+    many: where a solvent ring is steep, what is left of it in a wide shell looks like signal that half sets share.
 
     values : (n,) float64, finite; s : (n,) float64, 1/Å
     """
-    return less_group_means(values, np.floor(s / bin_width).astype(np.int64))
+    n = len(values)
+    wide = min(round(float(np.ptp(s)) / BIN_WIDTH), n // _FEWEST) if n else 0
+    return equal_count_residual(values, s, max(wide, n // _PER_THIN_SHELL, 1))
 
 
 def less_group_means(values: np.ndarray, group: np.ndarray) -> np.ndarray:
@@ -37,15 +44,14 @@ def group_means(values: np.ndarray, group: np.ndarray) -> np.ndarray:
     return (np.bincount(group, values) / np.maximum(np.bincount(group), 1))[group]
 
 
-def anisotropic_correlation(a, b, s, d_max=math.inf, d_min=0.0, bin_width: float = BIN_WIDTH) -> float:
-    """Pearson correlation of two maps after subtracting from both their means in fine bins of |s|.
+def anisotropic_correlation(a, b, s, d_max=math.inf, d_min=0.0) -> float:
+    """Pearson correlation of two maps after subtracting from both what is isotropic, see :func:`isotropic_residual`.
 
     Parameters
     ----------
     a, b : (n,) float64, intensities of the same voxels; NaN where not measured, such voxels are left out
     s : (n,) float64, |s| in 1/Å
     d_max, d_min : range of resolution in Å
-    bin_width : 1/Å
 
     Returns
     -------
@@ -55,8 +61,8 @@ def anisotropic_correlation(a, b, s, d_max=math.inf, d_min=0.0, bin_width: float
     use = np.isfinite(a) & np.isfinite(b) & (s * d_min < 1 + TOLERANCE) & (s >= (1 - TOLERANCE) / d_max)
     if np.count_nonzero(use) < 3:
         return math.nan
-    x = isotropic_residual(a[use], s[use], bin_width)
-    y = isotropic_residual(b[use], s[use], bin_width)
+    x = isotropic_residual(a[use], s[use])
+    y = isotropic_residual(b[use], s[use])
     return correlation(x, y)
 
 
@@ -116,6 +122,52 @@ def shell_residual(values: np.ndarray, s: np.ndarray) -> np.ndarray:
     """
     n_bins = min(round(float(np.ptp(s)) / BIN_WIDTH), len(s) // _PER_BIN)
     return equal_count_residual(values, s, max(n_bins, 1))
+
+
+#: width in |s| of the shells in which a pattern smooth in direction is taken off, 1/Å
+_SMOOTH_WIDTH = 0.04
+
+#: degree of that pattern: lobes as wide as 45 degrees
+_SMOOTH_DEGREE = 4
+
+#: voxels for each of its coefficients, at least; in emptier shells only the mean is taken off
+_PER_COEFFICIENT = 5
+
+
+def fine_residual(values: np.ndarray, s: np.ndarray) -> np.ndarray:
+    """Subtract from each value what is isotropic, and what varies slowly with direction.
+
+    Errors of scales, absorption and background vary slowly with direction, and half sets share them; diffuse scattering
+    varies from voxel to voxel. What is taken off in shells of |s| is the isotropic part times a polynomial of the
+    direction, of even degree up to four: under Friedel's law odd ones are zero.
+
+    Parameters
+    ----------
+    values : (n,) float64, finite
+    s : (n, 3) float64, Cartesian, 1/Å, none of them zero
+
+    Returns
+    -------
+    (n,) float64
+    """
+    length = np.linalg.norm(s, axis=1)
+    direction = s / length[:, None]
+    degrees = range(_SMOOTH_DEGREE + 1)
+    powers = [(i, j, _SMOOTH_DEGREE - i - j) for i in degrees for j in degrees if i + j <= _SMOOTH_DEGREE]
+    basis = np.stack([np.prod(direction**power, axis=1) for power in powers], axis=1)
+    result = isotropic_residual(values, length)
+    profile = values - equal_count_residual(values, length, max(len(values) // (10 * _PER_THIN_SHELL), 1))
+    # what the thin shells take from the values of few directions, they take from the pattern too
+    basis = np.stack([isotropic_residual(column, length) for column in basis.T * profile], axis=1)
+    shell = np.floor(length / _SMOOTH_WIDTH).astype(int)
+    for number in np.unique(shell):
+        mine = shell == number
+        if np.count_nonzero(mine) < _PER_COEFFICIENT * len(powers):
+            result[mine] -= result[mine].mean()
+            continue
+        coefficients = np.linalg.lstsq(basis[mine], result[mine], rcond=None)[0]
+        result[mine] -= basis[mine] @ coefficients
+    return result
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:

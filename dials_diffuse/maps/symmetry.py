@@ -126,7 +126,9 @@ def possible_voxels(grid: MapGrid, friedel: bool = True) -> Iterator[np.ndarray]
         yield asu[grid.inside(asu)]
 
 
-def fill_volume(grid: MapGrid, index, values, friedel: bool = True, fill=np.nan, dtype=np.float32) -> np.ndarray:
+def fill_volume(
+    grid: MapGrid, index, values, friedel: bool = True, fill=np.nan, dtype=np.float32, layers: tuple | None = None
+) -> np.ndarray:
     """Write the value of each unique voxel to all of its symmetry mates.
 
     Parameters
@@ -134,19 +136,23 @@ def fill_volume(grid: MapGrid, index, values, friedel: bool = True, fill=np.nan,
     index : (u, 3) integers, at most one voxel of each orbit
     values : (u,) numbers
     fill : value of voxels that belong to no orbit given
+    layers : first and last + 1 of the layers of constant h that are wanted, counted from 0; None: all
 
     Returns
     -------
-    array of shape ``grid.shape``, axes h, k, l
+    array of shape ``grid.shape``, axes h, k, l; or as many layers of it
     """
-    volume = np.full(grid.n_voxels, fill, dtype=dtype)
+    first, last = layers or (0, grid.shape[0])
+    in_layer = grid.shape[1] * grid.shape[2]
+    volume = np.full((last - first) * in_layer, fill, dtype=dtype)
     values = np.asarray(values, dtype=dtype)
-    extent = np.array(grid.extent)
+    low, high = -np.array(grid.extent), np.array(grid.extent)
+    low[0], high[0] = first - grid.extent[0], last - 1 - grid.extent[0]
     for operator in laue_operators(grid.space_group, friedel):
         mates = np.asarray(index) @ operator
-        fits = np.all(np.abs(mates) <= extent, axis=1)
-        volume[grid.key(mates[fits])] = values[fits]
-    return volume.reshape(grid.shape)
+        fits = np.all((mates >= low) & (mates <= high), axis=1)
+        volume[grid.key(mates[fits]) - first * in_layer] = values[fits]
+    return volume.reshape(last - first, *grid.shape[1:])
 
 
 def _key_weights(space_group, largest_index: int) -> tuple:

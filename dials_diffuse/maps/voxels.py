@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from cctbx import sgtbx, uctbx
 
 from dials_diffuse.errors import DiffuseError
+from dials_diffuse.kernels.lookup import enter_keys, find_rows
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import unique_voxels
 from dials_diffuse.parallel import in_threads
 
-#: files whose cells differ by more than this (relative for lengths, and 100 x in degrees for angles) are not merged
+#: maps of cells that differ by more than this (relative for lengths, and 100 x in degrees for angles) are not compared
 CELL_TOLERANCE = 0.02
 
+#: keys that are collected before they are sorted into those known
+_FRESH = 1 << 22
 
-def common_grid(files, space_group: str | None = None) -> MapGrid:
-    """The grid of the merged map: cell of the first file, resolution limits that hold all files.
+#: of each measured voxel: keys and indices, sorted and unsorted, while unique voxels are found
+_BYTES_PER_VOXEL = 130
+
+
+def common_grid(files, space_group: str | None = None, cell=None) -> MapGrid:
+    """The grid of the merged map: resolution limits that hold all files.
 
     Parameters
     ----------
     files : open ObservationFile objects
     space_group : as in MergeParameters
+    cell : six numbers, Å and degrees; None: that of the first file
 
     Raises
     ------
@@ -34,10 +44,11 @@ def common_grid(files, space_group: str | None = None) -> MapGrid:
     first = files[0]
     for other in files[1:]:
         _check_alike(first, other, same_group=space_group is None)
-    group = first.grid.space_group if space_group is None else _space_group(space_group, first)
+    cell = uctbx.unit_cell(tuple(first.grid.unit_cell if cell is None else cell))
+    group = first.grid.space_group if space_group is None else _space_group(space_group, cell, first.path)
     try:
         return MapGrid(
-            unit_cell=group.average_unit_cell(uctbx.unit_cell(first.grid.unit_cell)).parameters(),
+            unit_cell=group.average_unit_cell(cell).parameters(),
             hall_symbol=group.type().hall_symbol(),
             subdivide=first.grid.subdivide,
             d_min=min(f.grid.d_min for f in files),
@@ -69,39 +80,51 @@ def _check_alike(first, other, same_group: bool) -> None:
             f"{both} the space groups are {a.space_group_symbol} and {b.space_group_symbol}; "
             "reindex one of them, or give space_group= if both are in the same setting"
         )
-    cells = [uctbx.unit_cell(grid.unit_cell) for grid in (a, b)]
-    if not cells[0].is_similar_to(cells[1], CELL_TOLERANCE, 100 * CELL_TOLERANCE):
-        text = [_cell_text(cell) for cell in cells]
-        raise DiffuseError(f"{both} the unit cells are {text[0]} and {text[1]}; merge crystals of the same cell only")
 
 
-def _space_group(symbol: str, file) -> sgtbx.space_group:
+def _space_group(symbol: str, cell: uctbx.unit_cell, path) -> sgtbx.space_group:
     try:
         group = sgtbx.space_group_info(symbol).group()
     except (RuntimeError, ValueError):
         raise DiffuseError(f"space_group={symbol}: no such space group; give a symbol such as P43212") from None
-    cell = uctbx.unit_cell(file.grid.unit_cell)
     if not group.is_compatible_unit_cell(cell, CELL_TOLERANCE, 100 * CELL_TOLERANCE):
-        text = _cell_text(cell)
-        raise DiffuseError(f"space_group={symbol}: does not fit the unit cell {text} of {file.path}; choose another")
+        text = cell_text(cell.parameters())
+        raise DiffuseError(f"space_group={symbol}: does not fit the unit cell {text} of {path}; choose another")
     return group
 
 
-def _cell_text(cell: uctbx.unit_cell) -> str:
-    return f"({', '.join(f'{x:g}' for x in cell.parameters())})"
+def cell_text(cell) -> str:
+    """Six numbers, for messages."""
+    return f"({', '.join(f'{x:g}' for x in cell)})"
 
 
 @dataclass(frozen=True)
 class Voxels:
-    """Measured voxels: ``slot`` takes a key of the grid to a row of ``unique`` and ``inverted``, or to -1.
+    """Measured voxels, m of them, and the u unique ones among them. Memory goes with m, whatever the size of the grid.
 
-    slot : (grid.n_voxels,) int32; unique : (m,) int32, row of ``index``; inverted : (m,) bool; index : (u, 3) int32
+    Attributes
+    ----------
+    grid : MapGrid
+    keys : (m,) int64, ascending, keys of the grid; entries : hash table from keys to rows, see ``kernels.lookup``
+    unique : (m,) int32, row of ``index``; inverted : (m,) bool, see ``maps.symmetry.UniqueVoxels``
+    index : (u, 3) int32, unique voxels in the asymmetric unit
     """
 
-    slot: np.ndarray
+    grid: MapGrid
+    keys: np.ndarray
+    entries: np.ndarray
     unique: np.ndarray
     inverted: np.ndarray
     index: np.ndarray
+
+    def rows(self, index: np.ndarray, norm: np.ndarray) -> np.ndarray:
+        """(n,) int64, row of ``keys`` of each observation; -1 outside the grid or where the norm is not positive.
+
+        index : (n, 3) integers; norm : (n,) float64
+        """
+        rows = np.empty(len(index), dtype=np.int64)
+        find_rows(np.ascontiguousarray(index), norm, np.array(self.grid.extent), self.keys, self.entries, rows)
+        return rows
 
 
 def blocks_of_rows(files, columns, rows: int) -> Iterator[dict]:
@@ -109,6 +132,15 @@ def blocks_of_rows(files, columns, rows: int) -> Iterator[dict]:
     for file in files:
         for _, block in file.chunks(*columns, size=rows):
             yield block
+
+
+def numbered_blocks(files, columns, rows: int) -> Iterator[tuple]:
+    """Yield (number of the file's first experiment among all, columns) as :func:`blocks_of_rows`."""
+    first = 0
+    for file in files:
+        for block in blocks_of_rows([file], columns, rows):
+            yield first, block
+        first += len(file.experiments)
 
 
 def rows_of(wanted: np.ndarray, index: np.ndarray) -> np.ndarray:
@@ -126,10 +158,10 @@ def rows_of(wanted: np.ndarray, index: np.ndarray) -> np.ndarray:
     return np.where(keys[place] == sought, place, -1)
 
 
-def keys_in_box(grid: MapGrid, index: np.ndarray) -> tuple:
-    """Which rows lie in the grid's box, and the keys of those."""
-    fits = np.all(np.abs(index) <= np.array(grid.extent), axis=1)
-    return fits, grid.key(index[fits])
+def memory_of_voxels(grid: MapGrid, n_rows: int) -> float:
+    """Upper limit in bytes of what :func:`find_voxels` takes for so many observations."""
+    sphere = 4 / 3 * math.pi * grid.d_min**-3 / abs(np.linalg.det(grid.reciprocal_matrix)) * math.prod(grid.subdivide)
+    return _BYTES_PER_VOXEL * min(n_rows, sphere)
 
 
 def find_voxels(blocks, grid: MapGrid, friedel: bool, threads: int = 1) -> tuple:
@@ -139,22 +171,30 @@ def find_voxels(blocks, grid: MapGrid, friedel: bool, threads: int = 1) -> tuple
     inside = grid.inside(found.index)  # asked of the unique voxel: rounding cannot separate mates
     rank = np.cumsum(inside) - 1
     keep = inside[found.inverse]
-    slot = np.full(grid.n_voxels, -1, dtype=np.int32)
-    slot[keys[keep]] = np.arange(np.count_nonzero(keep))
+    keys = keys[keep]
+    entries = np.full(1 << (2 * len(keys)).bit_length(), -1, dtype=np.int32)
+    enter_keys(keys, entries)
     unique = rank[found.inverse[keep]].astype(np.int32)
-    return Voxels(slot, unique, found.inverted[keep], found.index[inside]), n_refused
+    return Voxels(grid, keys, entries, unique, found.inverted[keep], found.index[inside]), n_refused
 
 
 def _measured(blocks, grid: MapGrid, threads: int) -> tuple:
-    seen = np.zeros(grid.n_voxels, dtype=bool)
+    """Keys of the voxels of all rows with a positive norm, ascending, and the number of rows without."""
+    n_refused, known, fresh, n_fresh = 0, np.empty(0, dtype=np.int64), [], 0
+    for keys, n in in_threads(partial(_keys_of_block, grid), blocks, threads):
+        n_refused += n
+        fresh.append(keys)
+        n_fresh += len(keys)
+        if n_fresh > max(len(known), _FRESH):  # each key is sorted few times, however many blocks there are
+            known, fresh, n_fresh = np.unique(np.concatenate([known, *fresh])), [], 0
+    return np.unique(np.concatenate([known, *fresh])), n_refused
 
-    def work(block) -> int:
-        positive = block["norm"] > 0
-        seen[keys_in_box(grid, block["index"][positive])[1]] = True
-        return len(positive) - np.count_nonzero(positive)
 
-    n_refused = sum(in_threads(work, blocks, threads))
-    return np.flatnonzero(seen), n_refused
+def _keys_of_block(grid: MapGrid, block: dict) -> tuple:
+    positive = block["norm"] > 0
+    index = block["index"][positive]
+    index = index[np.all(np.abs(index) <= np.array(grid.extent), axis=1)]
+    return np.unique(grid.key(index)), len(positive) - np.count_nonzero(positive)
 
 
 #: edge of the blocks of voxels that are held out together in cross-validation, 1/Å

@@ -5,20 +5,34 @@ from __future__ import annotations
 import logging
 import math
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from dials_diffuse.checks import choice
+from dials_diffuse.crystals.choice import CrystalChoice
+from dials_diffuse.crystals.choose import choose_crystals
+from dials_diffuse.crystals.crystal_parameters import CrystalParameters
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.files.identity import check_images
 from dials_diffuse.files.observations import ObservationFile
 from dials_diffuse.kernels.merging import add_rows, count_rows
 from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.maps.laue_check import CHECKS, check_laue_group
+from dials_diffuse.maps.laue_group import LaueTest
 from dials_diffuse.maps.map import DiffuseMap
+from dials_diffuse.maps.mates import SAMPLE_COLUMNS, LowAngles
 from dials_diffuse.maps.shells import resolution_range
-from dials_diffuse.maps.symmetry import laue_operators
-from dials_diffuse.maps.voxels import Voxels, blocks_of_rows, check_distinct, common_grid, find_voxels, keys_in_box
+from dials_diffuse.maps.voxels import (
+    Voxels,
+    blocks_of_rows,
+    check_distinct,
+    common_grid,
+    find_voxels,
+    memory_of_voxels,
+    numbered_blocks,
+)
+from dials_diffuse.memory import check_memory
 from dials_diffuse.merging.half_sets import KINDS, SUMS, columns_needed, split
 from dials_diffuse.merging.statistics import Mates, ShellTable, shell_statistics
 from dials_diffuse.parallel import Progress, quiet
@@ -39,6 +53,8 @@ class MergeParameters:
     friedel : treat (h, k, l) and (-h, -k, -l) as equivalent
     half_sets : one of ``half_sets.KINDS``; seed : for random half sets
     estimator : one of ``ESTIMATORS``, see :func:`estimate`
+    symmetry_check : what to do about a group that the data do not have, one of ``laue_check.CHECKS``
+    crystals : which of them to keep, and in which setting; of one scaled file all are kept
     n_shells, d_max, d_min : shells and range of resolution (Å) of the statistics; None: the whole map
 
     Raises
@@ -55,12 +71,15 @@ class MergeParameters:
     n_shells: int = 20
     d_max: float | None = None
     d_min: float | None = None
+    crystals: CrystalParameters = field(default_factory=CrystalParameters)
+    symmetry_check: str = "error"
 
     def __post_init__(self):
         choice("half_sets", self.half_sets, KINDS)
         if self.half_sets == "friedel" and not self.friedel:
             raise DiffuseError("half_sets=friedel needs friedel=True: both mates must belong to one voxel")
         choice("estimator", self.estimator, ESTIMATORS)
+        choice("symmetry.check", self.symmetry_check, CHECKS)
         for name, value in (("friedel", self.friedel), ("seed", self.seed), ("statistics.n_shells", self.n_shells)):
             if value is None:
                 raise DiffuseError(f"{name}=None: a value is needed; leave it out to have the default")
@@ -80,7 +99,9 @@ class MergeResult:
     n_observations : rows that were averaged
     n_off_grid, n_refused : rows outside the resolution limits, and rows without a positive norm
     identifiers : of the experiments that were merged
+    crystals : CrystalChoice of all experiments of the files; None where there is but one, or one scaled file
     warnings : sentences for the user
+    symmetry : LaueTest, what the data say of their symmetry; None where nobody asked
     """
 
     map: DiffuseMap
@@ -89,7 +110,9 @@ class MergeResult:
     n_off_grid: int
     n_refused: int
     identifiers: tuple
+    crystals: CrystalChoice | None
     warnings: tuple
+    symmetry: LaueTest | None
 
 
 def estimate(sums: np.ndarray, estimator: str = "ratio") -> tuple:
@@ -122,12 +145,9 @@ def estimate(sums: np.ndarray, estimator: str = "ratio") -> tuple:
     return rate / n, np.sqrt(variance) / n
 
 
-def memory_estimate(grid: MapGrid) -> float:
-    """Upper limit in bytes of what merging onto a grid takes, when every voxel inside d_min is measured."""
-    volume = 4 / 3 * math.pi * grid.d_min**-3 * abs(np.linalg.det(grid.reciprocal_matrix)) ** -1
-    voxels = volume * math.prod(grid.subdivide)
-    unique = voxels / len(laue_operators(grid.space_group, False))
-    return 5 * grid.n_voxels + 80 * voxels + 16 * 8 * unique + 60 * 8 * _ROWS
+def memory_estimate(grid: MapGrid, n_rows: int) -> float:
+    """Upper limit in bytes of what merging so many observations takes; voxels without any cost nothing."""
+    return 3 * memory_of_voxels(grid, n_rows) + 60 * 8 * _ROWS
 
 
 def merge_observations(
@@ -152,7 +172,7 @@ def merge_observations(
     ------
     DiffuseError
         If a file is not readable or given twice, if the files do not fit together, if the range of the statistics lies
-        outside the map, or if nothing is left to merge.
+        outside the map, if the space group is too high, or if nothing is left to merge.
 
     Examples
     --------
@@ -167,26 +187,28 @@ def merge_observations(
             if file.n_rows == 0:
                 raise DiffuseError(f"{file.path}: holds no observations; integrate again, or leave the file out")
         check_images(files)
-        grid = common_grid(files, parameters.space_group)
-        resolution_range(grid, parameters.d_max, parameters.d_min)
         units = _common_units(files)
+        files, grid, crystals = _chosen(files, parameters, progress)
+        resolution_range(grid, parameters.d_max, parameters.d_min)
         _report_size(grid, files)
         total = sum(math.ceil(file.n_rows / rows) for file in files)
         blocks = progress(blocks_of_rows(files, ("index", "norm"), rows), total, "finding voxels")
         voxels, n_refused = find_voxels(blocks, grid, parameters.friedel)
         if len(voxels.index) == 0:
             raise DiffuseError(f"{files[0].path}: no observation has a positive norm inside d_min; integrate again")
-        columns = ("index", *columns_needed(parameters.half_sets))
-        blocks = progress(blocks_of_rows(files, columns, rows), total, "merging")
-        sums, multiplicity, mates = _add_up(blocks, grid, voxels, parameters)
         n_rows = sum(file.n_rows for file in files)
+        low = LowAngles(grid, n_rows, at_centres=all(file.scaled for file in files))
+        columns = {"index", *columns_needed(parameters.half_sets), *SAMPLE_COLUMNS}
+        blocks = low.watch(progress(numbered_blocks(files, columns, rows), total, "merging"))
+        sums, multiplicity, mates = _add_up((block for _, block in blocks), voxels, parameters)
+        symmetry, notes = check_laue_group(low, parameters.symmetry_check, paths[0])
         identifiers = tuple(e.identifier for file in files for e in file.experiments)
 
     merged = replace(_divide(sums, multiplicity, grid, voxels.index, parameters), units=units)
     table = shell_statistics(merged, mates, parameters.n_shells, parameters.d_max, parameters.d_min)
     n_used = int(multiplicity.sum(dtype=np.int64))
     n_off_grid = n_rows - n_used - n_refused
-    warnings = []
+    warnings = [*(crystals.warnings if crystals else ()), *notes]
     if n_refused:
         warnings.append(f"{n_refused} of {n_rows} observations have no positive norm and were left out")
     if n_off_grid > 0.5 * n_rows:
@@ -194,7 +216,14 @@ def merge_observations(
     if not math.isfinite(table.overall["cc_half"]):
         warnings.append(f"no correlation of half sets: half_sets={parameters.half_sets} leaves too few common voxels")
     merged = replace(merged, statistics=table.shells, overall=table.overall)
-    return MergeResult(merged, table, n_used, n_off_grid, n_refused, identifiers, tuple(warnings))
+    return MergeResult(merged, table, n_used, n_off_grid, n_refused, identifiers, crystals, tuple(warnings), symmetry)
+
+
+def _chosen(files: list, parameters: MergeParameters, progress: Progress) -> tuple:
+    """What is read, its grid, and the choice of crystals, which was made for a scaled file when it was scaled."""
+    if len(files) == 1 and files[0].scaled:
+        return files, common_grid(files, parameters.space_group), None
+    return choose_crystals(files, parameters.crystals, parameters.space_group, progress)
 
 
 def _common_units(files) -> str:
@@ -209,18 +238,25 @@ def _common_units(files) -> str:
 
 
 def _report_size(grid: MapGrid, files) -> None:
+    n_rows = sum(file.n_rows for file in files)
+    needed = memory_estimate(grid, n_rows)
     logger.info(
         "Grid of %s voxels (%.1f million) to d_min = %.2f Å in %s; %d observations; memory up to about %.1f GB",
         " x ".join(map(str, grid.shape)),
         grid.n_voxels / 1e6,
         grid.d_min,
         grid.space_group_symbol,
-        sum(file.n_rows for file in files),
-        memory_estimate(grid) / 1e9,
+        n_rows,
+        needed / 1e9,
+    )
+    check_memory(
+        needed,
+        f"{files[0].path}: {n_rows} observations",
+        "integrate with a smaller grid.subdivide or a larger d_min, or merge on a computer with more memory",
     )
 
 
-def _add_up(blocks, grid: MapGrid, voxels: Voxels, parameters: MergeParameters) -> tuple:
+def _add_up(blocks, voxels: Voxels, parameters: MergeParameters) -> tuple:
     """Sums of unique voxels by half set (u, 2, 7), their multiplicity (u,), and the sums before averaging."""
     n_unique, n_mates = len(voxels.index), len(voxels.unique)
     sums = np.zeros((n_unique * 2, len(SUMS)))
@@ -228,10 +264,7 @@ def _add_up(blocks, grid: MapGrid, voxels: Voxels, parameters: MergeParameters) 
     before = np.zeros((n_mates, 3))
     rng = np.random.default_rng(parameters.seed)
     for block in blocks:
-        fits, keys = keys_in_box(grid, block["index"])
-        slot = np.full(len(fits), -1, dtype=np.int64)
-        slot[fits] = voxels.slot[keys]
-        slot[~(block["norm"] > 0)] = -1
+        slot = voxels.rows(block["index"], block["norm"])
         used = slot >= 0
         unique = np.where(used, voxels.unique[slot], -1)
         for in_b, values in split(parameters.half_sets, block, voxels.inverted[slot], rng):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dials_diffuse.maps.counting import count_unique
 from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.maps.shells import (
     TOLERANCE,
@@ -15,7 +16,7 @@ from dials_diffuse.maps.shells import (
     resolution_range,
     shell_limits,
 )
-from dials_diffuse.maps.symmetry import possible_voxels, unique_voxels
+from dials_diffuse.maps.symmetry import unique_voxels
 
 COLUMNS = (
     "d_max",
@@ -61,7 +62,7 @@ class ShellTable:
     n, possible : symmetry-unique voxels measured, and voxels whose centres lie inside the limits
     multiplicity : observations per measured voxel
     mean, mean_sigma : of the merged intensity
-    rms_anisotropic : root mean square of the intensity after subtracting its mean in fine bins of |s|, noise included
+    rms_anisotropic : root mean square of the intensity without what is isotropic in it, noise included
     cc_half, cc_friedel : correlation of this anisotropic part between half sets and between Friedel mates
     r_sym : sum |I_mate - I_merged| / sum I_mate over voxels with two mates or more
     chi2_sym : the same differences squared, over the variance expected from the merged intensity, per degree of freedom
@@ -92,11 +93,9 @@ def shell_statistics(data: DiffuseMap, mates: Mates, n_shells: int = 20, d_max=N
     d_max, d_min = resolution_range(data.grid, d_max, d_min)
     limits = shell_limits(d_max, d_min, n_shells)
     edges = 1 / limits
-    edges[0] *= 1 - TOLERANCE
+    edges[:-1] *= 1 - TOLERANCE  # so that rounding does not decide about voxels on a limit
     edges[-1] *= 1 + TOLERANCE
-    possible = np.zeros(n_shells, dtype=np.int64)
-    for voxels in possible_voxels(data.grid, data.friedel):
-        possible += np.histogram(data.grid.s_magnitude(voxels), edges)[0]
+    possible = count_unique(data.grid, data.friedel, edges)
     s = data.grid.s_magnitude(data.index)
     tests = _SymmetryTests(mates, len(s))
     plus, minus, s_pair = _friedel_pairs(data, mates)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -16,6 +14,7 @@ from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.maps.symmetry import possible_voxels
 from dials_diffuse.maps.units import ELECTRON_DIFFRACTION, ELECTRONS
+from dials_diffuse.memory import check_memory
 from dials_diffuse.merging.compare import Comparison, compare_maps
 from dials_diffuse.models.base import DiffuseModel
 from dials_diffuse.models.checks import check_symmetry, lacking_symmetry
@@ -31,9 +30,6 @@ logger = logging.getLogger("dials.diffuse.model")
 
 #: what is computed of a voxel; auto: what the data hold, the centre without data
 VOXELS = ("auto", "mean", "centre")
-
-#: bytes, or ``max``
-_MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,23 +205,13 @@ def _check_memory(model: DiffuseModel, structure: Structure, grid: MapGrid, mean
     sampled = grid
     if means and not model.halos:
         sampled = replace(grid, subdivide=tuple(2 * n for n in grid.subdivide))
-    needed, total = model.memory_estimate(structure, sampled), _memory()
+    needed = model.memory_estimate(structure, sampled)
     shape = "x".join(map(str, grid.shape))
-    if needed > total:
-        raise DiffuseError(
-            f"grid.subdivide={','.join(map(str, grid.subdivide))}, d_min={grid.d_min:g}: {shape} voxels need about "
-            f"{needed / 1e9:.1f} GB, there are {total / 1e9:.1f} GB; choose a smaller grid.subdivide or a larger d_min"
-            + model.if_memory_is_short
-            + (", or voxels=centre" if means else "")
-        )
+    check_memory(
+        needed,
+        f"grid.subdivide={','.join(map(str, grid.subdivide))}, d_min={grid.d_min:g}: {shape} voxels",
+        "choose a smaller grid.subdivide or a larger d_min"
+        + model.if_memory_is_short
+        + (", or voxels=centre" if means else ""),
+    )
     logger.info("Grid of %s voxels to d_min = %.2f Å, memory about %.2f GB", shape, grid.d_min, needed / 1e9)
-
-
-def _memory() -> float:
-    """Bytes that this process may have: of the computer, or of its control group if that has fewer."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        limit = _MEMORY_LIMIT.read_text().strip()
-    except OSError:
-        return total
-    return min(total, int(limit)) if limit.isdigit() else total

@@ -31,13 +31,13 @@ class FitFiles:
     Attributes
     ----------
     map : the voxels of the fit with the data, and model, background and residual of the best model
-    volume : also write the data as a full three-dimensional array into it
+    volume : also write the data as a full three-dimensional array into it; None: if it is not too large
     json, html, png : record for programs, report for people, pictures of planes
     covariance, covariance_esd, covariance_png : of all pairs of groups, and their errors; where they were fitted
     """
 
     map: str = "diffuse_fit.nxs"
-    volume: bool = True
+    volume: bool | None = None
     json: str | None = "diffuse_fit.json"
     html: str | None = "diffuse_fit.html"
     png: str | None = "diffuse_fit.png"

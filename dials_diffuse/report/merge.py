@@ -5,6 +5,7 @@ from __future__ import annotations
 from operator import itemgetter
 
 from dials_diffuse.files.record import grid_record
+from dials_diffuse.maps.laue_group import symmetry_record
 from dials_diffuse.merging.laue import MergeResult
 from dials_diffuse.merging.statistics import ShellTable
 from dials_diffuse.report.tables import Column, text_table
@@ -39,6 +40,7 @@ def merge_record(result: MergeResult) -> dict:
     return {
         **grid_record(grid),
         "d_min": grid.d_min,
+        "symmetry": symmetry_record(result.symmetry),
         "n_observations": result.n_observations,
         "n_off_grid": result.n_off_grid,
         "n_refused": result.n_refused,

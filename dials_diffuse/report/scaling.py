@@ -8,14 +8,25 @@ from functools import partial
 import numpy as np
 
 from dials_diffuse.report.figures import new_figure, write_png
+from dials_diffuse.report.symmetry import symmetry_text
 from dials_diffuse.report.tables import Column, text_table
 from dials_diffuse.scaling.absolute import AbsoluteScale
+from dials_diffuse.scaling.images import BLANK, DISAGREEMENT, REGION, RING, SCALE
 from dials_diffuse.scaling.record import curve_of_b, dials_scale_curve, suggested_cuts
 from dials_diffuse.scaling.scale import ScalingResult
 from dials_diffuse.scaling.terms.base import Term
 
 #: more sweeps than this are drawn without a legend
 _LEGEND = 8
+
+#: runs of images in the log
+_RUNS = 40
+
+#: the log has a matrix of correlations up to so many sweeps; the JSON file always has it
+_MATRIX = 12
+
+#: of images, by reason
+_MARKS = {BLANK: "v", SCALE: "^", RING: "o", REGION: "s", DISAGREEMENT: "D"}
 
 #: panels beside each other
 _COLUMNS = 3
@@ -42,6 +53,7 @@ def scaling_text(result: ScalingResult) -> str:
     refinement = result.refinement
     lines = [
         f"{result.n_outliers} of {result.n_observations} observations are outliers and are left out",
+        *_image_lines(result),
         "",
         text_table(_TERMS, [(test, refinement) for test in refinement.tests]),
     ]
@@ -65,12 +77,36 @@ def scaling_text(result: ScalingResult) -> str:
             lines[-1] += f"; correlation of b with the scales of dials.scale {compared['correlation']:.3f}"
     lines += ["", *_absolute_lines(result.absolute)]
     n = len(result.experiments)
-    if n > 1:
+    if 1 < n <= _MATRIX:
         lines += ["", "correlation of the anisotropic part between sweeps:"]
         lines += ["  ".join(f"{x:6.3f}" for x in row) for row in result.correlations]
+    if result.symmetry is not None:
+        lines += ["", symmetry_text(result.symmetry).rstrip()]
     for path, text in suggested_cuts(result).items():
-        lines += ["", f"{path}: some images agree much worse than the others, consider exclude_images={text}"]
+        lines += [
+            "",
+            f"{path}: exclude_images={text} of dials.diffuse_integrate takes out what they share with others, too",
+        ]
     return "\n".join(lines)
+
+
+def _image_lines(result: ScalingResult) -> list:
+    """What became of images that do not belong."""
+    decision = result.images
+    if not decision.bad:
+        return ["No image disagrees with the others of its sweep"]
+    what = "are left out" if decision.left_out else "are kept"
+    lines = [f"{result.n_in_bad_images} observations are on images that do not agree with the others; these {what}:"]
+    runs = decision.runs()
+    for e, first, last in runs[:_RUNS]:
+        mine = [b for b in decision.bad if b.experiment == e and first <= b.first <= last]
+        worst = max(mine, key=lambda b: b.deviation)
+        lines.append(
+            f"  sweep {e}, images {first} to {last}: {worst.words} ({worst.deviation:.0f} times the usual spread)"
+        )
+    if len(runs) > _RUNS:
+        lines.append(f"  and {len(runs) - _RUNS} more, see output.json")
+    return lines
 
 
 def _absolute_lines(absolute: AbsoluteScale | None) -> list:
@@ -84,7 +120,19 @@ def _absolute_lines(absolute: AbsoluteScale | None) -> list:
         + ")",
         f"  contents: {absolute.expectation.source}",
     ]
-    lines += [f"  {e.method:9} {e.k:.4g} +- {e.esd:.2g}" for e in absolute.estimates]
+    for e in absolute.estimates:
+        reason = f" (not compared: {absolute.left_out[e.method]})" if e.method in absolute.left_out else ""
+        lines.append(f"  {e.method:10} {e.k:.4g} +- {e.esd:.2g}{reason}")
+    parts = absolute.parts
+    if parts is None:
+        lines.append(f"  separation not possible: {absolute.left_out['separation']}")
+    else:
+        (liquid, liquid_esd), (air, air_esd) = parts.amounts["liquid"], parts.amounts["air"]
+        lines.append(
+            f"  around the crystal, by separation: liquid {liquid:.2f} +- {liquid_esd:.2f} of the crystal's volume, "
+            f"air {air:.0f} +- {air_esd:.0f} times as long as the crystal is thick; together "
+            f"{100 * parts.share_around:.0f} % of all that scatters"
+        )
     return [*lines, "Compton scattering is subtracted"]
 
 
@@ -107,7 +155,9 @@ def scaling_figure(result: ScalingResult):
     matplotlib.figure.Figure with an Agg canvas
     """
     panels = [_draw_totals, _draw_estimates] if result.absolute else []
-    panels.append(_draw_scales)
+    if result.absolute and result.absolute.parts is not None:
+        panels.insert(1, _draw_parts)
+    panels += [_draw_scales, _draw_images]
     terms = [(term, _curves(result, term)) for term in result.refinement.model.of_experiment]
     panels += [partial(_draw_curves, term, curves) for term, curves in terms if curves]
     columns = min(len(panels), _COLUMNS)
@@ -138,6 +188,27 @@ def _draw_totals(axes, result: ScalingResult) -> None:
     )
     axes.ticklabel_format(axis="y", scilimits=(0, 4), useMathText=True)
     axes.legend(fontsize="small")
+
+
+def _draw_parts(axes, result: ScalingResult) -> None:
+    """What is measured, and what of it is the crystal's, liquid and air, on the scale of the separation."""
+    shells, parts = result.absolute.shells, result.absolute.parts
+    near = shells.s >= parts.s[0]
+    axes.step(shells.s[near], parts.k * shells.total[near], where="mid", color="0.2", label="diffuse + Bragg")
+    axes.step(shells.s[near], parts.k * shells.bragg[near], where="mid", color="0.6", label="Bragg")
+    below = np.zeros(len(parts.s))
+    for part, name, colour in zip((parts.crystal, parts.liquid, parts.air), ("crystal", "liquid", "air"), "rbg"):
+        axes.fill_between(parts.s, below, below + part, color=colour, alpha=0.2, linewidth=0, label=name)
+        below = below + part
+    around, error = 100 * parts.share_around, 100 * parts.esd / parts.k
+    axes.set(
+        xlabel="|s| = 1/d (1/Å)",
+        ylabel="mean intensity (electrons² per unit cell)",
+        ylim=(0, 1.4 * below.max()),
+        title=f"{around:.0f} % is not the crystal's: k = {parts.k:.4g} ± {error:.2g} %",
+    )
+    axes.ticklabel_format(axis="y", scilimits=(0, 4), useMathText=True)
+    axes.legend(fontsize="small", ncol=2, loc="upper right")
 
 
 def _draw_estimates(axes, result: ScalingResult) -> None:
@@ -171,6 +242,31 @@ def _draw_scales(axes, result: ScalingResult) -> None:
     axes.set(xlabel="rotation (degrees)", ylabel="scale / mean", title=title)
     if len(result.experiments) <= _LEGEND:
         axes.legend(fontsize="small")
+
+
+def _draw_images(axes, result: ScalingResult) -> None:
+    """χ² of each image; those that do not belong, with the reason."""
+    named: set = set()
+    for sweep in result.images.sweeps:
+        start, width = result.experiments[sweep.experiment].oscillation
+        first = result.experiments[sweep.experiment].image_range[0]
+        angle = start + width * ((sweep.first + sweep.last + 1) / 2 - first)
+        seen = sweep.n > 0
+        axes.plot(angle[seen], sweep.chi2[seen], ".", color=f"C{sweep.experiment % 10}", markersize=3)
+        for a, chi2, number in zip(angle, sweep.chi2, sweep.first):
+            reason = next((b.reason for b in result.images.bad if _holds(b, sweep.experiment, number)), None)
+            if reason is not None:
+                label = None if reason in named else reason
+                named.add(reason)
+                axes.plot([a], [chi2], _MARKS[reason], color="C3", fillstyle="none", label=label)
+    title = "images" + ("; those marked are left out" if result.images.left_out and result.images.bad else "")
+    axes.set(xlabel="rotation (degrees)", ylabel="mean z² (at most 4 each)", ylim=(0, 4.2), title=title)
+    if named:
+        axes.legend(fontsize="small")
+
+
+def _holds(bad, experiment: int, image: int) -> bool:
+    return bad.experiment == experiment and bad.first <= image <= bad.last
 
 
 def _curves(result: ScalingResult, term: Term) -> dict:

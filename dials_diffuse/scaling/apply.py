@@ -98,7 +98,7 @@ def _predict_block(scaler: Scaler, item: tuple) -> dict:
     prediction, s, scale_variance = scaler.predict(block, first)
     unit, background = prediction.unit, block["background"]
     return {
-        "unique": unique_of(block, scaler.grid, scaler.voxels),
+        "unique": unique_of(block, scaler.voxels),
         "experiment": block["experiment"].astype(np.int64) + first,
         "unit": unit,
         "added": prediction.gain * prediction.offset + unit * (prediction.profile - prediction.profile_at_voxel),
@@ -139,9 +139,9 @@ def apply_levels(predictions: Predictions, factor: np.ndarray, profile: np.ndarr
 
 
 def voxel_priors(scaler: Scaler) -> np.ndarray:
-    """(u,) 1 / variance of the anisotropic part of every unique voxel."""
+    """(u,) 1 / variance of the anisotropic part of every unique voxel that outliers are measured by."""
     s = scaler.grid.s_magnitude(scaler.voxels.index)
-    return scaler.errors.prior(s, scaler.model.profile(s))
+    return scaler.errors.outlier_prior(s, scaler.model.profile(s))
 
 
 def find_all_outliers(predictions: Predictions, prior: np.ndarray, n_sigma: float) -> np.ndarray:

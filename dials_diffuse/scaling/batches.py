@@ -16,11 +16,6 @@ from dials_diffuse.scaling.sample import Observations
 #: rotation that a batch spans at least, degrees
 BATCH_ANGLE = 1.0
 
-#: a batch whose χ² per observation is so many times the median, or with so many outliers more, is suspicious
-_BAD_RATIO = 3.0
-_BAD_OUTLIERS = 0.05
-_LEAST_IN_BATCH = 20
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -86,25 +81,6 @@ def residuals_by_batch(
                 )
             )
     return batches
-
-
-def suggest_cuts(batches: list) -> list:
-    """(experiment, first image, last image) of runs of batches that agree much worse than the median one."""
-    if len(batches) < 5:
-        return []
-    chi2, outliers, n = (np.array([getattr(b, name) for b in batches]) for name in ("chi2", "outliers", "n"))
-    usual = np.median(outliers)
-    by_chance = 5 * np.sqrt(2 / n)  # of a mean of n squares
-    bad = chi2 > (_BAD_RATIO + by_chance) * np.median(chi2)
-    bad |= outliers > usual + _BAD_OUTLIERS + 5 * np.sqrt((usual + 1 / n) / n)
-    bad &= n >= _LEAST_IN_BATCH
-    cuts = []
-    for b in np.array(batches, dtype=object)[bad]:
-        if cuts and cuts[-1][0] == b.experiment and cuts[-1][2] == b.first - 1:
-            cuts[-1] = (b.experiment, cuts[-1][1], b.last)
-        else:
-            cuts.append((b.experiment, b.first, b.last))
-    return cuts
 
 
 def crystal_correlations(

@@ -64,14 +64,25 @@ class ErrorModel:
         relative = self.excess[self.shell(s)] * prediction.unit * prediction.profile
         return self.expected(prediction, background) + background_variance + relative**2
 
+    @property
+    def size(self) -> float:
+        """Standard deviation of the anisotropic part, relative to the isotropic, in a usual shell."""
+        return float(np.median(self._relative((self.shells[1:] + self.shells[:-1]) / 2)))
+
+    def _relative(self, s: np.ndarray) -> np.ndarray:
+        return np.sqrt(self.spread[self.shell(s)] ** 2 + np.sum(self.common**2, axis=0)[self.band(s)])
+
     def prior(self, s: np.ndarray, profile: np.ndarray) -> np.ndarray:
-        """(m,) 1 / variance of the anisotropic part that an outlier is measured by, where the isotropic is ``profile``.
+        """(m,) 1 / variance of the anisotropic part of voxels at |s| where the isotropic part is ``profile``."""
+        return (self._relative(s) * _floor(profile)) ** -2.0
+
+    def outlier_prior(self, s: np.ndarray, profile: np.ndarray) -> np.ndarray:
+        """(m,) 1 / variance of the anisotropic part that outliers are measured by; arguments as for :meth:`prior`.
 
         The anisotropic part is not normal: it has few values, of many times its rms, which are most of what the map is
         made for. Where no other observation vouches for them, they must not be taken for outliers.
         """
-        common = np.sum(self.common**2, axis=0)[self.band(s)]
-        return 1 / (_TAILS**2 * (self.spread[self.shell(s)] ** 2 + common) * _floor(profile) ** 2)
+        return self.prior(s, profile) / _TAILS**2
 
 
 def _floor(profile: np.ndarray) -> np.ndarray:

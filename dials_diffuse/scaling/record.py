@@ -6,11 +6,14 @@ from dataclasses import asdict
 
 import numpy as np
 
+from dials_diffuse.crystals.record import crystals_record, indexed_otherwise
+from dials_diffuse.maps.laue_group import symmetry_record
 from dials_diffuse.scaling.absolute import AbsoluteScale
 from dials_diffuse.scaling.bragg_scales import bragg_scale_curve
 from dials_diffuse.scaling.layout import S, T, places, rotation_points
 from dials_diffuse.scaling.model import ScaleModel
 from dials_diffuse.scaling.scale import ScalingResult
+from dials_diffuse.scaling.separation import Separation
 from dials_diffuse.scaling.terms.base import Acts
 from dials_diffuse.scaling.terms.crystal import Profile
 
@@ -48,10 +51,14 @@ def scaling_record(result: ScalingResult) -> dict:
         "profile": _profile(model),
         "absolute_scale": _absolute(result.absolute) if result.absolute else None,
         "levels": _levels(result),
-        "indexed_otherwise": [asdict(m) for m in result.mismatches],
+        "symmetry": symmetry_record(result.symmetry),
+        "crystals": crystals_record(result.crystals),
+        "indexed_otherwise": indexed_otherwise(result.crystals),
         "sweeps": [_sweep(result, i) for i in range(len(result.experiments))],
         "modules": [],
         "residuals": [asdict(b) for b in result.batches],
+        "n_in_bad_images": result.n_in_bad_images,
+        "images": result.images.record(),
         "suggested_exclude_images": [{"file": f, "exclude_images": text} for f, text in suggested_cuts(result).items()],
         "correlations": [list(row) for row in result.correlations],
     }
@@ -68,7 +75,7 @@ def _levels(result: ScalingResult) -> dict | None:
 def suggested_cuts(result: ScalingResult) -> dict:
     """{observation file: text for ``exclude_images`` of dials.diffuse_integrate, which counts experiments by file}."""
     cuts: dict = {}
-    for e, first, last in result.cuts:
+    for e, first, last in result.images.runs():
         path, number = result.origins[e]
         cuts.setdefault(str(path), []).append(f"{number}:{first}:{last}")
     return {path: ",".join(texts) for path, texts in cuts.items()}
@@ -110,7 +117,9 @@ def _absolute(absolute: AbsoluteScale) -> dict:
         "relative_esd": absolute.relative,
         "method": absolute.method,
         "estimates": [asdict(e) for e in absolute.estimates],
+        "left_out": absolute.left_out,
         "contents": absolute.expectation.source,
+        "separation": _separation(absolute.parts),
         "shells": {
             "s": s,
             "diffuse": k * shells.diffuse,
@@ -123,6 +132,13 @@ def _absolute(absolute: AbsoluteScale) -> dict:
             "n_bragg_measured": shells.n_measured,
         },
     }
+
+
+def _separation(parts: Separation | None) -> dict | None:
+    """What scatters, as separated; electrons² per unit cell with the k of the separation."""
+    if parts is None:
+        return None
+    return {"s": parts.s, "crystal": parts.crystal, "liquid": parts.liquid, "air": parts.air}
 
 
 def _s_range(model: ScaleModel) -> np.ndarray:

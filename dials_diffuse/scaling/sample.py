@@ -8,7 +8,7 @@ from functools import cached_property, partial
 import numpy as np
 
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.maps.voxels import Voxels, blocks_of_voxels, keys_in_box
+from dials_diffuse.maps.voxels import Voxels, blocks_of_voxels
 from dials_diffuse.parallel import in_threads
 from dials_diffuse.scaling.layout import DIFFRACTED, Layout, Rows, coordinates
 from dials_diffuse.scaling.patterns import absorption_functions, symmetric_patterns
@@ -81,6 +81,12 @@ class Observations:
         rows = rows[np.count_nonzero(rank[self.orbit] < 0) :]
         return self._taken(rows, wanted, rank[self.orbit[rows]])
 
+    def some_rows(self, wanted: np.ndarray) -> Observations:
+        """Some of the rows, without voxels that have none of them; wanted : (n,) bool."""
+        rows = np.flatnonzero(wanted)
+        voxels, orbit = np.unique(self.orbit[rows], return_inverse=True)
+        return self._taken(rows, voxels, orbit.reshape(-1).astype(np.int64))
+
     def part(self, first: int, last: int) -> Observations:
         """The rows of voxels ``first`` up to, not with, ``last``, without copying them."""
         rows = slice(*np.searchsorted(self.orbit, [first, last]))
@@ -92,14 +98,10 @@ class Observations:
         return Observations(orbit, **{n: getattr(self, n)[voxels if n in by_voxel else rows] for n in names})
 
 
-def unique_of(block: dict, grid: MapGrid, voxels: Voxels) -> np.ndarray:
+def unique_of(block: dict, voxels: Voxels) -> np.ndarray:
     """(n,) int64, unique voxel of each row, -1 outside the grid or where the norm is not positive."""
-    fits, keys = keys_in_box(grid, block["index"])
-    unique = np.full(len(fits), -1, dtype=np.int64)
-    slot = voxels.slot[keys]
-    unique[fits] = np.where(slot >= 0, voxels.unique[slot], -1)
-    unique[~(block["norm"] > 0)] = -1
-    return unique
+    row = voxels.rows(block["index"], block["norm"])
+    return np.where(row >= 0, voxels.unique[row], -1)
 
 
 def sample_observations(
@@ -136,7 +138,7 @@ def sample_observations(
 
 def _wanted_rows(grid: MapGrid, voxels: Voxels, wanted: np.ndarray, item: tuple) -> dict:
     first, block = item
-    unique = unique_of(block, grid, voxels)
+    unique = unique_of(block, voxels)
     use = np.flatnonzero((unique >= 0) & wanted[unique])
     part = {name: block[name][use] for name in COLUMNS}
     part["experiment"] = part["experiment"] + first

@@ -10,14 +10,19 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from dials_diffuse.crystals.choice import CrystalChoice
+from dials_diffuse.crystals.choose import choose_crystals
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.files.identity import check_images
 from dials_diffuse.files.observations import OBSERVATION_DTYPE, ObservationFile, write_observations
 from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.maps.settings import untested_in_words
+from dials_diffuse.maps.laue_check import check_laue_group
+from dials_diffuse.maps.laue_group import LaueTest
+from dials_diffuse.maps.mates import SAMPLE_COLUMNS, LowAngles
 from dials_diffuse.maps.units import ARBITRARY, ELECTRONS
-from dials_diffuse.maps.voxels import Voxels, blocks_of_rows, check_distinct, common_grid, find_voxels
+from dials_diffuse.maps.voxels import Voxels, check_distinct, find_voxels, memory_of_voxels, numbered_blocks
+from dials_diffuse.memory import check_memory
 from dials_diffuse.parallel import Progress, quiet
 from dials_diffuse.scaling.absolute import AbsoluteParameters, AbsoluteScale, absolute_scale
 from dials_diffuse.scaling.apply import (
@@ -29,12 +34,12 @@ from dials_diffuse.scaling.apply import (
     voxel_priors,
     write_scaled,
 )
-from dials_diffuse.scaling.batches import crystal_correlations, residuals_by_batch, suggest_cuts
+from dials_diffuse.scaling.batches import crystal_correlations, residuals_by_batch
 from dials_diffuse.scaling.bragg_scales import BraggColumns, read_bragg, scaled_bragg, start_from_bragg
 from dials_diffuse.scaling.error_model import find_outliers
+from dials_diffuse.scaling.image_decision import ImageDecision, refine_without_bad_images
 from dials_diffuse.scaling.layout import Layout, S, make_layout
 from dials_diffuse.scaling.levels import Levels, find_levels
-from dials_diffuse.scaling.mismatches import Mismatch, find_mismatches, untested_settings
 from dials_diffuse.scaling.model import start_model
 from dials_diffuse.scaling.refine import Refinement, refine
 from dials_diffuse.scaling.sample import COLUMNS, Observations, sample_observations
@@ -66,14 +71,16 @@ class ScalingResult:
     layout, refinement : the scale model
     levels : Levels, how the ratio of the sweeps was found; None where there is but one, or none is uncertain
     n_observations, n_outliers, n_off_grid, n_sample : rows of all files, those left out, and those refined against
+    n_in_bad_images : rows left out with their image
     batches : list of Batch, residuals by rotation
-    mismatches : list of Mismatch, sweeps that are indexed otherwise than the others
+    crystals : CrystalChoice of all experiments of the files; None where there is but one
     correlations : (e, e) float64, anisotropic part of each experiment against each other; NaN without common voxels
-    cuts : suggested images to leave out, (experiment, first, last)
+    images : ImageDecision, which do not belong
     origins : (path, number in that file) of each experiment
     warnings : sentences for the user
     absolute : AbsoluteScale, None where intensities are in arbitrary units
     bragg : BraggColumns of all files; None where the factors of dials.scale are not wanted
+    symmetry : LaueTest, what the data say of their symmetry; None where nobody asked
     """
 
     grid: MapGrid
@@ -84,28 +91,31 @@ class ScalingResult:
     n_observations: int
     n_outliers: int
     n_off_grid: int
+    n_in_bad_images: int
     n_sample: int
     batches: list
-    mismatches: list
+    crystals: CrystalChoice | None
     correlations: np.ndarray
-    cuts: list
+    images: ImageDecision
     origins: tuple
     warnings: list
     absolute: AbsoluteScale | None
     bragg: BraggColumns | None
+    symmetry: LaueTest | None
 
 
 def memory_estimate(grid: MapGrid, n_rows: int, n_sample: int) -> float:
     """Rough peak memory in bytes."""
-    return 5 * grid.n_voxels + 34 * n_rows + 500 * n_sample + 8 * _ROWS * 250
+    return memory_of_voxels(grid, n_rows) + 34 * n_rows + 500 * n_sample + 8 * _ROWS * 250
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Open observation files, as one."""
+    """Open observation files, as one, of which the crystals were chosen."""
 
     files: list
     grid: MapGrid
+    crystals: CrystalChoice | None
     progress: Progress
 
     @property
@@ -123,15 +133,11 @@ class _Source:
 
     def blocks(self, columns, label: str) -> Iterator:
         """(first experiment of the file, {column: array}) of all rows; label : of the progress."""
-        pairs = (
-            (int(n), block)
-            for n, file in zip(self.first, self.files)
-            for block in blocks_of_rows([file], columns, _ROWS)
-        )
+        pairs = numbered_blocks(self.files, columns, _ROWS)
         return self.progress(pairs, sum(math.ceil(file.n_rows / _ROWS) for file in self.files), label)
 
 
-def _open(paths, space_group: str | None, progress, stack: ExitStack) -> _Source:
+def _open(paths, parameters: ScalingParameters, progress, stack: ExitStack) -> _Source:
     check_distinct(paths)
     files = [stack.enter_context(ObservationFile(p)) for p in paths]
     for file in files:
@@ -140,7 +146,7 @@ def _open(paths, space_group: str | None, progress, stack: ExitStack) -> _Source
         if file.scaled:
             raise DiffuseError(f"{file.path}: scaled already; give the files of dials.diffuse_integrate")
     check_images(files)
-    return _Source(files, common_grid(files, space_group), progress)
+    return _Source(*choose_crystals(files, parameters.crystals, parameters.space_group, progress), progress)
 
 
 def scale_observations(
@@ -167,8 +173,8 @@ def scale_observations(
     Raises
     ------
     DiffuseError
-        On files that do not fit together or were scaled before, or lack what the absolute scale needs; ``path`` is
-        then left as it was.
+        On files that do not fit together or were scaled before, or lack what the absolute scale needs, or whose space
+        group is too high; ``path`` is then left as it was.
 
     Source: docs/theory.md, Scaling
 
@@ -181,35 +187,50 @@ def scale_observations(
     (6376, ['drift', 'offset'])
     """
     with ExitStack() as stack:
-        source = _open(paths, parameters.space_group, progress, stack)
+        source = _open(paths, parameters, progress, stack)
         grid, experiments, n_rows = source.grid, source.experiments, source.n_rows
         bragg = read_bragg(source.files, source.first)
         expectation = absolute.expectation_for(grid, len(bragg), paths) if absolute else None
         n_sample = min(n_rows, parameters.max_observations)
+        needed = memory_estimate(grid, n_rows, n_sample)
         logger.info(
             "%d observations of %d sweeps; about %d of them refine the model; memory about %.1f GB",
             n_rows,
             len(experiments),
             n_sample,
-            memory_estimate(grid, n_rows, n_sample) / 1e9,
+            needed / 1e9,
+        )
+        check_memory(
+            needed,
+            f"{paths[0]}: {n_rows} observations",
+            "scale fewer files together, or integrate with a smaller grid.subdivide or a larger d_min",
         )
         blocks = (block for _, block in source.blocks(("index", "norm"), "Finding voxels"))
         voxels, _ = find_voxels(blocks, grid, True, threads)
         if len(voxels.index) == 0:
             raise DiffuseError(f"{paths[0]}: no observation has a positive norm inside d_min; integrate again")
         layout = make_layout(experiments, grid)
-        data = _sample(source, voxels, layout, parameters, threads)
-        start = None
-        if bragg_scales and np.any(bragg.inverse_scale_factor > 0):
-            start = start_from_bragg(start_model(data, layout, parameters), layout, bragg)
-        refinement = refine(data, layout, parameters, threads, progress, start)
+        low = LowAngles(grid, n_rows)
+        data = _sample(source, voxels, layout, parameters, threads, low)
+        symmetry, symmetry_notes = check_laue_group(low, parameters.symmetry_check, paths[0])
+
+        def refined(data: Observations) -> Refinement:
+            start = None
+            if bragg_scales and np.any(bragg.inverse_scale_factor > 0):
+                start = start_from_bragg(start_model(data, layout, parameters), layout, bragg)
+            return refine(data, layout, parameters, threads, progress, start)
+
+        refinement, data, images = refine_without_bad_images(data, layout, experiments, parameters, refined, paths)
         scaler = Scaler(grid, voxels, layout, refinement.model, refinement.errors, refinement.scale_errors)
         predictions = predict_all(scaler, source.blocks(COLUMNS, "Finding outliers"), n_rows, threads)
         n_off_grid = int(np.count_nonzero(predictions.unique < 0))
+        if images.bad and images.left_out:
+            blocks = source.blocks(("experiment", "xyz"), "Leaving out images")
+            predictions.unique[images.rows(blocks, experiments)] = -1
+        n_left_out = int(np.count_nonzero(predictions.unique < 0))
         rejected = find_all_outliers(predictions, voxel_priors(scaler), parameters.outlier_n_sigma)
         rejected |= predictions.unique < 0
         profile = refinement.model.profile(grid.s_magnitude(voxels.index))
-        mismatches = find_mismatches(predictions, rejected, profile, grid, voxels.index, len(experiments))
         levels = None
         if len(experiments) > 1 and {Drift.key, Offset.key} <= set(refinement.model.terms):
             levels = find_levels(predictions, rejected, profile, grid, voxels.index, len(experiments), parameters.seed)
@@ -224,16 +245,15 @@ def scale_observations(
                 if absolute.required:
                     raise
                 notes = [f"intensities stay on an arbitrary scale: {error}"]
-        _write(source, path, provenance, predictions, rejected, scale, threads)
-        origins = tuple((file.path, i) for file in source.files for i in range(len(file.experiments)))
-    n_outliers = int(rejected.sum()) - n_off_grid
+        _write(source, images.used(experiments), path, provenance, predictions, rejected, scale, threads)
+        origins = tuple((file.path, i) for file in source.files for i in file.numbers)
+    n_outliers = int(rejected.sum()) - n_left_out
     lost = [t.label for t in refinement.tests if not t.kept]
     if parameters.automatic and lost:
         logger.info("Left out, because held-out voxels are not predicted better with them: %s", ", ".join(lost))
     prediction = refinement.model.predict_observations(data)
     rejected = find_outliers(prediction, data, refinement.errors, parameters.outlier_n_sigma)
     batches = residuals_by_batch(prediction, data, refinement.errors, experiments, rejected)
-    untested = untested_settings(grid) if len(experiments) > 1 else []
     return ScalingResult(
         grid=grid,
         experiments=experiments,
@@ -243,33 +263,36 @@ def scale_observations(
         n_observations=n_rows,
         n_outliers=n_outliers,
         n_off_grid=n_off_grid,
+        n_in_bad_images=n_left_out - n_off_grid,
         n_sample=data.n,
         batches=batches,
-        mismatches=mismatches,
+        crystals=source.crystals,
         correlations=crystal_correlations(prediction, data, refinement.errors, len(experiments), rejected),
-        cuts=suggest_cuts(batches),
+        images=images,
         origins=origins,
         warnings=[
             *_too_many_outliers(n_outliers, n_rows),
             *_without_terms(layout, parameters),
             *_uncertain_scale(refinement, data),
-            *([untested_in_words(untested, grid.subdivide)] if untested else []),
+            *(source.crystals.warnings if source.crystals else ()),
             *notes,
-            *(_in_words(m, experiments) for m in mismatches),
+            *symmetry_notes,
+            *images.in_words(experiments),
         ],
         absolute=scale,
         bragg=bragg if bragg_scales else None,
+        symmetry=symmetry,
     )
 
 
 def _sample(
-    source: _Source, voxels: Voxels, layout: Layout, parameters: ScalingParameters, threads: int
+    source: _Source, voxels: Voxels, layout: Layout, parameters: ScalingParameters, threads: int, low: LowAngles
 ) -> Observations:
-    """All observations of unique voxels chosen at random, as many as are wanted."""
+    """All observations of unique voxels chosen at random, as many as are wanted; ``low`` watches."""
     share = parameters.max_observations / source.n_rows
     wanted = np.random.default_rng(parameters.seed).random(len(voxels.index)) < share
     degree = chosen(parameters.options, AbsorptionOptions).degree
-    blocks = source.blocks(COLUMNS, "Choosing observations")
+    blocks = low.watch(source.blocks({*COLUMNS, *SAMPLE_COLUMNS}, "Choosing observations"))
     data = sample_observations(blocks, source.grid, voxels, layout, wanted, degree, threads)
     if data.n < 1000:
         raise DiffuseError(f"{data.n} observations are too few for a scale model; merge them as they are")
@@ -295,6 +318,7 @@ def _absolute_scale(grid, data, layout, refinement, bragg, expectation, method) 
 
 def _write(
     source: _Source,
+    experiments,
     path,
     provenance: Provenance,
     predictions: Predictions,
@@ -303,9 +327,9 @@ def _write(
     threads: int,
 ) -> None:
     logger.info("Saving the scaled observations to %s", path)
-    provenance = replace(provenance, identifiers=tuple(e.identifier for e in source.experiments))
+    provenance = replace(provenance, identifiers=tuple(e.identifier for e in experiments))
     units = ELECTRONS if scale else ARBITRARY
-    with write_observations(path, source.grid, source.experiments, provenance, units, scaled=True) as writer:
+    with write_observations(path, source.grid, experiments, provenance, units, scaled=True) as writer:
         rows = source.blocks(OBSERVATION_DTYPE.names, "Writing")
         for _ in write_scaled(predictions, rows, rejected, scale, writer, threads):
             pass
@@ -320,8 +344,7 @@ def _too_many_outliers(n_outliers: int, n_rows: int) -> list:
 
 def _uncertain_scale(refinement: Refinement, data: Observations) -> list:
     """A warning where the scale is not well known compared with what the map is made for."""
-    errors, rms = refinement.errors, refinement.scale_errors.rms
-    size = float(np.sqrt(np.median(errors.spread**2) + np.median(np.sum(errors.common**2, axis=0))))
+    size, rms = refinement.errors.size, refinement.scale_errors.rms
     if rms < _UNCERTAIN * size:
         return []
     tests = {test.name: test for test in refinement.tests}
@@ -344,12 +367,3 @@ def _without_terms(layout: Layout, parameters: ScalingParameters) -> list:
     if layout.orientation is None and a and harmonics:
         return ["files of an older version without crystal orientation: a is a spline over the detector"]
     return []
-
-
-def _in_words(mismatch: Mismatch, experiments) -> str:
-    names = [f"sweep {k} ({experiments[k].identifier})" for k in (mismatch.sweep, mismatch.reference)]
-    return (
-        f"{names[0]} is indexed otherwise than {names[1]}: their anisotropic parts correlate by {mismatch.cc:.2f} "
-        f"after {mismatch.operator}, and by {mismatch.cc_as_given:.2f} as they are. Index all alike (dials.cosym, or "
-        f"dials.reindex change_of_basis_op={mismatch.operator}), and integrate again"
-    )

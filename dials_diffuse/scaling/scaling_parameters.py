@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from dials_diffuse.checks import at_least
+from dials_diffuse.checks import at_least, choice, fraction
+from dials_diffuse.crystals.crystal_parameters import CrystalParameters
 from dials_diffuse.errors import DiffuseError
+from dials_diffuse.maps.laue_check import CHECKS
 from dials_diffuse.scaling.terms.table import NAMES
 
 
@@ -20,7 +22,11 @@ class ScalingParameters:
     options : tuple of TermOptions of terms that differ from the defaults
     automatic : keep only terms that the data ask for, see :func:`dials_diffuse.scaling.solve.judge_terms`
     space_group : symbol of the group whose mates should agree; None: that of the files
+    crystals : which of them to keep, and in which setting
     outlier_n_sigma : two-sided limit; 0: keep everything
+    symmetry_check : what to do about a group that the data do not have, one of ``laue_check.CHECKS``
+    reject_images : leave out images that do not agree with the others of their sweep
+    max_rejected_fraction : of the images of a sweep, more are an error
     max_observations : the model is refined on at most so many observations, of unique voxels chosen at random
     n_folds : parts of the voxels, each kept out once to test the terms
     n_cycles : most Gauss-Newton steps after the terms are chosen
@@ -36,7 +42,11 @@ class ScalingParameters:
     options: tuple = ()
     automatic: bool = True
     space_group: str | None = None
+    crystals: CrystalParameters = field(default_factory=CrystalParameters)
     outlier_n_sigma: float = 6.0
+    symmetry_check: str = "error"
+    reject_images: bool = True
+    max_rejected_fraction: float = 0.35
     max_observations: int = 400_000
     n_folds: int = 6
     n_cycles: int = 10
@@ -48,6 +58,8 @@ class ScalingParameters:
             raise DiffuseError(f"model={','.join(self.terms)}: no term {unknown[0]}; choose from {', '.join(NAMES)}")
         if self.outlier_n_sigma is None or not self.outlier_n_sigma >= 0:
             raise DiffuseError(f"outlier.n_sigma={self.outlier_n_sigma}: must not be negative (0 = off)")
+        choice("symmetry.check", self.symmetry_check, CHECKS)
+        fraction("max_rejected_fraction", self.max_rejected_fraction)
         at_least("refinement.max_observations", self.max_observations, 3000)
         at_least("refinement.n_folds", self.n_folds, 2)
         at_least("refinement.n_cycles", self.n_cycles, 1)

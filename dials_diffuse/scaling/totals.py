@@ -50,6 +50,7 @@ class Shells:
     bragg, bragg_variance : sum over reflections per reciprocal cell; unmeasured ones count as the mean of their shell
     bragg_lost : part of it, what was added because the strongest ones seem to be missing
     n_possible, n_measured : unique reflections
+    points : lattice points per reciprocal cell, 1 but for chance where there are few
     """
 
     edges: np.ndarray
@@ -59,6 +60,7 @@ class Shells:
     bragg_lost: np.ndarray
     n_possible: np.ndarray
     n_measured: np.ndarray
+    points: np.ndarray
 
     @property
     def s(self) -> np.ndarray:
@@ -205,4 +207,5 @@ def mean_intensities(grid: MapGrid, unique: UniqueBragg, profile, s_range: tuple
         bragg_lost=strong / cells,
         n_possible=total(1.0, everywhere).astype(int),
         n_measured=total(1.0, unique.measured).astype(int),
+        points=possible / cells,
     )

@@ -18,6 +18,7 @@ from dials_diffuse.files.atomic import Staging, check_writable
 from dials_diffuse.files.nexus import write_map
 from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.files.record import Output
+from dials_diffuse.memory import check_memory
 from dials_diffuse.parallel import SERIAL, Executor, Progress, quiet
 from dials_diffuse.simulation.diffuse import diffuse_volume
 from dials_diffuse.simulation.prepare_sweep import prepare_sweep
@@ -194,6 +195,12 @@ def simulate(
     _check_images(empty_templates, outputs.background, "output.background")
     d_min = resolution_limit(experiments, parameters.d_min)
     grid = choose_grid(experiments, parameters.d_min, subdivide=parameters.subdivide)
+    needed = 80 * grid.n_voxels / len(grid.space_group) + 8 * grid.n_voxels * (3 if outputs.ideal else 1)
+    check_memory(
+        needed,
+        f"grid.subdivide={','.join(map(str, grid.subdivide))}, d_min={grid.d_min:g}: {grid.n_voxels:.3g} voxels",
+        "choose a smaller grid.subdivide or a larger d_min",
+    )
     # a voxel at the resolution limit is half beyond it, and must not hold pixels without diffuse scattering
     wavelength = None
     if parameters.anomalous:
@@ -213,7 +220,7 @@ def simulate(
         *grid.shape,
         "x".join(map(str, grid.subdivide)),
         grid.d_min,
-        (80 * grid.n_voxels / len(grid.space_group) + 8 * grid.n_voxels * (3 if outputs.ideal else 1)) / 1e9,
+        needed / 1e9,
     )
     ideal = None
     if outputs.ideal:
@@ -339,7 +346,7 @@ def _write_maps(volume, grid, ideal, done: list, outputs: Outputs, provenance: P
         logger.info("Saving the true map to %s", outputs.truth)
         scales = {f"sweep_{i + 1}": sweep.record for i, sweep in enumerate(done)}
         truth = true_map(volume, grid)
-        write_map(files.path(outputs.truth), truth, provenance, collections={"simulation": scales})
+        write_map(files.path(outputs.truth), truth, provenance, None, {"simulation": scales})
         written.append(Output(outputs.truth, "map"))
     if ideal is not None:
         logger.info("Saving the best possible map to %s", outputs.ideal)

@@ -11,20 +11,23 @@ from dials_diffuse.experiment.detector import DetectorSetup, s_magnitude
 from dials_diffuse.experiment.pixel_factors import air_transmission, polarization, sensor_efficiency, solid_angle
 from dials_diffuse.experiment.scan import ScanGeometry
 from dials_diffuse.kernels.spline import add_spline
-from dials_diffuse.simulation import background_scattering as background
 from dials_diffuse.simulation.diffuse import DiffuseVolume
 from dials_diffuse.simulation.scales import SweepScales
 from dials_diffuse.simulation.simulation_parameters import SimulationParameters
 from dials_diffuse.simulation.spots import Spots
 from dials_diffuse.simulation.streams import random_stream
-from dials_diffuse.structure.contents import WATER_DENSITY
+from dials_diffuse.structure import surroundings
+from dials_diffuse.structure.solvent import solvent_molecules
 
 ANGSTROM_PER_MM = 1e7
+
+#: Å², the square of the classical radius of the electron
+R_E_SQUARED = 2.8179403e-5**2
 
 #: counts of hot pixels, in units of the median count of their image
 HOT = (5.0, 50.0)
 
-_PROFILE_POINTS = 2000
+_PROFILE_POINTS = 8000
 
 #: far beyond what any detector counts, and what numpy still draws Poisson numbers of
 _MOST_COUNTS = 1e15
@@ -57,7 +60,7 @@ def make_sample(structure, volume: DiffuseVolume | None, parameters: SimulationP
     s = np.linspace(0, 4.0, _PROFILE_POINTS)
     isotropic = np.zeros(len(s))
     if parameters.background.solvent:
-        isotropic += background.solvent_molecules(structure) * background.water(s)
+        isotropic += solvent_molecules(structure) * surroundings.water(s)
     if parameters.background.compton:
         isotropic += compton(s)
     return Sample(volume, structure.cell.volume(), s, isotropic)
@@ -144,7 +147,7 @@ class Sweep:
     def photons(self, image: int, length: float, density: float) -> float:
         """Photons per electron² and steradian in an image, from ``length`` mm with ``density`` scatterers per Å³."""
         incident = self.parameters.source.flux * float(self.scan.exposure[image])
-        return incident * length * ANGSTROM_PER_MM * density * background.R_E_SQUARED
+        return incident * length * ANGSTROM_PER_MM * density * R_E_SQUARED
 
     def expected(self, image: int, wanted: list | None = None) -> list:
         """Expected of every panel in an image, counted from the start of the scan.
@@ -161,9 +164,9 @@ class Sweep:
         liquid = 0.0
         if self.crystals:
             liquid = self.scales.liquid_factor(self.scan.angle(position)) * self.photons(
-                image, self.parameters.background.liquid, WATER_DENSITY
+                image, self.parameters.background.liquid, surroundings.WATER_DENSITY
             )
-        air = self.photons(image, self.parameters.background.air, background.AIR_DENSITY)
+        air = self.photons(image, self.parameters.background.air, surroundings.AIR_DENSITY)
         crystal = self.scales.b(fraction) * sum(self.per_electron(image, c) for c in self.crystals)
         to_head = self.scan.rotation_at(position).T
         static = self._static if not self.scan.beam_varies else None
@@ -265,5 +268,5 @@ class Sweep:
         factors = polarization(panel.directions, s0, self.scan.polarization_normal, self.scan.polarization_fraction)
         factors = factors * sensor_efficiency(panel) * air_transmission(panel, 1 / np.linalg.norm(s0))
         s = s_magnitude(panel.directions, s0)
-        profiles = [self.sample.isotropic, background.water(self.sample.s), background.air(self.sample.s)]
+        profiles = [self.sample.isotropic, surroundings.water(self.sample.s), surroundings.air(self.sample.s)]
         return (factors, *(np.interp(s, self.sample.s, profile) for profile in profiles))

@@ -5,21 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from cctbx.array_family import flex
+from mmtbx.scaling.absolute_scaling import gamma_protein
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.structure.atoms import load_structure
-from dials_diffuse.structure.contents import (
-    CellContents,
-    average_contents,
-    contents_of_sequence,
-    contents_of_structure,
-)
+from dials_diffuse.structure.composition import average_contents, contents_of_sequence
+from dials_diffuse.structure.contents import CellContents, contents_of_structure
+from dials_diffuse.structure.factors import atom_form_factor, incoherent
 from dials_diffuse.structure.setting import in_setting_of
 from dials_diffuse.structure.solvent import bulk_solvent_structure_factors
+from dials_diffuse.structure.surroundings import WATER_DENSITY
 from dials_diffuse.structure.transform import check_cells
 
 _POINTS = 1000
+
+#: 1/Å: nearer to the beam molecules interfere of which nothing is known; of proteins the mean of many is known
+_KNOWN_FROM = {True: 0.22, False: 0.4}
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,12 @@ class Expectation:
         of the hole around each, whose q²-weighted integral is -2π² (Σ Z)² / V
     uncertainty : relative, of the contents of the cell
     source : where the contents are from, a sentence
+    molecules, molecules_compton : (m,) Σf² and incoherent scattering of all but the bulk water
+    correlation : (m,) interference of atoms in these molecules relative to Σf²
+    known_from : 1/Å, from where on the correlation says all that there is
+    volume : of the cell, Å³
+    water_share : of the volume, that bulk water fills
+    alternatives : (factor, probability) pairs, see :class:`dials_diffuse.structure.contents.CellContents`
     hkl, f_squared : (r, 3) int32 and (r,) float64, squared structure factors of a model, or None
     no_model : why there are none, for messages
     """
@@ -41,6 +50,13 @@ class Expectation:
     elastic: np.ndarray
     compton: np.ndarray
     interference: np.ndarray
+    molecules: np.ndarray
+    molecules_compton: np.ndarray
+    correlation: np.ndarray
+    known_from: float
+    volume: float
+    water_share: float
+    alternatives: tuple
     uncertainty: float
     source: str
     hkl: np.ndarray | None = None
@@ -59,6 +75,7 @@ def make_expectation(
     copies: int | None = None,
     bulk_solvent: bool = True,
     hydrogens: bool | None = None,
+    selection: str | None = None,
 ) -> Expectation:
     """What the cell of a grid scatters on the average over directions, and a model's structure factors.
 
@@ -66,8 +83,9 @@ def make_expectation(
     ----------
     grid : of the data
     model : path of coordinates
-    sequence, copies : see :func:`dials_diffuse.structure.contents.contents_of_sequence`; without a model
+    sequence, copies : see :func:`dials_diffuse.structure.composition.contents_of_sequence`; without a model
     bulk_solvent, hydrogens : see :func:`dials_diffuse.structure.contents.contents_of_structure`
+    selection : of the model's atoms, see :func:`dials_diffuse.structure.atoms.load_structure`
 
     Raises
     ------
@@ -78,10 +96,12 @@ def make_expectation(
         raise DiffuseError(f"absolute_scale.model={model}, absolute_scale.sequence={sequence}: give one of them")
     if copies is not None and not sequence:
         raise DiffuseError(f"absolute_scale.copies={copies}: of what? Give absolute_scale.sequence as well")
+    if selection and not model:
+        raise DiffuseError(f"absolute_scale.selection={selection}: of what? Give absolute_scale.model as well")
     hkl = f_squared = None
     no_model = Expectation.no_model
     if model:
-        structure, _ = in_setting_of(load_structure(model), grid.unit_cell, grid.space_group)
+        structure, _ = in_setting_of(load_structure(model, selection), grid.unit_cell, grid.space_group)
         try:
             check_cells(structure, grid)
         except DiffuseError as error:
@@ -111,14 +131,31 @@ def expectation_of(contents: CellContents, d_min: float, hkl=None, f_squared=Non
     hkl, f_squared : structure factors of a model, or None; no_model : why there are none
     """
     s = np.linspace(0, 1.1 / d_min, _POINTS)
+    interference = contents.interference(s)
+    molecules = sum(n * atom_form_factor(e, s) ** 2 for e, n in contents.molecules.items())
     return Expectation(
         s=s,
         elastic=contents.sum_of_squares(s),
         compton=contents.compton(s),
-        interference=contents.interference(s),
+        interference=interference,
+        molecules=molecules,
+        molecules_compton=sum(n * incoherent(e, s) for e, n in contents.molecules.items()),
+        correlation=_in_proteins(s) if contents.protein else interference / molecules,
+        known_from=_KNOWN_FROM[contents.protein],
+        volume=contents.volume,
+        water_share=contents.water / (contents.volume * WATER_DENSITY),
+        alternatives=contents.alternatives,
         uncertainty=contents.uncertainty,
         source=contents.source,
         hkl=hkl,
         f_squared=f_squared,
         no_model=no_model,
     )
+
+
+def _in_proteins(s: np.ndarray) -> np.ndarray:
+    """Mean squared structure factors of proteins, relative to Σ f², less 1; constant where it is not tabulated.
+
+    Source: Zwart, Grosse-Kunstleve & Adams 2005, CCP4 Newsletter 43; Popov & Bourenkov 2003, Acta Cryst. D59, 1145
+    """
+    return np.array(gamma_protein(flex.double(s**2)).gamma)

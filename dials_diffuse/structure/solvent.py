@@ -1,13 +1,15 @@
-"""Flat solvent between the molecules of a crystal: its structure factors, and those of the crystal with it."""
+"""Solvent between the molecules of a crystal: how much, its structure factors, and those of the crystal with it."""
 
 from __future__ import annotations
 
 import numpy as np
 from cctbx import miller
 from cctbx.array_family import flex
+from cctbx.eltbx import tiny_pse
 from mmtbx import masks
 
 from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.structure.contents import water_molecules
 from dials_diffuse.structure.crystal import Structure
 from dials_diffuse.structure.transform import structure_factors
 
@@ -69,6 +71,14 @@ def bulk_solvent_structure_factors(
     f = calculated[tuple((hkl + np.array(grid.extent)).T)]
     mask, _ = _mask_factors(structure, wanted)
     return hkl, f + _scattering(mask, k_sol, b_sol)
+
+
+def solvent_molecules(structure: Structure) -> float:
+    """Water molecules that fill what the molecules of a crystal leave of the unit cell."""
+    mass = {element: tiny_pse.table(str(element)).weight() for element in set(structure.element)}
+    per_atom = np.array([mass[element] for element in structure.element])
+    total = float(np.sum(per_atom * structure.occupancy * structure.multiplicity))
+    return water_molecules(structure.cell.volume(), total)
 
 
 def _mask_factors(structure: Structure, wanted: miller.set) -> tuple:

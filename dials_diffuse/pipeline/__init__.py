@@ -1,0 +1,1 @@
+"""From DIALS or xia2 output to a verdict in one call, by hand or with nobody watching."""

@@ -1,0 +1,100 @@
+"""What a person would otherwise have to decide before the images are reduced, each choice with its reason."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from cctbx import uctbx
+
+from dials_diffuse.experiment.spot_prediction import spot_size
+from dials_diffuse.maps.grid import MapGrid
+
+#: full width of a Gaussian at half its height, in standard deviations
+_FWHM = 2.355
+
+#: voxels along a step of the lattice: as many as a person starts with, and as many as are tried
+_USUAL, _MOST = 3, 7
+
+#: pixels along the edge of a voxel, at least; twice as many where there are more than three voxels to a step
+_PIXELS = 1.0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A decision that nobody typed.
+
+    name : of the parameter; value : as it would be typed; reason : a sentence
+    """
+
+    name: str
+    value: str
+    reason: str
+
+
+def choose_subdivision(experiments: Sequence, reflections: Sequence, d_min: float) -> tuple:
+    """Voxels per step of the reciprocal lattice, and the Choice for the record.
+
+    A voxel is not finer than a Bragg spot, whose tails would be in all of them, nor than a pixel. The number is
+    odd, so that Bragg positions are at centres of voxels and the rest is away from them. It is three, which separates
+    halos from Bragg peaks; more where the lattice is so open that five or seven voxels fit between peaks; and one where
+    it is so dense that a third of a step is less than half a spot.
+
+    Parameters
+    ----------
+    experiments : dxtbx experiments with crystals
+    reflections : the table of each, or None
+    d_min : Å, of the map
+
+    Returns
+    -------
+    subdivide : three integers
+    Choice
+    """
+    s = 0.5 / d_min
+    finest, spots, pixels = [], [], []
+    for experiment, table in zip(experiments, reflections):
+        size = spot_size(experiment, table)
+        wavelength = experiment.beam.get_wavelength()
+        spread = math.hypot(float(np.mean(size.sigma_b)) / wavelength, float(np.mean(size.sigma_m)) * s)
+        spot = _FWHM * spread + abs(math.radians(experiment.scan.get_oscillation()[1])) * s
+        panel = experiment.detector[0]
+        pixel = panel.get_pixel_size()[0] / abs(panel.get_directed_distance()) / wavelength
+        lengths = np.array(uctbx.unit_cell(experiment.crystal.get_unit_cell().parameters()).reciprocal_parameters()[:3])
+        finest.append([_odd(step, spot, pixel) for step in lengths])
+        spots.append(spot / lengths)
+        pixels.append(lengths / pixel)
+    numbers = _alike(np.min(finest, axis=0), experiments[0].crystal)
+    width, apart = np.max(spots, axis=0), np.min(pixels, axis=0)
+    text = ",".join(map(str, numbers))
+    reason = (
+        f"Bragg spots are {_three(width)} of a step along a*, b*, c* wide at {1 / s:.1f} Å, steps are "
+        f"{_three(apart)} pixels long"
+    )
+    return numbers, Choice("grid.subdivide", text, reason)
+
+
+def _odd(step: float, spot: float, pixel: float) -> int:
+    """Voxels along a step, all in 1/Å."""
+    for n in range(_MOST, _USUAL, -2):
+        if step / n >= max(spot, 2 * _PIXELS * pixel):
+            return n
+    return _USUAL if step / _USUAL >= max(spot / 2, _PIXELS * pixel) else 1
+
+
+def _alike(numbers, crystal) -> tuple:
+    """The smaller number for axes that the symmetry mixes; MapGrid refuses others."""
+    group = crystal.get_space_group()
+    numbers = [int(n) for n in numbers]
+    rotations = np.array([op.r().as_double() for op in group]).reshape(-1, 3, 3)
+    mixed = np.any(np.abs(rotations) > 1e-6, axis=0)
+    for _ in range(2):
+        numbers = [min(numbers[j] for j in range(3) if mixed[i, j] or mixed[j, i] or i == j) for i in range(3)]
+    MapGrid(crystal.get_unit_cell().parameters(), group.type().hall_symbol(), tuple(numbers), d_min=10.0)
+    return tuple(numbers)
+
+
+def _three(values) -> str:
+    return ", ".join(f"{x:.2g}" for x in values)

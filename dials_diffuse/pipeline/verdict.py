@@ -1,0 +1,157 @@
+"""One word for a map, and the numbers behind it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dials_diffuse.pipeline.significance import Significance
+
+#: from best to worst
+WORDS = ("good", "weak", "none", "doubtful")
+
+#: half sets of a good map agree so well, away from Bragg positions, and to this resolution or to that of the map
+_GOOD_CC, _GOOD_D_MIN = 0.5, 4.0
+
+#: pixels between predicted and observed spots; DIALS refines to a fraction of one
+_OFFSET = 1.5
+
+#: χ² of symmetry mates and their relative difference, which both are small in good data; at high dose only the latter
+_CHI2, _R_SYM = 4.0, 0.05
+
+#: share of pixels that are outliers; good data have 0.01 %
+_OUTLIERS = 2e-3
+
+#: shares below or above which something is said to limit a map
+_COMPLETE, _NOISE = 0.9, 0.5
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What to think of a map.
+
+    Attributes
+    ----------
+    word : good: anisotropic signal with good statistics; weak: signal, but little or to low resolution; none: no
+        significant signal; doubtful: something contradicts the models, and the map may not be what it seems
+    reasons : sentences, the first is the most important
+    limits : what limits the map, in a word or two each
+    """
+
+    word: str
+    reasons: tuple
+    limits: tuple
+
+
+def judge(
+    signal: Significance, checks: Sequence[Mapping], integration: Mapping, scaling: Mapping, merged: Mapping
+) -> Verdict:
+    """Judge a map by its half sets and by the records of the steps that made it.
+
+    Parameters
+    ----------
+    checks : record of the spot check of each experiment
+    integration, scaling, merged : records of the steps, see docs/files.md
+    """
+    overall = merged["statistics"]["overall"]
+    doubts = [
+        *_spots(checks),
+        *_symmetry(merged["symmetry"]),
+        *_pixels(integration),
+        *_mates(overall),
+        *_sweeps(scaling),
+    ]
+    if signal.z < -5:
+        doubts.append(f"half sets contradict each other: correlation {signal.cc_half:.2f}")
+    limits = _limits(signal, overall, integration)
+    said = _signal_in_words(signal)
+    if doubts:
+        return Verdict("doubtful", (*doubts, said), limits)
+    if not signal.significant:
+        return Verdict("none", (said,), limits)
+    far = signal.d_min <= max(_GOOD_D_MIN, 1.02 * merged["d_min"])
+    good = signal.cc_half >= _GOOD_CC and far
+    return Verdict("good" if good else "weak", (said,), limits)
+
+
+def _signal_in_words(signal: Significance) -> str:
+    if not math.isfinite(signal.cc_half):
+        return f"only {signal.n} voxels are in both half sets: nothing can be said about the signal"
+    found = f"half sets of {signal.n} voxels away from Bragg positions correlate by {signal.cc_half:.3f}"
+    chance = f"by chance {signal.control:.3f} ± {signal.control_esd:.3f}"
+    if not signal.significant:
+        return f"no anisotropic signal: {found}, {chance}"
+    return f"anisotropic signal to {signal.d_min:.2f} Å: {found}, {chance}"
+
+
+def _spots(checks: Sequence[Mapping]) -> list:
+    doubts = []
+    for number, check in enumerate(checks):
+        distance = check["distance"]
+        if distance is not None and distance > _OFFSET:
+            x, y = check["offset"]
+            doubts.append(
+                f"experiment {number}: spots are {distance:.1f} pixels from where they are predicted "
+                f"({x:+.1f} along the fast axis, {y:+.1f} along the slow one): is the beam centre right?"
+            )
+        elif check["missing"]:
+            doubts.append(
+                f"experiment {number}: no spots where they are predicted on {check['n_images']} images: are "
+                "orientation, wavelength, distance and images those of this crystal?"
+            )
+    return doubts
+
+
+def _pixels(integration: Mapping) -> list:
+    doubts = []
+    for number, experiment in enumerate(integration["experiments"]):
+        share = experiment["outlier"] / max(experiment["used"] + experiment["outlier"], 1)
+        if share > _OUTLIERS:
+            doubts.append(
+                f"experiment {number}: {100 * share:.2f} % of the pixels are outliers: Bragg peaks that are not "
+                "masked, ice, or another lattice?"
+            )
+    return doubts
+
+
+def _symmetry(symmetry: Mapping | None) -> list:
+    if not symmetry or not symmetry["too_high"]:
+        return []
+    failing = [o["operator"] for o in symmetry["operators"] if o["declared"] and o["verdict"] == "fails"]
+    likely = symmetry["recommended"]
+    return [
+        f"the space group is too high: {', '.join(failing)} {'does' if len(failing) == 1 else 'do'} not hold"
+        + (f"; the likeliest Laue group is {likely['laue_group']}" if likely else "")
+    ]
+
+
+def _mates(overall: Mapping) -> list:
+    chi2, r_sym = overall["chi2_sym"] or 0, overall["r_sym"] or 0
+    if chi2 < _CHI2 or r_sym < _R_SYM:
+        return []
+    found = f"χ² {chi2:.1f}, {100 * r_sym:.0f} % of the intensity"
+    return [f"symmetry mates disagree ({found}): is the space group too high, or are the scales wrong?"]
+
+
+def _sweeps(scaling: Mapping) -> list:
+    return [
+        f"crystal {item['crystal']} agrees better with the others when it is reindexed by {item['operator']}"
+        for item in scaling["indexed_otherwise"]
+        if not item["applied"]
+    ]
+
+
+def _limits(signal: Significance, overall: Mapping, integration: Mapping) -> tuple:
+    limits = []
+    if not signal.cc_half >= _NOISE:
+        limits.append("counts")
+    if (overall["completeness"] or 0) < _COMPLETE:
+        limits.append("completeness")
+    masked = [e["bragg"] / max(e["bragg"] + e["used"], 1) for e in integration["experiments"]]
+    if masked and max(masked) > 0.3:
+        limits.append("Bragg peaks")
+    smooth = signal.cc_smooth
+    if math.isfinite(smooth) and math.isfinite(signal.cc_half) and smooth - max(signal.cc_half, 0) > 0.3:
+        limits.append("errors that are smooth in direction (absorption, background)")
+    return tuple(limits)
