@@ -39,7 +39,7 @@ from dials_diffuse.scaling.uncertainty import ScaleErrors, scale_errors
 logger = logging.getLogger("dials.diffuse.scaling")
 
 #: observations on which the terms are tried
-_TRIAL_OBSERVATIONS = 250_000
+_TRIAL_OBSERVATIONS = 150_000
 
 #: steps, at most, without terms, with those that differ most between sweeps, with all of them, and with those that stay
 _FEW_STEPS, _TRIAL_STEPS = 3, 6
