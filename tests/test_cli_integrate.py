@@ -371,7 +371,7 @@ def test_bad_command_lines(work, capsys, args):
     [
         "grid.subdivide",
         "sampling.pixel",
-        "mask.bragg.n_sigma",
+        "mask.bragg.leak",
         "mask.outlier.n_sigma",
         "mask.shadow",
         "background_average.block",
@@ -423,6 +423,23 @@ def test_parameters_reach_the_reduction():
     assert not parameters.corrections.air and parameters.corrections.solid_angle
     assert parameters.d_min == 2.5
     assert program.parameters_from_phil(program.phil_scope.extract()).sampling.oscillation is None
+
+
+@pytest.mark.parametrize(
+    ("text", "follows_peaks", "n_sigma", "ice_rings"),
+    [
+        ("", True, 3, None),
+        ("mask.bragg.mode=fixed mask.ice_rings=True", False, 3, True),
+        ("mask.bragg.n_sigma=4 mask.ice_rings=False", False, 4, False),
+        ("mask.bragg.sigma_b=0.1 mask.bragg.sigma_m=0.2 mask.ice_rings=Auto", False, 3, None),
+        ("mask.bragg.enable=False", False, 3, None),
+    ],
+)
+def test_masks_that_follow_the_peaks_and_ice_rings_can_be_chosen(text, follows_peaks, n_sigma, ice_rings):
+    working = program.phil_scope.fetch(program.parse("\n".join(text.split())))
+    masking = program.parameters_from_phil(working.extract()).masking
+    assert (masking.follows_peaks, masking.fixed_n_sigma) == (follows_peaks, n_sigma)
+    assert masking.ice_rings is ice_rings
 
 
 def test_inputs_load_into_plain_objects(work):

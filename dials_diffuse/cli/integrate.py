@@ -17,6 +17,7 @@ import logging
 import re
 
 from iotbx.phil import parse
+from libtbx import Auto
 
 from dials_diffuse.cli.program import run_program, track
 from dials_diffuse.compat import available_cores
@@ -26,6 +27,7 @@ from dials_diffuse.parallel import make_executor
 from dials_diffuse.reduction.corrections import CORRECTIONS, Corrections
 from dials_diffuse.reduction.integrate import integrate
 from dials_diffuse.reduction.reduction_parameters import (
+    DEFAULT_N_SIGMA,
     BackgroundSmoothing,
     Masking,
     ReductionParameters,
@@ -68,9 +70,17 @@ mask {
     enable = True
       .type = bool
       .help = "Mask the predicted Bragg peaks. Systematic absences stay unmasked."
-    n_sigma = 3.0
+    mode = *adaptive fixed
+      .type = choice
+      .help = "adaptive: the mask of each reflection follows its intensity and the profile of the spots on the images;"
+              "needs a .refl of integrated reflections. fixed: the same mask for all, as without intensities."
+    leak = 0.25
+      .type = float(value_min=1e-6)
+      .help = "adaptive: what a pixel outside the mask may have of a peak, as a fraction of the diffuse rms."
+    n_sigma = None
       .type = float(value_min=0.1)
-      .help = "Radius of the mask in units of the profile model's sigma_b (on the detector) and sigma_m (rotation)."
+      .help = "Radius of the fixed mask in units of the profile model's sigma_b (on the detector) and sigma_m"
+              "(rotation). Default: 3. A number makes mode=fixed."
     sigma_b = None
       .type = float(value_min=1e-6)
       .help = "Degrees. Default: the profile model of the .expt, or measured on the strong reflections of the .refl."
@@ -84,6 +94,9 @@ mask {
   shadow = 0.6
     .type = float(value_min=0, value_max=0.99)
     .help = "A pixel whose average lies below this fraction of its resolution shell is in a shadow."
+  ice_rings = Auto
+    .type = bool
+    .help = "Mask ice rings. Auto: those that the radial profile of the images shows. True: all of hexagonal ice."
   outlier {
     n_sigma = 6.0
       .type = float(value_min=0)
@@ -166,11 +179,13 @@ def parameters_from_phil(params) -> ReductionParameters:
         corrections=Corrections(**{c.name: getattr(params.corrections, c.name) for c in CORRECTIONS}),
         masking=Masking(
             bragg=bragg.enable,
-            n_sigma=bragg.n_sigma,
+            leak=bragg.leak,
+            n_sigma=DEFAULT_N_SIGMA if bragg.mode == "fixed" and bragg.n_sigma is None else bragg.n_sigma,
             sigma_b=bragg.sigma_b,
             sigma_m=bragg.sigma_m,
             persistent=params.mask.persistent,
             shadow=params.mask.shadow,
+            ice_rings=None if params.mask.ice_rings in (None, Auto) else params.mask.ice_rings,
             outlier_n_sigma=params.mask.outlier.n_sigma,
         ),
         sampling=Sampling(

@@ -59,7 +59,7 @@ class BraggPhotons:
         return len(self.panel)
 
 
-def bragg_photons(reflections, scan: ScanGeometry) -> BraggPhotons | None:
+def bragg_photons(reflections, scan: ScanGeometry, use_bad: bool = False) -> BraggPhotons | None:
     """The usable integrated reflections of one experiment; None where the table holds no integrated intensities.
 
     Summed intensities, or profile-fitted ones where the reflection is weaker than STRONG sigma. Overloaded, overlapped
@@ -71,11 +71,12 @@ def bragg_photons(reflections, scan: ScanGeometry) -> BraggPhotons | None:
     ----------
     reflections : dials reflection table of this experiment only
     scan : of the same experiment
+    use_bad : take overloaded, overlapped and otherwise bad reflections, too
     """
     names = ("intensity.sum.value", "intensity.sum.variance", "s1", "xyzcal.px", "panel", "miller_index")
     if any(name not in reflections for name in names):
         return None
-    photons, variance, good = _intensities(reflections)
+    photons, variance, good = _intensities(reflections, use_bad)
     centre = np.array(reflections["xyzcal.px"]).reshape(-1, 3)
     centre[:, 2] -= scan.first_index
     s1 = np.array(reflections["s1"]).reshape(-1, 3)
@@ -102,7 +103,7 @@ def bragg_photons(reflections, scan: ScanGeometry) -> BraggPhotons | None:
     )
 
 
-def _intensities(table) -> tuple:
+def _intensities(table, use_bad: bool) -> tuple:
     """Photons of the whole reflection, their variance, and which of them are good; (n,) each."""
     value, variance = (np.array(table[f"intensity.sum.{name}"], dtype=float) for name in ("value", "variance"))
     flags = np.array(table["flags"]).astype(np.int64) if "flags" in table else None
@@ -119,7 +120,7 @@ def _intensities(table) -> tuple:
         take = fitted & ~strong
         value, variance = np.where(take, prf, value), np.where(take, prf_variance, variance)
     good = (summed | fitted) & (variance > 0) & np.isfinite(value)
-    for name in _BAD_FLAGS:
+    for name in () if use_bad else _BAD_FLAGS:
         if flags is not None and hasattr(flex.reflection_table.flags, name):
             good &= ~_flagged(flags, name)
     if "miller_index" in table:

@@ -10,8 +10,10 @@ import numpy as np
 from dials.algorithms.profile_model.gaussian_rs import Model as GaussianProfile
 from dials.array_family import flex
 from dxtbx import flumpy
+from dxtbx.model import Detector, Experiment
 
 from dials_diffuse.errors import DiffuseError
+from dials_diffuse.experiment.scan import scan_geometry
 
 logger = logging.getLogger("dials.diffuse.experiment")
 
@@ -45,6 +47,10 @@ class PredictedSpots:
     direction : (n, 3) float64 unit vectors
     sigma_b : (n,) float64 radians
     sigma_z : (n,) float64, rocking width in images
+    hkl : (n, 3) int32
+    axes : (n, 2, 3) float64 unit vectors across the diffracted beam, e1 along s1 x s0 and e2 along s1 x e1
+    s : (n,) float64, 1/Å
+    speed : (n,) float64, 1/Å per radian of rotation: how fast the reciprocal-lattice point crosses the Ewald sphere
     """
 
     panel: np.ndarray
@@ -52,6 +58,10 @@ class PredictedSpots:
     direction: np.ndarray
     sigma_b: np.ndarray
     sigma_z: np.ndarray
+    hkl: np.ndarray
+    axes: np.ndarray
+    s: np.ndarray
+    speed: np.ndarray
 
     def __len__(self) -> int:
         return len(self.panel)
@@ -157,13 +167,21 @@ def _zeta(table, experiment) -> np.ndarray:
     return cross @ np.array(experiment.goniometer.get_rotation_axis()) / np.where(norm > 0, norm, 1.0)
 
 
-def predict_spots(experiment, size: SpotSize, d_min: float, n_sigma: float = 3.0) -> PredictedSpots:
+def predict_spots(
+    experiment, size: SpotSize, d_min: float, n_sigma: float = 3.0, margin: float = 0.0
+) -> PredictedSpots:
     """Every reflection that DIALS predicts within ``n_sigma`` rocking widths of the scan.
 
     Systematic absences are not predicted, so the voxels there stay unmasked.
+
+    Parameters
+    ----------
+    margin : pixels; spots with their centre this far beyond the edges of a panel come too, once for each panel, since
+        their tails lie on it
     """
     padding = min(MAX_PADDING, n_sigma * math.degrees(size.sigma_m.max()) / MIN_ZETA)
-    table = flex.reflection_table.from_predictions(experiment, dmin=d_min, padding=padding)
+    seen_from = experiment if margin == 0 else _with_margin(experiment, margin)
+    table = flex.reflection_table.from_predictions(seen_from, dmin=d_min, padding=padding)
     if len(table) == 0:
         raise DiffuseError(
             f"no Bragg reflection to d_min={d_min:g} Å is predicted inside the scan of experiment "
@@ -171,17 +189,69 @@ def predict_spots(experiment, size: SpotSize, d_min: float, n_sigma: float = 3.0
         )
     s1 = np.array(table["s1"]).reshape(-1, 3)
     centre = np.array(table["xyzcal.px"]).reshape(-1, 3)
+    panel = np.array(table["panel"], dtype=np.int64)
     centre[:, 2] -= experiment.scan.get_array_range()[0]
     sigma_b, sigma_m = size.at(centre[:, 2])
     width = abs(math.radians(experiment.scan.get_oscillation()[1]))
     zeta = np.clip(np.abs(_zeta(table, experiment)), MIN_ZETA, None)
     sigma_z = sigma_m / (zeta * width)
     reach = n_sigma * sigma_z
-    near = (centre[:, 2] > -reach) & (centre[:, 2] < experiment.scan.get_num_images() + reach)
+    rows = np.flatnonzero((centre[:, 2] > -reach) & (centre[:, 2] < experiment.scan.get_num_images() + reach))
+    if margin > 0:
+        rows, panel, centre = _on_panels(experiment.detector, s1, centre[:, 2], rows, margin)
+    else:
+        panel, centre = panel[rows], centre[rows]
+    s1 = s1[rows]
+    direction = s1 / np.linalg.norm(s1, axis=1, keepdims=True)
+    geometry = scan_geometry(experiment)
+    middle = np.clip(centre[:, 2], 0, geometry.n_images)
+    s = s1 - geometry.s0_at(middle)
+    first = np.cross(s1, s1 - s)
+    first /= np.linalg.norm(first, axis=1, keepdims=True)
     return PredictedSpots(
-        panel=np.array(table["panel"], dtype=np.int64)[near],
-        centre=centre[near],
-        direction=(s1 / np.linalg.norm(s1, axis=1, keepdims=True))[near],
-        sigma_b=sigma_b[near],
-        sigma_z=sigma_z[near],
+        panel=panel,
+        centre=centre,
+        direction=direction,
+        sigma_b=sigma_b[rows],
+        sigma_z=sigma_z[rows],
+        hkl=np.rint(np.array(table["miller_index"].as_vec3_double()).reshape(-1, 3)[rows]).astype(np.int32),
+        axes=np.stack([first, np.cross(direction, first)], axis=1),
+        s=np.linalg.norm(s, axis=1),
+        speed=np.abs(np.einsum("ni,ni->n", direction, np.cross(geometry.axis_at(middle), s))),
     )
+
+
+def _with_margin(experiment, margin: float) -> Experiment:
+    """The experiment with panels that are larger on all sides; what DIALS predicts between panels is on one of them."""
+    more = math.ceil(margin)
+    detector = Detector()
+    for panel in experiment.detector:
+        fast, slow, pixel = np.array(panel.get_fast_axis()), np.array(panel.get_slow_axis()), panel.get_pixel_size()
+        larger = detector.add_panel()
+        larger.set_pixel_size(pixel)
+        larger.set_image_size([n + 2 * more for n in panel.get_image_size()])
+        origin = np.array(panel.get_origin()) - more * (pixel[0] * fast + pixel[1] * slow)
+        larger.set_frame(tuple(fast), tuple(slow), tuple(origin))
+    return Experiment(
+        beam=experiment.beam,
+        detector=detector,
+        goniometer=experiment.goniometer,
+        scan=experiment.scan,
+        crystal=experiment.crystal,
+        imageset=experiment.imageset,  # DIALS takes experiments without one for stills
+    )
+
+
+def _on_panels(detector, s1, position, rows, margin: float) -> tuple:
+    """Rows of the reflections on or near each panel, with the panel and (n, 3) centres."""
+    parts = []
+    for p, panel in enumerate(detector):
+        mm, _ = ray_intersections(panel, s1[rows])
+        size, pixel = np.array(panel.get_image_size()), np.array(panel.get_pixel_size())
+        with np.errstate(invalid="ignore"):
+            near = np.all((mm > -2 * margin * pixel) & (mm < (size + 2 * margin) * pixel), axis=1)
+        xy = to_pixels(panel, mm[near])
+        keep = np.all((xy > -margin) & (xy < size + margin), axis=1)
+        mine = rows[near][keep]
+        parts.append((mine, np.full(len(mine), p, np.int64), np.column_stack([xy[keep], position[mine]])))
+    return tuple(np.concatenate(column) for column in zip(*parts))

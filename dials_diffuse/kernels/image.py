@@ -86,6 +86,77 @@ def paint_discs(mask, image, directions, discs):
                     mask[y, x] = image
 
 
+class Outlines(NamedTuple):
+    """Masked regions of spots on a panel; the angle about a spot is that of (e1, e2).
+
+    centre : (n, 2) float64, positions x, y in pixels
+    axes : (n, 2, 3) float64, unit vectors e1 and e2 across the beams to them
+    radius : (n, n_sectors) float64 radians, at angles of 2 pi i / n_sectors from e1, linear in between; 0 = nothing
+    radius_px : (n,) float64, half width of the box that is searched, pixels
+    """
+
+    centre: np.ndarray
+    axes: np.ndarray
+    radius: np.ndarray
+    radius_px: np.ndarray
+
+
+@njit
+def paint_outlines(mask, image, directions, outlines):
+    """Mark the pixels inside outlines.
+
+    Parameters
+    ----------
+    mask : (ny, nx) int32, set to ``image`` inside
+    image : int
+    directions : (3, ny, nx) float64 unit vectors to the pixels
+    outlines : Outlines
+    """
+    centres, axes, radius, radius_px = outlines
+    ny, nx = mask.shape
+    n_sectors = radius.shape[1]
+    for i in range(centres.shape[0]):
+        x0 = max(0, int(math.floor(centres[i, 0] - radius_px[i])))
+        x1 = min(nx, int(math.ceil(centres[i, 0] + radius_px[i])) + 1)
+        y0 = max(0, int(math.floor(centres[i, 1] - radius_px[i])))
+        y1 = min(ny, int(math.ceil(centres[i, 1] + radius_px[i])) + 1)
+        smallest, largest = radius[i].min() ** 2, radius[i].max() ** 2
+        # scalars: numba counts references to views
+        ax, ay, az = axes[i, 0, 0], axes[i, 0, 1], axes[i, 0, 2]
+        bx, by, bz = axes[i, 1, 0], axes[i, 1, 1], axes[i, 1, 2]
+        for y in range(y0, y1):
+            for x in range(x0, x1):
+                ux, uy, uz = directions[0, y, x], directions[1, y, x], directions[2, y, x]
+                e1 = ax * ux + ay * uy + az * uz
+                e2 = bx * ux + by * uy + bz * uz
+                square = e1 * e1 + e2 * e2
+                if square > largest:
+                    continue
+                if square > smallest:
+                    sector, part = sector_of(e1, e2, n_sectors)
+                    limit = (1 - part) * radius[i, sector] + part * radius[i, (sector + 1) % n_sectors]
+                    if square > limit * limit:
+                        continue
+                mask[y, x] = image
+
+
+@njit
+def across(axes, ux, uy, uz):
+    """Components of a unit vector along two axes across a spot's direction, radians near the spot."""
+    return (
+        axes[0, 0] * ux + axes[0, 1] * uy + axes[0, 2] * uz,
+        axes[1, 0] * ux + axes[1, 1] * uy + axes[1, 2] * uz,
+    )
+
+
+@njit
+def sector_of(e1, e2, n_sectors):
+    """The sector at whose angle or after which (e1, e2) lies, and how far in the way to the next, from 0 to 1."""
+    turn = math.atan2(e2, e1) / (2 * math.pi) * n_sectors
+    whole = math.floor(turn)
+    return int(whole) % n_sectors, turn - whole
+
+
 @njit
 def shell_statistics(rates, corrections, starts, min_pixels):
     """Robust centre and spread of C/c in resolution shells.

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from dials_diffuse.experiment.images import image_mask, read_image
-from dials_diffuse.kernels.image import Discs, paint_discs
+from dials_diffuse.experiment.spot_prediction import PredictedSpots
+from dials_diffuse.kernels.image import Discs, paint_discs, paint_outlines
 from dials_diffuse.reduction.job import Job
 from dials_diffuse.reduction.outliers import Frame, relative_flux, shape_difference
+from dials_diffuse.reduction.spot_mask import outlines, pixel_angle
 
 MIN_FLUX = 0.02  # an image this much weaker than the sweep was taken without beam
 
@@ -52,32 +54,36 @@ def read_frame(job: Job, image: int, bragg: list) -> Frame:
 def paint_bragg(job: Job, masks: list, image: int) -> None:
     """Set ``masks`` (one (ny, nx) int32 per panel) to ``image + 1`` where a Bragg peak lies in this image.
 
-    The masked region is the ellipsoid of DIALS's profile model: n sigma_b on the detector for images that hold the
+    Where intensities are known, a reflection takes the pixels where it would leak too much, see AdaptiveMask. Elsewhere
+    the masked region is the ellipsoid of DIALS's profile model: n sigma_b on the detector for images that hold the
     spot's centre, shrinking to nothing n sigma_m away from it.
     """
-    if not job.parameters.masking.bragg:
-        return
-    n_sigma = job.parameters.masking.n_sigma
-    for spots in job.spots:
-        outside = np.maximum(np.abs(spots.centre[:, 2] - (image + 0.5)) - 0.5, 0)  # images from the spot's centre
-        remaining = 1 - (outside / (n_sigma * spots.sigma_z)) ** 2
+    for spots, mask in zip(job.spots, job.masks):
+        if mask is None:
+            _paint_ellipsoids(job, spots, masks, image)
+            continue
+        chosen, radius = mask.radii(spots, image)
         for p, panel in enumerate(job.panels):
-            mine = np.flatnonzero((remaining > 0) & (spots.panel == p))
-            if len(mine) == 0:
-                continue
-            pixel_angle = math.sqrt(panel.pixel_area) / panel.distance.min()
-            radius = n_sigma * spots.sigma_b[mine] * np.sqrt(remaining[mine]) + 0.5 * pixel_angle
-            y = np.clip(spots.centre[mine, 1].astype(int), 0, panel.shape[0] - 1)
-            x = np.clip(spots.centre[mine, 0].astype(int), 0, panel.shape[1] - 1)
-            # an angle spans more pixels where the panel is hit obliquely
-            per_pixel = math.sqrt(panel.pixel_area) * panel.cos_incidence[y, x] / panel.distance[y, x]
-            discs = Discs(
-                np.ascontiguousarray(spots.centre[mine, :2]),
-                np.ascontiguousarray(spots.direction[mine]),
-                np.cos(radius),
-                radius / per_pixel + 2,
-            )
-            paint_discs(masks[p], image + 1, panel.directions, discs)
+            paint_outlines(masks[p], image + 1, panel.directions, outlines(spots, chosen, radius, panel, p))
+
+
+def _paint_ellipsoids(job: Job, spots: PredictedSpots, masks: list, image: int) -> None:
+    n_sigma = job.parameters.masking.fixed_n_sigma
+    outside = np.maximum(np.abs(spots.centre[:, 2] - (image + 0.5)) - 0.5, 0)  # images from the spot's centre
+    remaining = 1 - (outside / (n_sigma * spots.sigma_z)) ** 2
+    for p, panel in enumerate(job.panels):
+        mine = np.flatnonzero((remaining > 0) & (spots.panel == p))
+        if len(mine) == 0:
+            continue
+        half_pixel = 0.5 * math.sqrt(panel.pixel_area) / panel.distance.min()
+        radius = n_sigma * spots.sigma_b[mine] * np.sqrt(remaining[mine]) + half_pixel
+        discs = Discs(
+            np.ascontiguousarray(spots.centre[mine, :2]),
+            np.ascontiguousarray(spots.direction[mine]),
+            np.cos(radius),
+            radius / pixel_angle(spots, mine, panel) + 2,
+        )
+        paint_discs(masks[p], image + 1, panel.directions, discs)
 
 
 def background_profile(job: Job, image: int) -> np.ndarray:

@@ -33,7 +33,8 @@ logger = logging.getLogger("dials.diffuse.reduction")
 class ExperimentReport:
     """What happened to one experiment.
 
-    Pixels by fate, summed over the images used, the flux of all images, and which of them were left out.
+    Pixels by fate, summed over the images used, the flux of all images, which of them were left out, and a
+    MaskReport of each crystal whose Bragg masks follow its peaks, and the ice rings that are masked.
     """
 
     identifier: str
@@ -48,6 +49,8 @@ class ExperimentReport:
     off_grid: int
     flux: list
     left_out: list
+    bragg_masks: list
+    ice_rings: list
     warnings: list
 
 
@@ -201,6 +204,8 @@ def _reduce_experiment(
         off_grid=int(tally[kernel.OFF_GRID]),
         flux=[flux[i] for i in sorted(flux)],
         left_out=[{"image": first + i, "reason": unfit[i]} for i in sorted(unfit)],
+        bragg_masks=list(job.mask_reports),
+        ice_rings=list(job.ice_rings),
         warnings=warnings,
     )
     fates = report.never_used, report.used, report.untrusted, report.bragg, report.outlier, report.off_grid

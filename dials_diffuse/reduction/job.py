@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from dxtbx.imageset import ImageSequence
@@ -12,7 +12,7 @@ from dials_diffuse.experiment.scan import ScanGeometry
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.reduction.background import Background
 from dials_diffuse.reduction.corrections import pixel_corrections, varying
-from dials_diffuse.reduction.outliers import ShellSample, UsualProfile
+from dials_diffuse.reduction.outliers import ShellSample, UsualProfile, sample_shells
 from dials_diffuse.reduction.reduction_parameters import ReductionParameters
 
 
@@ -28,11 +28,14 @@ class Job:
     varying : (ny, nx) per panel, the part of these that changes from image to image; None if nothing does
     exposures : (n_images,) float64, the corrections of all images of the scan
     bad : (ny, nx) uint8 per panel, nonzero = never used
-    shells, sample : resolution shells of the outlier guard
+    shells, sample : resolution shells of the outlier guard, equal steps in |s| up to ``shell_limit``, 1/Å
     spots : PredictedSpots of all crystals on these images
+    masks : for each of them the AdaptiveMask, or None where the mask is the same for all reflections
     n_sub_steps : rotation sub-steps of an image
     reference : (N_SHELLS,) resolution profile of the sweep, (C - b)/c; None = the flux is not corrected
     usual : what the profiles of the images are held against; None = they are not compared
+    mask_reports : what became of the reflections, for each crystal whose masks follow its peaks
+    ice_rings : IceRing whose bands are masked
     warnings : what the user should know
     """
 
@@ -48,12 +51,16 @@ class Job:
     exposures: np.ndarray
     bad: list
     shells: list
+    shell_limit: float
     sample: ShellSample
     spots: list
+    masks: list
     background: Background
     n_sub_steps: int
     reference: np.ndarray | None = None
     usual: UsualProfile | None = None
+    mask_reports: tuple = ()
+    ice_rings: tuple = ()
     warnings: tuple = ()
 
     @property
@@ -63,6 +70,11 @@ class Job:
     def exposure(self, image: int) -> float:
         """What all pixels of an image have in common of the norm."""
         return float(self.exposures[image])
+
+    def without(self, pixels: list) -> Job:
+        """The job with more bad pixels; (ny, nx) bool per panel."""
+        bad = [b | more.astype(np.uint8) for b, more in zip(self.bad, pixels)]
+        return replace(self, bad=bad, sample=sample_shells(self.shells, bad, self.corrections))
 
     def corrections_at(self, image: int) -> list:
         """Pixel corrections of one image, (ny, nx) float32 per panel."""

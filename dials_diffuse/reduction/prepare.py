@@ -11,7 +11,7 @@ import numpy as np
 from dials_diffuse.experiment.detector import DetectorSetup, s_magnitude
 from dials_diffuse.experiment.images import image_readings, image_shift, read_image, static_mask
 from dials_diffuse.experiment.scan import scan_geometry, sub_steps
-from dials_diffuse.experiment.spot_prediction import PredictedSpots, SpotSize, predict_spots, spot_size
+from dials_diffuse.experiment.spot_prediction import SpotSize, predict_spots, spot_size
 from dials_diffuse.kernels.image import Tracked, Usual, track_outliers, track_range
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.parallel import Progress, quiet
@@ -37,10 +37,12 @@ from dials_diffuse.reduction.outliers import (
     widen_regions,
 )
 from dials_diffuse.reduction.reduction_parameters import ReductionParameters
+from dials_diffuse.reduction.sample import look_at_images, photons_of, spot_margin
 
 logger = logging.getLogger("dials.diffuse.reduction")
 
 SAMPLE_IMAGES = 16
+PADDING = 6.0  # widths sigma_m beyond the ends of the scan, where reflections may still leak
 GOLDEN_RATIO = 0.6180339887498949
 
 
@@ -78,7 +80,9 @@ def prepare_job(
     masks = static_mask(experiment.imageset)
     bad = [(~m | o | ~(c > 0)).astype(np.uint8) for m, o, c in zip(masks, outside, corrections)]
     s_max = max(float(s.max()) for s in s_panels)
-    shells = resolution_shells(s_panels, min(s_max, 1 / grid.d_min + margin))
+    shell_limit = min(s_max, 1 / grid.d_min + margin)
+    shells = resolution_shells(s_panels, shell_limit)
+    crystals = _all_spots(number, experiments, grid.d_min, parameters, reflections)
     n_sub = parameters.sampling.oscillation or sub_steps(grid, scan)
     job = Job(
         number=number,
@@ -93,13 +97,16 @@ def prepare_job(
         exposures=image_corrections(experiment.scan, parameters.corrections),
         bad=bad,
         shells=shells,
+        shell_limit=shell_limit,
         sample=sample_shells(shells, bad, corrections),
-        spots=_all_spots(number, experiments, grid.d_min, parameters, reflections),
+        spots=[spots for spots, _ in crystals],
+        masks=[None for _ in crystals],
         background=no_background(len(detector.panels)),
         n_sub_steps=n_sub,
     )
     if parameters.masking.persistent:
         job = _mask_persistent(job, progress)
+    job = look_at_images(job, [photons for _, photons in crystals], _sample_images(job), s_panels, progress)
     if background_experiments:
         job = _subtract_background(job, experiment, background_experiments, progress)
     if parameters.corrections.flux:
@@ -107,9 +114,10 @@ def prepare_job(
     return job
 
 
-def _all_spots(number, experiments, d_min, parameters: ReductionParameters, reflections) -> list[PredictedSpots]:
-    """Spots of every crystal whose peaks lie on the images of this experiment."""
-    if not parameters.masking.bragg:
+def _all_spots(number, experiments, d_min, parameters: ReductionParameters, reflections) -> list:
+    """(PredictedSpots, SpotPhotons or None) of every crystal whose peaks lie on the images of this experiment."""
+    masking = parameters.masking
+    if not masking.bragg:
         return []
     result = []
     for i, experiment in enumerate(experiments):
@@ -120,12 +128,17 @@ def _all_spots(number, experiments, d_min, parameters: ReductionParameters, refl
         if i != number and experiment.profile is None and not theirs:
             # a crystal that is not used, of which nothing else is known
             source, theirs = experiments[number], _reflections_of(reflections, number)
-        if parameters.masking.sigma_b is not None:
-            b, m = math.radians(parameters.masking.sigma_b), math.radians(parameters.masking.sigma_m)
+        if masking.sigma_b is not None:
+            b, m = math.radians(masking.sigma_b), math.radians(masking.sigma_m)
             size = SpotSize(np.array([b]), np.array([m]), "mask.bragg.sigma_b, sigma_m")
         else:
             size = spot_size(source, theirs)
-        spots = predict_spots(experiment, size, d_min, parameters.masking.n_sigma).moved(-shift)
+        photons = None
+        if masking.follows_peaks and source is experiment and theirs:
+            spots = predict_spots(experiment, size, d_min, PADDING, spot_margin(experiment.detector, size))
+            photons = photons_of(spots, theirs, experiment)
+        if photons is None:
+            spots = predict_spots(experiment, size, d_min, masking.fixed_n_sigma)
         logger.info(
             "Bragg mask: %d reflections predicted; sigma_b %.3f, sigma_m %.3f degrees from the %s",
             len(spots),
@@ -133,7 +146,14 @@ def _all_spots(number, experiments, d_min, parameters: ReductionParameters, refl
             math.degrees(np.median(size.sigma_m)),
             size.source,
         )
-        result.append(spots)
+        if photons is not None:
+            logger.info(
+                "Intensities: %d measured, %d from symmetry mates, %d from Wilson's distribution",
+                photons.measured,
+                photons.mates,
+                photons.wilson,
+            )
+        result.append((spots.moved(-shift), photons))
     return result
 
 
@@ -206,7 +226,7 @@ def _subtract_background(job: Job, data, experiments, progress) -> Job:
         warnings.append(
             f"experiment {job.number}: the nearest background images are up to {far:.0f} degrees away from the data"
         )
-    return replace(_without(job, unknown), background=background, warnings=tuple(warnings))
+    return replace(job.without(unknown), background=background, warnings=tuple(warnings))
 
 
 def _mask_persistent(job: Job, progress) -> Job:
@@ -221,7 +241,7 @@ def _mask_persistent(job: Job, progress) -> Job:
         for p, raw in enumerate(read_image(job.imageset, image)):
             track_range(raw, job.panels[p].reading, smallest[p], largest[p])
     stuck = stuck_pixels(smallest, largest, job.shells, len(chosen))
-    job = _without(job, stuck)
+    job = job.without(stuck)
 
     tracked = [
         Tracked(np.zeros((3, *s), dtype=np.int16), *(np.zeros(s, dtype=np.float32) for _ in range(3))) for s in shapes
@@ -248,10 +268,4 @@ def _mask_persistent(job: Job, progress) -> Job:
         sum(int(f.sum()) for f in found),
         sum(f.size for f in found),
     )
-    return _without(job, found)
-
-
-def _without(job: Job, pixels: list) -> Job:
-    """The job with more bad pixels; (ny, nx) bool per panel."""
-    bad = [b | more.astype(np.uint8) for b, more in zip(job.bad, pixels)]
-    return replace(job, bad=bad, sample=sample_shells(job.shells, bad, job.corrections))
+    return job.without(found)

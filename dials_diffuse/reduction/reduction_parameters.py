@@ -8,6 +8,9 @@ from dials_diffuse.checks import fraction, not_negative, positive
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.reduction.corrections import Corrections
 
+DEFAULT_N_SIGMA = 3.0
+DEFAULT_LEAK = 0.25
+
 
 @dataclass(frozen=True)
 class Masking:
@@ -16,23 +19,31 @@ class Masking:
     Attributes
     ----------
     bragg : mask Bragg peaks
-    n_sigma : radius of the masked region in units of the profile model's sigma_b and sigma_m
+    leak : the mask of each reflection follows its intensity and the profile of the spots, so that what is left of it in
+        any pixel is at most this fraction of the diffuse intensity's rms
+    n_sigma : radius of a mask that is the same for all reflections, in units of the profile model's sigma_b and
+        sigma_m; None = masks follow the peaks where intensities are known, and elsewhere DEFAULT_N_SIGMA
     sigma_b, sigma_m : override the profile model, degrees (None: use it)
     persistent : find pixels that are wrong on most images (hot, dead, shadowed)
     shadow : a pixel below this fraction of its resolution shell on the average image is in a shadow
+    ice_rings : mask ice rings; None = those that are found, True = all that ice has
     outlier_n_sigma : two-sided guard within a resolution shell of one image; 0 = off
     """
 
     bragg: bool = True
-    n_sigma: float = 3.0
+    leak: float = DEFAULT_LEAK
+    n_sigma: float | None = None
     sigma_b: float | None = None
     sigma_m: float | None = None
     persistent: bool = True
     shadow: float = 0.6
+    ice_rings: bool | None = None
     outlier_n_sigma: float = 6.0
 
     def __post_init__(self):
-        positive("mask.bragg.n_sigma", self.n_sigma)
+        positive("mask.bragg.leak", self.leak)
+        if self.n_sigma is not None:
+            positive("mask.bragg.n_sigma", self.n_sigma)
         for name in ("sigma_b", "sigma_m"):
             if getattr(self, name) is not None:
                 positive(f"mask.bragg.{name}", getattr(self, name))
@@ -40,6 +51,16 @@ class Masking:
             raise DiffuseError("mask.bragg.sigma_b and mask.bragg.sigma_m: set both or neither (degrees)")
         fraction("mask.shadow", self.shadow)
         not_negative("mask.outlier.n_sigma", self.outlier_n_sigma)
+
+    @property
+    def follows_peaks(self) -> bool:
+        """Are masks adapted to the reflections, where their intensities are known?"""
+        return self.bragg and self.n_sigma is None and self.sigma_b is None
+
+    @property
+    def fixed_n_sigma(self) -> float:
+        """Radius of masks that are not."""
+        return DEFAULT_N_SIGMA if self.n_sigma is None else self.n_sigma
 
 
 @dataclass(frozen=True)
