@@ -95,8 +95,7 @@ refinement {
 }
 bragg_scales = True
   .type = bool
-  .help = "Start b from the scale factors of dials.scale, where the integrated reflections have them, keep what the"
-          "diffuse data do not tell, and compare both."
+  .help = "Start b from the scale factors of dials.scale, where the integrated reflections have them, and compare both."
 absolute_scale {
   method = *auto separation krogh_moe envelope model none
     .type = choice

@@ -77,8 +77,7 @@ def bragg_scale_curve(bragg: BraggColumns, layout: Layout, number: int, angles: 
 def start_from_bragg(model: ScaleModel, layout: Layout, bragg: BraggColumns) -> ScaleModel:
     """A scale model whose b starts from dials.scale's factors, where all sweeps have them and the model has a b.
 
-    What the diffuse data do not tell stays there: the prior of b pulls to it. The overall scale is left out, by the
-    convention of the refinement: the mean of log b is 0.
+    The overall scale is left out, by the convention of the refinement: the mean of log b is 0.
     """
     block = model.block(Drift.key)
     if block is None:
@@ -93,6 +92,6 @@ def start_from_bragg(model: ScaleModel, layout: Layout, bragg: BraggColumns) -> 
             return model
         logs.append(np.log(curve))
     logs = np.array(logs) - np.mean(logs)
-    coefficients, reference = model.coefficients.copy(), model.reference.copy()
-    coefficients[block.all] = reference[block.all] = np.linalg.lstsq(basis, logs.T, rcond=None)[0].T.ravel()
-    return replace(model, coefficients=coefficients, reference=reference)
+    coefficients = model.coefficients.copy()
+    coefficients[block.all] = np.linalg.lstsq(basis, logs.T, rcond=None)[0].T.ravel()
+    return replace(model, coefficients=coefficients)

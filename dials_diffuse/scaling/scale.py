@@ -353,7 +353,7 @@ def _uncertain_scale(refinement: Refinement, data: Observations) -> list:
     return [
         f"the scale of an observation is known to {100 * rms:.1f} %, and the anisotropic part is {100 * size:.1f} % of "
         f"the isotropic: a unique voxel has {data.n / len(data.unique):.1f} observations. Of the parameters the data "
-        f"determine {parts}; the others stay near where they began. More rotation or another orientation would help"
+        f"determine {parts}; the others stay near zero. More rotation or another orientation would help"
     ]
 
 
