@@ -11,6 +11,7 @@ import sys
 import bench_absolute
 import bench_closed_loop
 import bench_cluster
+import bench_few_mates
 import bench_fit
 import bench_integrate
 import bench_merge
@@ -23,6 +24,7 @@ BENCHMARKS = {
     "models": bench_models.main,
     "fit": bench_fit.main,
     "scale": bench_scale.main,
+    "few_mates": bench_few_mates.main,
     "closed_loop": bench_closed_loop.main,
     "cluster": bench_cluster.main,
     "absolute": bench_absolute.main,

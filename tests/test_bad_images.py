@@ -27,7 +27,7 @@ from dials_diffuse.maps.shells import anisotropic_correlation
 from dials_diffuse.merging.laue import MergeParameters, merge_observations
 from dials_diffuse.reduction.integrate import integrate
 from dials_diffuse.report.scaling import scaling_text
-from dials_diffuse.scaling.error_model import first_error_model, weigh
+from dials_diffuse.scaling.error_model import first_error_model, weigh, whole_prior
 from dials_diffuse.scaling.images import BLANK, DISAGREEMENT, REGION, RING, SCALE, _Sweep, deviations
 from dials_diffuse.scaling.layout import MODULE, N_COORDINATES, S, T, X, Y, make_layout
 from dials_diffuse.scaling.model import start_model
@@ -317,10 +317,11 @@ def test_deviations_equal_loops(tmp_path):
     z, excess = deviations(prediction, data, errors, rejected)
     weights = weigh(prediction, data, errors, np.zeros(data.n, dtype=bool))
     w, u, r = weights.weight, prediction.unit, data.net - prediction.isotropic
+    prior = whole_prior(data, prediction, errors)
     for i in range(0, data.n, 50):
         others = (data.orbit == data.orbit[i]) & ~rejected
         others[i] = False
-        precision = (w[others] * u[others] ** 2).sum() + weights.prior[data.orbit[i]]
+        precision = (w[others] * u[others] ** 2).sum() + prior[data.orbit[i]]
         mean = (w[others] * u[others] * r[others]).sum() / precision
         assert excess[i] == pytest.approx(r[i] - u[i] * mean)
         assert z[i] == pytest.approx(excess[i] / np.sqrt(1 / w[i] + u[i] ** 2 / precision))

@@ -46,6 +46,7 @@ from dials_diffuse.scaling.terms import absorption_spline, drift, offset
 from dials_diffuse.scaling.terms.absorption import AbsorptionOptions
 from dials_diffuse.scaling.terms.drift import DriftOptions
 from dials_diffuse.scaling.terms.table import CRYSTAL, NAMES, OPTIONS, TERMS, help_of_names
+from dials_diffuse.scaling.uncertainty import no_scale_errors
 
 
 def scale(tmp_path, rows, **options):
@@ -68,21 +69,30 @@ def test_normal_equations_equal_dense_algebra(tmp_path):
     """Derivatives by finite differences, intensities eliminated with whole matrices, the logarithm by differences."""
     rows = make_rows(np.random.default_rng(2), scale=50, copies=1)
     data, layout = read_sample(write(tmp_path / "a.h5", rows), share=0.03)
+    data = replace(data, neighbourhood=data.neighbourhood[:, :1] // np.array([15, 30, 60]))
     rng = np.random.default_rng(3)
     model = start_model(data, layout, ScalingParameters(**SMALL))
     model = model.moved(0.03 * rng.normal(size=model.n_parameters) * np.maximum(model.coefficients, 1))
     prediction = model.predict_observations(data)
     weights = weigh(prediction, data, first_error_model(data), rng.random(data.n) < 0.1)
-    w, prior = weights.weight, weights.prior
+    w = weights.weight
     normal = normal_equations(model, prediction, data, weights)
 
     q = model.smooth_anisotropic(data)
     u = prediction.unit
     residual = data.net - prediction.isotropic - u * prediction.profile * q
-    member = np.zeros((data.n, len(data.unique)))
-    member[np.arange(data.n), data.orbit] = u
+    columns, prior, size = [np.zeros((data.n, len(data.unique)))], [weights.prior], 1 / np.sqrt(weights.prior)
+    columns[0][np.arange(data.n), data.orbit] = u
+    place = np.arange(len(data.unique))  # own parts of voxels, and what neighbourhoods have in common
+    for parent, common in zip(data.parents, weights.common):
+        assert 2 < parent.max() + 1 < 0.7 * len(parent)
+        size, place = size * common[place], parent[place]
+        columns.append(np.zeros((data.n, parent.max() + 1)))
+        columns[-1][np.arange(data.n), place[data.orbit]] = u * size[data.orbit]
+        prior.append(np.ones(parent.max() + 1))
+    member, prior = np.hstack(columns), np.concatenate(prior)
     total = member.T @ (w[:, None] * member) + np.diag(prior)
-    intensity = np.linalg.solve(total, member.T @ (w * residual))[data.orbit]
+    intensity = member @ np.linalg.solve(total, member.T @ (w * residual)) / u
 
     def expected(m):
         p = m.predict_observations(data)
@@ -229,7 +239,7 @@ def test_intensities_belong_to_the_centres_of_voxels(tmp_path):
     rows["background"] = 0.0
     block = {name: rows[name] for name in OBSERVATION_DTYPE.names}
     voxels, _ = find_voxels([block], GRID, True)
-    scaler = Scaler(GRID, voxels, layout, model, first_error_model(data))
+    scaler = Scaler(GRID, voxels, layout, model, first_error_model(data), no_scale_errors(2))
     predictions = predict_all(scaler, [(0, block)], len(rows), 1)
     scaled = scaled_rows(block, predictions.unit.astype(float), predictions.added.astype(float), 0, 1.0)
     intensity = (scaled["counts"] - scaled["background"]) / scaled["norm"]
@@ -334,13 +344,13 @@ def test_blocks_of_neighbouring_voxels_stay_together(tmp_path):
     index = voxels.index[data.unique]
     expected = [tuple(i // e for i, e in zip(row, edge)) for row in index.tolist()]
     by_block: dict = {}
-    for number, name in zip(data.block.tolist(), expected):
+    for number, name in zip(data.neighbourhood[:, 0].tolist(), expected):
         by_block.setdefault(number, set()).add(name)
     assert all(len(names) == 1 for names in by_block.values())
     assert len(by_block) == len(set(expected)) > 6
-    fold = fold_of_blocks(data.block, 3, seed=0)
+    fold = fold_of_blocks(data.neighbourhood[:, 0], 3, seed=0)
     for number in by_block:
-        assert len(set(fold[data.block == number])) == 1
+        assert len(set(fold[data.neighbourhood[:, 0] == number])) == 1
     assert set(fold) == {0, 1, 2}
 
 
@@ -472,7 +482,7 @@ def test_ratio_of_sweeps_by_the_anisotropic_part(share):
         unique[rng.random(len(unique)) < 0.05] = -1
         predictions = Predictions(
             unique, experiment, unit, np.zeros_like(unit), (sigma**-2.0).astype(np.float32),
-            residual.astype(np.float32), np.ones_like(unit),
+            residual.astype(np.float32), np.ones_like(unit), np.zeros_like(unit),
         )  # fmt: skip
         levels = find_levels(predictions, ~kept, profile, grid, index, n_sweeps, 0)
         deviations.append((np.log(levels.factor) - np.log(truth / np.prod(truth) ** (1 / 3))) / levels.esd)
@@ -541,7 +551,8 @@ def test_levels_leave_the_isotropic_part_alone(tmp_path):
     block = {name: rows[name] for name in OBSERVATION_DTYPE.names}
     errors = first_error_model(data)
     whole, direct = (
-        predict_all(Scaler(GRID, voxels, layout, m, errors), [(0, block)], len(rows), 1) for m in (model, changed)
+        predict_all(Scaler(GRID, voxels, layout, m, errors, no_scale_errors(2)), [(0, block)], len(rows), 1)
+        for m in (model, changed)
     )
     apply_levels(whole, changed.levels, model.profile(GRID.s_magnitude(voxels.index)))
     np.testing.assert_allclose(whole.unit, direct.unit, rtol=1e-5)

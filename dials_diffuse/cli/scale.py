@@ -26,7 +26,8 @@ and those whose unit cell or map disagrees are left out. Expected counts are
 
   norm * a(x, y, phi) * d(module) * [b(phi) * I(voxel) + c(s, phi)]
 
-Smoothing and the choice of terms come from voxels that are kept out of the fit. Next:
+How large and how smooth the terms are is what makes the data most probable. Terms are used when voxels that are kept
+out of the fit do not speak against them. Next:
 dials.diffuse_merge diffuse_scaled.h5
 
 Where dials.diffuse_integrate had integrated reflections, intensities come out in electrons^2 per unit cell, without
@@ -53,7 +54,8 @@ model = {",".join(NAMES)}
     """
 automatic = True
   .type = bool
-  .help = "Keep only terms with which voxels that were kept out of the fit are predicted better."
+  .help = "Keep only terms with which the data are more probable, and voxels that were kept out of the fit predicted"
+          "no worse; of those of the detector, better."
 space_group = None
   .type = str
   .help = "Symmetry mates under the point group of this space group should agree. By default that of the files."
@@ -83,10 +85,10 @@ refinement {
     .help = "The model is refined against all observations of unique voxels that are chosen at random, about as many."
   n_folds = 6
     .type = int(value_min=2)
-    .help = "Parts of these voxels, whole blocks of reciprocal space, each kept out once in the cross-validation."
+    .help = "Parts of these voxels, whole blocks of reciprocal space, each kept out once to test the terms."
   n_cycles = 10
     .type = int(value_min=1)
-    .help = "Steps, at most, after smoothing and terms are chosen."
+    .help = "Steps, at most, after the terms are chosen."
   seed = 0
     .type = int(value_min=0)
     .help = "Of the choice of voxels."

@@ -201,13 +201,15 @@ def _keys_of_block(grid: MapGrid, block: dict) -> tuple:
 BLOCK = 0.06
 
 
-def blocks_of_voxels(grid: MapGrid, index: np.ndarray, least: int = 1) -> np.ndarray:
+def blocks_of_voxels(grid: MapGrid, index: np.ndarray, least: int = 1, times: int = 1) -> np.ndarray:
     """(m,) int64, number of the block of about BLOCK 1/Å, or ``least`` voxels, along each axis that a voxel lies in.
+
+    times : blocks so many times as large; they consist of whole small ones
 
     Blocks hold whole neighbourhoods of lattice points: what varies within a halo or between neighbouring halos of
     diffuse scattering is the same in a block.
 
     index : (m, 3) integers on the subdivided lattice
     """
-    block = np.floor(index / np.maximum(np.round(BLOCK / grid.edges), least)).astype(np.int64)
+    block = np.floor(index / (times * np.maximum(np.round(BLOCK / grid.edges), least))).astype(np.int64)
     return np.ravel_multi_index((block - block.min(axis=0)).T, np.ptp(block, axis=0) + 1)

@@ -32,11 +32,9 @@ _MARKS = {BLANK: "v", SCALE: "^", RING: "o", REGION: "s", DISAGREEMENT: "D"}
 _COLUMNS = 3
 
 
-def _smoothing(row) -> str:
+def _size(row) -> str:
     test, refinement = row
-    if test.name not in refinement.model.terms:
-        return "not used"
-    return f"{refinement.strengths[test.name]:.0e}" if test.name in refinement.strengths else "none"
+    return f"{refinement.strengths[test.name].size ** -0.5:.3f}" if test.name in refinement.model.terms else "not used"
 
 
 #: rows : (TermTest, Refinement)
@@ -44,7 +42,9 @@ _TERMS = (
     Column("term", -24, "", lambda row: row[0].label),
     Column("fall of chi2 per observation of held-out voxels", 47, ".4f", lambda row: row[0].gain),
     Column("e.s.d.", 10, ".4f", lambda row: row[0].esd),
-    Column("smoothing", 12, "", _smoothing),
+    Column("parameters", 12, "d", lambda row: row[0].n_parameters),
+    Column("determined", 12, ".1f", lambda row: row[0].determined),
+    Column("size", 10, "", _size),
 )
 
 
@@ -58,6 +58,8 @@ def scaling_text(result: ScalingResult) -> str:
         text_table(_TERMS, [(test, refinement) for test in refinement.tests]),
     ]
     lines += [
+        "",
+        f"The scale of an observation is known to {100 * refinement.scale_errors.rms:.2f} %; sigma takes that in",
         "",
         "Not determined by the data and set by convention: mean of log b 0 over all sweeps; what of a depends on s or",
         "the rotation alone 0; mean of c 0 over all sweeps at each s, so that what they share belongs to the map.",

@@ -18,6 +18,7 @@ from dials_diffuse.scaling.error_model import ErrorModel, reject
 from dials_diffuse.scaling.layout import Layout, Rows, S, coordinates
 from dials_diffuse.scaling.model import ScaleModel
 from dials_diffuse.scaling.sample import unique_of
+from dials_diffuse.scaling.uncertainty import ScaleErrors
 
 _ROWS = 1 << 20
 
@@ -29,7 +30,7 @@ class Scaler:
     Attributes
     ----------
     grid, voxels : the common grid and its unique voxels
-    layout, model, errors : of the refinement
+    layout, model, errors, scale_errors : of the refinement
     """
 
     grid: MapGrid
@@ -37,19 +38,23 @@ class Scaler:
     layout: Layout
     model: ScaleModel
     errors: ErrorModel
+    scale_errors: ScaleErrors
 
     def predict(self, block: dict, first: int) -> tuple:
-        """(Prediction, (n,) float64 |s| where the pixels were) of a block of rows; first : experiment of its file."""
+        """Of a block of rows: Prediction, (n,) float64 |s| where the pixels were, and Predictions.scale_variance.
+
+        first : experiment of its file
+        """
         experiment = block["experiment"].astype(np.int64) + first
         x = coordinates(self.layout, experiment, block)
         s_voxel = self.grid.s_magnitude(block["index"])
         prediction = self.model.predict(Rows(x, experiment), block["norm"], s_voxel)
-        return prediction, x[:, S]
+        return prediction, x[:, S], self.scale_errors.at(x, experiment) * prediction.isotropic**2
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the model says of every row of all files: 26 bytes per observation.
+    """What the model says of every row of all files: 30 bytes per observation.
 
     Attributes
     ----------
@@ -61,6 +66,7 @@ class Predictions:
     weight : (n,) float32, 1 / variance of the counts
     residual : (n,) float32, counts less what is expected without anisotropic part
     counts : (n,) float32
+    scale_variance : (n,) float32, variance of the expected counts that comes from the scale
     """
 
     unique: np.ndarray
@@ -70,11 +76,12 @@ class Predictions:
     weight: np.ndarray
     residual: np.ndarray
     counts: np.ndarray
+    scale_variance: np.ndarray
 
 
 def predict_all(scaler: Scaler, blocks, n_rows: int, threads: int) -> Predictions:
     """Predictions of all rows; blocks : (first experiment, {column: array}) with ``sample.COLUMNS``."""
-    dtypes = np.int32, np.uint16, *5 * (np.float32,)
+    dtypes = np.int32, np.uint16, *6 * (np.float32,)
     result = Predictions(*(np.empty(n_rows, dtype) for dtype in dtypes))
 
     start = 0
@@ -88,7 +95,7 @@ def predict_all(scaler: Scaler, blocks, n_rows: int, threads: int) -> Prediction
 
 def _predict_block(scaler: Scaler, item: tuple) -> dict:
     first, block = item
-    prediction, s = scaler.predict(block, first)
+    prediction, s, scale_variance = scaler.predict(block, first)
     unit, background = prediction.unit, block["background"]
     return {
         "unique": unique_of(block, scaler.voxels),
@@ -98,6 +105,7 @@ def _predict_block(scaler: Scaler, item: tuple) -> dict:
         "weight": 1 / scaler.errors.variance(prediction, background, block["background_variance"], s),
         "residual": block["counts"] - background - prediction.isotropic,
         "counts": block["counts"],
+        "scale_variance": scale_variance,
     }
 
 
@@ -131,9 +139,9 @@ def apply_levels(predictions: Predictions, factor: np.ndarray, profile: np.ndarr
 
 
 def voxel_priors(scaler: Scaler) -> np.ndarray:
-    """(u,) 1 / variance of the anisotropic part of every unique voxel."""
+    """(u,) 1 / variance of the anisotropic part of every unique voxel that outliers are measured by."""
     s = scaler.grid.s_magnitude(scaler.voxels.index)
-    return scaler.errors.prior(s, scaler.model.profile(s))
+    return scaler.errors.outlier_prior(s, scaler.model.profile(s))
 
 
 def find_all_outliers(predictions: Predictions, prior: np.ndarray, n_sigma: float) -> np.ndarray:
@@ -144,7 +152,7 @@ def find_all_outliers(predictions: Predictions, prior: np.ndarray, n_sigma: floa
     return reject(p.unique, p.weight, p.residual, p.unit, p.counts, prior, n_sigma)
 
 
-def scaled_rows(block: dict, unit, added, first: int, factor: float, incoherent=0.0) -> dict:
+def scaled_rows(block: dict, unit, added, first: int, factor: float, incoherent=0.0, scale_variance=0.0) -> dict:
     """Columns of OBSERVATION_DTYPE with the scale factors in norm and background.
 
     The norm takes gain and scale. The background takes what is ``added``, see Predictions: the merged intensity then
@@ -158,6 +166,7 @@ def scaled_rows(block: dict, unit, added, first: int, factor: float, incoherent=
     factor : intensities are multiplied by it
     incoherent : (n,) float64 or 0, intensity after that, of Compton scattering where the pixels were; goes to the
         background
+    scale_variance : (n,) float64 or 0, see Predictions; goes to the variance of the background
     """
     columns, norm = dict(block), block["norm"]
     columns["experiment"] = block["experiment"] + OBSERVATION_DTYPE["experiment"].type(first)
@@ -170,6 +179,7 @@ def scaled_rows(block: dict, unit, added, first: int, factor: float, incoherent=
         columns["background" + half] = block["background" + half] + density * block["norm" + half]
         columns["rate" + half] = (block["rate" + half] - density * block["pixels" + half]) / gain
     columns["rate_variance"] = block["rate_variance"] / gain**2
+    columns["background_variance"] = block["background_variance"] + scale_variance
     return columns
 
 
@@ -187,8 +197,9 @@ def write_scaled(
         start = 0
         for first, block in blocks:
             rows = slice(start, start + len(block["norm"]))
-            unit, added = (x[rows] for x in (predictions.unit, predictions.added))
-            yield first, block, unit, added, ~rejected[rows], rows.stop
+            p = predictions
+            found = (x[rows].astype(float) for x in (p.unit, p.added, p.scale_variance))
+            yield first, block, *found, ~rejected[rows], rows.stop
             start = rows.stop
 
     for columns, stop in in_threads(partial(_scaled_block, scale), numbered(), threads):
@@ -197,9 +208,9 @@ def write_scaled(
 
 
 def _scaled_block(scale: AbsoluteScale | None, item: tuple) -> tuple:
-    first, block, unit, added, kept, stop = item
+    first, block, unit, added, scale_variance, kept, stop = item
     factor, compton = (scale.k, scale.compton(block["s"])) if scale else (1.0, 0.0)
-    columns = scaled_rows(block, unit.astype(float), added.astype(float), first, factor, compton)
+    columns = scaled_rows(block, unit, added, first, factor, compton, scale_variance)
     kept = np.flatnonzero(kept)
     dtypes = {name: OBSERVATION_DTYPE[name].base for name in columns}
     return {name: column[kept].astype(dtypes[name], copy=False) for name, column in columns.items()}, stop

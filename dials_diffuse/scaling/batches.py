@@ -8,7 +8,7 @@ import numpy as np
 
 from dials_diffuse.kernels.scaling import Residuals, orbit_sums
 from dials_diffuse.maps.shells import correlation, less_group_means
-from dials_diffuse.scaling.error_model import ErrorModel, weigh
+from dials_diffuse.scaling.error_model import ErrorModel, weigh, whole_prior
 from dials_diffuse.scaling.layout import T
 from dials_diffuse.scaling.model import Prediction
 from dials_diffuse.scaling.sample import Observations
@@ -54,7 +54,7 @@ def residuals_by_batch(
     residual, unit = data.net - prediction.isotropic, prediction.unit
     sums = np.zeros((len(data.unique), 2))
     orbit_sums(Residuals(data.orbit, weights.weight, residual, unit), rejected, sums)
-    total = (sums[:, 1] + weights.prior)[data.orbit]
+    total = (sums[:, 1] + whole_prior(data, prediction, errors))[data.orbit]
     leverage = np.where(rejected, 0.0, weights.weight * unit**2 / total)
     r2 = weights.weight * (residual - unit * sums[data.orbit, 0] / total) ** 2 / np.maximum(1 - leverage, 0.05)
     batches = []

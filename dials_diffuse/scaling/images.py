@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dials_diffuse.kernels.scaling import Residuals, orbit_sums
-from dials_diffuse.scaling.error_model import ErrorModel, find_outliers, weigh
+from dials_diffuse.scaling.error_model import ErrorModel, find_outliers, weigh, whole_prior
 from dials_diffuse.scaling.layout import MODULE, Layout, S, T, X, Y
 from dials_diffuse.scaling.model import Prediction
 from dials_diffuse.scaling.refine import Refinement
@@ -143,7 +143,7 @@ def deviations(prediction: Prediction, data: Observations, errors: ErrorModel, r
     sums = np.zeros((len(data.unique), 2))
     orbit_sums(Residuals(data.orbit, w, residual, unit), rejected, sums)
     own = np.where(rejected, 0.0, w * unit)
-    others = (sums[:, 1] + weights.prior)[data.orbit] - own * unit
+    others = (sums[:, 1] + whole_prior(data, prediction, errors))[data.orbit] - own * unit
     excess = residual - unit * (sums[data.orbit, 0] - own * residual) / others
     return excess / np.sqrt(1 / w + unit**2 / others), excess
 
@@ -167,7 +167,7 @@ def check_images(
     rejected = find_outliers(prediction, data, refinement.errors, outlier_n_sigma)
     z, excess = deviations(prediction, data, refinement.errors, rejected)
     expected = np.maximum(prediction.isotropic, 1e-12)
-    signal = float(np.median(refinement.errors.spread))
+    signal = refinement.errors.size
     sweeps, bad = [], []
     for number, experiment in enumerate(experiments):
         mine = np.flatnonzero(data.experiment == number)

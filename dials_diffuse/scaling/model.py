@@ -74,7 +74,7 @@ class ScaleModel:
     ----------
     blocks : Term, in the order of their parameters; first those of the crystal
     coefficients : (p,) float64
-    reference : (p,) float64, those of P₀ in the place of P, zero elsewhere
+    reference : (p,) float64, those of P₀ in the place of P; elsewhere what the priors pull to, zero
     levels : (e,) float64, factor of exp(B) of each sweep, with an offset that keeps the isotropic part of the counts,
         see :mod:`dials_diffuse.scaling.levels`; None: 1
     """

@@ -5,8 +5,13 @@ derivatives J_i, the intensity J = Σ w u r / (Σ w u² + 1/τ²) minimises the 
 parameters is Σ w J_i J_iᵀ − m mᵀ / (Σ w u² + 1/τ²) with m = Σ w u J_i (variable projection). τ is the spread expected
 of the anisotropic part: it lets voxels that were seen once compare with the isotropic profile.
 
+Neighbouring voxels are alike. What neighbourhoods of several sizes have in common is eliminated after them in the same
+way (:mod:`dials_diffuse.scaling.intensities`). Else a smooth scale takes true intensity for an error, and the
+more voxels a neighbourhood has, the surer it is of it.
+
 With a prior on J the best scales are not those of the smallest χ²: larger scales make J smaller, which the prior likes.
-Integrated over J, the likelihood has the term Σ log(Σ w u² + 1/τ²) that balances this; it is part of "χ²" here.
+Integrated over J, the likelihood has the term Σ log(Σ w u² + 1/τ²), and those of neighbourhoods, that balance this;
+they are part of "χ²" here.
 """
 
 from __future__ import annotations
@@ -14,10 +19,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import sparse
 from scipy.linalg.blas import dsyrk as syrk
 
-from dials_diffuse.kernels.scaling import Design, Residuals, add_normal, add_orbits, orbit_sums
-from dials_diffuse.scaling.error_model import Weights
+from dials_diffuse.kernels.scaling import Design, add_normal, add_orbits
+from dials_diffuse.scaling.intensities import Weights, levels_of, most_probable
 from dials_diffuse.scaling.layout import S
 from dials_diffuse.scaling.model import Prediction, ScaleModel
 from dials_diffuse.scaling.sample import Observations
@@ -88,7 +94,7 @@ def _neighbours(model: ScaleModel, index: np.ndarray) -> tuple:
 
 
 def _slope_of_logarithm(model: ScaleModel, data: Observations, share: np.ndarray) -> np.ndarray:
-    """(p,) half the derivative of Σ log(Σ w u² + 1/τ²); share : (n,) float64, w u² / (Σ w u² + 1/τ²)."""
+    """(p,) half the derivative of the logarithms; share : (n,) float64, that of each row by the logarithm of u."""
     result = np.zeros(model.n_parameters)
     for b in model.blocks:
         if b.acts in (Acts.GAIN, Acts.SCALE):
@@ -101,19 +107,14 @@ def _slope_of_logarithm(model: ScaleModel, data: Observations, share: np.ndarray
 def chi2(prediction: Prediction, data: Observations, weights: Weights) -> float:
     """Sum of squares that is left with the best intensities; prediction : of the data, see :func:`normal_equations`."""
     residual = data.net - prediction.expected
-    return _objective(weights, residual, _sums(prediction, data, weights, residual))
+    return _objective(weights, residual, levels_of(prediction, data, weights, residual))
 
 
-def _sums(prediction, data, weights, residual) -> np.ndarray:
-    sums = np.zeros((len(data.unique), 2))
-    orbit_sums(Residuals(data.orbit, weights.weight, residual, prediction.unit), weights.weight <= 0, sums)
-    return sums
-
-
-def _objective(weights, residual, sums) -> float:
-    total = sums[:, 1] + weights.prior
-    squares = np.sum(weights.weight * residual**2) - np.sum(sums[:, 0] ** 2 / total)
-    return float(squares + np.sum(np.log(total / weights.prior)))
+def _objective(weights: Weights, residual: np.ndarray, levels: list) -> float:
+    result = np.sum(weights.weight * residual**2) - np.sum(np.log(weights.prior))
+    for level in levels:
+        result += np.sum(np.log(level.total)) - np.sum(level.net**2 / level.total)
+    return float(result)
 
 
 def normal_equations(model: ScaleModel, prediction: Prediction, data: Observations, weights: Weights) -> Normal:
@@ -124,22 +125,40 @@ def normal_equations(model: ScaleModel, prediction: Prediction, data: Observatio
     weight, unit = weights.weight, prediction.unit
     smooth = prediction.smooth * prediction.profile
     residual = data.net - prediction.expected
-    sums = _sums(prediction, data, weights, residual)
-    total = sums[:, 1] + weights.prior
-    derivatives = design(model, data, prediction, (sums[:, 0] / total)[data.orbit] + smooth)
+    levels = levels_of(prediction, data, weights, residual)
+    anisotropic, variance = most_probable(levels)[0]
+    derivatives = design(model, data, prediction, anisotropic[data.orbit] + smooth)
     matrix, vector = np.zeros((model.n_parameters,) * 2), np.zeros(model.n_parameters)
     add_normal(derivatives, *_neighbours(model, derivatives.index), weight, residual, matrix, vector)
-    vector -= _slope_of_logarithm(model, data, weight * unit**2 / total[data.orbit])
-    for start in range(0, len(total), _ORBITS):
-        mine = slice(start, min(start + _ORBITS, len(total)))
+    vector -= _slope_of_logarithm(model, data, weight * unit**2 * variance[data.orbit])
+    voxels, *others = levels
+    above = np.zeros((len(others[0].net), model.n_parameters))
+    for start in range(0, len(anisotropic), _ORBITS):
+        mine = slice(start, min(start + _ORBITS, len(anisotropic)))
         rows = slice(*np.searchsorted(data.orbit, [mine.start, mine.stop]))
         coupling = np.zeros((mine.stop - mine.start, model.n_parameters))
         own = Design(derivatives.index[rows], derivatives.value[rows])
         add_orbits(own, weight[rows] * unit[rows], data.orbit[rows] - start, coupling)
-        vector -= (sums[mine, 0] / total[mine]) @ coupling
-        coupling /= np.sqrt(total[mine])[:, None]
-        syrk(-1.0, coupling.T, 1.0, matrix.T, lower=1, overwrite_c=1)
+        vector -= anisotropic[mine] @ coupling
+        _add_to_parents(voxels.pull[mine], voxels.parent[mine], coupling, above)
+        _subtract(coupling, voxels.total[mine], matrix)
+    for level in others:
+        coupling, above = above, np.zeros((int(level.parent.max()) + 1, model.n_parameters))
+        _add_to_parents(level.pull, level.parent, coupling, above)
+        _subtract(coupling, level.total, matrix)
     matrix += np.tril(matrix, -1).T
     matrix = np.triu(matrix)
     matrix += np.triu(matrix, 1).T
-    return Normal(matrix, vector, _objective(weights, residual, sums), int(np.count_nonzero(weight)))
+    return Normal(matrix, vector, _objective(weights, residual, levels), int(np.count_nonzero(weight)))
+
+
+def _add_to_parents(pull: np.ndarray, parent: np.ndarray, coupling: np.ndarray, above: np.ndarray) -> None:
+    """``above[parent] += pull coupling``; coupling : (k, p), above : (l, p) float64."""
+    touched, place = np.unique(parent, return_inverse=True)
+    above[touched] += sparse.csr_matrix((pull, (place.reshape(-1), np.arange(len(pull))))) @ coupling
+
+
+def _subtract(coupling: np.ndarray, total: np.ndarray, matrix: np.ndarray) -> None:
+    """Take what the values of a level explain from one half of the normal matrix; coupling (k, p) is overwritten."""
+    coupling /= np.sqrt(total)[:, None]
+    syrk(-1.0, coupling.T, 1.0, matrix.T, lower=1, overwrite_c=1)

@@ -32,14 +32,21 @@ def scaling_record(result: ScalingResult) -> dict:
         "n_off_grid": result.n_off_grid,
         "terms": {
             "used": list(model.terms),
-            "smoothing": refinement.strengths,
+            "smoothing": {key: s.roughness for key, s in refinement.strengths.items() if key in model.terms},
+            "size": {key: s.size**-0.5 for key, s in refinement.strengths.items() if key in model.terms},
             "tests": [asdict(t) for t in refinement.tests],
+        },
+        "scale_error": {
+            "rms": refinement.scale_errors.rms,
+            "sweeps": list(np.sqrt(refinement.scale_errors.variance.mean(axis=(1, 2, 3)))),
         },
         "refinement": refinement.history,
         "errors": {
             "s": refinement.errors.shells,
             "excess": refinement.errors.excess,
             "spread": refinement.errors.spread,
+            "bands": refinement.errors.bands,
+            "common": [list(row) for row in refinement.errors.common],
         },
         "profile": _profile(model),
         "absolute_scale": _absolute(result.absolute) if result.absolute else None,

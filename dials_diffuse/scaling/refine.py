@@ -11,7 +11,6 @@ import numpy as np
 from dials_diffuse.parallel import Progress, in_threads, quiet
 from dials_diffuse.scaling.error_model import (
     ErrorModel,
-    Weights,
     find_outliers,
     first_error_model,
     update_errors,
@@ -24,29 +23,33 @@ from dials_diffuse.scaling.sample import Observations
 from dials_diffuse.scaling.scaling_parameters import ScalingParameters
 from dials_diffuse.scaling.solve import (
     System,
-    TermTest,
-    best_step,
-    choose_strengths,
-    held_out,
-    judge,
+    judge_terms,
     make_space,
     make_system,
+    most_probable_strengths,
     penalty,
+    posterior,
+    projected,
 )
-from dials_diffuse.scaling.terms.base import Acts, Term
+from dials_diffuse.scaling.terms.base import Acts
+from dials_diffuse.scaling.terms.drift import Drift
 from dials_diffuse.scaling.terms.table import TERMS
+from dials_diffuse.scaling.uncertainty import ScaleErrors, scale_errors
 
 logger = logging.getLogger("dials.diffuse.scaling")
 
 #: observations on which the terms are tried
-_TRIAL_OBSERVATIONS = 250_000
-_TRIAL_STEPS = 4
+_TRIAL_OBSERVATIONS = 150_000
 
-#: smoothing of a term before its own is chosen
-_FIRST_STRENGTH = 1e4
+#: steps, at most, without terms, with those that differ most between sweeps, with all of them, and with those that stay
+_FEW_STEPS, _TRIAL_STEPS = 3, 6
 
 #: a step is not made shorter when it lowers χ² by this share of what is expected
 _AS_EXPECTED = 0.5
+
+#: neighbourhoods of two blocks are kept out as a whole where a fold has as many, else single blocks. Larger ones would
+#: ask for extrapolation
+_LEAST_IN_FOLD = 5
 
 #: steps end when χ² falls by less than this: no parameter then moves by a standard error
 _SMALL = 0.5
@@ -59,10 +62,11 @@ class Refinement:
     Attributes
     ----------
     model, errors : ScaleModel and ErrorModel
-    strengths : key -> smoothing of each term, by cross-validation
-    tests : list of TermTest, in the order in which the terms were tried
+    strengths : key -> Strength of the prior of each term, those of the crystal included
+    tests : list of TermTest, in the order of the table of terms
     history : list of dictionaries, one for each step: terms, χ² per observation before it and as expected after it,
         share of the step that was taken, rejected observations, largest step of each term
+    scale_errors : how well the scale of an observation is known
     """
 
     model: ScaleModel
@@ -70,6 +74,7 @@ class Refinement:
     strengths: dict
     tests: list
     history: list
+    scale_errors: ScaleErrors
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ class _Refiner:
     """Steps of the refinement on one set of observations, in folds of blocks of voxels."""
 
     def __init__(self, data: Observations, parameters: ScalingParameters, threads: int):
-        fold = fold_of_blocks(data.block, parameters.n_folds, parameters.seed)
+        fold = fold_of_blocks(_kept_together(data, parameters.n_folds), parameters.n_folds, parameters.seed)
         order = np.argsort(fold, kind="stable")
         ends = np.searchsorted(fold[order], np.arange(parameters.n_folds + 1))
         self.data, self.parameters, self.threads = data.orbits(order), parameters, threads
@@ -106,17 +111,20 @@ class _Refiner:
         parts = in_threads(model.predict_observations, self.folds, self.threads)
         return Prediction(*(np.concatenate(columns) for columns in zip(*(vars(p).values() for p in parts))))
 
-    def weights(self, state: _State) -> Weights:
-        return weigh(state.prediction, self.data, state.errors, state.rejected)
+    def weights(self, state: _State) -> list:
+        """Weights of each fold."""
+        return [
+            weigh(state.prediction.rows(rows), data, state.errors, state.rejected[rows])
+            for rows, data in zip(self.rows, self.folds)
+        ]
 
-    def normals(self, state: _State, weights: Weights) -> list:
+    def normals(self, state: _State, weights: list) -> list:
         """Normal equations of each fold."""
-
-        folds = (
-            (state.prediction.rows(rows), data, Weights(weights.weight[rows], weights.prior[voxels]))
-            for rows, voxels, data in zip(self.rows, self.voxels, self.folds)
-        )
+        folds = ((state.prediction.rows(rows), *x) for rows, *x in zip(self.rows, self.folds, weights))
         return list(in_threads(partial(_normal, state.model), folds, self.threads))
+
+    def chi2(self, prediction: Prediction, weights: list) -> float:
+        return sum(chi2(prediction.rows(rows), *x) for rows, *x in zip(self.rows, self.folds, weights))
 
     def system(self, state: _State) -> System:
         terms = state.model.terms
@@ -124,11 +132,8 @@ class _Refiner:
             self.spaces[terms] = make_space(state.model, self.data)
         return make_system(state.model, self.spaces[terms], float(np.median(state.errors.spread)))
 
-    def improve(self, state: _State, n_steps: int, keys, new: bool = True) -> _State:
-        """Up to ``n_steps`` Gauss-Newton steps; in the first two the strengths of terms with these keys are chosen.
-
-        new : those of terms that are new, from all that there are
-        """
+    def improve(self, state: _State, n_steps: int) -> _State:
+        """Up to ``n_steps`` Gauss-Newton steps, each with the most probable strengths of the priors."""
         for number in range(n_steps):
             errors = update_errors(state.prediction, self.data, state.errors, state.rejected)
             state = replace(state, errors=errors)
@@ -136,35 +141,40 @@ class _Refiner:
                 limit = self.parameters.outlier_n_sigma
                 state = replace(state, rejected=find_outliers(state.prediction, self.data, errors, limit))
             weights, system = self.weights(state), self.system(state)
-            folds = self.normals(state, weights)
-            if number < 2 and keys:
-                strengths = choose_strengths(folds, system, state.strengths, keys, new)
-                state = replace(state, strengths=strengths)
-            normal = add(folds)
-            step = best_step(normal, system, state.strengths)
+            normal = projected(add(self.normals(state, weights)), system.space)
+            strengths = {**system.first, **state.strengths}
+            strengths = most_probable_strengths(normal, system, strengths)
+            state = replace(state, strengths={key: strengths[key] for key in system.first})
+            found = posterior(normal, system, state.strengths)
+            step = found.step
             length, moved = self._moved(state, weights, normal, system, step)
-            self._note(state, normal, step, length)
+            self._note(state, normal, system.space.free @ step, step, length)
             state = moved
-            if number and normal.chi2 - normal.at(length * step) < _SMALL:
+            if number and found.fall < _SMALL:
                 break
         return state
 
-    def test(self, term: Term, without: _State, having: _State) -> TermTest:
-        """Are voxels that were kept out predicted better by having a term? Both with the same weights."""
-        weights = self.weights(having)
-        chi2_of = [
-            held_out(self.normals(state, weights), self.system(state), state.strengths) for state in (without, having)
-        ]
-        return judge(term, *chi2_of, int(np.count_nonzero(weights.weight)))
+    def test(self, state: _State, terms) -> list:
+        """TermTest of each of the terms."""
+        weights, system = self.weights(state), self.system(state)
+        folds = [projected(fold, system.space) for fold in self.normals(state, weights)]
+        return judge_terms(folds, system, state.strengths, terms)
+
+    def scale_errors(self, state: _State, n_sweeps: int) -> ScaleErrors:
+        system = self.system(state)
+        normal = projected(add(self.normals(state, self.weights(state))), system.space)
+        free = system.space.free
+        covariance = free @ posterior(normal, system, state.strengths).covariance @ free.T
+        return scale_errors(state.model, self.data, state.prediction, covariance, n_sweeps)
 
     def _moved(self, state, weights, normal, system, step) -> tuple:
         """Share of a step that lowers χ² and penalties, and the state after it: the model is not linear."""
         best, best_value, length = (0.0, state), normal.chi2, 1.0
         while length > 0.05:
-            model = state.model.moved(length * step)
+            model = state.model.moved(length * (system.space.free @ step))
             prediction = self.predict(model)
             change = penalty(system, state.strengths, step, length)
-            value = chi2(prediction, self.data, weights) + change
+            value = self.chi2(prediction, weights) + change
             if value < best_value:
                 best, best_value = (length, replace(state, model=model, prediction=prediction)), value
             expected = normal.at(length * step) + change - normal.chi2
@@ -173,13 +183,13 @@ class _Refiner:
             length /= 2
         return best
 
-    def _note(self, state, normal, step, length) -> None:
+    def _note(self, state, normal, step, direction, length) -> None:
         blocks = [b for b in state.model.blocks if b.acts is not Acts.PROFILE]
         self.history.append(
             {
                 "terms": list(state.model.terms),
                 "chi2": normal.chi2 / max(normal.n, 1),
-                "chi2_expected": normal.at(length * step) / max(normal.n, 1),
+                "chi2_expected": normal.at(length * direction) / max(normal.n, 1),
                 "length": length,
                 "rejected": int(state.rejected.sum()),
                 "largest_steps": {b.key: float(np.abs(step[b.all]).max()) for b in blocks},
@@ -198,47 +208,66 @@ def refine(
 ) -> Refinement:
     """Refine all terms together against the intensities of the unique voxels.
 
-    Terms are added one after the other, on a part of the observations: each has to predict voxels that were kept out
-    of the fit better than the model without it. Then all that stayed are refined together.
+    On a part of the observations the terms are tested: each has to predict voxels that were kept out of the fit better
+    than the model without it. Then all that stayed are refined with all observations.
 
     Parameters
     ----------
     data : observations of a random choice of unique voxels
     threads : for the normal equations
-    start : model whose coefficients are those to begin with, of terms that are tried
+    start : model whose coefficients are those to begin with
     """
     full = start_model(data, layout, parameters) if start is None else start
     share = min(1.0, _TRIAL_OBSERVATIONS / data.n)
     some = np.flatnonzero(np.random.default_rng(parameters.seed).random(len(data.unique)) < share)
-    trial = _Refiner(data.orbits(some), parameters, threads)
-    state = trial.state(full.with_terms(()), first_error_model(trial.data), {})
-    state = trial.improve(state, _TRIAL_STEPS, ())
-    tests: dict = {}
-    order = [full.block(term.key) for term in TERMS if term.key in full.terms]
-    for term in progress(2 * order, 2 * len(order), "Trying the terms"):
-        key = term.key
-        tried = tests.get(key)
-        if tried is not None and (key in state.model.terms or tried[1] == state.model.terms):
-            continue  # the second round is for those that the first, without the others, found to be useless
-        chosen = (key,) if term.smoothing is None else ()
-        strengths = {**state.strengths, **dict.fromkeys(chosen, _FIRST_STRENGTH)}
-        candidate = trial.state(state.model.with_term(full, key), state.errors, strengths)
-        candidate = trial.improve(candidate, _TRIAL_STEPS, chosen)
-        result = trial.test(term, state, candidate)
-        if result.kept or not parameters.automatic:
-            state = candidate
-        tests[key] = (result, state.model.terms)
     every = _Refiner(data, parameters, threads)
+    trial = every if share == 1 else _Refiner(data.orbits(some), parameters, threads)
+    state = trial.state(full.with_terms(()), first_error_model(trial.data), {})
+    tests: list = []
+    for keys in progress(_stages(full), len(_stages(full)), "Trying the terms"):
+        state = trial.state(_extended(state.model, full, keys), state.errors, state.strengths)
+        state = trial.improve(state, _TRIAL_STEPS if state.model.terms == full.terms else _FEW_STEPS)
+    if state.model.terms:
+        terms = [full.block(term.key) for term in TERMS if term.key in full.terms]
+        tests = trial.test(state, terms)
+        kept = [test.name for test in tests if test.kept or not parameters.automatic]
+        state = trial.state(state.model.with_terms(kept), state.errors, state.strengths)
     every.history = trial.history
     state = every.state(state.model, state.errors, state.strengths)
     for _ in progress(range(1), 1, "Refining the scale model"):
-        state = every.improve(state, parameters.n_cycles, tuple(state.strengths), new=False)
-    return Refinement(state.model, state.errors, state.strengths, [t for t, _ in tests.values()], every.history)
+        state = every.improve(state, parameters.n_cycles)
+    errors = every.scale_errors(state, len(layout.start))
+    return Refinement(state.model, state.errors, state.strengths, tests, every.history, errors)
+
+
+def _stages(full: ScaleModel) -> list:
+    """Keys of terms that are added together: no term, the drift, what else belongs to a sweep, and the detector.
+
+    So the larger ones come first, and the equations stay nearly linear.
+    """
+    sweep = [b.key for b in full.of_experiment if b.each_sweep and b.key != Drift.key]
+    detector = [b.key for b in full.of_experiment if not b.each_sweep]
+    drift = [b.key for b in full.of_experiment if b.key == Drift.key]
+    return [(), *(keys for keys in (drift, sweep, detector) if keys)]
+
+
+def _extended(model: ScaleModel, full: ScaleModel, keys) -> ScaleModel:
+    """The model with more terms of ``full``."""
+    for key in keys:
+        if key not in model.terms:
+            model = model.with_term(full, key)
+    return model
 
 
 def _normal(model: ScaleModel, fold: tuple) -> Normal:
     prediction, data, weights = fold
     return normal_equations(model, prediction, data, weights)
+
+
+def _kept_together(data: Observations, n_folds: int) -> np.ndarray:
+    """(m,) int, voxels with the same number are kept out of the fit together."""
+    small, large = data.neighbourhood.T[:2]
+    return large if len(np.unique(large)) >= _LEAST_IN_FOLD * n_folds else small
 
 
 def fold_of_blocks(block: np.ndarray, n_folds: int, seed: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -14,6 +14,10 @@ from dials_diffuse.scaling.layout import DIFFRACTED, Layout, Rows, coordinates
 from dials_diffuse.scaling.patterns import absorption_functions, symmetric_patterns
 
 COLUMNS = ("index", "experiment", "panel", "counts", "norm", "background", "background_variance", "xyz", "s")
+
+
+#: neighbourhoods are so many blocks wide
+TIMES = (1, 2, 4)
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,8 @@ class Observations:
     counts, norm, background, background_variance : (n,) float64
     s_voxel : (n,) float64, |s| of the voxel's centre
     patterns : (m, k) float64, see :mod:`dials_diffuse.scaling.patterns`
-    block : (m,) int64, neighbouring voxels have the same number
+    neighbourhood : (m, 3) int64, neighbouring voxels have the same number: blocks, and larger ones that consist of
+        whole smaller ones, see ``TIMES``
     harmonics : (n, k) float64, functions of the absorption as harmonics; k is 0 where the layout lacks the orientation
     """
 
@@ -43,7 +48,7 @@ class Observations:
     background_variance: np.ndarray
     s_voxel: np.ndarray
     patterns: np.ndarray
-    block: np.ndarray
+    neighbourhood: np.ndarray
     harmonics: np.ndarray
 
     @property
@@ -57,6 +62,16 @@ class Observations:
     @property
     def rows(self) -> Rows:
         return Rows(self.coordinates, self.experiment, self.harmonics, self.orbit, self.patterns)
+
+    @cached_property
+    def parents(self) -> tuple:
+        """(m,) int, smallest neighbourhood of each voxel, and for each of these the next larger one; counted from 0."""
+        result, names = [], self.neighbourhood
+        while names.shape[1]:
+            _, first, parent = np.unique(names[:, 0], return_index=True, return_inverse=True)
+            result.append(parent.reshape(-1))
+            names = names[first, 1:]
+        return tuple(result)
 
     def orbits(self, wanted: np.ndarray) -> Observations:
         """The rows of some voxels; wanted : (k,) int, rows of ``unique`` in the order that is wanted."""
@@ -78,7 +93,7 @@ class Observations:
         return self._taken(rows, slice(first, last), self.orbit[rows] - first)
 
     def _taken(self, rows, voxels, orbit) -> Observations:
-        by_voxel = ("unique", "patterns", "block")
+        by_voxel = ("unique", "patterns", "neighbourhood")
         names = [f.name for f in fields(self) if f.name != "orbit"]
         return Observations(orbit, **{n: getattr(self, n)[voxels if n in by_voxel else rows] for n in names})
 
@@ -116,7 +131,7 @@ def sample_observations(
         **{name: columns[name].astype(float) for name in ("counts", "norm", "background", "background_variance")},
         s_voxel=grid.s_magnitude(columns["index"]),
         patterns=symmetric_patterns(grid, voxels.index[unique]),
-        block=blocks_of_voxels(grid, voxels.index[unique]),
+        neighbourhood=np.stack([blocks_of_voxels(grid, voxels.index[unique], times=k) for k in TIMES], axis=1),
         harmonics=absorption_functions(position[:, DIFFRACTED:], degree) if known else np.zeros((len(orbit), 0)),
     )
 

@@ -53,6 +53,9 @@ from dials_diffuse.scaling.terms.response import Response
 
 logger = logging.getLogger("dials.diffuse.scaling")
 
+#: the user is told when the scale is known to no more than this share of the anisotropic part
+_UNCERTAIN = 0.1
+
 #: rows that are in memory together, for each thread
 _ROWS = 1 << 18
 
@@ -218,7 +221,7 @@ def scale_observations(
             return refine(data, layout, parameters, threads, progress, start)
 
         refinement, data, images = refine_without_bad_images(data, layout, experiments, parameters, refined, paths)
-        scaler = Scaler(grid, voxels, layout, refinement.model, refinement.errors)
+        scaler = Scaler(grid, voxels, layout, refinement.model, refinement.errors, refinement.scale_errors)
         predictions = predict_all(scaler, source.blocks(COLUMNS, "Finding outliers"), n_rows, threads)
         n_off_grid = int(np.count_nonzero(predictions.unique < 0))
         if images.bad and images.left_out:
@@ -270,6 +273,7 @@ def scale_observations(
         warnings=[
             *_too_many_outliers(n_outliers, n_rows),
             *_without_terms(layout, parameters),
+            *_uncertain_scale(refinement, data),
             *(source.crystals.warnings if source.crystals else ()),
             *notes,
             *symmetry_notes,
@@ -336,6 +340,21 @@ def _too_many_outliers(n_outliers: int, n_rows: int) -> list:
     if share <= 0.02:
         return []
     return [f"{100 * share:.1f} % of the observations are outliers: are Bragg peaks masked widely enough?"]
+
+
+def _uncertain_scale(refinement: Refinement, data: Observations) -> list:
+    """A warning where the scale is not well known compared with what the map is made for."""
+    size, rms = refinement.errors.size, refinement.scale_errors.rms
+    if rms < _UNCERTAIN * size:
+        return []
+    tests = {test.name: test for test in refinement.tests}
+    used = [tests[key] for key in refinement.model.terms]
+    parts = ", ".join(f"{t.determined:.0f} of {t.n_parameters} of {t.label}" for t in used)
+    return [
+        f"the scale of an observation is known to {100 * rms:.1f} %, and the anisotropic part is {100 * size:.1f} % of "
+        f"the isotropic: a unique voxel has {data.n / len(data.unique):.1f} observations. Of the parameters the data "
+        f"determine {parts}; the others stay near zero. More rotation or another orientation would help"
+    ]
 
 
 def _without_terms(layout: Layout, parameters: ScalingParameters) -> list:

@@ -20,7 +20,7 @@ class ScalingParameters:
     terms : names of those to try, see :mod:`dials_diffuse.scaling.terms.table`; "d" is one factor for each module where
         there are several, and a smooth function where "a" is no spline, which contains it
     options : tuple of TermOptions of terms that differ from the defaults
-    automatic : keep only terms that predict held-out voxels better
+    automatic : keep only terms that the data ask for, see :func:`dials_diffuse.scaling.solve.judge_terms`
     space_group : symbol of the group whose mates should agree; None: that of the files
     crystals : which of them to keep, and in which setting
     outlier_n_sigma : two-sided limit; 0: keep everything
@@ -28,8 +28,8 @@ class ScalingParameters:
     reject_images : leave out images that do not agree with the others of their sweep
     max_rejected_fraction : of the images of a sweep, more are an error
     max_observations : the model is refined on at most so many observations, of unique voxels chosen at random
-    n_folds : parts of the voxels for cross-validation
-    n_cycles : most Gauss-Newton steps after the strengths of the smoothing are chosen
+    n_folds : parts of the voxels, each kept out once to test the terms
+    n_cycles : most Gauss-Newton steps after the terms are chosen
     seed : of the choice of voxels
 
     Raises

@@ -1,8 +1,9 @@
-"""One step of the refinement: smoothing, what is fixed because nothing can tell it, and cross-validation."""
+"""One step of the refinement: priors and their strengths, what is fixed because nothing can tell it, tests of terms."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy import linalg
@@ -10,16 +11,27 @@ from scipy import linalg
 from dials_diffuse.scaling.model import ScaleModel
 from dials_diffuse.scaling.normal import Normal, add
 from dials_diffuse.scaling.sample import Observations
-from dials_diffuse.scaling.terms.base import Term
 
-#: strengths of smoothing that are tried first, per squared second difference of neighbouring coefficients
-STRENGTHS = 100.0 ** np.arange(0, 6)
+#: limits of the strengths of priors, and what one update may change them by
+_STRENGTHS, _CHANGE = (1.0, 1e8), 30.0
+
+#: coefficients are at most so many times as large as expected
+_LARGEST = 4.0
+
+#: the size of a term is what these many coefficients of the expected size, and its own, say together
+_PSEUDO = 2.0
 
 #: a term that lowers χ² per held-out observation by less does not matter
 _LEAST_GAIN = 5e-4
 
+#: logarithm of the least ratio of the evidences with and without a term
+_LEAST_EVIDENCE = 10.0
+
 #: of the anisotropic part, how much may be a smooth function of the direction
 _SMOOTH_SHARE = 0.3
+
+#: of second differences, before the data choose it
+_FIRST_ROUGHNESS = 1e3
 
 #: observations that tell what no data can tell
 _GAUGE_ROWS = 50_000
@@ -43,150 +55,195 @@ def gauge(model: ScaleModel, data: Observations) -> np.ndarray:
     return np.concatenate(rows)
 
 
+class Strength(NamedTuple):
+    """Of the prior of a term: inverse variances of a coefficient, and of a second difference of neighbouring ones."""
+
+    size: float
+    roughness: float
+
+
+class Part(NamedTuple):
+    """A term in the space of the directions that are refined.
+
+    at : slice, where it is; roughness : (k,) float64, penalty of each direction; the directions are independent
+    """
+
+    at: slice
+    roughness: np.ndarray
+
+
 @dataclass(frozen=True)
 class Space:
-    """What belongs to the terms of a model, whatever their coefficients.
+    """Directions that are refined, whatever the coefficients.
 
     Attributes
     ----------
-    free : (p, q) float64, orthonormal basis of the directions that are refined
-    roughness : key -> (k, k) float64, penalty of each term's own parameters, for a strength of 1
-    penalties : key -> (q, q) float64, that penalty for the directions that are refined
+    free : (p, q) float64, orthonormal; each belongs to one term
+    parts : key -> Part
+    crystal : slice of the directions of P and Q, which are the crystal's
     """
 
     free: np.ndarray
-    roughness: dict
-    penalties: dict
+    parts: dict
+    crystal: slice
 
 
 @dataclass(frozen=True)
 class System:
-    """What does not change when the normal equations do, in the space of the directions that are refined.
+    """A space, and where a model is in it.
 
     Attributes
     ----------
-    free : (p, q) float64, orthonormal basis of those directions
-    penalties : key -> (q, q) float64, for a strength of 1
-    slopes : key -> (q,) float64, half the derivative of the penalty at the present coefficients
-    fixed : key -> float, strengths of the penalties that are not chosen
-    crystal : slice of the parameters of P and Q, which are the crystal's
+    space : Space
+    position : (q,) float64, coefficients less those that priors pull to
+    origin : (q,) float64, where all coefficients are zero
+    first : key -> Strength, to begin with
+    chosen : key -> (bool, bool), are size and roughness found from the data?
     """
 
-    free: np.ndarray
-    penalties: dict
-    slopes: dict
-    fixed: dict
-    crystal: slice
+    space: Space
+    position: np.ndarray
+    origin: np.ndarray
+    first: dict
+    chosen: dict
+
+    def precision(self, strengths: dict) -> np.ndarray:
+        """(q,) inverse variance of each direction by the priors; strengths : key -> Strength."""
+        result = np.zeros(len(self.position))
+        for key, part in self.space.parts.items():
+            result[part.at] = strengths[key].size + strengths[key].roughness * part.roughness
+        return result
 
 
 def make_space(model: ScaleModel, data: Observations) -> Space:
-    """Constraints and smoothness of the terms of a model."""
+    """Directions of each term that no constraint fixes, from smooth to rough."""
     fixed = gauge(model, data)
-    free = np.eye(model.n_parameters)
-    if len(fixed):
-        q, r, _ = linalg.qr(fixed.T, mode="full", pivoting=True)
-        diagonal = np.abs(np.diag(r))
-        free = np.ascontiguousarray(q[:, int(np.count_nonzero(diagonal > 1e-8 * diagonal[0])) :])
-    roughness = {b.key: b.roughness(model.reference) for b in model.blocks}
-    penalties = {b.key: free[b.all].T @ roughness[b.key] @ free[b.all] for b in model.blocks}
-    return Space(free, roughness, penalties)
+    free, parts, q = [], {}, 0
+    for block in model.blocks:
+        own = fixed[np.any(fixed[:, block.all] != 0, axis=1), block.all]
+        basis = linalg.null_space(own, rcond=1e-8) if len(own) else np.eye(block.all.stop - block.all.start)
+        roughness, turn = linalg.eigh(basis.T @ block.roughness(model.reference) @ basis)
+        full = np.zeros((model.n_parameters, basis.shape[1]))
+        full[block.all] = basis @ turn
+        free.append(full)
+        parts[block.key] = Part(slice(q, q + basis.shape[1]), np.maximum(roughness, 0.0))
+        q += basis.shape[1]
+    crystal = slice(0, parts[model.of_crystal[-1].key].at.stop)
+    return Space(np.ascontiguousarray(np.hstack(free)), parts, crystal)
 
 
 def make_system(model: ScaleModel, space: Space, spread: float) -> System:
-    """Penalties of a model; spread : expected size of the anisotropic part, relative to the isotropic."""
-    spread = _SMOOTH_SHARE * spread
-    free, ridge, slopes = space.free, np.zeros(model.n_parameters), {}
+    """Priors of a model; spread : expected size of the anisotropic part, relative to the isotropic."""
+    pulled = np.where(np.arange(model.n_parameters) < model.blocks[0].all.stop, 0.0, model.reference)
+    first, chosen = {}, {}
     for block in model.blocks:
-        slopes[block.key] = free[block.all].T @ (space.roughness[block.key] @ model.coefficients[block.all])
-        ridge[block.all] = block.ridge(spread)
-    slopes["ridge"] = free.T @ (ridge * model.coefficients)
-    penalties = {**space.penalties, "ridge": free.T @ (ridge[:, None] * free)}
-    fixed = {b.key: b.smoothing for b in model.blocks if b.smoothing is not None}
-    return System(free, penalties, slopes, {**fixed, "ridge": 1.0}, slice(0, model.of_crystal[-1].all.stop))
+        size, smoothing = block.ridge(_SMOOTH_SHARE * spread), block.smoothing
+        first[block.key] = Strength(size, _FIRST_ROUGHNESS if smoothing is None else smoothing)
+        chosen[block.key] = (size > 0, smoothing is None)
+    return System(space, space.free.T @ (model.coefficients - pulled), -space.free.T @ pulled, first, chosen)
 
 
-def projected(normal: Normal, system: System) -> Normal:
+def projected(normal: Normal, space: Space) -> Normal:
     """Normal equations of the directions that are refined."""
-    return Normal(system.free.T @ normal.matrix @ system.free, system.free.T @ normal.vector, normal.chi2, normal.n)
+    return Normal(space.free.T @ normal.matrix @ space.free, space.free.T @ normal.vector, normal.chi2, normal.n)
 
 
-def _minimum(normal: Normal, system: System, strengths: dict) -> np.ndarray:
-    """(q,) the step to the minimum of χ² plus penalties, from projected normal equations."""
-    matrix, vector = normal.matrix.copy(), normal.vector.copy()
-    for key, strength in {**strengths, **system.fixed}.items():
-        matrix += strength * system.penalties[key]
-        vector -= strength * system.slopes[key]
-    # penalties differ by many orders: with a unit diagonal, what keeps the solution finite is small for all parameters
-    unit = 1 / np.sqrt(np.maximum(np.diag(matrix), 1e-300))
-    matrix *= unit[:, None] * unit
-    matrix[np.diag_indices_from(matrix)] += 1e-12
-    return unit * linalg.solve(matrix, unit * vector, assume_a="pos")
+class Posterior(NamedTuple):
+    """The most probable place, and what is known of it.
 
-
-def penalty(system: System, strengths: dict, direction: np.ndarray, length: float) -> float:
-    """Penalties after ``length`` times a step (p,), less those of the model itself."""
-    q = system.free.T @ direction
-    total = 0.0
-    for key, strength in {**strengths, **system.fixed}.items():
-        total += strength * (2 * length * system.slopes[key] @ q + length**2 * q @ system.penalties[key] @ q)
-    return total
-
-
-def best_step(normal: Normal, system: System, strengths: dict) -> np.ndarray:
-    """(p,) the step of the parameters to the minimum of χ² plus penalties."""
-    return system.free @ _minimum(projected(normal, system), system, strengths)
-
-
-def held_out(folds: list, system: System, strengths: dict) -> np.ndarray:
-    """(k,) χ² of each fold after a step from all the others; folds : normal equations of disjoint sets of voxels.
-
-    Only scales are judged by what was kept out. The isotropic part, and the smooth anisotropic one, keep the curvature
-    that they have from all folds: a block near the beam holds all there is at its |s|, and extrapolation to it would be
-    all that counts.
+    step : (q,) float64, to it; covariance : (q, q) float64, of where it is
+    fall : of χ² and priors by the step
     """
-    return _held_out(_with_anchors(folds, system), system, strengths)
+
+    step: np.ndarray
+    covariance: np.ndarray
+    fall: float
 
 
-def _with_anchors(folds: list, system: System) -> list:
-    """(projected normal equations, curvature of the crystal's own part in them) of each fold."""
-    own, part = system.free[system.crystal], (system.crystal, system.crystal)
-    return [(projected(f, system), own.T @ f.matrix[part] @ own) for f in folds]
+def _factor(matrix: np.ndarray) -> tuple:
+    """Cholesky factor of a matrix with its diagonal made 1, and the factors (q,) that do so.
+
+    Penalties differ by many orders: with a unit diagonal, what keeps the solution finite is small for all parameters.
+    """
+    unit = 1 / np.sqrt(np.maximum(np.diag(matrix), 1e-300))
+    matrix = matrix * (unit[:, None] * unit)
+    for tiny in (1e-12, 1e-9, 1e-6):
+        try:
+            return linalg.cho_factor(matrix + tiny * np.eye(len(matrix)), lower=True, overwrite_a=True), unit
+        except linalg.LinAlgError:
+            continue
+    raise linalg.LinAlgError("the normal equations of the scale model have no solution")
 
 
-def _held_out(folds: list, system: System, strengths: dict) -> np.ndarray:
-    everything = add(fold for fold, _ in folds)
-    result = []
-    for fold, anchor in folds:
-        others = Normal(everything.matrix - fold.matrix + anchor, everything.vector - fold.vector, 0.0, 0)
-        result.append(fold.at(_minimum(others, system, strengths)))
-    return np.array(result)
+def _minimum(normal: Normal, precision: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """(q,) the step to the minimum of χ² plus priors, from projected normal equations."""
+    factor, unit = _factor(normal.matrix + np.diag(precision))
+    return unit * linalg.cho_solve(factor, unit * (normal.vector - precision * position))
 
 
-def choose_strengths(folds: list, system: System, strengths: dict, keys, coarse: bool) -> dict:
-    """Strength of the smoothing of each term for which voxels kept out of the fit agree best, one term after the other.
+def posterior(normal: Normal, system: System, strengths: dict) -> Posterior:
+    """From projected normal equations, with given strengths."""
+    precision = system.precision(strengths)
+    (factor, _), unit = _factor(normal.matrix + np.diag(precision))
+    slope = normal.vector - precision * system.position
+    step = unit * linalg.cho_solve((factor, True), unit * slope)
+    inverse, _ = linalg.lapack.dpotri(factor, lower=1)
+    inverse = np.tril(inverse)
+    inverse += np.tril(inverse, -1).T
+    return Posterior(step, inverse * (unit[:, None] * unit), float(slope @ step))
+
+
+def most_probable_strengths(normal: Normal, system: System, strengths: dict, rounds: int = 3) -> dict:
+    """Strengths of the priors that make the data most probable, with the coefficients integrated out.
+
+    Steps of Fellner and Schall, which raise the marginal likelihood of the normal approximation. The size has a prior
+    of its own, see ``_PSEUDO``: terms of few coefficients would say little of it.
+
+    Source: docs/theory.md, Scaling; Wood & Fasiolo 2017, Biometrics 73, 1071
 
     Parameters
     ----------
-    folds : normal equations of disjoint sets of voxels
-    strengths : key -> float, to begin with; keys : of those to choose
-    coarse : try all ``STRENGTHS`` first, then a tenth and ten times the best; otherwise only the latter
+    normal : projected normal equations; strengths : key -> Strength, to begin with
 
     Returns
     -------
-    key -> float
+    key -> Strength
     """
-    folds = _with_anchors(folds, system)
-    best = _held_out(folds, system, strengths).sum()
-    for turn in ("coarse", "fine") if coarse else ("fine",):
-        for key in keys:
-            near = strengths[key] * np.array([0.1, 10.0])
-            candidates = STRENGTHS if turn == "coarse" else near[(near >= STRENGTHS[0]) & (near <= STRENGTHS[-1])]
-            for candidate in candidates[candidates != strengths[key]]:
-                tried = {**strengths, key: float(candidate)}
-                chi2 = _held_out(folds, system, tried).sum()
-                if chi2 < best:
-                    strengths, best = tried, chi2
+    for _ in range(rounds):
+        found = posterior(normal, system, strengths)
+        place, variance = system.position + found.step, np.diag(found.covariance)
+        changed = dict(strengths)
+        for key, (at, roughness) in system.space.parts.items():
+            old, first, (by_size, by_roughness) = strengths[key], system.first[key], system.chosen[key]
+            square, own = place[at] ** 2, old.size + old.roughness * roughness
+            gain = 1 / np.maximum(own, 1e-300) - variance[at]
+            size, rough = old
+            if by_size:
+                size = old.size * _ratio(gain.sum() + _PSEUDO / old.size, square.sum() + _PSEUDO / first.size)
+            if by_roughness:
+                rough = old.roughness * _ratio(gain @ roughness, square @ roughness)
+            least, most = _STRENGTHS
+            changed[key] = Strength(
+                float(np.clip(size, first.size / _LARGEST**2, most)) if by_size else size,
+                float(np.clip(rough, least, most)) if by_roughness else rough,
+            )
+        strengths = changed
     return strengths
+
+
+def _ratio(above: float, below: float) -> float:
+    return float(np.clip(max(above, 0.0) / max(below, 1e-300), 1 / _CHANGE, _CHANGE))
+
+
+def penalty(system: System, strengths: dict, step: np.ndarray, length: float) -> float:
+    """Priors after ``length`` times a step (q,), less those of the model itself."""
+    return float(system.precision(strengths) @ (2 * length * system.position * step + (length * step) ** 2))
+
+
+def determined(normal: Normal, system: System, strengths: dict) -> dict:
+    """key -> number of parameters that the data determine, and not the priors; between 0 and all."""
+    variance, precision = np.diag(posterior(normal, system, strengths).covariance), system.precision(strengths)
+    return {key: float(np.sum(1 - precision[at] * variance[at])) for key, (at, _) in system.space.parts.items()}
 
 
 @dataclass(frozen=True)
@@ -198,6 +255,8 @@ class TermTest:
     name, label : key of the term, and what people call it
     gain : fall of χ² of held-out voxels by having the term, per observation
     esd : of the gain, from its scatter between folds
+    evidence : logarithm of the ratio of the probabilities of the data with and without the term
+    n_parameters, determined : directions in which it can change, and how many of them the data determine
     kept : was it kept
     """
 
@@ -205,14 +264,104 @@ class TermTest:
     label: str
     gain: float
     esd: float
+    evidence: float
+    n_parameters: int
+    determined: float
     kept: bool
 
 
-def judge(term: Term, without: np.ndarray, having: np.ndarray, n: int) -> TermTest:
-    """A term is kept when the gain is more than three times its esd, and not negligible.
+def judge_terms(folds: list, system: System, strengths: dict, terms) -> list:
+    """Which terms are needed? One after the other, those that are not are left out, the least useful one first.
 
-    without, having : (k,) χ² of held-out folds; n : observations
+    A term is kept when the data are much more probable with it, its coefficients integrated out, and when held-out
+    voxels are predicted better with it: by more than three times the e.s.d. of the gain, which must not be negligible.
+    Of terms that nearly every experiment has, it is enough that the prediction does not become worse.
+
+    Only scales are judged by what was kept out. The isotropic part, and the smooth anisotropic one, keep the curvature
+    that they have from all folds: a block near the beam holds all there is at its |s|, and extrapolation to it would be
+    all that counts.
+
+    Parameters
+    ----------
+    folds : projected normal equations of disjoint sets of voxels
+    terms : of Term, those to test
+
+    Returns
+    -------
+    list of TermTest, in the order of ``terms``
     """
-    gains = (without - having) / n
-    gain, esd = float(gains.sum()), float(np.std(gains, ddof=1) * np.sqrt(len(gains)))
-    return TermTest(term.key, term.label, gain, esd, gain > max(3 * esd, _LEAST_GAIN))
+    everything = add(folds)
+    number = determined(everything, system, strengths)
+    crystal = system.space.crystal
+    others = []
+    for fold in folds:
+        matrix = everything.matrix - fold.matrix
+        matrix[crystal, crystal] += fold.matrix[crystal, crystal]
+        others.append(Normal(matrix, everything.vector - fold.vector, 0.0, 0))
+
+    def scores(lost) -> np.ndarray:
+        return np.array([f.at(_without(o, system, strengths, lost)) for f, o in zip(folds, others)])
+
+    result: dict = {}
+    lost: list = []
+    wanted = list(terms)
+    while wanted:
+        having = scores(lost)
+        tests = []
+        for term in wanted:
+            gains = (scores([*lost, term.key]) - having) / everything.n
+            gain, esd = float(gains.sum()), float(np.std(gains, ddof=1) * np.sqrt(len(gains)))
+            evidence = _evidence(everything, system, strengths, term.key, lost)
+            enough = -esd if term.usual else max(3 * esd, _LEAST_GAIN)
+            kept = gain > enough and evidence > _LEAST_EVIDENCE
+            n = len(system.space.parts[term.key].roughness)
+            tests.append(TermTest(term.key, term.label, gain, esd, evidence, n, number[term.key], kept))
+        result.update((test.name, test) for test in tests)
+        useless = [test for test in tests if not test.kept]
+        if not useless:
+            break
+        worst = min(useless, key=lambda test: test.gain)
+        lost.append(worst.name)
+        wanted = [term for term in wanted if term.key != worst.name]
+    return [result[term.key] for term in terms]
+
+
+def _split(system: System, lost) -> tuple:
+    """(q,) bool, directions that stay when terms with these keys have the coefficients zero."""
+    stay = np.ones(len(system.position), dtype=bool)
+    for key in lost:
+        stay[system.space.parts[key].at] = False
+    return stay
+
+
+def _without(normal: Normal, system: System, strengths: dict, lost) -> np.ndarray:
+    """(q,) the step to the minimum with the coefficients of some terms zero."""
+    stay, precision = _split(system, lost), system.precision(strengths)
+    step = np.where(stay, 0.0, system.origin - system.position)
+    rest = normal.vector - normal.matrix @ step
+    reduced = Normal(normal.matrix[np.ix_(stay, stay)], rest[stay], 0.0, 0)
+    step[stay] = _minimum(reduced, precision[stay], system.position[stay])
+    return step
+
+
+def _evidence(normal: Normal, system: System, strengths: dict, key: str, lost) -> float:
+    """Logarithm of p(data | with the term) / p(data | without), by the ratio of Savage and Dickey.
+
+    That is the density of the prior over that of the posterior, where the coefficients of the term are zero.
+    """
+    precision, stay = system.precision(strengths), _split(system, lost)
+    step = np.where(stay, 0.0, system.origin - system.position)
+    rest = normal.vector - normal.matrix @ step
+    own = np.zeros(len(stay), dtype=bool)
+    own[system.space.parts[key].at] = True
+    matrix = normal.matrix + np.diag(precision)
+    others = stay & ~own
+    factor, unit = _factor(matrix[np.ix_(others, others)])
+    right = np.column_stack([matrix[np.ix_(others, own)], (rest - precision * system.position)[others]])
+    solved = unit[:, None] * linalg.cho_solve(factor, unit[:, None] * right)
+    curvature = matrix[np.ix_(own, own)] - matrix[np.ix_(own, others)] @ solved[:, :-1]
+    vector = (rest - precision * system.position)[own] - matrix[np.ix_(own, others)] @ solved[:, -1]
+    away = (system.origin - system.position)[own] - linalg.solve(curvature, vector, assume_a="pos")
+    at_zero = precision[own] @ system.origin[own] ** 2
+    logs = np.sum(np.log(precision[own])) - np.linalg.slogdet(curvature)[1]
+    return float(0.5 * (logs - at_zero + away @ curvature @ away))

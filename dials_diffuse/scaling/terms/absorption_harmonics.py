@@ -33,6 +33,8 @@ class AbsorptionHarmonics(Term):
     words = "absorption, over detector and rotation"
     options = AbsorptionOptions
     each_sweep = True
+    usual = True
+    expected = 0.03
     repeats = True
 
     @classmethod

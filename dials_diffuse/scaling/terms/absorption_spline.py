@@ -27,6 +27,8 @@ class AbsorptionSpline(Spline):
     label = "absorption (spline)"
     options = AbsorptionOptions
     each_sweep = True
+    usual = True
+    expected = 0.03
 
     @classmethod
     def fits(cls, extent: Extent) -> bool:

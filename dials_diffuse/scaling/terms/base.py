@@ -120,8 +120,9 @@ class Term(ABC):
     each_sweep : has each sweep a set of its own?
     repeats : do many observations touch the same coefficients, as those of one image do of a function of the rotation?
         Such terms are summed much faster
-    smoothing : strength of the penalty on roughness; None: what predicts voxels best that were kept out of the fit
-    expected : what is expected of the size of the coefficients before there are data
+    smoothing : strength of the penalty on roughness; None: what makes the data most probable
+    expected : what is expected of the size of the coefficients before there are data, which then tell more of it
+    usual : does nearly every experiment have it? Others have to predict better what was kept out of the fit
     """
 
     start: int
@@ -137,6 +138,7 @@ class Term(ABC):
     repeats: ClassVar[bool] = False
     smoothing: ClassVar[float | None] = None
     expected: ClassVar[float] = 0.3
+    usual: ClassVar[bool] = False
 
     @classmethod
     def fits(cls, extent: Extent) -> bool:

@@ -39,6 +39,7 @@ class Drift(Spline):
     options = DriftOptions
     acts = Acts.SCALE
     each_sweep = True
+    usual = True
     repeats = True
     expected = 0.5
 

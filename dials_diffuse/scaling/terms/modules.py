@@ -17,7 +17,7 @@ class Modules(Spline):
     label = "modules"
     words = "response of the detector, by module"
     smoothing = 0.0
-    expected = 0.1
+    expected = 0.02
 
     @classmethod
     def fits(cls, extent: Extent) -> bool:

@@ -52,6 +52,7 @@ class Offset(Spline):
     options = OffsetOptions
     acts = Acts.OFFSET
     each_sweep = True
+    usual = True
     repeats = True
 
     @classmethod

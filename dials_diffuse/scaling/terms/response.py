@@ -45,7 +45,7 @@ class Response(Spline):
     label = "response"
     words = "and a smooth one when there is no a"
     options = ResponseOptions
-    expected = 0.1
+    expected = 0.02
 
     @classmethod
     def fits(cls, extent: Extent) -> bool:

@@ -9,8 +9,7 @@ from dials_diffuse.scaling.terms.crystal import Profile, SmoothPart
 #: what every model has: the crystal's own part
 CRYSTAL = (Profile, SmoothPart)
 
-#: where the classes of the terms are, in the order in which they are tried. The offset comes last: as long as the
-#: crystals are not on one scale it is much the same as the drift
+#: where the classes of the terms are, in the order in which they are told
 _PLACES = (
     "dials_diffuse.scaling.terms.drift:Drift",
     "dials_diffuse.scaling.terms.modules:Modules",
