@@ -17,7 +17,6 @@ from helpers.sweeps import SIZE, image_of, random_intensity, summary, sweep_rows
 from helpers.two_crystals import SMALL, make_rows, write
 
 from dials_diffuse.cli import scale as cli
-from dials_diffuse.errors import DiffuseError
 from dials_diffuse.experiment.cbf import write_cbf
 from dials_diffuse.experiment.images import read_image
 from dials_diffuse.experiment.load import load_input
@@ -192,16 +191,16 @@ def test_what_the_model_does_not_describe_costs_no_image(tmp_path):
     assert result.refinement.errors.excess.max() > 0.1  # where the errors go
 
 
-def test_too_many_bad_images_are_an_error(tmp_path):
+def test_too_many_bad_images_are_kept_with_a_warning(tmp_path):
     def scrambled(x, y, t, s):
         return np.where(number(t) % 5 < 2, np.exp(np.random.default_rng(7).normal(0, 0.5, len(x))), 1)
 
-    with pytest.raises(DiffuseError) as error:
-        scaled(tmp_path, sweep(0, scrambled))
-    text = str(error.value)
-    assert re.search(r"in\.h5: sweep 0 \(id-0\): 3\d of 90 images do not agree", text)
-    assert "more than max_rejected_fraction=0.35" in text
-    assert "reject_images=none" in text and not (tmp_path / "scaled.h5").exists()
+    result = scaled(tmp_path, sweep(0, scrambled))
+    assert result.images.too_many and not result.images.left_out and result.n_in_bad_images == 0
+    (text,) = (w for w in result.warnings if "images do not agree" in w)
+    assert re.search(r"sweep 0 \(id-0\): 3\d images do not agree with the others", text)
+    assert "more than max_rejected_fraction" in text and "all are kept" in text
+    assert result.experiments[0].n_images_used == 90
 
 
 def test_a_spoilt_image_is_left_out_and_suggested(tmp_path):

@@ -75,7 +75,7 @@ reject_images = *auto none
           "shadows, defocused ones. none: only name them."
 max_rejected_fraction = 0.35
   .type = float(value_min=0, value_max=1)
-  .help = "Of the images of a sweep; if more do not agree, the program stops."
+  .help = "Of the images of a sweep; if more do not agree, the model lacks something, and all are kept."
 scale_model {"""
     + "".join(kind.phil for kind in OPTIONS)
     + """}

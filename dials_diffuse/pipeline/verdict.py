@@ -61,6 +61,7 @@ def judge(
         *_pixels(integration),
         *_mates(overall),
         *_sweeps(scaling),
+        *_images(scaling["images"]),
     ]
     if signal.z < -5:
         doubts.append(f"half sets contradict each other: correlation {signal.cc_half:.2f}")
@@ -139,6 +140,15 @@ def _sweeps(scaling: Mapping) -> list:
         f"crystal {item['crystal']} agrees better with the others when it is reindexed by {item['operator']}"
         for item in scaling["indexed_otherwise"]
         if not item["applied"]
+    ]
+
+
+def _images(images: Mapping) -> list:
+    if not images["too_many"]:
+        return []
+    n = sum(item["last"] - item["first"] + 1 for item in images["bad"])
+    return [
+        f"{n} images do not agree with the others, too many to leave them out; the first: {images['bad'][0]['words']}"
     ]
 
 

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from dials_diffuse.errors import DiffuseError
 from dials_diffuse.scaling.images import REASONS, SweepImages, check_images, image_number
 from dials_diffuse.scaling.layout import Layout, T
 from dials_diffuse.scaling.sample import Observations
@@ -31,6 +30,7 @@ class ImageDecision:
     ----------
     bad : list of BadImage, in the order of sweeps and images
     left_out : were they left out?
+    too_many : were they kept because they are too many of a sweep?
     rounds : refinements
     sweeps : list of SweepImages, bad ones as they were when they were found
     """
@@ -39,6 +39,7 @@ class ImageDecision:
     left_out: bool
     rounds: int
     sweeps: list
+    too_many: bool = False
 
     def rows(self, blocks, experiments) -> np.ndarray:
         """(n,) bool, observations in bad images; blocks : (first experiment of the file, {"experiment", "xyz"})."""
@@ -72,6 +73,8 @@ class ImageDecision:
             runs = [f"{a}" if a == z else f"{a}-{z}" for e, a, z in self.runs() if e == number]
             shown = ", ".join(runs[:_SHOWN]) + (f" and {len(runs) - _SHOWN} more" if len(runs) > _SHOWN else "")
             end = "they are left out" if self.left_out else "they are kept (reject_images=none)"
+            if self.too_many:
+                end = "more than max_rejected_fraction of a sweep: the model does not describe it, and all are kept"
             result.append(
                 f"sweep {number} ({experiments[number].identifier}): {n} images do not agree with the others "
                 f"({', '.join(reasons)}): {shown}; {end}"
@@ -91,7 +94,7 @@ class ImageDecision:
     def record(self) -> dict:
         """For ``output.json``."""
         images = [{**asdict(b), "words": b.words} for b in self.bad]
-        return {"left_out": self.left_out, "rounds": self.rounds, "bad": images}
+        return {"left_out": self.left_out, "too_many": self.too_many, "rounds": self.rounds, "bad": images}
 
 
 def _hit(image: np.ndarray, bad: list, number: int) -> np.ndarray:
@@ -108,36 +111,36 @@ def refine_without_bad_images(
     experiments,
     parameters: ScalingParameters,
     refined: Callable,
-    paths,
 ) -> tuple:
     """Refine, leave out images that do not belong, and refine again, until none is found.
+
+    If more than the share ``parameters.max_rejected_fraction`` of a sweep is bad, the model lacks something that most
+    images have, and none is left out.
 
     Parameters
     ----------
     refined : makes a Refinement of Observations
-    paths : files, for messages
 
     Returns
     -------
     Refinement, Observations without what was left out, ImageDecision
-
-    Raises
-    ------
-    DiffuseError
-        If more than the share ``parameters.max_rejected_fraction`` of a sweep is bad.
     """
     found: list = []
     tables: list = []
     rounds = 0
+    all_of_them = None
     while rounds <= ROUNDS:
         rounds += 1
         refinement = refined(data)
+        all_of_them = all_of_them or (refinement, data)
         sweeps, new = check_images(refinement, data, layout, experiments, parameters.outlier_n_sigma)
         tables = [_with_earlier(now, before) for now, before in zip(sweeps, tables or sweeps)]
         found += new
         if not parameters.reject_images or not new:
             break
-        _check_share(found, experiments, parameters.max_rejected_fraction, paths)
+        if _too_many(found, experiments, parameters.max_rejected_fraction):
+            found.sort(key=lambda b: (b.experiment, b.first))
+            return *all_of_them, ImageDecision(found, False, rounds, tables, too_many=True)
         for b in new:
             text = f"{b.first}" if b.first == b.last else f"{b.first} to {b.last}"
             logger.info("sweep %d: image %s is left out: %s", b.experiment, text, b.words)
@@ -160,14 +163,10 @@ def _with_earlier(now: SweepImages, before: SweepImages) -> SweepImages:
     return SweepImages(now.experiment, now.first, now.last, **columns)
 
 
-def _check_share(bad: list, experiments, most: float, paths) -> None:
+def _too_many(bad: list, experiments, most: float) -> bool:
+    """Is more than the share ``most`` of a sweep bad?"""
     for number, e in enumerate(experiments):
         n = sum(b.last - b.first + 1 for b in bad if b.experiment == number)
-        total = e.image_range[1] - e.image_range[0] + 1
-        if n > most * total:
-            worst = max((b for b in bad if b.experiment == number), key=lambda b: b.deviation)
-            raise DiffuseError(
-                f"{paths[0]}: sweep {number} ({e.identifier}): {n} of {total} images do not agree with the others, "
-                f"more than max_rejected_fraction={most:g}; the worst is {worst.first} ({worst.words}); leave images "
-                "out with exclude_images= of dials.diffuse_integrate, or keep all with reject_images=none"
-            )
+        if n > most * (e.image_range[1] - e.image_range[0] + 1):
+            return True
+    return False

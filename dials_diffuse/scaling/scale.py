@@ -220,7 +220,7 @@ def scale_observations(
                 start = start_from_bragg(start_model(data, layout, parameters), layout, bragg)
             return refine(data, layout, parameters, threads, progress, start)
 
-        refinement, data, images = refine_without_bad_images(data, layout, experiments, parameters, refined, paths)
+        refinement, data, images = refine_without_bad_images(data, layout, experiments, parameters, refined)
         scaler = Scaler(grid, voxels, layout, refinement.model, refinement.errors, refinement.scale_errors)
         predictions = predict_all(scaler, source.blocks(COLUMNS, "Finding outliers"), n_rows, threads)
         n_off_grid = int(np.count_nonzero(predictions.unique < 0))

@@ -26,7 +26,7 @@ class ScalingParameters:
     outlier_n_sigma : two-sided limit; 0: keep everything
     symmetry_check : what to do about a group that the data do not have, one of ``laue_check.CHECKS``
     reject_images : leave out images that do not agree with the others of their sweep
-    max_rejected_fraction : of the images of a sweep, more are an error
+    max_rejected_fraction : of the images of a sweep; if more are bad, all are kept
     max_observations : the model is refined on at most so many observations, of unique voxels chosen at random
     n_folds : parts of the voxels, each kept out once to test the terms
     n_cycles : most Gauss-Newton steps after the terms are chosen
