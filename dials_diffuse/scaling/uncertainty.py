@@ -39,6 +39,10 @@ class ScaleErrors:
         return self.variance[(experiment, *_cells(coordinates))]
 
 
+#: expected counts, of their mean, that errors are relative to at least
+_LEAST = 1e-3
+
+
 def no_scale_errors(n_sweeps: int) -> ScaleErrors:
     """Of a model without terms."""
     return ScaleErrors(np.zeros((n_sweeps, 1, 1, 1)) + np.zeros(_CELLS), 0.0)
@@ -75,7 +79,9 @@ def _cells(coordinates: np.ndarray) -> tuple:
 
 def _relative(model: ScaleModel, data: Observations, prediction: Prediction, some, covariance) -> np.ndarray:
     """(k,) relative variance of the expected counts of some observations, at a given isotropic part of the crystal."""
-    rows, isotropic = data.rows.at(some), np.maximum(prediction.isotropic[some], 1e-300)
+    rows, isotropic = data.rows.at(some), prediction.isotropic[some]
+    # a model that expects nothing somewhere, or less, is wrong there, and an error relative to it means nothing
+    isotropic = np.maximum(isotropic, max(_LEAST * float(np.mean(np.abs(isotropic))), np.finfo(float).tiny))
     factors = {
         Acts.GAIN: np.ones(len(some)),
         Acts.SCALE: prediction.unit[some] * prediction.profile[some] / isotropic,
