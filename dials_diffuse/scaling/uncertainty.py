@@ -13,6 +13,9 @@ from dials_diffuse.scaling.model import Prediction, ScaleModel
 from dials_diffuse.scaling.sample import Observations
 from dials_diffuse.scaling.terms.base import Acts
 
+#: expected counts, of their mean, that errors are relative to at least
+_LEAST = 1e-3
+
 #: cells along the rotation of a sweep and along each edge of the detector, and observations in which they are filled
 _CELLS = (24, 8, 8)
 _ROWS = 30_000
@@ -37,10 +40,6 @@ class ScaleErrors:
     def at(self, coordinates: np.ndarray, experiment: np.ndarray) -> np.ndarray:
         """(n,) float64, relative variance; coordinates : (n, N_COORDINATES), experiment : (n,) int, see Rows."""
         return self.variance[(experiment, *_cells(coordinates))]
-
-
-#: expected counts, of their mean, that errors are relative to at least
-_LEAST = 1e-3
 
 
 def no_scale_errors(n_sweeps: int) -> ScaleErrors:
