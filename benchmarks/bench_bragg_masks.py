@@ -27,7 +27,7 @@ from dials_diffuse.files.nexus import read_map
 from dials_diffuse.maps.shells import N_BINS, correlation, equal_count_residual
 from dials_diffuse.merging.compare import common_voxels
 
-MASKS = {"fixed": ["mask.bragg.mode=fixed"], "adaptive": []}
+MASKS = {"fixed": ["mask.bragg.mode=fixed"], "adaptive": ["mask.bragg.mode=adaptive"]}
 HEAD = "mask       pixels masked  voxels lost   leak est.  bias at lattice points  cc overall      at    away   seconds"
 
 

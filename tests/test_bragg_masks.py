@@ -277,9 +277,10 @@ def test_spots_beyond_the_edge_of_a_panel_are_predicted():
 
 
 def test_a_fixed_mask_is_that_of_a_given_radius():
-    assert Masking().follows_peaks and Masking().fixed_n_sigma == 3
-    assert not Masking(n_sigma=4.0).follows_peaks and Masking(n_sigma=4.0).fixed_n_sigma == 4
-    assert not Masking(sigma_b=0.1, sigma_m=0.1).follows_peaks
+    assert not Masking().follows_peaks and Masking().fixed_n_sigma == 3
+    assert Masking(adaptive=True).follows_peaks
+    assert not Masking(adaptive=True, n_sigma=4.0).follows_peaks and Masking(n_sigma=4.0).fixed_n_sigma == 4
+    assert not Masking(adaptive=True, sigma_b=0.1, sigma_m=0.1).follows_peaks
     with pytest.raises(DiffuseError, match=r"mask\.bragg\.leak"):
         Masking(leak=0.0)
 
@@ -288,5 +289,5 @@ def test_images_without_intensities_have_the_fixed_mask():
     experiments = experiment_list(
         make_experiment(poisson_images(make_detector(), 3), detector=make_detector(), n_images=3)
     )
-    job = job_of(experiments)
+    job = job_of(experiments, masking=Masking(adaptive=True))
     assert job.masks == [None] and job.mask_reports == ()

@@ -277,8 +277,8 @@ def test_masks_that_follow_the_peaks_let_nothing_through(with_spots):
     fixed mask of 3 sigma leaks more, and costs correlation.
     """
     loop, _ = with_spots
-    (strict, _), *_ = at_lattice_points(loop, Masking(leak=0.02, outlier_n_sigma=0.0))
-    (bias, esd), at, away = at_lattice_points(loop, Masking(outlier_n_sigma=0.0))
+    (strict, _), *_ = at_lattice_points(loop, Masking(adaptive=True, leak=0.02, outlier_n_sigma=0.0))
+    (bias, esd), at, away = at_lattice_points(loop, Masking(adaptive=True, outlier_n_sigma=0.0))
     (fixed, _), fixed_at, fixed_away = at_lattice_points(loop, Masking(n_sigma=3.0, outlier_n_sigma=0.0))
     assert esd < 0.01
     assert abs(bias - strict) < 0.02 < 0.04 < fixed - strict

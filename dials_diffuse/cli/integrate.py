@@ -26,7 +26,6 @@ from dials_diffuse.experiment.load import load_experiments, load_input
 from dials_diffuse.reduction.corrections import CORRECTIONS, Corrections
 from dials_diffuse.reduction.integrate import integrate
 from dials_diffuse.reduction.reduction_parameters import (
-    DEFAULT_N_SIGMA,
     BackgroundSmoothing,
     Masking,
     ReductionParameters,
@@ -69,17 +68,17 @@ mask {
     enable = True
       .type = bool
       .help = "Mask the predicted Bragg peaks. Systematic absences stay unmasked."
-    mode = *adaptive fixed
+    mode = adaptive *fixed
       .type = choice
-      .help = "adaptive: the mask of each reflection follows its intensity and the profile of the spots on the images;"
-              "needs a .refl of integrated reflections. fixed: the same mask for all, as without intensities."
+      .help = "fixed: the same mask for all reflections. adaptive: the mask of each reflection follows its intensity"
+              "and the profile of the spots on the images; needs a .refl of integrated reflections."
     leak = 0.25
       .type = float(value_min=1e-6)
       .help = "adaptive: what a pixel outside the mask may have of a peak, as a fraction of the diffuse rms."
     n_sigma = None
       .type = float(value_min=0.1)
       .help = "Radius of the fixed mask in units of the profile model's sigma_b (on the detector) and sigma_m"
-              "(rotation). Default: 3. A number makes mode=fixed."
+              "(rotation). Default: 3. With a number the mask is fixed."
     sigma_b = None
       .type = float(value_min=1e-6)
       .help = "Degrees. Default: the profile model of the .expt, or measured on the strong reflections of the .refl."
@@ -179,7 +178,8 @@ def parameters_from_phil(params) -> ReductionParameters:
         masking=Masking(
             bragg=bragg.enable,
             leak=bragg.leak,
-            n_sigma=DEFAULT_N_SIGMA if bragg.mode == "fixed" and bragg.n_sigma is None else bragg.n_sigma,
+            adaptive=bragg.mode == "adaptive",
+            n_sigma=bragg.n_sigma,
             sigma_b=bragg.sigma_b,
             sigma_m=bragg.sigma_m,
             persistent=params.mask.persistent,

@@ -35,6 +35,10 @@ COLUMNS = (
 )
 
 
+#: photons²; a fraction of a photon has more
+_LEAST_VARIANCE = 1e-12
+
+
 @dataclass(frozen=True)
 class Mates:
     """Sums over each voxel before symmetry averaging, m voxels.
@@ -146,10 +150,13 @@ class _SymmetryTests:
         difference = mates.net - merged * mates.norm
         number = np.bincount(mates.unique, minlength=n_unique)
         several = number[mates.unique] > 1
-        known = several & (variance[mates.unique] > 0)
+        known = several & (
+            expected_variance > _LEAST_VARIANCE
+        )  # else nothing is expected there, and nothing can be said
         self._absolute = total(np.where(several, np.abs(difference) / mates.norm, 0))
         self._intensity = total(np.where(several, mates.net / mates.norm, 0))
-        self._chi2 = total(np.where(known, difference**2 / np.maximum(expected_variance, 1e-300), 0))
+        chi2 = np.divide(difference**2, expected_variance, out=np.zeros(len(difference)), where=known)
+        self._chi2 = total(chi2)
         self._freedom = total(known.astype(float)) * (1 - 1 / np.maximum(number, 1))
 
     def result(self, use) -> tuple:

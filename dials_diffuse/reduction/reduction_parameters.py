@@ -19,10 +19,11 @@ class Masking:
     Attributes
     ----------
     bragg : mask Bragg peaks
-    leak : the mask of each reflection follows its intensity and the profile of the spots, so that what is left of it in
-        any pixel is at most this fraction of the diffuse intensity's rms
+    adaptive : masks follow the peaks where intensities are known and no size is given below; else all are alike
+    leak : of such masks: what is left of a reflection in any pixel is at most this fraction of the diffuse
+        intensity's rms
     n_sigma : radius of a mask that is the same for all reflections, in units of the profile model's sigma_b and
-        sigma_m; None = masks follow the peaks where intensities are known, and elsewhere DEFAULT_N_SIGMA
+        sigma_m; None = DEFAULT_N_SIGMA
     sigma_b, sigma_m : override the profile model, degrees (None: use it)
     persistent : find pixels that are wrong on most images (hot, dead, shadowed)
     shadow : a pixel below this fraction of its resolution shell on the average image is in a shadow
@@ -31,6 +32,7 @@ class Masking:
     """
 
     bragg: bool = True
+    adaptive: bool = False
     leak: float = DEFAULT_LEAK
     n_sigma: float | None = None
     sigma_b: float | None = None
@@ -55,7 +57,7 @@ class Masking:
     @property
     def follows_peaks(self) -> bool:
         """Are masks adapted to the reflections, where their intensities are known?"""
-        return self.bragg and self.n_sigma is None and self.sigma_b is None
+        return self.bragg and self.adaptive and self.n_sigma is None and self.sigma_b is None
 
     @property
     def fixed_n_sigma(self) -> float:
