@@ -127,7 +127,7 @@ def _sweep(case: FewMates, grid: MapGrid, index: np.ndarray, rng) -> _Sweep:
     x, y = (0.5 * SIZE[i] + distance * direction[:, i] / -direction[:, 2] for i in (0, 1))
     on = (direction[:, 2] < -0.05) & (x > 0) & (x < SIZE[0]) & (y > 0) & (y < SIZE[1])
     row, angle, direction, path, x, y = (v[on] for v in (row, angle, direction, path, x, y))
-    back = Rotation.from_euler("x", -angle, degrees=True)
+    back = Rotation.from_euler("x", -angle[:, None], degrees=True)
     axes, place = 1 + 0.5 * rng.random(3), rng.normal(0, 0.25, 3)
     log_a = np.zeros(len(row))
     for u in (direction, np.tile([0.0, 0.0, 1.0], (len(row), 1))):
