@@ -112,7 +112,7 @@ class State:
         return done, ""
 
     def keep(self, name: str, done: Done) -> None:
-        """Record that a step is finished; steps that follow from it are forgotten where their inputs have changed."""
+        """Record that a step is finished."""
         self._done[name] = done
         write_json(self._path, {"steps": {key: asdict(item) for key, item in self._done.items()}})
 
