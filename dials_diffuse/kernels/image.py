@@ -45,47 +45,6 @@ class Reading(NamedTuple):
         return (raw - self.pedestal) / self.gain
 
 
-class Discs(NamedTuple):
-    """Spots on a panel.
-
-    centre : (n, 2) float64, positions x, y in pixels
-    direction : (n, 3) float64 unit vectors
-    cos_radius : (n,) float64, cosine of the angular radius
-    radius_px : (n,) float64, half width of the box that is searched, pixels
-    """
-
-    centre: np.ndarray
-    direction: np.ndarray
-    cos_radius: np.ndarray
-    radius_px: np.ndarray
-
-
-@njit
-def paint_discs(mask, image, directions, discs):
-    """Mark the pixels whose direction lies within an angle of a spot's direction.
-
-    Parameters
-    ----------
-    mask : (ny, nx) int32, set to ``image`` inside the discs
-    image : int
-    directions : (3, ny, nx) float64 unit vectors to the pixels
-    discs : Discs
-    """
-    centres, spot_directions, cos_radius, radius_px = discs
-    ny, nx = mask.shape
-    for i in range(centres.shape[0]):
-        x0 = max(0, int(math.floor(centres[i, 0] - radius_px[i])))
-        x1 = min(nx, int(math.ceil(centres[i, 0] + radius_px[i])) + 1)
-        y0 = max(0, int(math.floor(centres[i, 1] - radius_px[i])))
-        y1 = min(ny, int(math.ceil(centres[i, 1] + radius_px[i])) + 1)
-        ux, uy, uz = spot_directions[i, 0], spot_directions[i, 1], spot_directions[i, 2]
-        for y in range(y0, y1):
-            for x in range(x0, x1):
-                cosine = directions[0, y, x] * ux + directions[1, y, x] * uy + directions[2, y, x] * uz
-                if cosine >= cos_radius[i]:
-                    mask[y, x] = image
-
-
 class Outlines(NamedTuple):
     """Masked regions of spots on a panel; the angle about a spot is that of (e1, e2).
 
