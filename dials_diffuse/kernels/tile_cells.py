@@ -1,8 +1,8 @@
 """What neighbouring pixels share is computed once: runs of pixels in a tile, summed in cells, and added to voxels.
 
-All that is summed of a pixel fits into one 64-bit integer: the number of pixels, the values, and both times the
-position in the row. So one running sum of integers through the tile gives the sums of any run as a difference. Runs are
-added up in cells, the parts of voxels in a tile, and cells go to voxels.
+All that is summed of a pixel fits into two 64-bit integers: the number of pixels, the values, and both times the
+position in the row and its square. So two running sums of integers through the tile give the sums of any run as a
+difference. Runs are added up in cells, the parts of voxels in a tile, and cells go to voxels.
 """
 
 from __future__ import annotations
@@ -21,13 +21,17 @@ MAX_CELL_BITS = 12
 #: values must fit into this many bits
 VALUE_BITS = 17
 
-# a run of at most 32 pixels as one integer: pixels, sum of positions u in the row, sum of values, sum of values times u
+# a run of at most 32 pixels as two integers; the first: pixels, sum of positions u in the row, sum of values, sum of
+# values times u; the second: sum of u², sum of values times u²
 _U, _C, _CU = 6, 15, 37
 _MASK_N, _MASK_U, _MASK_C, _MASK_CU = (1 << 6) - 1, (1 << 9) - 1, (1 << 22) - 1, (1 << 27) - 1
-# a cell of at most 512 pixels as four integers; the first: pixels, sum u, sum v, sum v²
+_CUU = 15
+_MASK_UU = (1 << 15) - 1
+# a cell of at most 512 pixels as six integers; the first: pixels, sum u, sum v, sum v²
 _CELL_U, _CELL_V, _CELL_VV = 10, 24, 37
-# the second: values, values times u; the third: values times v, sum u v; the fourth: 12 sum u²
-_CELL_CU, _CELL_UV = 27, 31
+# then: values, values times u | values times v, sum u v | sum u², values times u² | values times u v | values times v²
+_CELL_CU, _CELL_UV, _CELL_CUU = 27, 31, 19
+CELL_WORDS = 6
 
 
 @njit
@@ -37,25 +41,33 @@ def packing(position, middle):
         u = i % TILE_X
         position[0, i] = 1 + (u << _U)
         position[1, i] = (1 << _C) + (u << _CU)
+        position[2, i] = u * u
+        position[3, i] = (u * u) << _CUU
         middle[u] = u - 0.5 * (TILE_X - 1)
 
 
 @njit
 def running_sums(value, tile, position, word, running):
-    """Pack what is summed of each pixel into one integer and sum through the tile.
+    """Pack what is summed of each pixel into two integers and sum through the tile.
 
-    value : (tiles, SIZE) as in _mask; position : (2, SIZE) int64, of :func:`packing`
-    word : (SIZE,) int64, scratch; running : (SIZE + 1,) int64, written: sums of the pixels before each
+    value : (tiles, SIZE) int32, 2 (raw - base) + 1 where a pixel counts, else 0; tile : uint64
+    position : (4, SIZE) int64, of :func:`packing`; word : (2, SIZE) int64, scratch
+    running : (2, SIZE + 1) int64, written: sums of the pixels before each
     """
-    zero, one = np.uint64(0), np.uint64(1)
+    zero, one, two, three = np.uint64(0), np.uint64(1), np.uint64(2), np.uint64(3)
     for i in range(np.uint64(SIZE)):
         f = np.int64(value[tile, i])
-        word[i] = (-(f & 1) & position[zero, i]) + (f >> 1) * position[one, i]
-    total = np.int64(0)
+        counts, m = -(f & 1), f >> 1
+        word[zero, i] = (counts & position[zero, i]) + m * position[one, i]
+        word[one, i] = (counts & position[two, i]) + m * position[three, i]
+    first, second = np.int64(0), np.int64(0)
     for i in range(np.uint64(SIZE)):
-        running[i] = total
-        total += word[i]
-    running[np.uint64(SIZE)] = total
+        running[zero, i] = first
+        running[one, i] = second
+        first += word[zero, i]
+        second += word[one, i]
+    running[zero, np.uint64(SIZE)] = first
+    running[one, np.uint64(SIZE)] = second
 
 
 @njit
@@ -148,7 +160,7 @@ def run_starts(cell, start):
 def add_runs(running, cell, start, n_runs, cells, filled):
     """Add the sums of runs to cells.
 
-    cells : (2**MAX_CELL_BITS, 4) int64, incremented; filled : (SIZE + 1,) int64, written: cells that were empty
+    cells : (2**MAX_CELL_BITS, 8) int64, incremented; filled : (SIZE + 1,) int64, written: cells that were empty
 
     Returns
     -------
@@ -156,9 +168,11 @@ def add_runs(running, cell, start, n_runs, cells, filled):
     """
     n_filled = np.uint64(0)
     zero, one, two, three = np.uint64(0), np.uint64(1), np.uint64(2), np.uint64(3)
+    four, five = np.uint64(4), np.uint64(5)
     for i in range(np.uint64(n_runs)):
         begin, end = np.uint64(start[i]), np.uint64(start[i + one])
-        d = running[end] - running[begin]
+        d = running[zero, end] - running[zero, begin]
+        e = running[one, end] - running[one, begin]
         n = d & np.int64(_MASK_N)
         sum_u = (d >> np.int64(_U)) & np.int64(_MASK_U)
         counts = (d >> np.int64(_C)) & np.int64(_MASK_C)
@@ -173,10 +187,9 @@ def add_runs(running, cell, start, n_runs, cells, filled):
         )
         cells[c, one] += counts + (counts_u << np.int64(_CELL_CU))
         cells[c, two] += v * (counts + (sum_u << np.int64(_CELL_UV)))
-        # 12 sum u² of a whole run; of one with gaps about
-        length = np.int64(end - begin)
-        twice = np.int64((begin & np.uint64(TILE_X - 1)) * two) + length - 1  # twice the middle
-        cells[c, three] += n * (length * length - 1) + 3 * twice * (4 * sum_u - n * twice)
+        cells[c, three] += (e & np.int64(_MASK_UU)) + ((e >> np.int64(_CUU)) << np.int64(_CELL_CUU))
+        cells[c, four] += v * counts_u
+        cells[c, five] += v * v * counts
     return n_filled
 
 
@@ -209,7 +222,7 @@ def find_voxels(
     origin : (3,) int64, lowest voxel of the tile; inside : bool, is it on the grid with all its voxels?
     directory, sums, seen, place, extent : as in Bricks; first_place, n_bricks : as in add_tiles
     found : (SIZE, 2) uint64, written: brick, and voxel in it
-    words : (4, SIZE) int64, written: what was in the cells
+    words : (CELL_WORDS, SIZE) int64, written: what was in the cells
 
     Returns
     -------
@@ -227,7 +240,7 @@ def find_voxels(
     for i in range(np.uint64(n_filled)):
         at = filled[i]
         cell = np.uint64(at)
-        for k in range(np.uint64(4)):
+        for k in range(np.uint64(CELL_WORDS)):
             words[k, n] = cells[cell, k]
             cells[cell, k] = 0
         i0 = o0 + ((at >> bits0) & mask0)
@@ -255,7 +268,7 @@ def cell_sums(words, n_cells, c, ty, tx, scale, at, out):
 
     Parameters
     ----------
-    words : (4, SIZE) int64, of :func:`find_voxels`; n_cells : uint64
+    words : (CELL_WORDS, SIZE) int64, of :func:`find_voxels`; n_cells : uint64
     c : (ty, tx, 3, 6) polynomials of c, 1/c and 1/c²; ty, tx : uint64, the tile
     scale : offset, gain and exposure; counts are (value + offset) / gain
     at : x and y of the tile's first pixel, and the angle
@@ -275,7 +288,7 @@ def cell_sums(words, n_cells, c, ty, tx, scale, at, out):
     rate_scale = 1.0 / (gain * exposure)
     variance_scale = rate_scale / exposure
     for i in range(n_cells):
-        first, second, third = words[zero, i], words[one, i], words[two, i]
+        first, second, third, fourth = words[zero, i], words[one, i], words[two, i], words[three, i]
         n = np.float64(first & np.int64((1 << 10) - 1))
         su = np.float64((first >> np.int64(_CELL_U)) & np.int64((1 << 14) - 1))
         sv = np.float64((first >> np.int64(_CELL_V)) & np.int64((1 << 13) - 1))
@@ -284,13 +297,10 @@ def cell_sums(words, n_cells, c, ty, tx, scale, at, out):
         mu = np.float64(second >> np.int64(_CELL_CU))
         mv = np.float64(third & np.int64((1 << _CELL_UV) - 1))
         suv = np.float64(third >> np.int64(_CELL_UV))
-        suu = np.float64(words[three, i]) * (1.0 / 12.0)
-        # second moments of the values: about the mean position they are those of the pixels
-        per = 1.0 / n
-        u, v = su * per, sv * per
-        muu = 2.0 * u * mu + m * (suu * per - 2.0 * u * u) + offset * suu
-        muv = u * mv + v * mu + m * (suv * per - 2.0 * u * v) + offset * suv
-        mvv = 2.0 * v * mv + m * (svv * per - 2.0 * v * v) + offset * svv
+        suu = np.float64(fourth & np.int64((1 << _CELL_CUU) - 1))
+        muu = np.float64(fourth >> np.int64(_CELL_CUU)) + offset * suu
+        muv = np.float64(words[four, i]) + offset * suv
+        mvv = np.float64(words[five, i]) + offset * svv
         m, mu, mv = m + offset * n, mu + offset * su, mv + offset * sv
         norm = c0 * n + c1 * su + c2 * sv + c3 * suu + c4 * suv + c5 * svv
         rate = g0 * m + g1 * mu + g2 * mv + g3 * muu + g4 * muv + g5 * mvv

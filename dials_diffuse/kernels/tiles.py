@@ -15,6 +15,7 @@ from dials_diffuse.kernels.accumulate import BRAGG, OFF_GRID, OUTLIER, UNTRUSTED
 from dials_diffuse.kernels.bricks import new_brick, voxel_of
 from dials_diffuse.kernels.jit import njit
 from dials_diffuse.kernels.tile_cells import (
+    CELL_WORDS,
     CUBIC,
     MAX_CELL_BITS,
     SIZE,
@@ -241,15 +242,15 @@ def add_tiles(pixels, reading, norm, guard, view, steps, tiles, bricks, n_bricks
     rows, columns = exact.shape
     value, facts = np.empty((columns, SIZE), dtype=np.int32), np.empty((columns, 3), dtype=np.int64)
     bases, spans = np.empty(columns, dtype=np.uint32), np.empty(columns, dtype=np.uint32)
-    word, running = np.empty(SIZE, dtype=np.int64), np.empty(SIZE + 1, dtype=np.int64)
+    word, running = np.empty((2, SIZE), dtype=np.int64), np.empty((2, SIZE + 1), dtype=np.int64)
     cell = np.empty(SIZE, dtype=np.int32)
     start, filled = np.empty(SIZE + 1, dtype=np.int64), np.empty(SIZE + 1, dtype=np.int64)
     special = np.empty(SIZE, dtype=np.int64)
-    found, words = np.empty((SIZE, 2), dtype=np.uint64), np.empty((4, SIZE), dtype=np.int64)
+    found, words = np.empty((SIZE, 2), dtype=np.uint64), np.empty((CELL_WORDS, SIZE), dtype=np.int64)
     out = np.empty((8, SIZE))
-    cells = np.zeros((1 << MAX_CELL_BITS, 4), dtype=np.int64)
+    cells = np.zeros((1 << MAX_CELL_BITS, 8), dtype=np.int64)
     fates = np.zeros(2, dtype=np.int64)
-    position = np.empty((2, SIZE), dtype=np.int64)
+    position = np.empty((4, SIZE), dtype=np.int64)
     middle = np.empty(TILE_X, dtype=np.float32)
     packing(position, middle)
     q, along = np.empty((3, CUBIC)), np.empty((1, CUBIC))

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from dials_diffuse.kernels import bricks as kernel
-from dials_diffuse.kernels.tiles import SIZE
+from dials_diffuse.kernels.tile_cells import SIZE
 from dials_diffuse.maps.grid import MapGrid
 
 FIRST_CAPACITY = 2048  # bricks

@@ -7,7 +7,8 @@ import logging
 import numpy as np
 
 from dials_diffuse.experiment.polynomials import fit_row
-from dials_diffuse.kernels.tiles import TILE_X, TILE_Y, Tiles
+from dials_diffuse.kernels.tile_cells import TILE_X, TILE_Y
+from dials_diffuse.kernels.tiles import Tiles
 
 logger = logging.getLogger("dials.diffuse.reduction")
 
