@@ -19,6 +19,7 @@ from dials_diffuse.parallel import SERIAL, Executor
 from dials_diffuse.reduction.brick_table import BrickTable
 from dials_diffuse.reduction.frames import ShellProfile, empty_bragg, read_frame, shell_profile
 from dials_diffuse.reduction.job import Job
+from dials_diffuse.reduction.outliers import Frame
 
 logger = logging.getLogger("dials.diffuse.reduction")
 
@@ -146,8 +147,17 @@ def _add_image(job: Job, image: int, tables: Tables, bragg: list, tally: np.ndar
     """Add one image to the tables, unless it is unfit; returns its profile."""
     frame = read_frame(job, image, bragg)
     profile = shell_profile(job, frame)
-    if profile.unfit:
-        return profile
+    if not profile.unfit:
+        add_frame(job, frame, profile, tables, tally)
+    return profile
+
+
+def add_frame(job: Job, frame: Frame, profile: ShellProfile, tables: Tables, tally: np.ndarray) -> None:
+    """Add one image, of which the profile is known, to the tables.
+
+    tally : (N_TALLY,) int64, pixels by fate, incremented
+    """
+    image = frame.number - 1
     corrections = job.corrections_at(image)
     tiles = job.tiles_at(image, corrections)
     exposure = job.exposure(image) * profile.flux
@@ -173,7 +183,6 @@ def _add_image(job: Job, image: int, tables: Tables, bragg: list, tally: np.ndar
                 _add_tiles(panel, tiles[sub][p], tables.bricks, fates)
             else:
                 _add_rows(panel, 2 * p * job.grid.n_voxels, tables.voxels(), fates)
-    return profile
 
 
 def _add_tiles(panel: _Panel, tiles: Tiles, bricks: BrickTable, tally: np.ndarray) -> None:
