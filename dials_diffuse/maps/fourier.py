@@ -20,11 +20,12 @@ import scipy.fft
 
 from dials_diffuse.checks import choice, positive
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.maps.counting import count_all
+from dials_diffuse.maps.counting import count_unique
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.map import DiffuseMap
-from dials_diffuse.maps.shells import BIN_WIDTH, equal_count_residual, resolution_range
-from dials_diffuse.maps.symmetry import fill_volume, laue_operators, unique_voxels
+from dials_diffuse.maps.shells import BIN_WIDTH, TOLERANCE, equal_count_residual, resolution_range
+from dials_diffuse.maps.symmetry import fill_volume, laue_operators, map_to_asu, unique_voxels
+from dials_diffuse.maps.voxels import rows_of
 from dials_diffuse.memory import check_memory
 
 BRAGG = ("auto", "neighbours", "shell", "none")
@@ -70,9 +71,11 @@ class DeltaPdfParameters:
         choice("delta_pdf.bragg", self.bragg, BRAGG)
         if not 0 < self.weight_at_d_min <= 1:
             raise DiffuseError(f"delta_pdf.weight_at_d_min={self.weight_at_d_min}: a number up to 1, not 0, is needed")
-        for name in ("d_max", "d_min", "spacing"):
+        for name in ("d_min", "spacing"):
             if getattr(self, name) is not None:
                 positive(f"delta_pdf.{name}", getattr(self, name))
+        if self.d_max is not None and not self.d_max > 0:
+            raise DiffuseError(f"delta_pdf.d_max={self.d_max}: a positive number is needed (Å)")
 
 
 @dataclass(frozen=True)
@@ -200,8 +203,9 @@ def delta_pdf(data: DiffuseMap, parameters: DeltaPdfParameters | None = None) ->
             "set delta_pdf.bragg=none"
         )
     values = _anisotropic(data, data.intensity, punched)
-    punched_by = parameters.bragg == "neighbours"
-    from_neighbours = _fill_from_neighbours(data, values, punched) if punched_by else np.zeros(len(punched), dtype=bool)
+    from_neighbours = np.zeros(len(punched), dtype=bool)
+    if parameters.bragg == "neighbours":
+        from_neighbours = _fill_from_neighbours(data, values, punched)
     noise = _noise(data, punched)
     weights = parameters.weight_at_d_min ** (data.grid.s_magnitude(data.index) * low) ** 2
     return DeltaPdf(
@@ -268,24 +272,15 @@ def _anisotropic(data: DiffuseMap, values: np.ndarray, punched: np.ndarray) -> n
 def _fill_from_neighbours(data: DiffuseMap, values: np.ndarray, punched: np.ndarray) -> np.ndarray:
     """Fill punched voxels of ``values`` in place; (n,) bool, those that had a neighbour that was measured."""
     grid = data.grid
-    use = np.isfinite(data.intensity) & ~punched
-    known = unique_voxels(data.index[use], grid.space_group, True)
-    if len(known.index) != np.count_nonzero(use):
-        raise ValueError("symmetry-equivalent voxels in a map of unique ones")
-    at = dict(zip(grid.key(known.index[known.inverse]).tolist(), values[use].tolist()))
+    known = np.isfinite(data.intensity) & ~punched
     offsets = np.array([o for o in itertools.product((-1, 0, 1), repeat=3) if any(o)])
     distance = grid.s_magnitude(offsets)
-    weight = np.exp(-0.5 * (distance / distance.min()) ** 2)
     total, norm = np.zeros((2, np.count_nonzero(punched)))
-    for offset, w in zip(offsets, weight):
-        mates = data.index[punched] + offset
-        orbit = unique_voxels(mates, grid.space_group, True)
-        found = [at.get(key) for key in grid.key(orbit.index).tolist()]
-        has = np.array([value is not None for value in found], dtype=bool)
-        inside = has & grid.inside(orbit.index)
-        numbers = np.array([value if value is not None else 0.0 for value in found], dtype=float)
-        norm += w * inside[orbit.inverse]
-        total += w * (numbers * inside)[orbit.inverse]
+    for offset, weight in zip(offsets, np.exp(-0.5 * (distance / distance.min()) ** 2)):
+        rows = rows_of(map_to_asu(data.index[punched] + offset, grid.space_group, True)[0], data.index)
+        weights = weight * ((rows >= 0) & known[rows])
+        norm += weights
+        total += weights * values[rows]
     filled = np.zeros(len(punched), dtype=bool)
     filled[punched] = norm > 0
     values[punched] = np.divide(total, norm, out=np.zeros(len(norm)), where=norm > 0)
@@ -336,8 +331,10 @@ def _transform(data: DiffuseMap, values: np.ndarray, shape: tuple, undo_voxels: 
 
 
 def _shares(data: DiffuseMap, measured: np.ndarray, from_neighbours: np.ndarray, punched: np.ndarray) -> Filled:
-    every = count_all(data.grid)
-    operators = laue_operators(data.grid.space_group, True)
+    grid = data.grid
+    limits = np.array([(1 - TOLERANCE) / grid.d_max, (1 + TOLERANCE) / grid.d_min])
+    every = count_unique(replace(grid, hall_symbol="P 1"), False, limits)[0]
+    operators = laue_operators(grid.space_group, True)
     same = sum(np.all(data.index @ operator == data.index, axis=1).astype(int) for operator in operators)
     mates = len(operators) / same
 
@@ -350,6 +347,7 @@ def _shares(data: DiffuseMap, measured: np.ndarray, from_neighbours: np.ndarray,
 
 def _width(d_min: float, weight: float) -> float:
     """Full width at half maximum in Å of the transform of the weights within the limit."""
-    limit = 1.816 / math.pi * 2 * d_min / 2  # of 3 (sin x - x cos x)/x³ with x = 2π r/d_min
-    gauss = 2 * math.sqrt(math.log(2) * -math.log(weight)) / math.pi * d_min
-    return max(limit, gauss)
+    s, r = np.linspace(0, 1 / d_min, 400), np.linspace(0, d_min, 400)
+    weights = weight ** (s * d_min) ** 2 * s**2
+    profile = np.sinc(2 * np.outer(r, s)) @ weights
+    return float(2 * np.interp(-0.5 * profile[0], -profile, r))
