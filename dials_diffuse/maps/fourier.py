@@ -2,9 +2,9 @@
 
     P(r) = ∫ w(s) [I(s) - I_iso(|s|)] cos(2π s·r) d³s
 
-It is positive at vectors at which there is more density than in the average structure, and negative where there is
-less. Atoms that move together (apart) make P negative (positive) around the vector between them and positive (negative)
-at it. See docs/theory.md, "The difference pair distribution function".
+P is positive at vectors between atoms that occur more often than in the average structure, and negative at those that
+occur less often. Atoms that move together keep the vector between them: P is positive there, and negative around it.
+Atoms that move apart make it negative there, and positive on both sides, along the motion.
 
 Source: Weber & Simonov 2012, Z. Kristallogr. 227, 238
 """
@@ -251,10 +251,10 @@ def _at_lattice_points(data: DiffuseMap) -> np.ndarray:
     subdivide = np.array(data.grid.subdivide)
     whole = np.all(data.index % subdivide == 0, axis=1)
     hkl = data.index // subdivide
-    group = data.grid.space_group
-    for i in range(group.n_ltr()):
-        shift = np.array(group.ltr(i).as_double())
-        phase = hkl @ shift
+    for operator in data.grid.space_group:
+        if not operator.r().is_unit_mx():
+            continue
+        phase = hkl @ np.array(operator.t().as_double())
         whole &= np.abs(phase - np.rint(phase)) < 1e-6
     return whole
 

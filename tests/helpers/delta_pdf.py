@@ -46,20 +46,31 @@ def pair_delta_pdf(structure, covariance, r, apodisation: float) -> np.ndarray:
     r : (m, 3), Å; apodisation : Å², of the weight exp(-apodisation s²)
     """
     total = np.zeros(len(r))
-    tables = [gaussian(name) for name in structure.types]
-    terms = [[*zip(t.array_of_a(), t.array_of_b())] + ([(t.c(), 0.0)] if t.c() else []) for t in tables]
+    terms = [_products(gaussian(a), gaussian(b)) for a, b in itertools.product(structure.types, repeat=2)]
+    terms = np.array(terms, dtype=object).reshape(len(structure.types), len(structure.types))
     for rotation in structure.rotations:
         sites = structure.site_cart @ rotation.T
         u = rotation @ structure.u_cart @ rotation.T
         v = rotation @ covariance @ rotation.T
-        for i, j in itertools.product(range(structure.n_atoms), repeat=2):
-            for (a, b), (c, d) in itertools.product(terms[structure.type_index[i]], terms[structure.type_index[j]]):
-                still = ((b + d) / 4 + apodisation) * np.eye(3) + 2 * math.pi**2 * (u[i] + u[j])
+        for i, j in itertools.combinations_with_replacement(range(structure.n_atoms), 2):
+            shift = sites[j] - sites[i]
+            for exponent, weight in terms[structure.type_index[i], structure.type_index[j]].items():
+                still = (exponent / 4 + apodisation) * np.eye(3) + 2 * math.pi**2 * (u[i] + u[j])
                 moved = still - 4 * math.pi**2 * v[i, j]
-                x = r - (sites[j] - sites[i])  # the pair (j, i) is the inverse vector
-                weight = a * c * structure.occupancy[i] * structure.occupancy[j]
-                total += weight * (_transformed(moved, x) - _transformed(still, x))
+                weight = weight * structure.occupancy[i] * structure.occupancy[j]
+                for x in (r - shift, r + shift) if i != j else (r,):  # the pair (j, i) is the inverse vector
+                    total += weight * (_transformed(moved, x) - _transformed(still, x))
     return total
+
+
+def _products(first, second) -> dict:
+    """Exponent -> weight of the product of two sums of Gaussians."""
+    parts = [[*zip(t.array_of_a(), t.array_of_b())] + ([(t.c(), 0.0)] if t.c() else []) for t in (first, second)]
+    found: dict = {}
+    for (a, b), (c, d) in itertools.product(*parts):
+        key = round(b + d, 9)
+        found[key] = found.get(key, 0.0) + a * c
+    return found
 
 
 def _transformed(matrix: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -68,7 +79,7 @@ def _transformed(matrix: np.ndarray, x: np.ndarray) -> np.ndarray:
     return math.sqrt(math.pi**3 * np.linalg.det(inverse)) * np.exp(-math.pi**2 * np.sum(x @ inverse * x, axis=1))
 
 
-def without_isotropic(function, r: np.ndarray, r_max: float, n_radii: int = 60, n_directions: int = 400) -> np.ndarray:
+def without_isotropic(function, r: np.ndarray, r_max: float, n_radii: int = 57, n_directions: int = 80) -> np.ndarray:
     """(m,) values of a function of vectors less its mean over all directions, which is interpolated in |r|."""
     k = np.arange(n_directions) + 0.5
     z, phi = 1 - 2 * k / n_directions, math.pi * (1 + 5**0.5) * k
