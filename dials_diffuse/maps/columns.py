@@ -10,7 +10,7 @@ import numpy as np
 from dials_diffuse.checks import choice
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.map import DiffuseMap
-from dials_diffuse.maps.shells import isotropic_residual
+from dials_diffuse.maps.shells import isotropic_residual, resolution_range
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,25 @@ COLUMNS = (
     Column("half_b", "the intensity of the other half", _half("half_b"), False, 1),
     Column("half_difference", "half of their difference, which is noise", _half_difference, False, 1),
 )
+
+
+def cropped(data: DiffuseMap, d_max: float | None = None, d_min: float | None = None) -> DiffuseMap:
+    """The part of a map between limits in Å; None for those of the map. Sums and statistics of the whole are left out.
+
+    Raises
+    ------
+    DiffuseError
+        If nothing of the map lies between them.
+    """
+    if d_max is None and d_min is None:
+        return data
+    high, low = resolution_range(data.grid, d_max, d_min, "")
+    grid = replace(data.grid, d_max=high, d_min=low)
+    inside = grid.inside(data.index)
+    columns = ("index", "intensity", "sigma", "multiplicity", "half_a", "half_b")
+    values = {name: getattr(data, name) for name in columns}
+    kept = {name: None if column is None else column[inside] for name, column in values.items()}
+    return replace(data, grid=grid, sums={}, statistics={}, overall={}, **kept)
 
 
 def with_column(data: DiffuseMap, name: str) -> DiffuseMap:

@@ -183,7 +183,7 @@ def delta_pdf(data: DiffuseMap, parameters: DeltaPdfParameters | None = None) ->
     [0.0, 0.0, 0.0]
     """
     parameters = parameters or DeltaPdfParameters()
-    high, low = resolution_range(data.grid, parameters.d_max, parameters.d_min)
+    high, low = resolution_range(data.grid, parameters.d_max, parameters.d_min, "delta_pdf.")
     grid = replace(data.grid, d_max=high, d_min=low)
     data = _friedel_merged(replace(data, grid=grid))
     parameters = replace(
