@@ -129,7 +129,9 @@ def test_it_is_the_sum_over_voxels(crystal):
         volume = abs(np.linalg.det(grid.reciprocal_matrix)) / np.prod(grid.subdivide)
         expected = volume * (residual * weights) @ np.cos(phase)
         np.testing.assert_allclose(result.values[tuple(points.T)], expected, atol=1e-5 * np.abs(expected).max())
-        np.testing.assert_allclose(np.linalg.norm(result.vectors(points), axis=1), result.lengths()[tuple(points.T)], 1e-5)
+        np.testing.assert_allclose(
+            np.linalg.norm(result.vectors(points), axis=1), result.lengths()[tuple(points.T)], 1e-5
+        )
     for operator in laue_operators(grid.space_group, True):
         # P(R r) = P(r): in the file as well
         shape = np.array(found.values.shape)
@@ -178,6 +180,10 @@ def test_bragg_positions_are_punched_and_filled():
     found = delta_pdf(data, DeltaPdfParameters(**options))
     assert found.parameters.bragg == "neighbours"
     assert found.filled.bragg == found.filled.neighbours == pytest.approx(1 / 27, abs=0.01)
+    missing = ~np.all(data.index % 3 == 0, axis=1)
+    lacking = replace(data, **{n: getattr(data, n)[missing] for n in ("index", "intensity", "sigma", "multiplicity")})
+    np.testing.assert_allclose(delta_pdf(lacking, DeltaPdfParameters(**options)).values, found.values, atol=1e-6)
+    assert delta_pdf(lacking, DeltaPdfParameters(**options)).filled == found.filled
     assert found.filled.measured + found.filled.neighbours + found.filled.shell == pytest.approx(1)
     model = delta_pdf(replace(data, multiplicity=0 * data.multiplicity), DeltaPdfParameters(**options))
     assert model.parameters.bragg == "none"
@@ -280,7 +286,9 @@ def test_pairs_are_those_of_all_atoms_of_the_crystal(symbol, cell):
     structure = random_structure(symbol, cell, seed=2)
     content, rng = structure.expand(), np.random.default_rng(3)
     cells = np.stack(np.meshgrid(*[np.arange(-3, 4)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
-    vectors = (content.site_frac[None, :, None] + cells - content.site_frac[:, None, None]) @ structure.orthogonalization.T
+    vectors = (
+        content.site_frac[None, :, None] + cells - content.site_frac[:, None, None]
+    ) @ structure.orthogonalization.T
     for _ in range(2):
         near = vectors[np.linalg.norm(vectors, axis=-1) < 6]
         asked = near[rng.integers(len(near))] + 0.1 * rng.normal(size=3)

@@ -100,11 +100,7 @@ def test_mtz_of_whole_indices(tmp_path, crystal):
     mtz = gemmi.read_mtz_file(write(tmp_path, data, ".mtz"))
     np.testing.assert_allclose(mtz.cell.parameters, data.grid.unit_cell, rtol=1e-6)
     assert mtz.spacegroup.number == data.grid.space_group.info().type().number()
-    whole = {
-        h: value
-        for h, value in expanded(data).items()
-        if all(i % n == 0 for i, n in zip(h, data.grid.subdivide))
-    }
+    whole = {h: value for h, value in expanded(data).items() if all(i % n == 0 for i, n in zip(h, data.grid.subdivide))}
     found = dict(zip(map(tuple, mtz.make_miller_array().tolist()), np.array(mtz.column_with_label("I"))))
     assert len(found) == np.all(data.index % data.grid.subdivide == 0, axis=1).sum() > 10
     for h, value in found.items():
@@ -280,7 +276,13 @@ def test_parquet_without_its_package(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "found"),
-    [("a.mtz", "mtz"), ("a.SUPERCELL.MTZ", "mtz_grid"), ("supercell.mtz", "mtz"), ("a.yell.h5", "yell"), ("a.h5", "nexus")],
+    [
+        ("a.mtz", "mtz"),
+        ("a.SUPERCELL.MTZ", "mtz_grid"),
+        ("supercell.mtz", "mtz"),
+        ("a.yell.h5", "yell"),
+        ("a.h5", "nexus"),
+    ],
 )
 def test_the_longest_suffix_decides(name, found):
     assert format_of(name).name == found

@@ -53,7 +53,7 @@ def _formats_in_words() -> str:
 
 
 phil_scope = parse(
-    f'''
+    f"""
 format = mtz,ccp4
   .type = str
   .help = "What to write, one or several with commas. {_formats_in_words()}"
@@ -61,7 +61,7 @@ column = intensity
   .type = str
   .help = "What is written as the intensity. {"; ".join(f"{row.name}: {row.about}" for row in COLUMNS)}. In the file of a"
           "fit also fit/model, fit/residual and others."
-'''
+"""
     + """
 d_max = None
   .type = float(value_min=0)

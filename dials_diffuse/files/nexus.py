@@ -133,7 +133,9 @@ def read_column(path, name: str) -> np.ndarray:
 
         entry.visititems(note)
         if name not in others:
-            raise DiffuseError(f"{path}: no column {name}; besides those of all maps it has {', '.join(others) or 'none'}")
+            raise DiffuseError(
+                f"{path}: no column {name}; besides those of all maps it has {', '.join(others) or 'none'}"
+            )
         return entry[name][()].astype(float)
 
 

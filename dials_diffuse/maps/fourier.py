@@ -24,7 +24,7 @@ from dials_diffuse.maps.counting import count_unique
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.maps.shells import BIN_WIDTH, TOLERANCE, equal_count_residual, resolution_range
-from dials_diffuse.maps.symmetry import fill_volume, laue_operators, map_to_asu, unique_voxels
+from dials_diffuse.maps.symmetry import fill_volume, laue_operators, map_to_asu, possible_voxels, unique_voxels
 from dials_diffuse.maps.voxels import rows_of
 from dials_diffuse.memory import check_memory
 
@@ -47,7 +47,7 @@ class DeltaPdfParameters:
     Attributes
     ----------
     d_max, d_min : Å, what is used of the map; None: all of it
-    bragg : voxels at lattice points. ``none``: used as they are; ``neighbours``: replaced by the mean of the measured
+    bragg : voxels at lattice points, whether the map has them or not. ``none``: used as they are; ``neighbours``: replaced by the mean of the measured
         ones among their 26 neighbours, weighted by exp(-d²/2), with the distance d in units of the shortest; ``shell``:
         replaced by the isotropic mean; ``auto``: ``neighbours`` for measured maps, ``none`` for those of models
     weight_at_d_min : of the apodisation, a Gaussian of |s| that is 1 at the origin; 1: none
@@ -84,7 +84,7 @@ class Filled:
 
     measured : by themselves or by symmetry (of the Laue group); neighbours, shell : replaced by the mean of their
     neighbours, or by the isotropic mean
-    bragg : voxels at lattice points that were replaced, part of the two
+    bragg : voxels at lattice points that were replaced, or were missing; part of the two
     """
 
     measured: float
@@ -196,7 +196,10 @@ def delta_pdf(data: DiffuseMap, parameters: DeltaPdfParameters | None = None) ->
     )
     shape = _shape(grid, parameters.spacing)
     _check_size(shape)
-    punched = _at_lattice_points(data) if parameters.bragg != "none" else np.zeros(len(data.index), dtype=bool)
+    punched = np.zeros(len(data.index), dtype=bool)
+    if parameters.bragg != "none":
+        data = _with_lattice_points(data)
+        punched = _at_lattice_points(data)
     if np.all(punched | ~np.isfinite(data.intensity)):
         raise DiffuseError(
             "delta_pdf: no voxel is left but those at lattice points; integrate with grid.subdivide of 2 or more, or "
@@ -257,6 +260,22 @@ def _at_lattice_points(data: DiffuseMap) -> np.ndarray:
         phase = hkl @ np.array(operator.t().as_double())
         whole &= np.abs(phase - np.rint(phase)) < 1e-6
     return whole
+
+
+def _with_lattice_points(data: DiffuseMap) -> DiffuseMap:
+    """The map with those voxels at lattice points that it lacks, without values."""
+    whole = replace(data.grid, subdivide=(1, 1, 1))
+    index = np.concatenate(list(possible_voxels(whole))) * np.array(data.grid.subdivide)
+    index = map_to_asu(index, data.grid.space_group, True)[0]
+    index = index[rows_of(index, data.index) < 0]
+    unknown, none = np.full(len(index), np.nan), np.zeros(len(index), dtype=np.int32)
+
+    def longer(values, more):
+        return None if values is None else np.concatenate([values, more])
+
+    columns = {name: longer(getattr(data, name), unknown) for name in ("intensity", "sigma", "half_a", "half_b")}
+    multiplicity = longer(data.multiplicity, none)
+    return replace(data, index=np.concatenate([data.index, index]), multiplicity=multiplicity, **columns)
 
 
 def _anisotropic(data: DiffuseMap, values: np.ndarray, punched: np.ndarray) -> np.ndarray:

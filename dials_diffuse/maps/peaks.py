@@ -105,10 +105,10 @@ def find_peaks(found: DeltaPdf, parameters: PeakParameters | None = None) -> lis
         error = float(sigma[i]) * same**0.5
         if np.isfinite(error) and abs(top) < parameters.min_sigma * error:
             continue
-        vector = tuple(float(x) for x in found.vectors(place))
-        fractional = tuple(float(x) for x in found.fractional(place))
+        vector = tuple((found.vectors(place) + 0.0).tolist())  # no -0
+        fractional = tuple((found.fractional(place) + 0.0).tolist())
         peaks.append(Peak(float(top), error, fractional, vector, len(mates) // same))
-    return peaks
+    return sorted(peaks, key=lambda peak: -abs(peak.height) / (peak.sigma if peak.sigma > 0 else 1.0))
 
 
 def _extrema(values: np.ndarray) -> tuple:

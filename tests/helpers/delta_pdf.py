@@ -76,7 +76,7 @@ def _products(first, second) -> dict:
 def _transformed(matrix: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Fourier transform of exp(-sᵀMs) at x."""
     inverse = np.linalg.inv(matrix)
-    return math.sqrt(math.pi**3 * np.linalg.det(inverse)) * np.exp(-math.pi**2 * np.sum(x @ inverse * x, axis=1))
+    return math.sqrt(math.pi**3 * np.linalg.det(inverse)) * np.exp(-(math.pi**2) * np.sum(x @ inverse * x, axis=1))
 
 
 def without_isotropic(function, r: np.ndarray, r_max: float, n_radii: int = 57, n_directions: int = 80) -> np.ndarray:
