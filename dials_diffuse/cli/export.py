@@ -59,8 +59,8 @@ format = mtz,ccp4
   .help = "What to write, one or several with commas. {_formats_in_words()}"
 column = intensity
   .type = str
-  .help = "What is written as the intensity. {"; ".join(f"{row.name}: {row.about}" for row in COLUMNS)}. In the file of a"
-          "fit also fit/model, fit/residual and others."
+  .help = "What is written as the intensity. {"; ".join(f"{row.name}: {row.about}" for row in COLUMNS)}. In the file"
+          "of a fit also fit/model, fit/residual and others."
 """
     + """
 d_max = None

@@ -4,7 +4,7 @@
 
 P is positive at vectors between atoms that occur more often than in the average structure, and negative at those that
 occur less often. Atoms that move together keep the vector between them: P is positive there, and negative around it.
-Atoms that move apart make it negative there, and positive on both sides, along the motion.
+Atoms that move apart make it negative there, and positive on both sides, along the motion. See docs/theory.md.
 
 Source: Weber & Simonov 2012, Z. Kristallogr. 227, 238
 """
@@ -47,9 +47,10 @@ class DeltaPdfParameters:
     Attributes
     ----------
     d_max, d_min : Å, what is used of the map; None: all of it
-    bragg : voxels at lattice points, whether the map has them or not. ``none``: used as they are; ``neighbours``: replaced by the mean of the measured
-        ones among their 26 neighbours, weighted by exp(-d²/2), with the distance d in units of the shortest; ``shell``:
-        replaced by the isotropic mean; ``auto``: ``neighbours`` for measured maps, ``none`` for those of models
+    bragg : voxels at lattice points, whether the map has them or not. ``none``: used as they are; ``neighbours``:
+        replaced by the mean of the measured ones among their 26 neighbours, weighted by exp(-d²/2), with the distance d
+        in units of the shortest; ``shell``: replaced by the isotropic mean; ``auto``: ``neighbours`` for measured maps,
+        ``none`` for those of models
     weight_at_d_min : of the apodisation, a Gaussian of |s| that is 1 at the origin; 1: none
     spacing : Å, of the result; None: a third of d_min
     undo_voxels : divide by the transform of a voxel, where the map holds means over voxels; None: where it does

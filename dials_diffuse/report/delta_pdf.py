@@ -52,6 +52,13 @@ def _words(pair) -> str:
     return f"  {pair.first} to {pair.second} ({pair.operator})"
 
 
+_BRAGG = {
+    "none": "as they are",
+    "neighbours": "filled with the mean of their neighbours",
+    "shell": "filled with the isotropic mean",
+}
+
+
 def format_peaks(rows: Sequence[PeakRow]) -> str:
     """Table of peaks for logs: heights in the unit of the map, vectors in Å and as fractions of the cell's axes."""
     with_atoms = any(row.match is not None for row in rows)
@@ -62,14 +69,14 @@ def format_delta_pdf(found: DeltaPdf) -> str:
     """A few lines on what was transformed, for logs."""
     filled, parameters = found.filled, found.parameters
     a, b, c = found.cell[:3]
+    points = "x".join(map(str, found.values.shape))
+    low, high = f"{found.grid.d_max:g}", f"{found.grid.d_min:.2f}"
     lines = [
-        f"3D-ΔPDF of {found.grid.d_max:g} to {found.grid.d_min:.2f} Å: {'x'.join(map(str, found.values.shape))} points, "
-        f"period {a:.1f}, {b:.1f}, {c:.1f} Å",
-        f"Voxels: {100 * filled.measured:.1f} % measured (with mates), {100 * filled.neighbours:.1f} % from neighbours, "
-        f"{100 * filled.shell:.1f} % have the isotropic mean; Bragg positions ({parameters.bragg}): "
-        f"{100 * filled.bragg:.1f} %",
-        f"Apodisation: weight {parameters.weight_at_d_min:g} at {found.grid.d_min:.2f} Å; a point is {found.width:.2f} Å "
-        f"wide at half height",
+        f"3D-ΔPDF of {low} to {high} Å: {points} points, period {a:.1f}, {b:.1f}, {c:.1f} Å",
+        f"Voxels: {filled.measured:.1%} measured (with mates), {filled.neighbours:.1%} from neighbours, "
+        f"{filled.shell:.1%} have the isotropic mean",
+        f"Bragg positions, {filled.bragg:.1%} of them: {_BRAGG[parameters.bragg]}",
+        f"Apodisation: weight {parameters.weight_at_d_min:g} at {high} Å; a point is {found.width:.2f} Å wide",
         "Means over voxels are undone" if parameters.undo_voxels else "Voxels are taken as points",
     ]
     return "\n".join(lines)
