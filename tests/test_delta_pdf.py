@@ -272,6 +272,24 @@ def test_sigma_is_the_scatter_of_repeated_measurements(crystal):
     assert {p.mates for p in peaks} >= {2, len(laue_operators(found[0].grid.space_group, True))}
 
 
+@pytest.mark.parametrize("undo", [True, False])
+def test_noise_has_the_peaks_of_noise(undo):
+    """Also on symmetry elements, and where voxels that are undone make it larger."""
+    grid = small_grid("P 31 2 1", (20.0, 20.0, 24.0, 90.0, 90.0, 120.0), (2, 2, 2), 2.0)
+    index = np.concatenate(list(possible_voxels(grid)))
+    n, rng = len(index), np.random.default_rng(0)
+    a, b = 5 + 2**0.5 * rng.normal(size=(2, n))
+    data = DiffuseMap(grid, True, index, (a + b) / 2, np.ones(n), np.ones(n, np.int32), half_a=a, half_b=b)
+    found = delta_pdf(data, DeltaPdfParameters(bragg="none", undo_voxels=undo))
+    peaks = find_peaks(found, PeakParameters(n=1000, min_sigma=0, r_min=2))
+    height = np.abs([peak.height / peak.sigma for peak in peaks])
+    special = np.array([peak.mates < 12 for peak in peaks])
+    for some in (special, ~special):
+        assert np.count_nonzero(some) > 100 and 3 < height[some].max() < 5
+        assert 1 < np.median(height[some]) < 2.5
+    assert height[0] == height.max() and len(find_peaks(found, PeakParameters(min_sigma=5))) == 0
+
+
 def test_without_half_sets_there_is_no_sigma():
     found = delta_pdf(replace(measured_map("trigonal"), half_a=None, half_b=None))
     assert found.noise is None and len(found.sigma_of_length()[0]) == 0

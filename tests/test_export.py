@@ -120,6 +120,19 @@ def test_reciprocalspaceship_reads_typed_columns(tmp_path):
 # ---- volumes
 
 
+def test_nexus_with_nexusformat(tmp_path):
+    tree = library("nexusformat.nexus").nxload(str(tmp_path / write(tmp_path, measured_map("monoclinic"), ".nxs")))
+    data, shown = measured_map("monoclinic"), tree.get_default()
+    assert tree["entry"].nxclass == "NXentry" and shown.nxclass == "NXdata" and shown.nxsignal.nxname == "intensity"
+    assert_same_voxels(data, shown.nxsignal.nxvalue)
+    assert_same_voxels(data, shown["multiplicity"].nxvalue, fill=0, values=data.multiplicity)
+    for axis, name, centres in zip(shown.nxaxes, "hkl", data.grid.axes()):
+        assert axis.nxname == name
+        np.testing.assert_array_equal(axis.nxvalue, centres)
+    np.testing.assert_array_equal(tree["entry/sample/unit_cell"].nxvalue, data.grid.unit_cell)
+    assert tree["entry/sample/space_group"].nxvalue == "C 1 2 1"
+
+
 @EVERY
 @pytest.mark.parametrize("suffix", [".ccp4", ".mrc"])
 def test_ccp4_with_gemmi(tmp_path, crystal, suffix):

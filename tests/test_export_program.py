@@ -107,6 +107,8 @@ def test_every_column_has_its_values():
     assert set(expected) == {column.name for column in COLUMNS}
     for name, values in expected.items():
         np.testing.assert_allclose(with_column(data, name).intensity, values, rtol=1e-12)
+    # MTZ files and others have no errors of what is no intensity
+    assert all(np.any(with_column(data, c.name).sigma) == c.halves for c in COLUMNS)
     assert with_column(data, "weight").units == "1/(a.u.)^2" and with_column(data, "multiplicity").units == ""
     assert abs(anisotropic(data).mean()) < 1e-12 < np.std(anisotropic(data)) < np.std(data.intensity)
 

@@ -6,6 +6,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from libtbx.phil import parse
 
 from dials_diffuse.cli.program import flag, run_program
@@ -179,7 +180,8 @@ def column_of(path, column: str) -> DiffuseMap:
     """
     data = read_map(path)
     if column and "/" in column:
-        return replace(data, intensity=read_column(path, column), half_a=None, half_b=None)
+        values = read_column(path, column)
+        return replace(data, intensity=values, sigma=np.zeros(len(values)), half_a=None, half_b=None)
     return with_column(data, column)
 
 

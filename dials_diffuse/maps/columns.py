@@ -100,7 +100,7 @@ def cropped(data: DiffuseMap, d_max: float | None = None, d_min: float | None = 
 def with_column(data: DiffuseMap, name: str) -> DiffuseMap:
     """The map with another column in the place of the intensity.
 
-    Sigma stays that of the intensity; half sets stay where the column has them.
+    Half sets and sigma, which is that of the intensity, stay for the columns that have halves; else sigma is 0: none.
 
     Raises
     ------
@@ -115,4 +115,5 @@ def with_column(data: DiffuseMap, name: str) -> DiffuseMap:
     if column.halves and data.half_a is not None:
         halves = {half: anisotropic(data, getattr(data, half)) for half in halves}
     units = {0: "", 1: data.units, -2: f"1/({data.units})^2"}[column.power]
-    return replace(data, intensity=column.values(data), **halves, units=units)
+    sigma = data.sigma if column.halves else np.zeros(len(data.sigma))
+    return replace(data, intensity=column.values(data), sigma=sigma, **halves, units=units)

@@ -11,7 +11,6 @@ Source: Weber & Simonov 2012, Z. Kristallogr. 227, 238
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass, replace
 
@@ -22,10 +21,10 @@ from dials_diffuse.checks import choice, positive
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.counting import count_unique
 from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.maps.holes import at_lattice_points, fill_from_neighbours, friedel_merged, with_lattice_points
 from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.maps.shells import BIN_WIDTH, TOLERANCE, equal_count_residual, resolution_range
-from dials_diffuse.maps.symmetry import fill_volume, laue_operators, map_to_asu, possible_voxels, unique_voxels
-from dials_diffuse.maps.voxels import rows_of
+from dials_diffuse.maps.symmetry import fill_volume, laue_operators
 from dials_diffuse.memory import check_memory
 
 BRAGG = ("auto", "neighbours", "shell", "none")
@@ -36,8 +35,8 @@ _PER_SHELL = 400
 #: width of the shells of |r| in which sigma is found, in widths of a peak
 _SIGMA_SHELL = 2.0
 
-#: bytes for each point of the result: itself, its spectrum and what a transform needs beside
-_BYTES = 16
+#: bytes for each point of the result: itself, its noise, its spectrum, and what shells and peaks need beside
+_BYTES = 40
 
 
 @dataclass(frozen=True)
@@ -140,26 +139,57 @@ class DeltaPdf:
     def lengths(self) -> np.ndarray:
         """|r| in Å of all points, of the shape of the values, float32."""
         basis = np.linalg.inv(self.grid.reciprocal_matrix) * np.array(self.grid.subdivide)[:, None]
-        metric = basis @ basis.T
-        x = [(np.arange(n) - n // 2) / n for n in self.values.shape]
+        metric = (basis @ basis.T).astype(np.float32)
+        x = [((np.arange(n) - n // 2) / n).astype(np.float32) for n in self.values.shape]
         x = [x[0][:, None, None], x[1][None, :, None], x[2][None, None, :]]
         square = sum(metric[i, i] * x[i] ** 2 for i in range(3))
         square = square + 2 * sum(metric[i, j] * x[i] * x[j] for i, j in ((0, 1), (0, 2), (1, 2)))
-        return np.sqrt(np.maximum(square, 0)).astype(np.float32)
+        return np.sqrt(np.maximum(square, 0))
 
     def sigma_of_length(self) -> tuple:
-        """Upper limits of shells of |r| in Å and the standard error in each, the rms of the noise; empty without noise.
+        """Upper limits of shells of |r| in Å and the rms of the noise in each; empty without half sets.
 
-        On symmetry elements of the Laue group it is larger, by the root of the number of operators that leave the
-        vector where it is.
+        That is before voxels are undone: see :meth:`sigma`.
         """
         if self.noise is None:
             return np.zeros(0), np.zeros(0)
+        noise = np.square(self.noise)
+        for factor in self._factors():
+            noise /= np.square(factor)
         shell = (self.lengths() / (_SIGMA_SHELL * self.width)).astype(np.int32).ravel()
-        count = np.bincount(shell)
-        square = np.bincount(shell, np.square(self.noise, dtype=np.float32).ravel())
+        count, square = np.bincount(shell), np.bincount(shell, noise.ravel())
         limits = (np.arange(len(count)) + 1) * _SIGMA_SHELL * self.width
         return limits, np.sqrt(square / np.maximum(count, 1))
+
+    def sigma(self, index: np.ndarray) -> np.ndarray:
+        """(m,) standard error of values: the rms of the noise in the shell of |r|, with voxels undone as the values.
+
+        On symmetry elements of the Laue group it is larger, by the root of the number of operators that leave the
+        vector where it is. NaN without half sets.
+
+        index : (m, 3) integers, from 0
+        """
+        limits, errors = self.sigma_of_length()
+        if not len(errors):
+            return np.full(len(index), np.nan)
+        length = np.linalg.norm(self.vectors(index), axis=1)
+        found = errors[np.minimum(np.searchsorted(limits, length, side="right"), len(errors) - 1)]
+        for axis, factor in enumerate(self._factors()):
+            found = found * factor.ravel()[index[:, axis]]
+        return found
+
+    def _factors(self) -> list:
+        """What undoes means over voxels, three arrays to multiply values with; ones where that is not wanted."""
+        return undoing(self.values.shape, self.parameters.undo_voxels)
+
+
+def undoing(shape: tuple, wanted: bool) -> list:
+    """1/sinc along each axis of an array of this shape, the transform of a voxel; ones if not wanted."""
+    factors = []
+    for axis, n in enumerate(shape):
+        factor = 1 / np.sinc((np.arange(n) - n // 2) / n) if wanted else np.ones(n)
+        factors.append(factor.astype(np.float32).reshape([-1 if i == axis else 1 for i in range(3)]))
+    return factors
 
 
 def delta_pdf(data: DiffuseMap, parameters: DeltaPdfParameters | None = None) -> DeltaPdf:
@@ -186,7 +216,7 @@ def delta_pdf(data: DiffuseMap, parameters: DeltaPdfParameters | None = None) ->
     parameters = parameters or DeltaPdfParameters()
     high, low = resolution_range(data.grid, parameters.d_max, parameters.d_min, "delta_pdf.")
     grid = replace(data.grid, d_max=high, d_min=low)
-    data = _friedel_merged(replace(data, grid=grid))
+    data = friedel_merged(replace(data, grid=grid))
     parameters = replace(
         parameters,
         d_max=high,
@@ -199,8 +229,8 @@ def delta_pdf(data: DiffuseMap, parameters: DeltaPdfParameters | None = None) ->
     _check_size(shape)
     punched = np.zeros(len(data.index), dtype=bool)
     if parameters.bragg != "none":
-        data = _with_lattice_points(data)
-        punched = _at_lattice_points(data)
+        data = with_lattice_points(data)
+        punched = at_lattice_points(data)
     if np.all(punched | ~np.isfinite(data.intensity)):
         raise DiffuseError(
             "delta_pdf: no voxel is left but those at lattice points; integrate with grid.subdivide of 2 or more, or "
@@ -209,7 +239,7 @@ def delta_pdf(data: DiffuseMap, parameters: DeltaPdfParameters | None = None) ->
     values = _anisotropic(data, data.intensity, punched)
     from_neighbours = np.zeros(len(punched), dtype=bool)
     if parameters.bragg == "neighbours":
-        from_neighbours = _fill_from_neighbours(data, values, punched)
+        from_neighbours = fill_from_neighbours(data, values, punched)
     noise = _noise(data, punched)
     weights = parameters.weight_at_d_min ** (data.grid.s_magnitude(data.index) * low) ** 2
     return DeltaPdf(
@@ -223,60 +253,10 @@ def delta_pdf(data: DiffuseMap, parameters: DeltaPdfParameters | None = None) ->
     )
 
 
-def _friedel_merged(data: DiffuseMap) -> DiffuseMap:
-    """The map within the limits of its grid, with means of Friedel mates where it has them apart."""
-    inside = data.grid.inside(data.index)
-    names = [name for name in ("intensity", "sigma", "half_a", "half_b") if getattr(data, name) is not None]
-    if data.friedel:
-        chosen = {name: getattr(data, name)[inside] for name in names}
-        return replace(data, index=data.index[inside], multiplicity=data.multiplicity[inside], **chosen)
-    orbits = unique_voxels(data.index[inside], data.grid.space_group, True)
-    n = len(orbits.index)
-    merged = {}
-    for name in names:
-        values = getattr(data, name)[inside]
-        finite = np.isfinite(values)
-        count = np.bincount(orbits.inverse[finite], minlength=n)
-        power = 2 if name == "sigma" else 1  # errors of a mean
-        total = np.bincount(orbits.inverse[finite], values[finite] ** power, minlength=n) ** (1 / power)
-        merged[name] = np.divide(total, count, out=np.full(n, np.nan), where=count > 0)
-    multiplicity = np.bincount(orbits.inverse, data.multiplicity[inside], minlength=n).astype(np.int32)
-    return replace(data, friedel=True, index=orbits.index, multiplicity=multiplicity, **merged)
-
-
 def _bragg_of(data: DiffuseMap, bragg: str) -> str:
     if bragg != "auto":
         return bragg
     return "neighbours" if np.any(data.multiplicity > 0) else "none"
-
-
-def _at_lattice_points(data: DiffuseMap) -> np.ndarray:
-    """(n,) bool, voxels in which Bragg reflections lie; a centring leaves some whole indices without."""
-    subdivide = np.array(data.grid.subdivide)
-    whole = np.all(data.index % subdivide == 0, axis=1)
-    hkl = data.index // subdivide
-    for operator in data.grid.space_group:
-        if not operator.r().is_unit_mx():
-            continue
-        phase = hkl @ np.array(operator.t().as_double())
-        whole &= np.abs(phase - np.rint(phase)) < 1e-6
-    return whole
-
-
-def _with_lattice_points(data: DiffuseMap) -> DiffuseMap:
-    """The map with those voxels at lattice points that it lacks, without values."""
-    whole = replace(data.grid, subdivide=(1, 1, 1))
-    index = np.concatenate(list(possible_voxels(whole))) * np.array(data.grid.subdivide)
-    index = map_to_asu(index, data.grid.space_group, True)[0]
-    index = index[rows_of(index, data.index) < 0]
-    unknown, none = np.full(len(index), np.nan), np.zeros(len(index), dtype=np.int32)
-
-    def longer(values, more):
-        return None if values is None else np.concatenate([values, more])
-
-    columns = {name: longer(getattr(data, name), unknown) for name in ("intensity", "sigma", "half_a", "half_b")}
-    multiplicity = longer(data.multiplicity, none)
-    return replace(data, index=np.concatenate([data.index, index]), multiplicity=multiplicity, **columns)
 
 
 def _anisotropic(data: DiffuseMap, values: np.ndarray, punched: np.ndarray) -> np.ndarray:
@@ -287,24 +267,6 @@ def _anisotropic(data: DiffuseMap, values: np.ndarray, punched: np.ndarray) -> n
     n_shells = min(round(float(np.ptp(s)) / BIN_WIDTH), len(s) // _PER_SHELL) if len(s) else 0
     result[use] = equal_count_residual(values[use], s, max(n_shells, 1))
     return result
-
-
-def _fill_from_neighbours(data: DiffuseMap, values: np.ndarray, punched: np.ndarray) -> np.ndarray:
-    """Fill punched voxels of ``values`` in place; (n,) bool, those that had a neighbour that was measured."""
-    grid = data.grid
-    known = np.isfinite(data.intensity) & ~punched
-    offsets = np.array([o for o in itertools.product((-1, 0, 1), repeat=3) if any(o)])
-    distance = grid.s_magnitude(offsets)
-    total, norm = np.zeros((2, np.count_nonzero(punched)))
-    for offset, weight in zip(offsets, np.exp(-0.5 * (distance / distance.min()) ** 2)):
-        rows = rows_of(map_to_asu(data.index[punched] + offset, grid.space_group, True)[0], data.index)
-        weights = weight * ((rows >= 0) & known[rows])
-        norm += weights
-        total += weights * values[rows]
-    filled = np.zeros(len(punched), dtype=bool)
-    filled[punched] = norm > 0
-    values[punched] = np.divide(total, norm, out=np.zeros(len(norm)), where=norm > 0)
-    return filled
 
 
 def _noise(data: DiffuseMap, punched: np.ndarray) -> np.ndarray | None:
@@ -343,10 +305,8 @@ def _transform(data: DiffuseMap, values: np.ndarray, shape: tuple, undo_voxels: 
     result = scipy.fft.irfftn(spectrum, s=shape, norm="forward", overwrite_x=True)
     result *= abs(np.linalg.det(grid.reciprocal_matrix)) / math.prod(grid.subdivide)
     result = np.fft.fftshift(result)
-    if undo_voxels:
-        for axis, n in enumerate(shape):
-            factor = 1 / np.sinc((np.arange(n) - n // 2) / n)
-            result *= factor.astype(np.float32).reshape([-1 if i == axis else 1 for i in range(3)])
+    for factor in undoing(shape, undo_voxels):
+        result *= factor
     return result
 
 

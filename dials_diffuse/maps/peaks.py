@@ -83,11 +83,7 @@ def find_peaks(found: DeltaPdf, parameters: PeakParameters | None = None) -> lis
     keep = (lengths >= r_min) & (lengths <= (np.inf if parameters.r_max is None else parameters.r_max))
     index, sign = index[keep], sign[keep]
     height = found.values[tuple(index.T)]
-    limits, errors = found.sigma_of_length()
-    sigma = np.full(len(index), np.nan)
-    if len(errors):
-        shell = np.searchsorted(limits, lengths[keep], side="right")
-        sigma = errors[np.minimum(shell, len(errors) - 1)]
+    sigma = found.sigma(index)
     rank = np.abs(height) / np.where(sigma > 0, sigma, 1.0)
     order = np.argsort(-rank, kind="stable")[: _MORE * parameters.n]
     operators = _operators(found)

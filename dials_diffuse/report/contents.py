@@ -161,7 +161,7 @@ def _record_contents(path: Path) -> dict:
         "outputs": record.get("outputs", []),
         "warnings": record.get("warnings", []),
         "content": {name: value for name, value in record.items() if name not in _HEAD},
-        "next": [f"dials.diffuse_show {output['path']}" for output in record.get("outputs", [])[:1]],
+        "next": [f"dials.diffuse_show {out['path']}" for out in record.get("outputs", []) if out.get("kind") in _KINDS],
     }
 
 
