@@ -14,13 +14,17 @@ from dials_diffuse.cli import simulate
 OPTIONS = ("integrate.d_min=4", "grid.subdivide=1,1,1", "scale.model=b", "scale.bragg_scales=False", "nproc=1")
 
 
-def small_run(folder: Path) -> Path:
-    """Ten images with what dials.integrate leaves beside them; the folder."""
+def small_run(folder: Path, *options) -> Path:
+    """Ten images with what dials.integrate leaves beside them; the folder.
+
+    options : further parameters of dials.diffuse_simulate
+    """
+    folder.mkdir(exist_ok=True)
     geometry = ["detector.size=150,150", "detector.pixel_size=0.6", "detector.distance=120", "scan.width=2"]
     names = ["output.experiments=integrated.expt", "output.reflections=integrated.refl", "output.truth=None"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        simulate.run(["structure=lysozyme", *geometry, *names, "scan.n_images=10", "d_min=4", "nproc=1"])
+        simulate.run(["structure=lysozyme", *geometry, *names, "scan.n_images=10", "d_min=4", "nproc=1", *options])
     return folder
 
 
