@@ -118,7 +118,11 @@ def test_every_column_has_its_values():
     [
         (["map.nxs", "format=pdf"], 2, ["format=pdf", "delta_pdf", "mtz_grid"]),
         (["map.nxs", "format=None"], 2, ["format=None"]),
-        (["map.nxs", "map.nxs"], 2, ["2 files"]),
+        (["map.nxs", "map.nxs"], 2, ["2 maps"]),
+        (["model.pdb"], 2, ["0 maps"]),
+        (["map.nxs", "model.pdb"], 2, ["model.pdb: coordinates are for format=delta_pdf"]),
+        (["map.nxs", "model.pdb", "delta_pdf.pdb=text.nxs", "format=delta_pdf"], 2, ["2 coordinate files"]),
+        (["map.nxs", "model.pdb", "format=delta_pdf"], 1, ["model.pdb"]),
         (["map.nxs", "column=phase"], 1, ["column=phase", "anisotropic"]),
         (["map.nxs", "column=fit/model"], 1, ["no column fit/model", "none"]),
         (["map.nxs", "format=vti"], 1, [".vti is for right angles", "90, 90, 120"]),
@@ -134,6 +138,7 @@ def test_every_column_has_its_values():
 def test_what_is_refused(folder, capsys, args, code, words):
     write()
     Path("text.nxs").write_text("no map")
+    Path("model.pdb").write_text("REMARK no atoms\n")
     fails(run, args, capsys, code, words)
 
 

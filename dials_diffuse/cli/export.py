@@ -15,6 +15,7 @@ from dials_diffuse.files.atomic import check_writable
 from dials_diffuse.files.export.delta_pdf import write_delta_pdf
 from dials_diffuse.files.export.vtk import right_angled
 from dials_diffuse.files.formats import FORMATS
+from dials_diffuse.files.hdf5 import is_hdf5
 from dials_diffuse.files.nexus import read_column, read_map, read_provenance
 from dials_diffuse.files.record import Output, grid_record, write_record
 from dials_diffuse.maps.columns import COLUMNS, cropped, with_column
@@ -41,7 +42,7 @@ Examples:
 
   dials.diffuse_export diffuse_merged.nxs format=ccp4,vtk column=anisotropic d_max=20
 
-  dials.diffuse_export diffuse_merged.nxs format=delta_pdf delta_pdf.pdb=model.pdb
+  dials.diffuse_export diffuse_merged.nxs model.pdb format=delta_pdf
 
   dials.diffuse_export diffuse_fit.nxs format=ccp4 column=fit/model
 """
@@ -73,7 +74,8 @@ d_min = None
 delta_pdf {
   pdb = None
     .type = path
-    .help = "Coordinates: the vectors between atoms that are nearest to each peak are named."
+    .help = "Coordinates, if they are not among the files: the vectors between atoms that are nearest to each peak are"
+            "named."
   selection = None
     .type = str
     .help = "Atoms to use of them, in the syntax of cctbx, e.g. 'name CA'. Default: all but hydrogen."
@@ -122,25 +124,26 @@ output {
 
 def main(params, files, provenance, warnings) -> None:
     """Write the map in ``files`` as ``params.format`` asks for."""
-    if len(files) != 1:
-        raise CommandLineError(f"{len(files)} files given; give one map (.nxs)")
-    (path,) = files
+    path, coordinates = sort_files(files, params.delta_pdf.pdb)
     names = names_of(params.format)
+    if coordinates is not None and _DELTA_PDF not in names:
+        raise CommandLineError(f"{coordinates}: coordinates are for format={_DELTA_PDF}; leave them out")
     data = column_of(path, params.column)
     data = cropped(data, params.d_max, params.d_min)
     rows = [row for name in names for row in FORMATS if row.name == _choose(name, data)]
     targets = {row: f"{_stem(path, params)}{row.suffix}" for row in rows}
     pdf_targets = [f"{_stem(path, params)}_delta_pdf{end}.ccp4" for end in ("", "_noise")]
-    check_targets([*targets.values(), *(pdf_targets if _DELTA_PDF in names else [])], params, files)
+    check_targets([*targets.values(), *(pdf_targets if _DELTA_PDF in names else [])], params, [path, coordinates])
     made = read_provenance(path)
-    provenance = replace(provenance, identifiers=made.identifiers)
+    inputs = tuple(str(name) for name in (path, coordinates) if name is not None)
+    provenance = replace(provenance, identifiers=made.identifiers, inputs=inputs)
     outputs, content = [], {"column": params.column, **grid_record(data.grid), "units": data.units}
     for row, target in targets.items():
         logger.info("Saving %s to %s", params.column, target)
         row.write(target, data, provenance, True, None)
         outputs.append(Output(target, row.name))
     if _DELTA_PDF in names:
-        found, record = export_delta_pdf(data, params)
+        found, record = export_delta_pdf(data, params, coordinates)
         for target, noise in zip(pdf_targets, (False, True)):
             if noise and found.noise is None:
                 continue
@@ -152,6 +155,24 @@ def main(params, files, provenance, warnings) -> None:
         logger.info("Saving the summary to %s", params.output.json)
         outputs.append(Output(params.output.json, "statistics", "aid"))
         write_record(params.output.json, "dials.diffuse_export/1", provenance, outputs, warnings, **content)
+
+
+def sort_files(files, coordinates) -> tuple:
+    """Paths of the map and of the coordinates; the latter may be None. coordinates : given by name, or None
+
+    Raises
+    ------
+    CommandLineError
+        Unless there is one map, and at most one structure.
+    """
+    maps = [f for f in files if is_hdf5(f) or Path(f).suffix == ".nxs"]
+    structures = [f for f in files if f not in maps] + ([] if coordinates is None else [coordinates])
+    if len(maps) != 1 or len(structures) > 1:
+        raise CommandLineError(
+            f"{len(maps)} maps and {len(structures)} coordinate files given; give one map (.nxs) and at most one "
+            "file of coordinates (PDB or mmCIF)"
+        )
+    return maps[0], structures[0] if structures else None
 
 
 def names_of(text) -> list:
@@ -185,11 +206,14 @@ def column_of(path, column: str) -> DiffuseMap:
     return with_column(data, column)
 
 
-def export_delta_pdf(data: DiffuseMap, params) -> tuple:
-    """The ΔPDF of a map as the parameters of the program ask for, and its record; logs what is in it."""
+def export_delta_pdf(data: DiffuseMap, params, coordinates) -> tuple:
+    """The ΔPDF of a map as the parameters of the program ask for, and its record; logs what is in it.
+
+    coordinates : path, or None
+    """
     scope = params.delta_pdf
     peaks = PeakParameters(scope.peaks.n, scope.peaks.r_min, scope.peaks.r_max, scope.peaks.min_sigma)
-    structure = None if scope.pdb is None else load_structure(scope.pdb, scope.selection)
+    structure = None if coordinates is None else load_structure(coordinates, scope.selection)
     if structure is not None:
         check_cells(structure, data.grid)
         structure = structure.in_cell(data.grid.unit_cell)
@@ -220,9 +244,7 @@ def check_targets(targets, params, inputs) -> None:
     DiffuseError
         If not.
     """
-    taken = {Path(path).resolve(): f"the input {path}" for path in inputs}
-    if params.delta_pdf.pdb is not None:
-        taken[Path(params.delta_pdf.pdb).resolve()] = f"the input {params.delta_pdf.pdb}"
+    taken = {Path(path).resolve(): f"the input {path}" for path in inputs if path is not None}
     for name in ("json", "log"):
         if getattr(params.output, name):
             taken.setdefault(Path(getattr(params.output, name)).resolve(), f"output.{name}")

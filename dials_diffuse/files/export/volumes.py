@@ -9,7 +9,7 @@ from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.memory import check_memory
 
 #: an array, and the copies that are made of it on the way to the file
-_COPIES = 4
+_COPIES = 6
 
 #: three-dimensional arrays of a map: name of the column, value of voxels not measured, type
 VOLUMES = {

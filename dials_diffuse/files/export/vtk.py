@@ -19,6 +19,9 @@ from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.map import DiffuseMap
 
+#: bytes of the length before an array
+_LENGTH = 8
+
 _TYPES = {"float32": "Float32", "int32": "Int32"}
 
 
@@ -41,7 +44,7 @@ def write_vti(path, data: DiffuseMap, provenance: Provenance, volume=True, colle
     spacing = np.diag(data.grid.reciprocal_matrix) / data.grid.subdivide
     origin = -spacing * data.grid.extent
     words = f'Origin="{_numbers(origin)}" Spacing="{_numbers(spacing)}"'
-    _write(path, data, provenance, "ImageData", words, [])
+    _write(path, data, provenance, "ImageData", words)
 
 
 def write_vts(path, data: DiffuseMap, provenance: Provenance, volume=True, collections=None) -> None:
@@ -52,37 +55,57 @@ def write_vts(path, data: DiffuseMap, provenance: Provenance, volume=True, colle
     DiffuseError
         If the file cannot be written, or there is not enough memory.
     """
-    axes = np.meshgrid(*reversed(data.grid.axes()), indexing="ij")
-    points = np.stack(axes[::-1], axis=-1) @ data.grid.reciprocal_matrix.T
-    _write(path, data, provenance, "StructuredGrid", "", [("Points", points.astype("<f4"), 3)])
+    _write(path, data, provenance, "StructuredGrid", "")
 
 
-def _write(path, data: DiffuseMap, provenance: Provenance, kind: str, words: str, points: list) -> None:
-    arrays = [(n, volume_of(data, n, *how).transpose(2, 1, 0), 1) for n, how in VOLUMES.items()]
-    offset, lines = 0, {}
-    for name, values, components in [*points, *arrays]:
-        size = f' NumberOfComponents="{components}"' if components > 1 else ""
-        kept = f'type="{_TYPES[values.dtype.name]}" Name="{name}"{size} format="appended" offset="{offset}"'
-        lines[name] = f"<DataArray {kept}/>"
-        offset += 8 + values.nbytes
-    extent = " ".join(f"0 {n - 1}" for n in data.grid.shape)
+def _write(path, data: DiffuseMap, provenance: Provenance, kind: str, words: str) -> None:
+    grid, place, lines, offset = data.grid, "", [], 0
+    if kind == "StructuredGrid":
+        place = f"<Points>{_array('Points', np.float32, 0, 3)}</Points>"
+        offset = _LENGTH + 3 * 4 * grid.n_voxels
+    for name, (_, dtype) in VOLUMES.items():
+        lines.append(_array(name, dtype, offset))
+        offset += _LENGTH + np.dtype(dtype).itemsize * grid.n_voxels
+    extent = " ".join(f"0 {n - 1}" for n in grid.shape)
     about = "".join(f" {key}={quoteattr(value)}" for key, value in summary(data, provenance).items())
-    place = f"<Points>{lines.pop('Points')}</Points>" if points else ""
     head = (
         '<?xml version="1.0"?>\n'
         f'<VTKFile type="{kind}" version="1.0" byte_order="LittleEndian" header_type="UInt64">\n'
         f"<!-- dials_diffuse{about.replace('--', '- -')} -->\n"
         f'<{kind} WholeExtent="{extent}" {words}>\n<Piece Extent="{extent}">\n{place}\n'
-        f'<PointData Scalars="intensity">{"".join(lines.values())}</PointData>\n</Piece>\n</{kind}>\n'
+        f'<PointData Scalars="intensity">{"".join(lines)}</PointData>\n</Piece>\n</{kind}>\n'
         '<AppendedData encoding="raw">\n_'
     )
     with atomic_path(path) as temporary, open(temporary, "wb") as handle:
         handle.write(head.encode("utf-8"))
-        for _, values, _ in [*points, *arrays]:
-            handle.write(np.uint64(values.nbytes).astype("<u8").tobytes())
-            for section in values:
-                handle.write(np.ascontiguousarray(section, dtype=values.dtype.newbyteorder("<")).tobytes())
+        if place:
+            _append(handle, 3 * 4 * grid.n_voxels, _points(grid))
+        for name, how in VOLUMES.items():
+            values = volume_of(data, name, *how)
+            _append(handle, values.nbytes, (section.T for section in np.moveaxis(values, 2, 0)))
         handle.write(b"\n</AppendedData>\n</VTKFile>\n")
+
+
+def _array(name: str, dtype, offset: int, components: int = 1) -> str:
+    what = f'type="{_TYPES[np.dtype(dtype).name]}" Name="{name}" NumberOfComponents="{components}"'
+    return f'<DataArray {what} format="appended" offset="{offset}"/>'
+
+
+def _append(handle, length: int, sections) -> None:
+    """Write an array with its length in bytes before it; sections : arrays of constant l, k before h."""
+    handle.write(np.uint64(length).astype("<u8").tobytes())
+    for section in sections:
+        handle.write(np.ascontiguousarray(section, dtype=section.dtype.newbyteorder("<")).tobytes())
+
+
+def _points(grid: MapGrid):
+    """Positions of the voxels of each layer of constant l, (n_k, n_h, 3) float32, 1/Å."""
+    h, k, l = grid.axes()
+    layer = np.zeros((len(k), len(h), 3))
+    layer[..., 0], layer[..., 1] = h[None, :], k[:, None]
+    for value in l:
+        layer[..., 2] = value
+        yield (layer @ grid.reciprocal_matrix.T).astype(np.float32)
 
 
 def _numbers(values) -> str:
