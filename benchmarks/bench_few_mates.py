@@ -6,8 +6,8 @@ the anisotropic part with the truth, and in brackets by how much its slope varie
 column "before" is of scaling whose priors had no size. "known to" and "is off by" are what the program says of the
 error of a row's scale, and its rms difference from the truth, means in rings of |s| taken off.
 
-``python benchmarks/bench_few_mates.py [seed=N] [SET...]``, for example ``P1_1_a_high``, or ``C2_1_a_high``, which is not
-one of the twelve. Another seed is another orientation, absorption and noise.
+``python benchmarks/bench_few_mates.py [seed=N] [SET...]``, for example ``P1_1_a_high``, or ``C2_1_a_high``, which is
+not one of the twelve. Another seed is another orientation, absorption and noise.
 """
 
 from __future__ import annotations
