@@ -19,9 +19,9 @@ from dials_diffuse.maps.fourier import DeltaPdfParameters, delta_pdf
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.models.compute import compute_model
 from dials_diffuse.models.llm.llm import LiquidLikeMotions
-from dials_diffuse.simulation import __file__ as simulation
 from dials_diffuse.structure.atoms import load_structure
 
+LYSOZYME = Path(__file__).parents[1] / "dials_diffuse" / "simulation" / "data" / "193l.pdb"
 RANGES = ((4.0, 12.0), (12.0, 30.0))
 CASES = (
     # share measured, noise, Bragg positions
@@ -49,7 +49,7 @@ def measured(truth, share: float, noise: float, bragg: bool, rng):
 
 
 def main() -> None:
-    structure = load_structure(Path(simulation).parent / "data" / "193l.pdb")
+    structure = load_structure(LYSOZYME)
     grid = MapGrid(structure.unit_cell, structure.hall_symbol, (3, 3, 3), 2.5)
     truth = compute_model(structure, grid, LiquidLikeMotions(sigma=0.3, gamma=10.0)).map
     expected = delta_pdf(truth, DeltaPdfParameters(bragg="none"))
