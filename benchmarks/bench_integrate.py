@@ -38,10 +38,11 @@ from dials_diffuse.reduction.reduction_parameters import ReductionParameters
 from dials_diffuse.reduction.voxel_sums import Tables, add_frame, reduce_block
 
 SIZE = (2463, 2527)
-N_IMAGES = 8
+N_FILES = 8
+N_IMAGES = 20  # what the program reduces at a time: 10 degrees
 
 
-def make_sweep(folder: Path, n_images: int, n_files: int = N_IMAGES) -> Path:
+def make_sweep(folder: Path, n_images: int, n_files: int = N_FILES) -> Path:
     """Poisson noise on a Pilatus-6M-like detector, with an orientation, as mini-CBF files; returns the .expt.
 
     Of a long sweep only ``n_files`` frames are different, the others are links to them.
