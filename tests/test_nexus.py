@@ -11,7 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from helpers.builders import PROVENANCE, all_voxels, small_grid, true_intensity
+from helpers.builders import PROVENANCE, all_voxels, edited, small_grid, true_intensity
 from helpers.checkout import environment
 
 from dials_diffuse.errors import DiffuseError
@@ -74,7 +74,7 @@ def test_command_line_is_kept(tmp_path):
     typed = replace(PROVENANCE, command_line="dials.test 'a b.h5' n=1")
     write_map(tmp_path / "map.nxs", example(), typed)
     assert read_provenance(tmp_path / "map.nxs") == typed
-    with h5py.File(tmp_path / "map.nxs", "r+") as handle:  # as the first versions wrote it
+    with edited(tmp_path / "map.nxs") as handle:  # as the first versions wrote it
         del handle["entry/process/command_line"]
     assert read_provenance(tmp_path / "map.nxs") == PROVENANCE
 

@@ -14,6 +14,7 @@ import h5py
 from dials_diffuse import __version__
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.files.atomic import atomic_path
+from dials_diffuse.files.checksum import CHECKSUM, header_checksum
 
 
 class _Sink(io.FileIO):
@@ -117,6 +118,7 @@ def create_hdf5(path, schema: str) -> Iterator[NewFile]:
             with handle:
                 write_root(handle, schema)
                 yield handle
+                handle.attrs[CHECKSUM] = header_checksum(handle)
         finally:  # a failed write explains whatever else went wrong
             handle.check()
 
@@ -143,7 +145,11 @@ def open_schema(path, schema: str) -> h5py.File:
         handle = h5py.File(path, "r")
     except OSError as error:
         raise DiffuseError(f"{path}: {_reason(path, error)}") from None
-    found = handle.attrs.get("schema", "none")
+    try:
+        found = str(handle.attrs.get("schema", "none"))
+    except Exception as error:  # h5py has no common class for what it raises on damaged files
+        handle.close()
+        raise DiffuseError(f"{path}: damaged ({' '.join(str(error).split())}); write it again") from None
     if found != schema:
         handle.close()
         raise DiffuseError(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import h5py
 import numpy as np
 
 from dials_diffuse import __version__
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.files.hdf5 import NewFile, create_hdf5, open_schema
+from dials_diffuse.files.checked import CheckedFile
+from dials_diffuse.files.checksum import protected
+from dials_diffuse.files.columns import Column
+from dials_diffuse.files.hdf5 import NewFile, create_hdf5
 from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.map import DiffuseMap
@@ -18,6 +22,41 @@ from dials_diffuse.memory import total_memory
 logger = logging.getLogger("dials.diffuse.files")
 
 SCHEMA = "dials_diffuse.map/1"
+_REMEDY = "write it again"
+_UNIQUE, _STATISTICS, _PROCESS = "entry/unique", "entry/statistics", "entry/process"
+
+#: indices up to this can be turned by symmetry operators in int32
+MAX_INDEX = 1 << 28
+
+#: /entry/unique, one row per symmetry-unique voxel
+UNIQUE_COLUMNS = (
+    Column("index", "i4", "voxel on the subdivided lattice", (3,), -MAX_INDEX, MAX_INDEX),
+    Column("intensity", "f8", "mean over the voxel's observations", missing=True),
+    Column("sigma", "f8", "its standard deviation; 0 in maps of models", low=0, missing=True),
+    Column("multiplicity", "i4", "observations that were averaged; 0 in maps of models", low=0),
+    Column("half_a", "f8", "intensity of one half of the data", missing=True, optional=True),
+    Column("half_b", "f8", "and of the other", missing=True, optional=True),
+)
+_HALF_SETS = Column("half_sets", "U")
+
+#: /entry/unique/sums, the same rows
+SUM_COLUMN = Column("*", "f8", "sums that the averages come from, of both halves", (2,), missing=True)
+
+#: /entry/sample
+SAMPLE_ITEMS = (
+    Column("unit_cell", "f8", "a, b, c, α, β, γ", (6,), unit="angstrom, degree"),
+    Column("hall_symbol", "U", "space group in its setting"),
+)
+
+#: /entry/grid
+GRID_ITEMS = (
+    Column("subdivide", "i4", "voxels per reciprocal-lattice step", (3,), 1, MAX_INDEX),
+    Column("d_min", "f8", "resolution limit", low=0, unit="angstrom"),
+    Column("d_max", "f8", "the other limit", low=0, infinite=True, unit="angstrom"),
+    Column("friedel", "?", "were (h, k, l) and (−h, −k, −l) merged?"),
+    Column("at_centres", "?", "intensity of a model at the voxels' centres, not the mean over them", optional=True),
+)
+
 _EDGE = 32  # voxels along the edge of a compressed block: planes in all three directions read equally fast
 _SLAB = 1 << 27  # voxels of a three-dimensional array that are in memory together
 _PACKED = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
@@ -61,7 +100,7 @@ def read_map(path) -> DiffuseMap:
     Raises
     ------
     DiffuseError
-        If the file is missing, is no map of this schema, or lacks a part.
+        If the file is missing, is no map of this schema, lacks a part, or is damaged.
 
     Examples
     --------
@@ -69,28 +108,27 @@ def read_map(path) -> DiffuseMap:
     >>> data.grid.space_group_symbol, data.grid.subdivide, len(data.intensity)
     ('P 41', (2, 2, 2), 432)
     """
-    with open_schema(path, SCHEMA) as handle:
-        try:
-            entry = handle["entry"]
-            unique = entry["unique"]
-            halves = {name: _floats(unique[name]) if name in unique else None for name in ("half_a", "half_b")}
-            return DiffuseMap(
-                grid=_read_grid(entry),
-                friedel=bool(entry["grid/friedel"][()]),
-                index=unique["index"][()],
-                intensity=_floats(unique["intensity"]),
-                sigma=_floats(unique["sigma"]),
-                multiplicity=unique["multiplicity"][()],
-                **halves,
-                half_sets=_text(unique.attrs.get("half_sets", "")),
-                sums={name: item[()] for name, item in unique["sums"].items()} if "sums" in unique else {},
-                statistics={name: item[()] for name, item in entry["statistics"].items() if name != "overall"},
-                overall={name: item[()].item() for name, item in entry["statistics/overall"].items()},
-                units=_text(unique["intensity"].attrs["units"]),
-                at_centres=bool(entry["grid"]["at_centres"][()]) if "at_centres" in entry["grid"] else False,
-            )
-        except KeyError as error:
-            raise DiffuseError(f"{path}: incomplete map file, {error.args[0]}; write it again") from None
+    with CheckedFile(path, SCHEMA, _REMEDY) as file:
+        n = file.n_rows(f"{_UNIQUE}/index")
+        columns = {c.name: file.column(_UNIQUE, c, n) for c in UNIQUE_COLUMNS if file.has(f"{_UNIQUE}/{c.name}")}
+        grid = {c.name: file.value(group, c) for group, c in _grid_items() if file.has(f"{group}/{c.name}")}
+        half_sets = file.attribute(_UNIQUE, _HALF_SETS) if file.has_attribute(_UNIQUE, _HALF_SETS.name) else ""
+        friedel, at_centres = grid.pop("friedel"), grid.pop("at_centres", False)
+        return DiffuseMap(
+            grid=_grid(path, grid),
+            friedel=friedel,
+            half_a=columns.pop("half_a", None),
+            half_b=columns.pop("half_b", None),
+            half_sets=half_sets,
+            sums=_sums(file, n),
+            statistics={name: _shells(file, name) for name in file.names(_STATISTICS) if name != "overall"},
+            overall={
+                name: _number(file, f"{_STATISTICS}/overall/{name}") for name in file.names(f"{_STATISTICS}/overall")
+            },
+            units=file.attribute(f"{_UNIQUE}/intensity", Column("units", "U")),
+            at_centres=at_centres,
+            **columns,
+        )
 
 
 def read_volume(path, name: str = "intensity") -> np.ndarray:
@@ -107,9 +145,9 @@ def read_volume(path, name: str = "intensity") -> np.ndarray:
     """
     if name not in _VOLUMES:
         raise DiffuseError(f"{path}: no volume named {name}; choose from {', '.join(_VOLUMES)}")
-    with open_schema(path, SCHEMA) as handle:
-        if f"entry/map/{name}" in handle:
-            return handle[f"entry/map/{name}"][()]
+    with CheckedFile(path, SCHEMA, _REMEDY) as file:
+        if file.has(f"entry/map/{name}"):
+            return file.array(f"entry/map/{name}")
     column, fill, dtype = _VOLUMES[name]
     data = read_map(path)
     return data.volume(getattr(data, column), fill, dtype)
@@ -123,15 +161,15 @@ def read_provenance(path) -> Provenance:
     DiffuseError
         If the file is no map.
     """
-    with open_schema(path, SCHEMA) as handle:
-        process = handle["entry/process"]
+    with CheckedFile(path, SCHEMA, _REMEDY) as file:
+        texts = {name: file.value(_PROCESS, Column(name, "U")) for name in ("program", "dials_version", "phil")}
+        lists = {name: file.column(_PROCESS, Column(name, "U")) for name in ("inputs", "experiment_identifiers")}
+        typed = Column("command_line", "U")  # the first versions did not write it
         return Provenance(
-            program=_text(process["program"][()]),
-            dials_version=_text(process["dials_version"][()]),
-            phil=_text(process["phil"][()]),
-            inputs=tuple(_text(item) for item in process["inputs"][()]),
-            identifiers=tuple(_text(item) for item in process["experiment_identifiers"][()]),
-            command_line=_text(process["command_line"][()]) if "command_line" in process else "",
+            **texts,
+            inputs=tuple(lists["inputs"]),
+            identifiers=tuple(lists["experiment_identifiers"]),
+            command_line=file.value(_PROCESS, typed) if file.has(f"{_PROCESS}/{typed.name}") else "",
         )
 
 
@@ -154,7 +192,8 @@ def _new_group(parent, name: str, nexus_class: str):
 
 
 def _new_data(group, name: str, values, units: str = ""):
-    dataset = group.create_dataset(name, data=values, **(_PACKED if np.size(values) > 1000 else {}))
+    packing = _PACKED if np.size(values) > 1000 else {}
+    dataset = group.create_dataset(name, data=values, **packing, **protected(values))
     if units:
         dataset.attrs["units"] = units
     return dataset
@@ -171,21 +210,45 @@ def _write_sample(entry, grid: MapGrid) -> None:
 
 def _write_grid(entry, data: DiffuseMap) -> None:
     group = _new_group(entry, "grid", "NXcollection")
-    group["subdivide"] = np.array(data.grid.subdivide, dtype=np.int32)
+    _new_data(group, "subdivide", np.array(data.grid.subdivide, dtype=np.int32))
     _new_data(group, "d_min", float(data.grid.d_min), "angstrom")
     _new_data(group, "d_max", float(data.grid.d_max), "angstrom")
     group["friedel"] = bool(data.friedel)
     group["at_centres"] = bool(data.at_centres)
 
 
-def _read_grid(entry) -> MapGrid:
-    return MapGrid(
-        unit_cell=tuple(float(x) for x in entry["sample/unit_cell"][()]),
-        hall_symbol=_text(entry["sample/hall_symbol"][()]),
-        subdivide=tuple(int(n) for n in entry["grid/subdivide"][()]),
-        d_min=float(entry["grid/d_min"][()]),
-        d_max=float(entry["grid/d_max"][()]),
-    )
+def _grid_items() -> list:
+    return [("entry/sample", c) for c in SAMPLE_ITEMS] + [("entry/grid", c) for c in GRID_ITEMS]
+
+
+def _grid(path, items: dict) -> MapGrid:
+    try:
+        return MapGrid(**items)
+    except DiffuseError as error:
+        raise DiffuseError(f"{path}: {error}; {_REMEDY}") from None
+
+
+def _sums(file: CheckedFile, n: int) -> dict:
+    place = f"{_UNIQUE}/sums"
+    if not file.has(place):
+        return {}
+    return {name: file.column(place, replace(SUM_COLUMN, name=name), n) for name in file.names(place)}
+
+
+def _number(file: CheckedFile, place: str):
+    """An integer or a float."""
+    value = file.array(place)
+    if value.ndim:
+        raise DiffuseError(f"{file.path}: damaged ({place} is no single number); {_REMEDY}")
+    return value.item()
+
+
+def _shells(file: CheckedFile, name: str) -> np.ndarray:
+    """A column of the shell table; counts stay integers."""
+    values = file.array(f"{_STATISTICS}/{name}")
+    if values.ndim != 1:
+        raise DiffuseError(f"{file.path}: damaged ({name} of the shells is no column); {_REMEDY}")
+    return values
 
 
 def _write_unique(entry, data: DiffuseMap) -> None:
@@ -245,7 +308,9 @@ def _write_volume(handle: NewFile, entry, data: DiffuseMap) -> None:
     layers = chunks[0] * max(1, _SLAB // (chunks[0] * data.grid.shape[1] * data.grid.shape[2]))
     for name, (column, fill, dtype) in _VOLUMES.items():
         handle.check()
-        dataset = group.create_dataset(name, data.grid.shape, dtype, chunks=chunks, fillvalue=fill, **_PACKED)
+        dataset = group.create_dataset(
+            name, data.grid.shape, dtype, chunks=chunks, fillvalue=fill, fletcher32=True, **_PACKED
+        )
         if name != "multiplicity":
             dataset.attrs["units"] = data.units
         for first in range(0, data.grid.shape[0], layers):
@@ -270,11 +335,3 @@ def _fits(grid: MapGrid) -> bool:
         needed / 1e9,
     )
     return False
-
-
-def _floats(dataset) -> np.ndarray:
-    return dataset[()].astype(float, copy=False)
-
-
-def _text(value) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)

@@ -5,6 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from dials_diffuse.compat import dials_version
+from dials_diffuse.files.columns import Column
+
+#: what files say of it
+ITEMS = (
+    Column("program", "U", "its name"),
+    Column("dials_version", "U", "for example `DIALS 3.12`"),
+    Column("phil", "U", "all parameters"),
+    Column("inputs", "U", "files that were read", None),
+    Column("identifiers", "U", "of the experiments that went in", None),
+    Column("command_line", "U", "what was typed", optional=True),
+)
 
 
 @dataclass(frozen=True)

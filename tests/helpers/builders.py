@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import h5py
 import numpy as np
 
+from dials_diffuse.files.checksum import CHECKSUM
 from dials_diffuse.files.observations import OBSERVATION_DTYPE, ExperimentSummary, write_observations
 from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.maps.grid import MapGrid
@@ -79,6 +82,14 @@ def write_rows(path, grid: MapGrid, rows: np.ndarray, identifier="id-1"):
         for start in range(0, len(rows), 100_000):
             writer.append(rows[start : start + 100_000])
     return path
+
+
+@contextmanager
+def edited(path):
+    """A file of ours, open for changes; it has no checksum of its head afterwards, as those of older versions."""
+    with h5py.File(path, "r+") as handle:
+        handle.attrs.pop(CHECKSUM, None)
+        yield handle
 
 
 def damage_chunk(path, column: str) -> None:
