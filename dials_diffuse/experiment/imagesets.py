@@ -18,6 +18,7 @@ from dxtbx.model.experiment_list import ExperimentList, ExperimentListFactory
 from dxtbx.serialize.filename import resolve_path
 
 from dials_diffuse.errors import DiffuseError
+from dials_diffuse.experiment.image_md5 import open_image
 from dials_diffuse.experiment.moved_images import find_moved
 from dials_diffuse.files.hdf5 import is_hdf5, why_not_opened
 
@@ -190,6 +191,11 @@ def _check_present(owner: str, experiment, paths: list, positions, number: int |
 
 def _open(experiment, paths: list, sample: str):
     """A new imageset of an experiment's images, of the format that the image file ``sample`` has."""
+    if _is_pickle(sample):
+        raise DiffuseError(
+            f"{sample}: a pickle in place of an image, which could run anything when it is read; write the images in "
+            "another format, as CBF"
+        )
     try:
         format_class = get_format_class_for_file(sample)
         if format_class is not None:
@@ -202,6 +208,16 @@ def _open(experiment, paths: list, sample: str):
     raise DiffuseError(
         f"{sample}: image cannot be read ({reason}); is it truncated? restore it or leave it out with exclude_images"
     ) from None
+
+
+def _is_pickle(path: str) -> bool:
+    """Would dxtbx unpickle the file to see whether it is an image? It looks for a pickled dictionary."""
+    try:
+        with open_image(path) as handle:
+            begin = handle.read(2)
+    except (OSError, EOFError, ValueError):  # reading the image will say so
+        return False
+    return begin[:1] == b"\x80" or begin in (b"(d", b"}q")
 
 
 def _imageset(experiment, paths: list, sample: str, format_class):
