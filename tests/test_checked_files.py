@@ -11,9 +11,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from helpers.builders import PROVENANCE, all_voxels, edited, observation_rows, small_grid
+from helpers.builders import PROVENANCE, all_voxels, edited, example_map, observation_rows, small_grid
 from helpers.checkout import ROOT, environment
-from test_nexus import example
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.files.columns import Column, from_json
@@ -33,7 +32,7 @@ GRID = small_grid("P 1", (12, 12, 18, 90, 90, 90))
 def whole(tmp_path_factory):
     """A folder with a map and an observation file."""
     folder = tmp_path_factory.mktemp("whole")
-    write_map(folder / "map.nxs", example(), PROVENANCE)
+    write_map(folder / "map.nxs", example_map(), PROVENANCE)
     rows = observation_rows(GRID, all_voxels(GRID), np.ones(len(all_voxels(GRID))), np.random.default_rng(0))
     bragg = np.zeros(20, BRAGG_DTYPE)
     bragg["intensity"] = np.arange(20)
@@ -197,7 +196,7 @@ def test_experiments_of_other_shape(files):
 def test_nothing_is_read_from_other_files(files):
     shutil.copy(files / "map.nxs", files / "other.nxs")
     place = "entry/unique/intensity"
-    n = len(example().intensity)
+    n = len(example_map().intensity)
     layout = h5py.VirtualLayout((n,), "f8")
     layout[:] = h5py.VirtualSource(str(files / "other.nxs"), place, (n,))
     (files / "raw").write_bytes(np.ones(n).tobytes())

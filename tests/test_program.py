@@ -14,9 +14,11 @@ from helpers.checkout import environment
 from libtbx.phil import parse
 
 from dials_diffuse.cli import fit, integrate, merge, model, scale, simulate
-from dials_diffuse.cli.program import check_outputs, keep_words, run_program
+from dials_diffuse.cli.outputs import check_outputs
+from dials_diffuse.cli.program import keep_words, run_program
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.files import hdf5 as files
+from dials_diffuse.files.interrupts import interrupt
 
 PHIL = parse(
     """
@@ -138,7 +140,6 @@ def test_folder_as_input(capsys):
 SLEEPER = """
 import os, sys, time
 from libtbx.phil import parse
-from dials_diffuse.cli.program import check_outputs
 from dials_diffuse.cli.program import run_program
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.files.atomic import atomic_path
@@ -190,7 +191,7 @@ def terminate(*options) -> tuple:
 def test_sigterm_cleans_up():
     code, errors = terminate()
     assert code == 143, errors
-    assert errors.strip() == "dials.test: terminated, unfinished outputs are removed"
+    assert errors.strip() == "dials.test: terminated, unfinished outputs are removed; no output written"
     assert [p.name for p in Path().iterdir()] == ["input.txt"]
 
 
@@ -232,7 +233,7 @@ def test_signal_inside_a_write(capsys, monkeypatch, number, code):
 def test_signals_wait_only_for_what_hdf5_writes_in_this_thread():
     def nothing_waits():
         with pytest.raises(KeyboardInterrupt):
-            files.interrupt(KeyboardInterrupt())
+            interrupt(KeyboardInterrupt())
 
     def write():
         with files.create_hdf5("other.h5", "test"):
@@ -248,7 +249,7 @@ def test_signals_wait_only_for_what_hdf5_writes_in_this_thread():
         with pytest.raises(KeyboardInterrupt), files.create_hdf5("result.h5", "test") as handle, handle.computing():
             nothing_waits()
             with pytest.raises(KeyboardInterrupt), handle.writing():
-                files.interrupt(KeyboardInterrupt())
+                interrupt(KeyboardInterrupt())
             nothing_waits()
         nothing_waits()
     finally:

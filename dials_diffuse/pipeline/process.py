@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,6 +17,8 @@ from dials_diffuse.experiment.spot_check import check_spots
 from dials_diffuse.files.nexus import read_map
 from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.files.record import Output, finite, read_json
+from dials_diffuse.files.together import together
+from dials_diffuse.files.unfinished import remove_leftovers
 from dials_diffuse.fitting.fit_parameters import FitParameters
 from dials_diffuse.fitting.run import fit_map
 from dials_diffuse.maps.laue_check import ERROR, WARN
@@ -90,14 +91,6 @@ class ProcessFiles:
         """Path of a file with one of these names."""
         return str(Path(self.folder) / f"{self.prefix}{name}")
 
-    def remove_unfinished(self) -> None:
-        """Remove what a killed run had not finished writing: hidden files with the names of outputs and an addition."""
-        for pattern in (f".{self.prefix}diffuse_*", f".{self.prefix}dials.diffuse_process.*", "..diffuse_process.*"):
-            for path in Path(self.folder).glob(pattern):
-                if re.fullmatch(r"\..+\.(h5|nxs|json|png|html|npy)\.[a-z0-9_]{8}\.\w+", path.name):
-                    logger.info("Removing %s, which an earlier run left unfinished", path)
-                    path.unlink(missing_ok=True)
-
 
 @dataclass(frozen=True)
 class Step:
@@ -163,7 +156,7 @@ def process(
         On input that a step cannot use; or if another run is at work in the folder.
     """
     with locked_state(files.folder, files.prefix) as state:
-        files.remove_unfinished()
+        remove_leftovers(files.folder)
         run = _Run(state, parameters, files, provenance, warnings, executor, threads, progress)
         data = load_input(sources.files, parameters.excluded, parameters.images_root)
         steps = [run.choose(sources, data)]
@@ -238,7 +231,7 @@ class _Run:
             return Step(name, False, "nothing changed", done)
         logger.info("\n%s (%s)", name, why)
         before = len(self.warnings)
-        with measured() as resources:
+        with measured() as resources, together():
             outputs, result = work()
         listed = [{**asdict(output), "path": str(output.path)} for output in outputs]
         done = Done(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.files.record import write_json
+from dials_diffuse.files.together import together
 
 #: hidden names in the folder of the outputs, before the prefix
 _STATE, _LOCK = ".diffuse_process.state.json", ".diffuse_process.lock"
@@ -114,7 +115,8 @@ class State:
     def keep(self, name: str, done: Done) -> None:
         """Record that a step is finished."""
         self._done[name] = done
-        write_json(self._path, {"steps": {key: asdict(item) for key, item in self._done.items()}})
+        with together():  # at once: a later run goes on here
+            write_json(self._path, {"steps": {key: asdict(item) for key, item in self._done.items()}})
 
 
 @contextmanager

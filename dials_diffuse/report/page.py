@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 
 from dials_diffuse.files.atomic import atomic_path
+from dials_diffuse.files.together import where_is
 from dials_diffuse.report.figures import DPI
 
 
@@ -40,7 +41,7 @@ def write_page(path, template: str, **values) -> None:
 def embedded(picture) -> str:
     """A picture as the address that shows it: a path of a PNG file, or a matplotlib figure."""
     if isinstance(picture, (str, Path)):
-        data = Path(picture).read_bytes()
+        data = where_is(picture).read_bytes()
     else:
         buffer = io.BytesIO()
         picture.savefig(buffer, format="png", dpi=DPI)
