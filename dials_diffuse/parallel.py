@@ -125,6 +125,25 @@ def _call(item):
     return function(shared, item)
 
 
+def in_child(function: Callable, *arguments):
+    """``function(*arguments)`` computed in another process, so that a library that crashes does not end this one.
+
+    Where processes cannot be forked it is computed here.
+
+    Raises
+    ------
+    ChildProcessError
+        If the other process crashed. What the function raises is raised here.
+    """
+    if "fork" not in multiprocessing.get_all_start_methods():
+        return function(*arguments)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+        try:
+            return pool.submit(function, *arguments).result()
+        except BrokenProcessPool:
+            raise ChildProcessError("reading it crashes") from None
+
+
 def in_threads(function: Callable, items: Iterable, threads: int) -> Iterator:
     """Yield ``function(item)`` for each item, in order; threads compute while the next items are made.
 

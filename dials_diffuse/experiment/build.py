@@ -18,7 +18,7 @@ from dxtbx.model.scan import ScanFactory
 from scipy.spatial.transform import Rotation
 
 from dials_diffuse.compat import photon_counter_range
-from dials_diffuse.errors import DiffuseError
+from dials_diffuse.errors import DiffuseError, one_line
 from dials_diffuse.experiment.modules import PILATUS, PILATUS_SIZES
 
 _MATERIALS = ("Si", "CdTe")  # what a mini-CBF header can name
@@ -275,7 +275,9 @@ def experiments_from_file(path) -> ExperimentList:
     try:
         given = ExperimentList.from_file(str(path), check_format=False)
     except Exception as error:  # dxtbx raises many types for malformed files
-        raise DiffuseError(f"{path}: not a readable experiment file ({error}); write it again with DIALS") from None
+        raise DiffuseError(
+            f"{path}: not a readable experiment file ({one_line(error)}); write it again with DIALS"
+        ) from None
     if len(given) == 0:
         raise DiffuseError(f"{path}: contains no experiments; give an .expt file of DIALS")
     experiments = ExperimentList()

@@ -72,6 +72,10 @@ class CheckedFile:
         with self.reading(place):
             return self._get(place) is not None
 
+    def expects(self, place: str, column: Column) -> bool:
+        """Is a column to be read? An optional one only where the file has it."""
+        return not column.optional or self.has(f"{place}/{column.name}")
+
     def names(self, place: str) -> list:
         """Names in a group, sorted."""
         with self.reading(place):

@@ -110,8 +110,8 @@ def read_map(path) -> DiffuseMap:
     """
     with CheckedFile(path, SCHEMA, _REMEDY) as file:
         n = file.n_rows(f"{_UNIQUE}/index")
-        columns = {c.name: file.column(_UNIQUE, c, n) for c in UNIQUE_COLUMNS if file.has(f"{_UNIQUE}/{c.name}")}
-        grid = {c.name: file.value(group, c) for group, c in _grid_items() if file.has(f"{group}/{c.name}")}
+        columns = {c.name: file.column(_UNIQUE, c, n) for c in UNIQUE_COLUMNS if file.expects(_UNIQUE, c)}
+        grid = {c.name: file.value(group, c) for group, c in _grid_items() if file.expects(group, c)}
         half_sets = file.attribute(_UNIQUE, _HALF_SETS) if file.has_attribute(_UNIQUE, _HALF_SETS.name) else ""
         friedel, at_centres = grid.pop("friedel"), grid.pop("at_centres", False)
         return DiffuseMap(
