@@ -83,7 +83,7 @@ scale = *refine absolute
   .type = choice
   .help = "Refine the scale of the model against the map, or hold it at 1: for maps in electrons squared per unit cell."
 background.n_terms = Auto
-  .type = int(value_min=0)
+  .type = int(value_min=0, value_max=100)
   .help = "Cubic splines of the isotropic background; 0 for none. Auto: one for each 0.02 1/Angstrom."
 voxels = *auto mean centre
   .type = choice
@@ -98,7 +98,7 @@ loss = *squares huber soft_l1 cauchy
   .help = "What is summed over the voxels: squares of residuals, or a function of which outliers get less, as in"
           "scipy.optimize.least_squares. An outlier is far from the model whose loss is lowest."
 starts = 2
-  .type = int(value_min=1)
+  .type = int(value_min=1, value_max=10000)
   .help = "Starting points of each model; all but the first are random."
 pairs.strength = 1,0.1,0.01,0.001
   .type = floats(value_min=0)
@@ -110,7 +110,7 @@ pairs.minimiser = *auto newton lbfgs descent
           "root of V, plain descent along the gradient, which is slow; auto takes the first for up to 30 groups with"
           "isotropic displacements, else the second."
 pairs.starts = Auto
-  .type = int(value_min=1)
+  .type = int(value_min=1, value_max=10000)
   .help = "Starting points with the strength that is taken, all but the first random. Auto: starts= for up to 1000"
           "covariances, else one."
 pairs.max_iterations = 200
@@ -124,7 +124,7 @@ profile = True
     + FORM_FACTOR_PHIL
     + """
 statistics.n_shells = 10
-  .type = int(value_min=1)
+  .type = int(value_min=1, value_max=10000)
   .help = "Resolution shells, of equal volume."
 output {
   map = diffuse_fit.nxs

@@ -108,7 +108,7 @@ corrections {
 }
 sampling {
   oscillation = Auto
-    .type = int(value_min=1)
+    .type = int(value_min=1, value_max=1000)
     .help = "Rotation sub-steps of each image. Auto: as many as keep the arc of a sub-step at d_min within one voxel."
   pixel = 1
     .type = int(value_min=1, value_max=8)

@@ -53,7 +53,7 @@ reference = None
           "correlation and slope in resolution shells to log and output.json, and its planes to the pictures."
 statistics {
   n_shells = 20
-    .type = int(value_min=1)
+    .type = int(value_min=1, value_max=10000)
     .help = "Number of resolution shells of equal volume."
   d_max = None
     .type = float(value_min=0)

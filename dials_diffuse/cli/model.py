@@ -59,7 +59,7 @@ voxels = *auto mean centre
           "Means take longer (llm in a crystal: 2 to 3 times, other models: 8 times) and more memory. auto: what the"
           "map holds; the centre if there is none."
 statistics.n_shells = 10
-  .type = int(value_min=1)
+  .type = int(value_min=1, value_max=10000)
   .help = "Resolution shells of the comparison with the map."
 output {
   map = diffuse_model.nxs

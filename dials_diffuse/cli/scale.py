@@ -84,7 +84,7 @@ refinement {
     .type = int(value_min=3000)
     .help = "The model is refined against all observations of unique voxels that are chosen at random, about as many."
   n_folds = 6
-    .type = int(value_min=2)
+    .type = int(value_min=2, value_max=100)
     .help = "Parts of these voxels, whole blocks of reciprocal space, each kept out once to test the terms."
   n_cycles = 10
     .type = int(value_min=1)

@@ -57,7 +57,7 @@ anomalous = False
           "diffuse scattering. Friedel mates keep one intensity, their mean."
 crystal {
   number = None
-    .type = int(value_min=1)
+    .type = int(value_min=1, value_max=10000)
     .help = "Crystals, each with a sweep of its own. Default: 1. With an .expt file: those in it."
   orientation = None
     .type = floats(size=9)
@@ -120,7 +120,7 @@ scan {
     .type = float
     .help = "Degrees per image. Default: 0.5. Not with an .expt file."
   n_images = None
-    .type = int(value_min=1)
+    .type = int(value_min=1, value_max=99999)
     .help = "Images of a sweep. Default: 180. Not with an .expt file."
 }
 spots {
@@ -154,7 +154,7 @@ background {
     .type = bool
     .help = "Incoherent scattering of the model's atoms."
   images = 0
-    .type = int(value_min=0)
+    .type = int(value_min=0, value_max=99999)
     .help = "Images without crystal and liquid for each sweep, spread over its rotation."
 }
 scale {
@@ -179,7 +179,7 @@ sampling {
     .type = float(value_min=1e-4)
     .help = "Sampling error allowed in a pixel, in units of its Poisson noise; decides what follows where that is Auto."
   oscillation = Auto
-    .type = int(value_min=1)
+    .type = int(value_min=1, value_max=1000)
     .help = "Rotation sub-steps of each image."
   pixel = Auto
     .type = int(value_min=1, value_max=8)

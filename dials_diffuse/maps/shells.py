@@ -9,6 +9,9 @@ import numpy as np
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
 
+#: more shells than these tell nothing, and take memory and time
+MAX_SHELLS = 10_000
+
 #: width in |s| of the shells whose values are isotropic but for a line, 1/Å
 BIN_WIDTH = 0.004
 
@@ -84,8 +87,14 @@ def resolution_range(grid: MapGrid, d_max=None, d_min=None) -> tuple:
     return high, low
 
 
+def _check_number(n_shells: int) -> None:
+    if not 1 <= n_shells <= MAX_SHELLS:
+        raise DiffuseError(f"statistics.n_shells={n_shells}: a number from 1 to {MAX_SHELLS} is needed")
+
+
 def shell_limits(d_max: float, d_min: float, n_shells: int) -> np.ndarray:
     """(n_shells + 1,) resolution in Å, descending, that bounds shells of equal volume."""
+    _check_number(n_shells)
     with np.errstate(divide="ignore"):
         limits = np.linspace(d_max**-3, d_min**-3, n_shells + 1) ** (-1 / 3)
     limits[0], limits[-1] = d_max, d_min
