@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .readers import REFUSALS, Reader, make_readers
+from soak.readers import REFUSALS, Reader, make_readers
 
 BATCH = 200  # cases of one child process
 SECONDS = 30  # for one case

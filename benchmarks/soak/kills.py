@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from dials_diffuse.files.unfinished import PREFIX, remove_leftovers
-
-from .samples import PROGRAMS, in_folder, make_samples
+from soak.samples import PROGRAMS, in_folder, make_samples
 
 #: name, signal, to the whole group as a terminal does it
 SIGNALS = (
@@ -115,7 +114,7 @@ def one_case(name: str, nproc: int, kind: tuple, delay: float, work: Path) -> li
         faults.append("orphans")
         os.killpg(child, signal.SIGKILL)
     errors = (work.parent / "stderr").read_text(errors="replace").strip()
-    expected = {"KILL": (-9,), "INT": (1, 0)}.get(word, (128 + number, 0))
+    expected = {"KILL": (-9,), "INT": (1, 0, -number)}.get(word, (128 + number, 0, -number))  # -number: not begun
     if code not in expected:
         faults.append("crash" if code < 0 else "wrong code")
     if "Traceback" in errors:

@@ -12,7 +12,7 @@ import time
 import traceback
 from pathlib import Path
 
-from .samples import PROGRAMS, in_folder, make_samples
+from soak.samples import PROGRAMS, in_folder, make_samples
 
 HUGE = 10**9
 SECONDS = 60
@@ -40,6 +40,8 @@ def _words(words: list, word: str) -> list:
 def in_child(function, folder: Path, seconds: int = SECONDS, memory: int = MEMORY) -> tuple:
     """Run ``function()`` in a forked process in a folder: (exit status or "crash" or "too slow", stderr, seconds)."""
     start = time.monotonic()
+    reading, writing = os.pipe()  # a limit on the size of files would count for a file
+    os.set_blocking(reading, False)
     child = os.fork()
     if child == 0:
         code = 70
@@ -47,9 +49,9 @@ def in_child(function, folder: Path, seconds: int = SECONDS, memory: int = MEMOR
             os.setsid()
             os.chdir(folder)
             resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-            for number, name in ((1, "stdout"), (2, "stderr")):
-                os.dup2(os.open(f"../{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os.dup2(writing, 2)
+            sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
             function()
             code = 0
         except SystemExit as stop:
@@ -60,18 +62,27 @@ def in_child(function, folder: Path, seconds: int = SECONDS, memory: int = MEMOR
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        code, errors = _wait(child, pipe, start + seconds)
+    return code, errors.decode("utf-8", "replace").strip(), time.monotonic() - start
+
+
+def _wait(child: int, pipe, end: float) -> tuple:
+    """Exit status of a process and what it said."""
+    said = b""
     while True:
+        said += pipe.read() or b""
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
-            break
-        if time.monotonic() - start > seconds:
+            said += pipe.read() or b""
+            code = os.waitstatus_to_exitcode(status)
+            return ("crash" if code < 0 else code), said
+        if time.monotonic() > end:
             os.killpg(child, signal.SIGKILL)
             os.waitpid(child, 0)
-            return "too slow", "", time.monotonic() - start
+            return "too slow", said
         time.sleep(0.02)
-    errors = (Path(folder).parent / "stderr").read_text(errors="replace").strip()
-    code = os.waitstatus_to_exitcode(status)
-    return ("crash" if code < 0 else code), errors, time.monotonic() - start
 
 
 def verdict(code, errors: str) -> str:

@@ -39,7 +39,7 @@ from dials_diffuse.pipeline.sources import find_sources
 from dials_diffuse.pipeline.state import Done, Fingerprint, State
 from dials_diffuse.structure.atoms import load_structure
 
-from . import mutate
+from soak. import mutate
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,8 @@ import tempfile
 from pathlib import Path
 
 from dials_diffuse.files.unfinished import PREFIX
-
-from .limits import in_child, verdict
-from .samples import PROGRAMS, in_folder, make_samples
+from soak.limits import in_child, verdict
+from soak.samples import PROGRAMS, in_folder, make_samples
 
 OLD = b"what an earlier run wrote"
 

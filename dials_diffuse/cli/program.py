@@ -111,10 +111,15 @@ def _what_is_left(outputs: Together | None) -> str:
 
 
 def _system_error(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{error.filename or 'a file'}: not written, the disk is full; free some space"
     reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
     if error.errno in (errno.EMFILE, errno.ENFILE):
         reason += " (raise the limit with ulimit -n, or give a smaller nproc)"
     return f"{error.filename}: {reason}" if error.filename else reason
+
+
+_ONCE_MORE = 0.02  # seconds
 
 
 class _Terminated(SystemExit):
@@ -130,16 +135,25 @@ def _terminable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # Python lets only that one handle signals
         yield
         return
-    owner = os.getpid()
+    owner, raised, hook = os.getpid(), {}, sys.unraisablehook
 
     def stop(number, frame):
         if os.getpid() != owner:  # a forked worker: what it inherited is not its own to clean up
             os._exit(128 + number)
-        if number == signal.SIGINT:
-            interrupt(KeyboardInterrupt())
-        else:
+        error = KeyboardInterrupt() if number == signal.SIGINT else _Terminated(128 + number)
+        raised[id(error)] = error, number
+        if number != signal.SIGINT:
             signal.signal(number, signal.SIG_IGN)  # once is enough, a second one would interrupt the cleaning up
-            interrupt(_Terminated(128 + number))
+        interrupt(error)
+
+    def once_more(lost):
+        """What is raised in a destructor or the like goes nowhere: the signal is sent again."""
+        if id(lost.exc_value) not in raised:
+            hook(lost)
+            return
+        _, number = raised.pop(id(lost.exc_value))
+        signal.signal(number, stop)
+        threading.Timer(_ONCE_MORE, os.kill, (os.getpid(), number)).start()  # not now: this is still the destructor
 
     numbers = [signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
@@ -147,9 +161,11 @@ def _terminable() -> Iterator[None]:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # shells ignore it for programs in the background
         numbers.append(signal.SIGINT)
     previous = {number: signal.signal(number, stop) for number in numbers}
+    sys.unraisablehook = once_more
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in previous.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
@@ -267,7 +283,8 @@ def _logging(logfile, verbosity: int) -> Iterator[None]:
             for handler in list(logging.getLogger(n).handlers):
                 if handler not in before[n]:
                     logging.getLogger(n).removeHandler(handler)
-                    handler.close()
+                    with suppress(OSError):  # the end of a log that cannot be written, of which a warning was given
+                        handler.close()
 
 
 class _QuietFailure:

@@ -45,17 +45,15 @@ def check_writable(path, parameter: str = "output.*") -> None:
     """
     name = f"{parameter}={path}: cannot write,"
     refuse_protected(path, parameter)
-    path = link_target(path)
-    parent = path.parent
     try:
-        too_long = len(os.fsencode(path.name)) > os.pathconf(parent, "PC_NAME_MAX")
-        os.stat(path)
+        os.lstat(path)
     except OSError as error:
-        too_long = error.errno == errno.ENAMETOOLONG
+        if error.errno == errno.ENAMETOOLONG:
+            raise DiffuseError(f"{name} the name is too long; change {parameter}") from None
     except ValueError:  # a character that no name can have
         raise DiffuseError(f"{name} not a file name; change {parameter}") from None
-    if too_long:
-        raise DiffuseError(f"{name} the name is too long; change {parameter}")
+    path = link_target(path)
+    parent = path.parent
     if not parent.is_dir():
         raise DiffuseError(f"{name} the folder {parent} does not exist; create it or change {parameter}")
     if path.is_dir():
