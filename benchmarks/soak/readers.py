@@ -38,8 +38,7 @@ from dials_diffuse.models.covariance.covariance_phil import read_array
 from dials_diffuse.pipeline.sources import find_sources
 from dials_diffuse.pipeline.state import Done, Fingerprint, State
 from dials_diffuse.structure.atoms import load_structure
-
-from soak. import mutate
+from soak import mutate
 
 
 @dataclass(frozen=True)
