@@ -4,7 +4,7 @@ PYTEST_ARGS ?=
 SOAK ?=
 BIN = $(shell .ci/make_env --where $(VENV))
 
-.PHONY: help env test demo snase bench soak lint clean
+.PHONY: help env test demo snase bench soak docs lint clean
 
 help:
 	@echo "make test   run the tests                  make test PYTEST_ARGS='-k grid -x'"
@@ -13,6 +13,7 @@ help:
 	@echo "make snase  the images of a real crystal to a map   make snase DIALS_DIFFUSE_DATA=/path/to/data"
 	@echo "make bench  run the benchmarks"
 	@echo "make soak   try to break everything            make soak SOAK='--cases 100000 --kills 200'"
+	@echo "make docs   build the documentation, in build/docs/"
 	@echo "make lint   check the style of the code"
 	@echo "make env    only set up the environment"
 	@echo "make clean  remove what the other targets left, except the environment"
@@ -34,6 +35,10 @@ bench: env
 
 soak: env
 	$(BIN)/python benchmarks/soak/run.py $(SOAK)
+
+docs: env
+	$(BIN)/python -m sphinx -q -E -W --keep-going -b html docs build/docs
+	@echo "The documentation is in build/docs/index.html"
 
 lint: env
 	$(BIN)/python -m ruff check .
