@@ -161,20 +161,14 @@ def read_column(path, name: str) -> np.ndarray:
     DiffuseError
         If the file is no map or has no such column.
     """
-    with open_schema(path, SCHEMA) as handle:
-        entry, shape = handle["entry"], handle["entry/unique/intensity"].shape
-        others: list = []
-
-        def note(key, item) -> None:
-            if isinstance(item, h5py.Dataset) and item.shape == shape and not key.startswith("unique/"):
-                others.append(key)
-
-        entry.visititems(note)
+    with CheckedFile(path, SCHEMA, _REMEDY) as file:
+        n = file.n_rows(f"{_UNIQUE}/intensity")
+        others = [key for key in file.columns("entry", n) if not key.startswith("unique/")]
         if name not in others:
             raise DiffuseError(
                 f"{path}: no column {name}; besides those of all maps it has {', '.join(others) or 'none'}"
             )
-        return entry[name][()].astype(float)
+        return file.array(f"entry/{name}").astype(float)
 
 
 def read_provenance(path) -> Provenance:
