@@ -29,6 +29,9 @@ from dials_diffuse.parallel import in_child
 #: maps, one value for each pixel, that an .expt names by file (dials.import lookup.*)
 MAPS = ("mask", "gain", "pedestal", "dx", "dy")
 
+#: numbers of images are not beyond this
+_MOST_IMAGES = 10_000_000
+
 
 @dataclass(frozen=True)
 class Models:
@@ -63,6 +66,7 @@ def read_models(path, images_root: str | None = None) -> Models:
     folder = os.path.dirname(os.path.abspath(path))
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
+        _check_scans(content.get("scan", []))
         named = [_take_maps(item, folder) for item in content.get("imageset", [])]
         find_moved(content.get("imageset", []), folder, images_root)
         experiments = ExperimentListFactory.from_dict(content, check_format=False, directory=folder)
@@ -80,6 +84,14 @@ def read_models(path, images_root: str | None = None) -> Models:
         maps.append(named[imageset] if isinstance(imageset, int) else _maps_of(experiment.imageset))
         protect([path, *maps[-1].values()])
     return Models(path, experiments, maps)
+
+
+def _check_scans(scans: list) -> None:
+    """Raise ValueError for numbers of images of which dxtbx would make others, or with which it would end the process."""
+    for scan in scans:
+        limits = scan.get("image_range", (1, 1))
+        if len(limits) != 2 or not all(isinstance(n, int) and abs(n) <= _MOST_IMAGES for n in limits):
+            raise ValueError(f"image_range {limits}")
 
 
 def _take_maps(item, folder: str) -> dict:
