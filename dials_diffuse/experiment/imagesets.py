@@ -87,7 +87,7 @@ def read_models(path, images_root: str | None = None) -> Models:
 
 
 def _check_scans(scans: list) -> None:
-    """Raise ValueError for numbers of images of which dxtbx would make others, or with which it would end the process."""
+    """Raise ValueError for numbers of images with which dxtbx would end the process, or that it would change."""
     for scan in scans:
         limits = scan.get("image_range", (1, 1))
         if len(limits) != 2 or not all(isinstance(n, int) and abs(n) <= _MOST_IMAGES for n in limits):
