@@ -1,0 +1,464 @@
+"use strict";
+/* The slice browser: any plane of a map in true shape, by mouse, finger or keyboard. */
+
+(() => {
+  const { element, format, colours } = diffuse;
+  const AXES = "hkl";
+  const MARGIN = { left: 46, right: 40, top: 40, bottom: 38 };
+  const VULGAR = { "1/2": "½", "1/3": "⅓", "2/3": "⅔", "1/4": "¼", "3/4": "¾", "1/5": "⅕", "2/5": "⅖", "3/5": "⅗", "4/5": "⅘" };
+
+  /* An index as people write it, such as −1⅓. */
+  function miller(index, parts) {
+    const size = Math.abs(index);
+    const whole = Math.floor(size / parts);
+    let rest = size % parts, below = parts;
+    for (let d = rest; d > 1; d--) if (rest % d === 0 && below % d === 0) { rest /= d; below /= d; }
+    const fraction = rest ? VULGAR[`${rest}/${below}`] || `${whole ? " " : ""}${rest}/${below}` : "";
+    return (index < 0 ? "−" : "") + (whole || !rest ? whole : "") + fraction;
+  }
+
+  /* Round steps for an axis with about so many marks. */
+  function step(range, marks) {
+    const raw = range / marks, power = 10 ** Math.floor(Math.log10(raw));
+    return power * [1, 2, 5, 10].find((x) => x * power >= raw);
+  }
+
+  async function read(key, head) {
+    const codes = {};
+    for (const [name, column] of Object.entries(head.columns)) {
+      const bytes = await diffuse.unpack(`${key}-${name}`);
+      if (column.bits === 8) codes[name] = bytes;
+      else {
+        const n = bytes.length / 2;
+        codes[name] = new Uint16Array(n);
+        for (let i = 0; i < n; i++) codes[name][i] = 256 * bytes[i] + bytes[n + i];
+      }
+    }
+    return codes;
+  }
+
+  async function start(root) {
+    const key = root.dataset.key;
+    const head = diffuse.json(`${key}-head`);
+    const lattice = diffuse.lattice(head, await read(key, head));
+    const state = { axis: 2, layer: 0, view: 0, zoom: 1, x: 0, y: 0, contrast: 0, outline: true, grid: false, at: null };
+    const size = 1.02 / head.d_min;
+    let plane = null;
+
+    // ---- controls
+    const buttons = { axis: [], view: [] };
+    const group = (name, label, items) => {
+      buttons[name] = items.map(([text, title, value]) =>
+        element("button", { type: "button", title, onclick: () => set({ [name]: value }) }, text)
+      );
+      return element("div", { role: "group", "aria-label": label }, ...buttons[name]);
+    };
+    const axes = group("axis", "plane", [["0kl", "planes of constant h (key h)", 0], ["h0l", "planes of constant k (key k)", 1],
+      ["hk0", "planes of constant l (key l)", 2]]);
+    const views = group("view", "what is shown", head.views.map((view, i) => [view.label, `${view.about} (key ${view.key})`, i]));
+    const slider = element("input", { type: "range", step: "1", oninput: () => set({ layer: Number(slider.value) }) });
+    const shown = element("output", {});
+    const name = element("span", {});
+    const contrast = element("input", { type: "range", min: "-3", max: "3", step: "0.1", value: "0",
+      oninput: () => set({ contrast: Number(contrast.value) }) });
+    const check = (what, text) => {
+      const box = element("input", { type: "checkbox", onchange: () => set({ [what]: box.checked }) });
+      box.checked = state[what];
+      return [box, element("label", {}, box, text)];
+    };
+    const [outline, outlineLabel] = check("outline", "asymmetric unit (o)");
+    const [grid, gridLabel] = check("grid", "Miller indices (g)");
+    const press = (text, title, change) => element("button", { type: "button", title, "aria-label": title, onclick: change }, text);
+    const canvas = element("canvas", { tabindex: "0", role: "img" });
+    const bar = element("canvas", { "aria-hidden": "true" });
+    const readout = element("output", { class: "readout" }, "Point at the plane to read values.");
+    root.append(
+      element("div", { class: "controls" }, axes, views),
+      element("div", { class: "controls" }, element("label", { class: "layer" }, name, slider, shown)),
+      canvas, bar, readout,
+      element("div", { class: "controls" },
+        element("div", { role: "group", "aria-label": "zoom" },
+          press("−", "smaller (key −)", () => zoom(1 / 1.5)), press("+", "larger (key +)", () => zoom(1.5)),
+          press("whole", "all of the plane (key 0)", () => set({ zoom: 1, x: 0, y: 0 }))),
+        element("label", {}, "contrast", contrast), outlineLabel, gridLabel),
+      element("p", { class: "help" }, "Keys, when the plane has the focus: arrows for the next plane, Page Up and Page Down for the next " +
+        "whole index, Home for 0; + − 0 for the size, Shift and arrows to move; h k l for the axis; " +
+        head.views.map((view) => `${view.key} ${view.label}`).join(", ") + "." + (head.note ? ` ${head.note}.` : ""))
+    );
+
+    // ---- where things are on the canvas, in CSS pixels
+    const frame = () => {
+      const width = canvas.clientWidth;
+      const side = width - MARGIN.left - MARGIN.right;
+      return { width, side, scale: (side / 2 / size) * state.zoom, cx: MARGIN.left + side / 2, cy: MARGIN.top + side / 2 };
+    };
+    const screen = (x, y, f) => [f.cx + (x - state.x) * f.scale, f.cy - (y - state.y) * f.scale];
+    const world = (px, py, f) => [(px - f.cx) / f.scale + state.x, (f.cy - py) / f.scale + state.y];
+
+    function limits(view) {
+      const factor = 2 ** -state.contrast;
+      return view.signed ? [view.low * factor, view.high * factor] : [view.low, view.low + (view.high - view.low) * factor];
+    }
+
+    const valueAt = (view, index) => {
+      const at = lattice.place(...index);
+      return lattice.value(view.column, at, view.whole ? lattice.size(index) : null);
+    };
+
+    function colour(view, x) {
+      const [low, high] = limits(view);
+      const table = view.signed ? colours.signed : colours.positive;
+      const c = Math.round(255 * Math.min(1, Math.max(0, (x - low) / (high - low))));
+      return [table[3 * c], table[3 * c + 1], table[3 * c + 2]];
+    }
+
+    /* The plane as a picture of one pixel for each voxel. */
+    function picture(view) {
+      const [n1, n2] = [2 * plane.m1 + 1, 2 * plane.m2 + 1];
+      const image = new ImageData(n1, n2);
+      for (let j = -plane.m2, at = 0; j <= plane.m2; j++) {
+        for (let i = -plane.m1; i <= plane.m1; i++, at++) {
+          if (plane.places[at] < 0) continue;
+          const x = lattice.value(view.column, plane.places[at], view.whole ? lattice.size(plane.index(i, j)) : null);
+          const rgb = Number.isNaN(x) ? colours.unmeasured : colour(view, x);
+          image.data.set([rgb[0], rgb[1], rgb[2], 255], 4 * at);
+        }
+      }
+      const result = element("canvas", { width: n1, height: n2 });
+      result.getContext("2d").putImageData(image, 0, 0);
+      return result;
+    }
+
+    let drawn = {}; // the last picture, and what it shows
+    function draw() {
+      const view = head.views[state.view];
+      if (!plane || plane.axis !== state.axis || plane.layer !== state.layer) plane = lattice.plane(state.axis, state.layer);
+      const what = [state.axis, state.layer, state.view, state.contrast].join();
+      if (drawn.what !== what) drawn = { what, image: picture(view) };
+      const f = frame();
+      const ratio = window.devicePixelRatio || 1;
+      const height = f.side + MARGIN.top + MARGIN.bottom;
+      canvas.width = Math.round(f.width * ratio);
+      canvas.height = Math.round(height * ratio);
+      canvas.style.height = `${height}px`;
+      const c = canvas.getContext("2d");
+      c.setTransform(ratio, 0, 0, ratio, 0, 0);
+      c.fillStyle = "#fff";
+      c.fillRect(0, 0, f.width, height);
+      c.save();
+      c.beginPath();
+      c.rect(MARGIN.left, MARGIN.top, f.side, f.side);
+      c.clip();
+      const [px, py] = screen(...plane.flat(-plane.m1 - 0.5, -plane.m2 - 0.5), f);
+      c.save();
+      c.transform(plane.a[0] * f.scale, 0, plane.b[0] * f.scale, -plane.b[1] * f.scale, px, py);
+      c.imageSmoothingEnabled = false;
+      c.drawImage(drawn.image, 0, 0);
+      c.restore();
+      if (state.grid) drawGrid(c, f);
+      if (state.outline) drawOutline(c, f);
+      if (state.at) drawMark(c, f);
+      c.restore();
+      drawFrame(c, f);
+      drawBar(view, ratio);
+      const place = AXES.split("").map((x, i) => (i === state.axis ? miller(state.layer, head.subdivide[i]) : x)).join(" ");
+      canvas.setAttribute("aria-label", `Plane ${place}, ${view.label}: ${view.about}`);
+    }
+
+    function drawOutline(c, f) {
+      const n1 = 2 * plane.m1 + 1;
+      const has = (i, j) => Math.abs(i) <= plane.m1 && Math.abs(j) <= plane.m2 && plane.inside[(j + plane.m2) * n1 + i + plane.m1];
+      c.beginPath();
+      const edge = (i1, j1, i2, j2) => {
+        c.moveTo(...screen(...plane.flat(i1, j1), f));
+        c.lineTo(...screen(...plane.flat(i2, j2), f));
+      };
+      for (let j = -plane.m2; j <= plane.m2 + 1; j++) {
+        for (let i = -plane.m1; i <= plane.m1 + 1; i++) {
+          if (has(i, j) !== has(i - 1, j)) edge(i - 0.5, j - 0.5, i - 0.5, j + 0.5);
+          if (has(i, j) !== has(i, j - 1)) edge(i - 0.5, j - 0.5, i + 0.5, j - 0.5);
+        }
+      }
+      c.strokeStyle = "#000";
+      c.lineWidth = 1.4;
+      c.stroke();
+    }
+
+    function drawMark(c, f) {
+      const corners = [[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]];
+      c.beginPath();
+      corners.forEach(([u, v], n) => {
+        const at = screen(...plane.flat(state.at[plane.first] + u, state.at[plane.second] + v), f);
+        n ? c.lineTo(...at) : c.moveTo(...at);
+      });
+      c.closePath();
+      c.lineWidth = 2;
+      c.strokeStyle = "#e69f00";
+      c.stroke();
+    }
+
+    /* Whole indices: [value, its place along the edge of the frame] for both axes of the plane. */
+    function indices(f) {
+      const top = world(MARGIN.left, MARGIN.top, f), low = world(MARGIN.left + f.side, MARGIN.top + f.side, f);
+      const marks = [[], []];
+      const ranges = [
+        [plane.inverse(top[0], top[1])[0], plane.inverse(low[0], top[1])[0]],
+        [plane.inverse(top[0], low[1])[1], plane.inverse(top[0], top[1])[1]],
+      ];
+      [plane.first, plane.second].forEach((axis, n) => {
+        const parts = head.subdivide[axis];
+        const every = Math.max(1, Math.round(step((ranges[n][1] - ranges[n][0]) / parts, f.side / 55)));
+        for (let x = Math.ceil(ranges[n][0] / parts / every) * every; x <= ranges[n][1] / parts; x += every) marks[n].push(x);
+      });
+      return { marks, top, low };
+    }
+
+    function drawGrid(c, f) {
+      const { marks } = indices(f);
+      const far1 = 3 * plane.m1 + 9, far2 = 3 * plane.m2 + 9;
+      c.beginPath();
+      const line = (from, to) => {
+        c.moveTo(...screen(...plane.flat(...from), f));
+        c.lineTo(...screen(...plane.flat(...to), f));
+      };
+      for (const x of marks[0]) line([x * head.subdivide[plane.first], -far2], [x * head.subdivide[plane.first], far2]);
+      for (const x of marks[1]) line([-far1, x * head.subdivide[plane.second]], [far1, x * head.subdivide[plane.second]]);
+      c.strokeStyle = "rgba(0, 0, 0, 0.35)";
+      c.lineWidth = 0.7;
+      c.stroke();
+    }
+
+    function drawFrame(c, f) {
+      const [right, bottom] = [MARGIN.left + f.side, MARGIN.top + f.side];
+      c.strokeStyle = "#444";
+      c.lineWidth = 1;
+      c.strokeRect(MARGIN.left, MARGIN.top, f.side, f.side);
+      c.fillStyle = "#222";
+      c.font = "12px system-ui, sans-serif";
+      const { marks, top, low } = indices(f);
+      const every = step(low[0] - top[0], f.side / 70);
+      const digits = Math.max(0, -Math.floor(Math.log10(every) + 1e-9));
+      const ticks = (from, to) => {
+        const result = [];
+        for (let n = Math.ceil(from / every); n * every <= to; n++) result.push(n * every);
+        return result;
+      };
+      const text = (x) => x.toFixed(digits).replace("-", "−").replace(/^−0\.?0*$/, (0).toFixed(digits));
+      c.textAlign = "center";
+      c.textBaseline = "top";
+      for (const x of ticks(top[0], low[0])) {
+        const [px] = screen(x, 0, f);
+        c.fillRect(px, bottom, 1, 4);
+        c.fillText(text(x), px, bottom + 6);
+      }
+      const [one, two] = [plane.first, plane.second].map((i) => "abc"[i]);
+      c.fillText(`along ${one}* (1/Å)`, MARGIN.left + f.side / 2, bottom + 21);
+      c.textAlign = "right";
+      c.textBaseline = "middle";
+      for (const y of ticks(low[1], top[1])) {
+        const [, py] = screen(0, y, f);
+        c.fillRect(MARGIN.left - 4, py, 4, 1);
+        c.fillText(text(y), MARGIN.left - 7, py);
+      }
+      c.save();
+      c.translate(9, MARGIN.top + f.side / 2);
+      c.rotate(-Math.PI / 2);
+      c.textAlign = "center";
+      c.fillText(`normal to ${one}*, towards ${two}* (1/Å)`, 0, 0);
+      c.restore();
+      // Miller indices at the upper and the right edge
+      c.fillStyle = "#0b5c94";
+      c.textAlign = "center";
+      c.textBaseline = "bottom";
+      const at = plane.inverse(top[0], top[1])[1];
+      for (const x of marks[0]) {
+        const [px] = screen(...plane.flat(x * head.subdivide[plane.first], at), f);
+        if (px < MARGIN.left || px > right) continue;
+        c.fillRect(px, MARGIN.top - 4, 1, 4);
+        c.fillText(String(x).replace("-", "−"), px, MARGIN.top - 6);
+      }
+      c.fillText(AXES[plane.first], MARGIN.left + f.side / 2, MARGIN.top - 21);
+      c.textAlign = "left";
+      c.textBaseline = "middle";
+      for (const x of marks[1]) {
+        const [, py] = screen(...plane.flat(0, x * head.subdivide[plane.second]), f);
+        if (py < MARGIN.top || py > bottom) continue;
+        c.fillRect(right, py, 4, 1);
+        c.fillText(String(x).replace("-", "−"), right + 6, py);
+      }
+      c.textBaseline = "bottom";
+      c.fillText(AXES[plane.second], right + 12, MARGIN.top - 6);
+    }
+
+    function drawBar(view, ratio) {
+      const width = bar.clientWidth;
+      bar.width = Math.round(width * ratio);
+      bar.height = Math.round(34 * ratio);
+      bar.style.height = "34px";
+      const c = bar.getContext("2d");
+      c.setTransform(ratio, 0, 0, ratio, 0, 0);
+      const [low, high] = limits(view);
+      const length = width - MARGIN.left - MARGIN.right;
+      for (let i = 0; i < length; i++) {
+        c.fillStyle = `rgb(${colour(view, low + ((high - low) * i) / (length - 1)).join()})`;
+        c.fillRect(MARGIN.left + i, 0, 1.5, 12);
+      }
+      c.strokeStyle = "#444";
+      c.strokeRect(MARGIN.left, 0, length, 12);
+      c.fillStyle = "#222";
+      c.font = "12px system-ui, sans-serif";
+      c.textBaseline = "top";
+      const units = view.column === "multiplicity" ? "observations" : head.units;
+      [["left", low, 0], ["right", high, 1]].forEach(([align, x, share]) => {
+        c.textAlign = align;
+        c.fillText(format(x, 3), MARGIN.left + share * length, 16);
+      });
+      c.textAlign = "center";
+      c.fillText(units, MARGIN.left + length / 2, 16);
+    }
+
+    // ---- what changes
+    function set(change) {
+      const before = { ...state };
+      Object.assign(state, change);
+      if ("axis" in change && change.axis !== before.axis) {
+        // the same distance from the origin, as nearly as there is a plane
+        state.layer = Math.round((before.layer / head.subdivide[before.axis]) * head.subdivide[state.axis]);
+        state.at = null;
+      }
+      const extent = head.extent[state.axis];
+      state.layer = Math.min(extent, Math.max(-extent, state.layer));
+      if (state.layer !== before.layer && state.at) state.at[state.axis] = state.layer;
+      state.zoom = Math.min(40, Math.max(1, state.zoom));
+      const free = size * (1 - 1 / state.zoom);
+      state.x = Math.min(free, Math.max(-free, state.x));
+      state.y = Math.min(free, Math.max(-free, state.y));
+      state.contrast = Math.min(3, Math.max(-3, state.contrast));
+      buttons.axis.forEach((b, i) => b.setAttribute("aria-pressed", i === state.axis));
+      buttons.view.forEach((b, i) => b.setAttribute("aria-pressed", i === state.view));
+      slider.min = -extent;
+      slider.max = extent;
+      slider.value = state.layer;
+      const index = [0, 0, 0];
+      index[state.axis] = state.layer;
+      name.textContent = `${AXES[state.axis]} =`;
+      slider.setAttribute("aria-label", `plane of constant ${AXES[state.axis]}`);
+      slider.setAttribute("aria-valuetext", miller(state.layer, head.subdivide[state.axis]));
+      shown.textContent = `${miller(state.layer, head.subdivide[state.axis])}  (${diffuse.format(lattice.size(index), 3)} 1/Å)`;
+      contrast.value = state.contrast;
+      outline.checked = state.outline;
+      grid.checked = state.grid;
+      canvas.style.touchAction = state.zoom > 1 ? "none" : "pan-y";
+      draw();
+      tell();
+    }
+
+    const zoom = (factor) => set({ zoom: state.zoom * factor });
+
+    function tell() {
+      if (!state.at) return;
+      const index = state.at;
+      const d = 1 / lattice.size(index);
+      const words = head.views.map((view) => `${view.label} ${format(valueAt(view, index))}`);
+      const hkl = index.map((x, i) => `${AXES[i]} ${miller(x, head.subdivide[i])}`).join("  ");
+      const measured = lattice.place(...index) < 0 ? "outside the limits of resolution"
+        : Number.isNaN(valueAt(head.views[0], index)) ? "not measured" : words.join(", ");
+      readout.textContent = `${hkl}; d ${format(d, 4)} Å, 1/d ${format(1 / d, 4)} 1/Å: ${measured}`;
+    }
+
+    // ---- mouse, finger, keyboard
+    function under(event) {
+      const box = canvas.getBoundingClientRect();
+      const f = frame();
+      const [px, py] = [event.clientX - box.left, event.clientY - box.top];
+      if (px < MARGIN.left || py < MARGIN.top || px > MARGIN.left + f.side || py > MARGIN.top + f.side) return null;
+      const [i, j] = plane.inverse(...world(px, py, f)).map(Math.round);
+      return Math.abs(i) > plane.m1 || Math.abs(j) > plane.m2 ? null : plane.index(i, j);
+    }
+    let held = null;
+    canvas.addEventListener("pointerdown", (event) => {
+      held = { x: event.clientX, y: event.clientY, at: [state.x, state.y] };
+      if (state.zoom > 1) canvas.setPointerCapture(event.pointerId);
+    });
+    const release = () => { held = null; };
+    canvas.addEventListener("pointerup", release);
+    canvas.addEventListener("pointercancel", release);
+    canvas.addEventListener("pointermove", (event) => {
+      if (held && state.zoom > 1) {
+        const f = frame();
+        set({ x: held.at[0] - (event.clientX - held.x) / f.scale, y: held.at[1] + (event.clientY - held.y) / f.scale });
+      } else point(event);
+    });
+    canvas.addEventListener("click", (event) => point(event));
+    function point(event) {
+      const at = under(event);
+      if (String(at) === String(state.at)) return;
+      state.at = at;
+      draw();
+      tell();
+    }
+    canvas.addEventListener("keydown", (event) => {
+      if (event.ctrlKey || event.altKey || event.metaKey) return;
+      const move = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowDown: [0, -1], ArrowUp: [0, 1] }[event.key];
+      const parts = head.subdivide[state.axis];
+      const letter = event.key.toLowerCase();
+      const view = head.views.findIndex((item) => item.key === letter);
+      if (move && event.shiftKey) set({ x: state.x + (0.3 * size * move[0]) / state.zoom, y: state.y + (0.3 * size * move[1]) / state.zoom });
+      else if (move) set({ layer: state.layer + move[0] + move[1] });
+      else if (event.key === "PageUp") set({ layer: (Math.floor(state.layer / parts) + 1) * parts });
+      else if (event.key === "PageDown") set({ layer: (Math.ceil(state.layer / parts) - 1) * parts });
+      else if (event.key === "Home") set({ layer: 0 });
+      else if (event.key === "+" || event.key === "=") zoom(1.5);
+      else if (event.key === "-" || event.key === "−") zoom(1 / 1.5);
+      else if (event.key === "0") set({ zoom: 1, x: 0, y: 0 });
+      else if (AXES.includes(letter)) set({ axis: AXES.indexOf(letter) });
+      else if (letter === "o") set({ outline: !state.outline });
+      else if (letter === "g") set({ grid: !state.grid });
+      else if (view >= 0) set({ view });
+      else return;
+      event.preventDefault();
+    });
+    new ResizeObserver(() => draw()).observe(root);
+
+    set({});
+    return {
+      state,
+      head,
+      set,
+      value: (view, index) => valueAt(head.views[view], index),
+      /* Where a voxel of this plane is on the screen, CSS pixels from the corner of the window. */
+      screen: (index) => {
+        const box = canvas.getBoundingClientRect();
+        const [x, y] = screen(...plane.flat(index[plane.first], index[plane.second]), frame());
+        return [x + box.left, y + box.top];
+      },
+      /* Its colour there, [red, green, blue]. */
+      pixel: (index) => {
+        const ratio = window.devicePixelRatio || 1;
+        const at = screen(...plane.flat(index[plane.first], index[plane.second]), frame());
+        return [...canvas.getContext("2d").getImageData(Math.floor(at[0] * ratio), Math.floor(at[1] * ratio), 1, 1).data].slice(0, 3);
+      },
+      /* The colour that stands for its value. */
+      colour: (index) => {
+        const view = head.views[state.view];
+        const x = valueAt(view, index);
+        return Number.isNaN(x) ? colours.unmeasured : colour(view, x);
+      },
+      /* Is it in the asymmetric unit? */
+      unique: (index) => plane.inside[(index[plane.second] + plane.m2) * (2 * plane.m1 + 1) + index[plane.first] + plane.m1] === 1,
+      readout: () => readout.textContent,
+    };
+  }
+
+  async function all() {
+    for (const root of document.querySelectorAll(".browser")) {
+      try {
+        diffuse.browsers[root.id] = await start(root);
+      } catch (error) {
+        root.append(element("p", { class: "warnings" }, `The slices cannot be shown: ${error.message}.`));
+      }
+    }
+  }
+
+  diffuse.ready = Promise.all([all(), diffuse.plots]);
+})();
