@@ -115,6 +115,19 @@ def read_volume(path, name: str = "intensity") -> np.ndarray:
     return data.volume(getattr(data, column), fill, dtype)
 
 
+def read_collection(path, name: str) -> dict:
+    """Columns of a collection in the entry of a map file, such as ``fit``; empty where the file has no such collection.
+
+    Raises
+    ------
+    DiffuseError
+        If the file is no map.
+    """
+    with open_schema(path, SCHEMA) as handle:
+        group = handle.get(f"entry/{name}", {})
+        return {key: item[()] for key, item in group.items() if isinstance(item, h5py.Dataset)}
+
+
 def read_provenance(path) -> Provenance:
     """Which program made the map from what.
 
@@ -132,6 +145,7 @@ def read_provenance(path) -> Provenance:
             inputs=tuple(_text(item) for item in process["inputs"][()]),
             identifiers=tuple(_text(item) for item in process["experiment_identifiers"][()]),
             command_line=_text(process["command_line"][()]) if "command_line" in process else "",
+            modified=_text(process["modified"][()]) if "modified" in process else "",
         )
 
 
@@ -220,6 +234,7 @@ def _write_process(entry, provenance: Provenance) -> None:
     group["dials_version"] = provenance.dials_version
     group["command_line"] = provenance.command_line
     group["phil"] = provenance.phil
+    group["modified"] = provenance.modified
     group.create_dataset("inputs", data=[str(p) for p in provenance.inputs], dtype=text)
     group.create_dataset("experiment_identifiers", data=list(provenance.identifiers), dtype=text)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from dials_diffuse.report.common_sections import crystals, grid_facts, resolution_limit, slices, symmetry
 from dials_diffuse.report.merge import shell_table
 from dials_diffuse.report.section import (
     Material,
@@ -16,7 +17,6 @@ from dials_diffuse.report.section import (
     number,
     resolution_axis,
 )
-from dials_diffuse.report.slices import browser_of_map
 
 
 def summary(material: Material) -> Section:
@@ -28,28 +28,16 @@ def summary(material: Material) -> Section:
         "Summary",
         facts=[
             *grid_facts(record),
-            ("resolution", f"{number(overall['d_max'], '.2f')}–{number(overall['d_min'], '.2f')} Å"),
+            ("resolution", f"{resolution_limit(overall['d_max'])}–{number(overall['d_min'], '.2f')} Å"),
             ("observations", f"{record['n_observations']}"),
-            ("unique voxels", f"{overall['n']:.0f} of {overall['possible']:.0f} ({100 * overall['completeness']:.1f} %)"),
+            (
+                "unique voxels",
+                f"{overall['n']:.0f} of {overall['possible']:.0f} ({100 * overall['completeness']:.1f} %)",
+            ),
             ("CC½, anisotropic", number(overall["cc_half"], ".3f")),
             ("unit of the intensity", record.get("units", "–")),
         ],
     )
-
-
-def grid_facts(record: dict) -> list:
-    """Inputs, symmetry, cell and grid of any record that has them."""
-    facts = [("input", path) for path in record.get("inputs", ())]
-    facts += [("space group", record["space_group"])]
-    facts += [("unit cell", ", ".join(f"{x:.6g}" for x in record["unit_cell"]))]
-    return [*facts, ("voxels per reciprocal cell", "×".join(map(str, record["subdivide"])))]
-
-
-def slices(material: Material) -> Section | None:
-    """The slice browser of the map."""
-    if material.map is None or not len(material.map.index):
-        return None
-    return Section("slices", "Planes of the map", browser=browser_of_map(material.map, material.fit))
 
 
 def signal(material: Material) -> Section:
@@ -161,7 +149,10 @@ def errors(material: Material) -> Section | None:
         "χ² of symmetry mates",
         "Squared differences of symmetry mates over the variance that is expected of them: 1 where σ is right, more where "
         "it is too small.",
-        [line("χ²", middle(shells), chi2), line("σ is right", middle(shells), [1] * len(chi2), "lines", line={"dash": "dot"})],
+        [
+            line("χ²", middle(shells), chi2),
+            line("σ is right", middle(shells), [1] * len(chi2), "lines", line={"dash": "dot"}),
+        ],
         {"xaxis": resolution_axis(middle(shells)), "yaxis": {"title": {"text": "χ² per degree of freedom"}}},
     )
     return Section("errors", "Calibration of σ", plots=(plot,))
@@ -177,39 +168,6 @@ def table(material: Material) -> Section:
         "The last row is for all shells together. compl.: completeness; mult.: multiplicity; CC1/2, CC(F+-): correlation of "
         "half sets and of Friedel mates without what is isotropic.",
         tables=(Table(heads, rows, best=len(rows) - 1),),
-    )
-
-
-def symmetry(material: Material) -> Section | None:
-    """The Laue group that the data have."""
-    found = material.record.get("symmetry")
-    if not found or not found["operators"]:
-        return None
-    operators = [
-        [
-            item["operator"],
-            "yes" if item["declared"] else "no",
-            f"{item['n_pairs']}",
-            number(item["cc"], ".3f"),
-            number(item["cc_expected"], ".3f"),
-            item["verdict"],
-        ]
-        for item in found["operators"]
-    ]
-    groups = [
-        [item["laue_group"], f"{item['n_operators']}", number(item["likelihood"], ".3f"), item["verdict"]]
-        for item in found["groups"][:6]
-    ]
-    likeliest = found["recommended"]["laue_group"] if found["recommended"] else "not decided"
-    return Section(
-        "symmetry",
-        "Symmetry",
-        f"Laue group as given: {found['declared']['laue_group']}; likeliest: {likeliest}. Expected: the correlation of mates "
-        "if the rotation holds.",
-        tables=(
-            Table(["rotation", "in the group", "pairs", "CC", "expected", "verdict"], operators),
-            Table(["Laue group", "rotations", "likelihood", "verdict"], groups),
-        ),
     )
 
 
@@ -242,10 +200,14 @@ def comparison(material: Material) -> Section | None:
             ),
         ),
         tables=(
-            Table([name for name, _ in names], [[number(row[n], how) for n, how in names] for row in rows], best=len(rows) - 1),
+            Table(
+                [name for name, _ in names],
+                [[number(row[n], how) for n, how in names] for row in rows],
+                best=len(rows) - 1,
+            ),
         ),
     )
 
 
 #: of the page, in its order
-SECTIONS = (summary, slices, intensities, signal, coverage, errors, table, symmetry, comparison)
+SECTIONS = (summary, slices, intensities, signal, coverage, errors, table, symmetry, crystals, comparison)

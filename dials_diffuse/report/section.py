@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -107,15 +107,6 @@ class Chapter:
     sections: Sequence
 
 
-def chapter_of(id: str, title: str, sections: Iterable[Callable], material: Material) -> Chapter:
-    """Sections of a program; functions that return None, or an empty section, have nothing to say about this record.
-
-    sections : functions of a Material that return a Section or None
-    """
-    made = (section(material) for section in sections)
-    return Chapter(id, title, tuple(section for section in made if section is not None and not section.empty))
-
-
 def line(name: str, x, y, mode: str = "lines+markers", **style) -> dict:
     """A line of a plot; x, y : (n,) numbers or None. ``style`` are attributes of plotly's scatter."""
     return {"type": "scatter", "name": name, "mode": mode, "x": list(x), "y": list(y), **style}
@@ -142,7 +133,9 @@ def resolution_axis(s: Iterable) -> dict:
 
 def middle(shells: Iterable) -> list:
     """1/d in the middle of the volume of each shell, rows with d_max (None: no limit) and d_min, Å."""
-    return [(0.5 * ((1 / row["d_max"]) ** 3 if row["d_max"] else 0) + 0.5 / row["d_min"] ** 3) ** (1 / 3) for row in shells]
+    return [
+        (0.5 * ((1 / row["d_max"]) ** 3 if row["d_max"] else 0) + 0.5 / row["d_min"] ** 3) ** (1 / 3) for row in shells
+    ]
 
 
 def column(rows: Iterable, name: str) -> list:
