@@ -135,7 +135,8 @@ output {
     .help = "Summary, machine-readable; None for no such file."
   html = diffuse_integrated.html
     .type = path
-    .help = "A page with plots of images and detector, which any browser opens without a network; None for no such file."
+    .help = "A page with plots of images and detector, which any browser opens without a network; None for no such"
+            "file."
   log = dials.diffuse_integrate.log
     .type = path
 }

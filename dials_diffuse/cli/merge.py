@@ -77,7 +77,8 @@ output {
     .help = "Statistics for programs; None for no such file."
   html = diffuse_merged.html
     .type = path
-    .help = "A page with plots and a browser of planes, which any browser opens without a network; None for no such file."
+    .help = "A page with plots and a browser of planes, which any browser opens without a network;"
+            "None for no such file."
   png = diffuse_merged.png
     .type = path
     .help = "Pictures of planes through the map; None for no such file."

@@ -76,7 +76,8 @@ output {
     .help = "Summary for programs, with the comparison; None for no such file."
   html = diffuse_model.html
     .type = path
-    .help = "A page with plots and a browser of planes, which any browser opens without a network; None for no such file."
+    .help = "A page with plots and a browser of planes, which any browser opens without a network;"
+            "None for no such file."
   png = diffuse_model.png
     .type = path
     .help = "Pictures of planes, one half of each data and the other model if there is a map; None for no such file."

@@ -16,8 +16,8 @@ from dials_diffuse.report.pages import write_report
 logger = logging.getLogger("dials.diffuse.report")
 
 HELP = """
-Make the page that belongs to an output of this package: plots against resolution, images and detector, and a browser for
-the planes of maps. A page is one file, which any browser opens; it needs no network. The programs write their pages
+Make the page that belongs to an output of this package: plots against resolution, images and detector, and a browser
+for the planes of maps. A page is one file, which any browser opens; it needs no network. The programs write their pages
 themselves. This one makes them again, or of files that came without one, or joins several.
 
 Examples:

@@ -137,7 +137,8 @@ output {
     .help = "The scale model and its tests for programs; None for no such file."
   html = diffuse_scaled.html
     .type = path
-    .help = "A page with plots of the scale model, images and detector, which any browser opens without a network; None for no such file."
+    .help = "A page with plots of the scale model, images and detector, which any browser opens without a network;"
+            "None for no such file."
   png = diffuse_scaled.png
     .type = path
     .help = "Picture of the absolute scale and of the scales of the sweeps; None for no such file."

@@ -221,7 +221,8 @@ output {
     .help = "Map of these images with the true scales, background and orientation: what processing reaches at best."
   html = diffuse_simulate.html
     .type = path
-    .help = "A page with plots and a browser of the true map, which any browser opens without a network; None for no such file."
+    .help = "A page with plots and a browser of the true map, which any browser opens without a network;"
+            "None for no such file."
   json = diffuse_simulate.json
     .type = path
     .help = "Summary, machine-readable; None for no such file."

@@ -145,7 +145,7 @@ def read_provenance(path) -> Provenance:
             inputs=tuple(_text(item) for item in process["inputs"][()]),
             identifiers=tuple(_text(item) for item in process["experiment_identifiers"][()]),
             command_line=_text(process["command_line"][()]) if "command_line" in process else "",
-            modified=_text(process["modified"][()]) if "modified" in process else "",
+            modified=_text(process["modified"][()]) if "modified" in process else None,
         )
 
 
@@ -234,7 +234,8 @@ def _write_process(entry, provenance: Provenance) -> None:
     group["dials_version"] = provenance.dials_version
     group["command_line"] = provenance.command_line
     group["phil"] = provenance.phil
-    group["modified"] = provenance.modified
+    if provenance.modified is not None:
+        group["modified"] = provenance.modified
     group.create_dataset("inputs", data=[str(p) for p in provenance.inputs], dtype=text)
     group.create_dataset("experiment_identifiers", data=list(provenance.identifiers), dtype=text)
 

@@ -134,7 +134,7 @@ def shell_statistics(data: DiffuseMap, mates: Mates, n_shells: int = 20, d_max=N
 
 
 def shells_away_from_bragg(data: DiffuseMap, shells: Sequence) -> list:
-    """Intensity and agreement of half sets in voxels that hold no lattice point, where Bragg peaks may have left traces.
+    """Intensity and agreement of half sets in voxels that hold no lattice point: no Bragg peak has left traces in them.
 
     Parameters
     ----------
@@ -142,8 +142,8 @@ def shells_away_from_bragg(data: DiffuseMap, shells: Sequence) -> list:
 
     Returns
     -------
-    list of dict : of each shell d_max, d_min, n, mean, mean_sigma, rms_anisotropic, cc_half, as in ShellTable; empty where
-        all voxels hold lattice points
+    list of dict : of each shell d_max, d_min, n, mean, mean_sigma, rms_anisotropic, cc_half, as in ShellTable; empty
+        where all voxels hold lattice points
     """
     away = np.any(data.index % np.array(data.grid.subdivide), axis=1)
     if not away.any():

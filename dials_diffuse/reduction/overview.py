@@ -1,4 +1,4 @@
-"""Where on the detector and on which images an observation file has its pixels, and how these compare with the others."""
+"""Where on the detector and on which images an observation file has its pixels, and how they compare with others."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dials_diffuse.report.section import Material, Plot, Section, Table, number
+from dials_diffuse.report.section import SIGNED, Material, Plot, Section, Table, number
 from dials_diffuse.report.slices import browser_of_map
 
 
@@ -50,8 +50,8 @@ def symmetry(material: Material) -> Section | None:
     return Section(
         "symmetry",
         "Symmetry",
-        f"Laue group as given: {found['declared']['laue_group']}; likeliest: {likeliest}. Expected: the correlation of mates "
-        "if the rotation holds.",
+        f"Laue group as given: {found['declared']['laue_group']}; likeliest: {likeliest}. Expected: the correlation "
+        "of mates if the rotation holds.",
         tables=(
             Table(["rotation", "in the group", "pairs", "CC", "expected", "verdict"], operators),
             Table(["Laue group", "rotations", "likelihood", "verdict"], groups),
@@ -85,8 +85,7 @@ def crystals(material: Material) -> Section | None:
             "x": [str(n) for n in pairs["crystals"]],
             "y": [str(n) for n in pairs["crystals"]],
             "z": pairs["correlation"],
-            "colorscale": "RdBu",
-            "reversescale": True,
+            "colorscale": SIGNED,
             "zmin": -1,
             "zmax": 1,
         }

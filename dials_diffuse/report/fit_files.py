@@ -66,7 +66,7 @@ def write_result(result: FitResult, files: FitFiles, provenance: Provenance, war
     content = {**result_record(result), "secondary_structure": [stretch.record() for stretch in secondary]}
     record = finite(make_record("dials.diffuse_fit/1", provenance, outputs, warnings, **content))
     if files.html:
-        arrays = {"covariance": flattened(fit.covariance) for fit in result.pairs}
+        arrays = {"covariance": flattened(result.pairs[0].covariance)} if result.pairs else {}
         write_report(files.html, Material(record, measured, columns, arrays))
     if files.json:
         logger.info("Saving the summary to %s", files.json)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dials_diffuse.report.section import Material, Plot, line
+from dials_diffuse.report.section import SIGNED, Material, Plot, line
 
 #: groups that are drawn; of more, means over neighbours are
 _GROUPS = 400
@@ -41,8 +41,7 @@ def correlation_plots(material: Material, pairs: dict) -> list:
         "x": list(range(0, g, step)),
         "y": list(range(0, g, step)),
         "z": np.round(_means(correlations, step), 3),
-        "colorscale": "RdBu",
-        "reversescale": True,
+        "colorscale": SIGNED,
         "zmin": -1,
         "zmax": 1,
         "colorbar": {"thickness": 12, "len": 0.9},

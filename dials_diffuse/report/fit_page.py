@@ -12,6 +12,7 @@ from dials_diffuse.report.fit import format_estimate
 from dials_diffuse.report.fit_matrices import correlation_plots
 from dials_diffuse.report.section import (
     COLOURS,
+    SIGNED,
     Material,
     Plot,
     Section,
@@ -76,9 +77,9 @@ def comparison(material: Material) -> Section:
     return Section(
         "models",
         "Models",
-        f"The best model by {criterion}: {record['best']}. CC(aniso): correlation of the anisotropic parts, which are what is left of "
-        "data and model after subtracting a straight line in |s| in each thin shell. The column “free” after a number is the same "
-        f"number for the free voxels. ΔAIC, ΔBIC: above the lowest.{note}",
+        f"The best model by {criterion}: {record['best']}. CC(aniso): correlation of the anisotropic parts, which "
+        "are what is left of data and model after subtracting a straight line in |s| in each thin shell. The column "
+        f"“free” after a number is the same number for the free voxels. ΔAIC, ΔBIC: above the lowest.{note}",
         plots=(agreement_plot(models),),
         tables=(Table(heads, rows, best=best),),
     )
@@ -109,8 +110,8 @@ def agreement_plot(models: list) -> Plot:
     return Plot(
         "agreement",
         "Correlation of the anisotropic part",
-        "In shells of resolution: voxels that were fitted (lines), free voxels (points), and the ceiling that the noise of the half "
-        "sets leaves (CC*).",
+        "In shells of resolution: voxels that were fitted (lines), free voxels (points), and the ceiling that the "
+        "noise of the half sets leaves (CC*).",
         traces,
         {"xaxis": resolution_axis(s), "yaxis": {"title": {"text": "correlation"}}},
     )
@@ -216,8 +217,8 @@ def _profiles(i: int, model: dict) -> list:
         Plot(
             f"profile-{i}",
             "Rise of χ² with one parameter held",
-            "In units of the reduced χ², the other parameters fitted. Where a curve leaves the dotted one, the e.s.d. does not say "
-            "all.",
+            "In units of the reduced χ², the other parameters fitted. Where a curve leaves the dotted one, the "
+            "e.s.d. does not say all.",
             traces,
             {"xaxis": {"title": {"text": "(value − fitted) / e.s.d."}}, "yaxis": {"title": {"text": "rise"}}},
         )
@@ -237,8 +238,8 @@ def _displacements(i: int, model: dict) -> list:
             Plot(
                 f"displacements-{i}-{k}",
                 f"Displacements of {found['model']}",
-                "Mean square displacement along one direction: of the atoms in the coordinate file, and what of it the model explains. "
-                "The model must not exceed the atoms.",
+                "Mean square displacement along one direction: of the atoms in the coordinate file, and what of it "
+                "the model explains. The model must not exceed the atoms.",
                 [
                     line("atoms (B/8π²)", x, column(groups, "u_structure"), "lines", text=names, hoverinfo="text+y"),
                     line("model", x, column(groups, "u_model"), "lines", text=names, hoverinfo="text+y"),
@@ -258,8 +259,7 @@ def _correlations(i: int, order: list, correlations: list) -> Plot:
         "x": order,
         "y": order,
         "z": correlations,
-        "colorscale": "RdBu",
-        "reversescale": True,
+        "colorscale": SIGNED,
         "zmin": -1,
         "zmax": 1,
     }

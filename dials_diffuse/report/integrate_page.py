@@ -58,8 +58,8 @@ def fates(material: Material) -> Section:
     return Section(
         "fates",
         "What became of the pixels",
-        "Shares of all pixels of the images used. Masked always: bad pixels, gaps, shadows and what lies outside the limits "
-        "of resolution.",
+        "Shares of all pixels of the images used. Masked always: bad pixels, gaps, shadows and what lies outside "
+        "the limits of resolution.",
         tables=(Table(heads, rows),),
     )
 

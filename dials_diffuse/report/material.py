@@ -31,8 +31,8 @@ def load_materials(path) -> tuple:
 
     Parameters
     ----------
-    path : of a record (.json), a map (.nxs) or observations (.h5) of this package. The record of a map or of observations
-        is looked for beside it; without one the page has what the file itself tells.
+    path : of a record (.json), a map (.nxs) or observations (.h5) of this package. The record of a map or of
+        observations is looked for beside it; without one the page has what the file itself tells.
 
     Raises
     ------
@@ -58,8 +58,8 @@ def load_materials(path) -> tuple:
 def _known(record: dict, path) -> dict:
     if kind_of(record) is None:
         raise DiffuseError(
-            f"{path}: schema {record.get('schema')!r} is not that of a program of this package; give a .json, .nxs or .h5 "
-            "that one of them wrote"
+            f"{path}: schema {record.get('schema')!r} is not that of a program of this package; give a .json, .nxs "
+            "or .h5 that one of them wrote"
         )
     return record
 

@@ -62,8 +62,8 @@ def agreement_plot(shells: list, away: list = ()) -> Plot:
     return Plot(
         "agreement",
         "Correlation of half sets",
-        "Correlation of two halves of the data after subtracting what is isotropic. CC* estimates the correlation with the "
-        "true map, the highest that a model can reach. Below the dotted line a correlation may be chance.",
+        "Correlation of two halves of the data after subtracting what is isotropic. CC* estimates the correlation "
+        "with the true map, the highest that a model can reach. Below the dotted line a correlation may be chance.",
         [trace for trace in traces if any(y is not None for y in trace["y"])],
         {"xaxis": resolution_axis(s), "yaxis": {"title": {"text": "correlation"}}},
     )
@@ -98,8 +98,8 @@ def intensity_plot(shells: list, away: list, units: str) -> Plot:
     return Plot(
         "intensity",
         "Intensity against resolution",
-        "Mean over all voxels of a shell, root mean square of what is not isotropic (noise included), and mean σ. Away from "
-        "Bragg: voxels that hold no lattice point. Where all is higher, Bragg peaks may have left traces.",
+        "Mean over all voxels of a shell, root mean square of what is not isotropic (noise included), and mean σ. "
+        "Away from Bragg: voxels that hold no lattice point. Where all is higher, Bragg peaks may have left traces.",
         traces,
         {
             "xaxis": resolution_axis(middle(shells)),
@@ -147,8 +147,8 @@ def errors(material: Material) -> Section | None:
     plot = Plot(
         "chi2",
         "χ² of symmetry mates",
-        "Squared differences of symmetry mates over the variance that is expected of them: 1 where σ is right, more where "
-        "it is too small.",
+        "Squared differences of symmetry mates over the variance that is expected of them: 1 where σ is right, more "
+        "where it is too small.",
         [
             line("χ²", middle(shells), chi2),
             line("σ is right", middle(shells), [1] * len(chi2), "lines", line={"dash": "dot"}),
@@ -165,8 +165,8 @@ def table(material: Material) -> Section:
     return Section(
         "shells",
         "Shells",
-        "The last row is for all shells together. compl.: completeness; mult.: multiplicity; CC1/2, CC(F+-): correlation of "
-        "half sets and of Friedel mates without what is isotropic.",
+        "The last row is for all shells together. compl.: completeness; mult.: multiplicity; CC1/2, CC(F+-): "
+        "correlation of half sets and of Friedel mates without what is isotropic.",
         tables=(Table(heads, rows, best=len(rows) - 1),),
     )
 
@@ -187,7 +187,8 @@ def comparison(material: Material) -> Section | None:
             Plot(
                 "comparison",
                 "Correlation and slope",
-                "Of the anisotropic parts of the map and of what it is compared with; a slope of 1 means the same scale.",
+                "Of the anisotropic parts of the map and of what it is compared with; a slope of 1 means the same "
+                "scale.",
                 [
                     line("correlation", s, column(found["shells"], "cc")),
                     line("slope", s, column(found["shells"], "slope"), yaxis="y2"),

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dials_diffuse.report.section import Plot, line
+from dials_diffuse.report.section import SIGNED, Plot, line
 
 #: panels that are drawn below each other
 _PANELS = 8
-
-#: of what is near 1: blue below, red above, as in the slice browser
-_SIGNED = "RdBu"
 
 
 def image_plots(overview: dict, flux: Sequence = ()) -> tuple:
@@ -34,15 +31,16 @@ def image_plots(overview: dict, flux: Sequence = ()) -> tuple:
         Plot(
             "images",
             "Rate of each image",
-            "Intensity of an image over that of all images at the same resolution, and the flux of the incoming beam where it was "
-            "measured. A single image that stands out was disturbed.",
+            "Intensity of an image over that of all images at the same resolution, and the flux of the incoming "
+            "beam where it was measured. A single image that stands out was disturbed.",
             rates,
             {**axis, "yaxis": {"title": {"text": "relative to all images"}}},
         ),
         Plot(
             "pixels",
             "Pixels used on each image",
-            "What masks, outliers and resolution limits leave. Steps show shadows, or images whose Bragg masks are larger.",
+            "What masks, outliers and resolution limits leave. Steps show shadows, or images whose Bragg masks are "
+            "larger.",
             pixels,
             {**axis, "yaxis": {"title": {"text": "pixels"}, "rangemode": "tozero"}},
         ),
@@ -55,8 +53,9 @@ def detector_plots(overview: dict) -> tuple:
     if not panels or not any(any(map(any, panel["pixels"])) for panel in panels):
         return ()
     x, y, pixels, ratio = _stacked(panels)
-    highest = max((v for row in pixels for v in row if v is not None), default=1) or 1
-    share = [[None if v is None else round(v / highest, 3) for v in row] for row in pixels]
+    usual = sorted(v for row in pixels for v in row if v is not None)
+    usual = usual[int(0.8 * (len(usual) - 1))]
+    share = [[None if v is None else round(min(v / usual, 1.2), 3) for v in row] for row in pixels]
     spread = sorted(abs(v - 1) for row in ratio for v in row if v is not None)
     limit = max(spread[int(0.98 * (len(spread) - 1))] if spread else 0.1, 1e-3)
     note = f" The first {_PANELS} panels, below each other." if len(overview["panels"]) > _PANELS else ""
@@ -69,8 +68,8 @@ def detector_plots(overview: dict) -> tuple:
         Plot(
             "used",
             "Where pixels were used",
-            "Share of the pixels that were used, over all images; 1 for the best place. Bragg masks, outliers and what lies "
-            "outside the resolution limits lower it." + note,
+            "Pixels that were used, over all images, relative to the better places of the detector. Bragg masks, "
+            "outliers and what lies outside the resolution limits lower it." + note,
             [
                 {
                     "type": "heatmap",
@@ -79,7 +78,7 @@ def detector_plots(overview: dict) -> tuple:
                     "z": share,
                     "colorscale": "Viridis",
                     "zmin": 0,
-                    "zmax": 1,
+                    "zmax": 1.2,
                     "colorbar": bar,
                 }
             ],
@@ -89,16 +88,15 @@ def detector_plots(overview: dict) -> tuple:
         Plot(
             "residual",
             "Rate over the detector",
-            "Intensity over that of all pixels at the same resolution. White is as expected; shadows are blue, scattering that does "
-            "not come from the crystal is red." + note,
+            "Intensity over that of all pixels at the same resolution. White is as expected; shadows are blue, "
+            "scattering that does not come from the crystal is red." + note,
             [
                 {
                     "type": "heatmap",
                     "x": x,
                     "y": y,
                     "z": ratio,
-                    "colorscale": _SIGNED,
-                    "reversescale": True,
+                    "colorscale": SIGNED,
                     "zmid": 1,
                     "zmin": 1 - limit,
                     "zmax": 1 + limit,

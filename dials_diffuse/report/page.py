@@ -59,7 +59,7 @@ def write_page(path, title: str, chapters: Sequence[Chapter], record: dict) -> N
         title=title,
         chapters=chapters,
         record=record,
-        modified=modified_parameters(record),
+        modified=record.get("modified"),  # records of version 0.1 have no such key
         style=_read(_STYLE),
         scripts=[_read(name) for name in _SCRIPTS],
         plotly=plotly_script() if plots else "",
@@ -68,11 +68,6 @@ def write_page(path, title: str, chapters: Sequence[Chapter], record: dict) -> N
     )
     with atomic_path(path) as temporary:
         Path(temporary).write_text(text, encoding="utf-8")
-
-
-def modified_parameters(record: dict) -> str | None:
-    """Parameters that differ from their defaults, as text; None in records of versions that did not tell."""
-    return record.get("modified")
 
 
 def _read(name: str):

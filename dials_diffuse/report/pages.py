@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dials_diffuse.report import file_page, fit_page, integrate_page, merge_page, model_page, process, scale_page

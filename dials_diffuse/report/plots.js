@@ -24,7 +24,7 @@
       colorway: data.colours,
       hovermode: "closest",
       showlegend: plot.traces.filter((trace) => trace.showlegend !== false && !trace.z).length > 1,
-      legend: { orientation: "h", x: 0, y: -0.2, yanchor: "top" },
+      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" },
       plot_bgcolor: "#fff",
     };
     const axis = { automargin: true, linecolor: "#888", gridcolor: "#e6e6e6", zerolinecolor: "#bbb", exponentformat: "power" };

@@ -98,8 +98,8 @@ def signal(material: Material) -> Section:
     plot = Plot(
         "signal",
         "Signal of the map",
-        "Correlation of half sets of what varies from voxel to voxel, away from Bragg positions, without what is smooth in "
-        "direction. Below the dotted line it may be chance.",
+        "Correlation of half sets of what varies from voxel to voxel, away from Bragg positions, without what is "
+        "smooth in direction. Below the dotted line it may be chance.",
         [
             line("half sets", s, column(shells, "cc_half")),
             line("three standard deviations of chance", s, chance, "lines", line={"dash": "dot", "color": "#777"}),

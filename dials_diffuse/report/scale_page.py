@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dials_diffuse.report.common_sections import crystals, grid_facts, symmetry
 from dials_diffuse.report.overview_plots import detector_plots, image_plots
-from dials_diffuse.report.section import COLOURS, Material, Plot, Section, Table, line, number, resolution_axis
+from dials_diffuse.report.section import COLOURS, SIGNED, Material, Plot, Section, Table, line, number, resolution_axis
 
 #: sweeps that are drawn
 _SWEEPS = 20
@@ -26,7 +26,8 @@ def summary(material: Material) -> Section:
         facts.append(
             (
                 "absolute scale",
-                f"1 unit of the model is {absolute['k']:.4g} ± {absolute['esd']:.2g} electrons² per unit cell ({absolute['method']})",
+                f"1 unit of the model is {absolute['k']:.4g} ± {absolute['esd']:.2g} electrons² per unit cell "
+                f"({absolute['method']})",
             )
         )
         facts.append(("contents of the cell", absolute["contents"]))
@@ -76,8 +77,8 @@ def _drift(sweeps: list) -> Plot:
     return Plot(
         "drift",
         "Scale against rotation",
-        "Term b, what multiplies the scattering of the crystal, over its mean; dashed: the factor that dials.scale found on "
-        "the Bragg reflections.",
+        "Term b, what multiplies the scattering of the crystal, over its mean; dashed: the factor that dials.scale "
+        "found on the Bragg reflections.",
         traces,
         {"xaxis": {"title": {"text": "rotation (°)"}}, "yaxis": {"title": {"text": "scale / mean"}}},
     )
@@ -123,8 +124,7 @@ def _map(id: str, title: str, term: dict) -> Plot:
         "x": term["x"],
         "y": term["y"],
         "z": factor,
-        "colorscale": "RdBu",
-        "reversescale": True,
+        "colorscale": SIGNED,
         "zmid": 1,
         "zmin": 1 - spread,
         "zmax": 1 + spread,
@@ -184,8 +184,8 @@ def images(material: Material) -> Section:
         Plot(
             "residuals",
             "χ² of the images",
-            "Squared difference of observations from the others of their voxel, over its variance; 1 is expected. Marks in red are "
-            "images that do not belong.",
+            "Squared difference of observations from the others of their voxel, over its variance; 1 is expected. "
+            "Marks in red are images that do not belong.",
             chi2,
             {**axis, "yaxis": {"title": {"text": "χ² per observation"}, "rangemode": "tozero"}},
         ),
@@ -224,8 +224,8 @@ def errors(material: Material) -> Section | None:
             Plot(
                 "errors",
                 "Error beside counting statistics",
-                "Excess: relative error that observations of a voxel have beyond counting. Spread: how much the voxels of a shell "
-                "differ, relative to the mean.",
+                "Excess: relative error that observations of a voxel have beyond counting. Spread: how much the "
+                "voxels of a shell differ, relative to the mean.",
                 [line("excess", s, found["excess"]), line("spread", s, found["spread"])],
                 {
                     "xaxis": resolution_axis(s),
@@ -252,8 +252,8 @@ def absolute(material: Material) -> Section | None:
         Plot(
             "envelope",
             "Measured against expected",
-            "All that the unit cell scatters, diffuse and Bragg, against the sum over its atoms, elastic and Compton. They meet at "
-            "high angles where the scale is right and no background is left.",
+            "All that the unit cell scatters, diffuse and Bragg, against the sum over its atoms, elastic and "
+            "Compton. They meet at high angles where the scale is right and no background is left.",
             [
                 line("diffuse + Bragg", s, shells["total"], "lines", line={"shape": "hvh"}),
                 line("diffuse", s, shells["diffuse"], "lines"),

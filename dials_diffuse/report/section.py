@@ -1,8 +1,9 @@
-"""What a page consists of: chapters of sections, each with plots and tables that are made of the record of a program."""
+"""What a page consists of: chapters of sections, with plots and tables that are made of the record of a program."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -15,8 +16,20 @@ from dials_diffuse.report.tables import UNKNOWN
 #: of lines, told apart by all kinds of colour vision (Okabe and Ito)
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 
+#: for plotly, of what has a sign: blue, white, red, as in the slice browser
+SIGNED = tuple(
+    [i / 10, colour]
+    for i, colour in enumerate(
+        ("#053061", "#2166ac", "#4393c3", "#92c5de", "#d1e5f0", "#f7f7f7", "#fddbc7", "#f4a582", "#d6604d", "#b2182b")
+        + ("#67001f",)
+    )
+)
+
 #: resolutions that are marked on an axis of 1/d, Å
 _TICKS = (20, 10, 7, 5, 4, 3.5, 3, 2.5, 2.2, 2, 1.8, 1.6, 1.5, 1.4, 1.3, 1.2, 1.1, 1, 0.9, 0.8, 0.7, 0.6)
+
+#: cells that stand at the right
+_NUMBER = re.compile(r"[-+−±–∞0-9.,eE%° ]*|nan|inf")
 
 
 @dataclass(frozen=True)
@@ -48,6 +61,13 @@ class Table:
     rows: Sequence
     title: str = ""
     best: int | None = None
+
+    @property
+    def kinds(self) -> list:
+        """Of each column: ``text``, which stands at the left and may be broken into lines, or ``number``."""
+        columns = zip(*self.rows)
+        found = ["number" if all(_NUMBER.fullmatch(str(cell)) for cell in cells) else "text" for cells in columns]
+        return found or ["text"] * len(self.heads)
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,8 @@
 
     function drawOutline(c, f) {
       const n1 = 2 * plane.m1 + 1;
-      const has = (i, j) => Math.abs(i) <= plane.m1 && Math.abs(j) <= plane.m2 && plane.inside[(j + plane.m2) * n1 + i + plane.m1];
+      const has = (i, j) =>
+        Math.abs(i) <= plane.m1 && Math.abs(j) <= plane.m2 && plane.inside[(j + plane.m2) * n1 + i + plane.m1] === 1;
       c.beginPath();
       const edge = (i1, j1, i2, j2) => {
         c.moveTo(...screen(...plane.flat(i1, j1), f));
@@ -323,7 +324,7 @@
       Object.assign(state, change);
       if ("axis" in change && change.axis !== before.axis) {
         // the same distance from the origin, as nearly as there is a plane
-        state.layer = Math.round((before.layer / head.subdivide[before.axis]) * head.subdivide[state.axis]);
+        if (!("layer" in change)) state.layer = Math.round((before.layer / head.subdivide[before.axis]) * head.subdivide[state.axis]);
         state.at = null;
       }
       const extent = head.extent[state.axis];
