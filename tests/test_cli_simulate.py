@@ -41,7 +41,8 @@ from dials_diffuse.simulation.spots import SpotShape
 
 BASE = ["tiny.pdb", *SMALL, *QUICK]
 
-OUTPUTS = {"simulated.expt", "simulated.refl", "truth.nxs", "diffuse_simulate.json", "dials.diffuse_simulate.log"}
+OUTPUTS = {"simulated.expt", "simulated.refl", "truth.nxs", "dials.diffuse_simulate.log"}
+OUTPUTS |= {"diffuse_simulate.json", "diffuse_simulate.html"}
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ def write_page(path, title: str, chapters: Sequence[Chapter], record: dict) -> N
         lstrip_blocks=True,
     )
     plots = {
-        f"{chapter.id}-{plot.id}": {"title": plot.title, "traces": plot.traces, "layout": plot.layout}
+        f"{chapter.id}-{plot.id}-plot": {"title": plot.title, "traces": plot.traces, "layout": plot.layout}
         for chapter in chapters
         for section in chapter.sections
         for plot in section.plots

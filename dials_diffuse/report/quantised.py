@@ -75,4 +75,6 @@ def packed(codes: np.ndarray) -> str:
     """Codes as text for a page: zlib, base64. Of two bytes the upper ones come first, all of them."""
     parts = [codes] if codes.dtype == np.uint8 else [codes >> 8, codes & 255]
     raw = b"".join(np.ascontiguousarray(part, dtype=np.uint8).tobytes() for part in parts)
-    return base64.b64encode(zlib.compress(raw, 6)).decode("ascii")
+    # runs of one code are long, but other repetitions are chance
+    packer = zlib.compressobj(6, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
+    return base64.b64encode(packer.compress(raw) + packer.flush()).decode("ascii")

@@ -433,17 +433,16 @@
         const [x, y] = screen(...plane.flat(index[plane.first], index[plane.second]), frame());
         return [x + box.left, y + box.top];
       },
-      /* Its colour there, [red, green, blue]. */
-      pixel: (index) => {
+      /* The colours of voxels there, [red, green, blue] of each. */
+      pixels: (indices) => {
+        const copy = element("canvas", { width: canvas.width, height: canvas.height }).getContext("2d", { willReadFrequently: true });
+        copy.drawImage(canvas, 0, 0);
+        const image = copy.getImageData(0, 0, canvas.width, canvas.height);
         const ratio = window.devicePixelRatio || 1;
-        const at = screen(...plane.flat(index[plane.first], index[plane.second]), frame());
-        return [...canvas.getContext("2d").getImageData(Math.floor(at[0] * ratio), Math.floor(at[1] * ratio), 1, 1).data].slice(0, 3);
-      },
-      /* The colour that stands for its value. */
-      colour: (index) => {
-        const view = head.views[state.view];
-        const x = valueAt(view, index);
-        return Number.isNaN(x) ? colours.unmeasured : colour(view, x);
+        return indices.map((index) => {
+          const at = screen(...plane.flat(index[plane.first], index[plane.second]), frame()).map((x) => Math.floor(x * ratio));
+          return [...image.data.slice(4 * (at[1] * image.width + at[0]), 4 * (at[1] * image.width + at[0]) + 3)];
+        });
       },
       /* Is it in the asymmetric unit? */
       unique: (index) => plane.inside[(index[plane.second] + plane.m2) * (2 * plane.m1 + 1) + index[plane.first] + plane.m1] === 1,

@@ -179,7 +179,7 @@ def _browser(data: DiffuseMap, columns: Sequence, views: Sequence) -> Browser:
         "d_max": grid.d_max,
         "low": box[0],
         "shape": asu.shape,
-        "operators": laue_operators(grid.space_group, data.friedel),
+        "operators": sorted(laue_operators(grid.space_group, data.friedel).tolist(), reverse=True),
         "columns": heads,
         "views": _view_heads(data, columns, views),
         "note": "; ".join(note),
