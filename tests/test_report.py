@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +23,10 @@ from dials_diffuse.maps.shells import equal_count_residual, isotropic_part
 from dials_diffuse.maps.symmetry import possible_voxels
 from dials_diffuse.reduction.overview import overview
 from dials_diffuse.report import page as page_module
-from dials_diffuse.report import slices
+from dials_diffuse.report import pages, slices
 from dials_diffuse.report.fit_matrices import edge_shapes
 from dials_diffuse.report.quantised import UNMEASURED, entropy, packed, scale_of
-from dials_diffuse.report.section import Table, resolution_axis
+from dials_diffuse.report.section import Plot, Section, Table, column, line, middle, resolution_axis
 from dials_diffuse.structure.secondary import secondary_structure
 
 GRID = small_grid("P 41", (12, 12, 18, 90, 90, 90))
@@ -238,6 +239,23 @@ def test_helices_and_strands(tmp_path):
     shapes = edge_shapes(names, [x.record() for x in found])
     assert [(x["x0"], x["x1"]) for x in shapes if x["xref"] == "x"] == [(1.5, 6.5), (7.5, 10.5)]
     assert edge_shapes(["1", "2"], [x.record() for x in found]) == []
+
+
+def test_a_section_is_a_function_and_a_row(merged, here, monkeypatch):
+    def extra(material):
+        shells = material.record["statistics"]["shells"]
+        plot = Plot("r", "R of mates", "Small is good.", [line("R", middle(shells), column(shells, "r_sym"))])
+        return Section("extra", "Something else", "What it is.", plots=(plot,), tables=(Table(["a"], [["<i>"]]),))
+
+    (row,) = (i for i, kind in enumerate(pages.PAGES) if kind.name == "merge")
+    kind = replace(pages.PAGES[row], sections=(*pages.PAGES[row].sections, extra, lambda material: None))
+    monkeypatch.setattr(pages, "PAGES", (*pages.PAGES[:row], kind, *pages.PAGES[row + 1 :]))
+    run([str(merged / "diffuse_merged.json")])
+    page = Page("diffuse_merged.html")
+    assert page.heads[-2:] == ["Something else", "Parameters that were modified"] and page.tables[-1][-1] == ["<i>"]
+    shells = read_json(merged / "diffuse_merged.json")["statistics"]["shells"]
+    drawn = page.plots["merge-r-plot"]["traces"][0]
+    np.testing.assert_allclose(drawn["y"], [shell["r_sym"] for shell in shells], rtol=1e-4)
 
 
 def test_text_stands_at_the_left_of_tables():

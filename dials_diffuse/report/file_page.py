@@ -29,7 +29,11 @@ def statistics(material: Material) -> list:
     return [section(material) for section in sections]
 
 
-MAP = (map_summary, slices, statistics)
+MAP = (
+    map_summary,
+    slices,
+    statistics,
+)
 
 
 def observations(material: Material) -> Section:
@@ -66,4 +70,8 @@ def detector(material: Material) -> Section:
     return Section("detector", "Detector", plots=detector_plots(material.record["overview"]))
 
 
-OBSERVATIONS = (observations, images, detector)
+OBSERVATIONS = (
+    observations,
+    images,
+    detector,
+)

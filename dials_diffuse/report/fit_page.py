@@ -279,4 +279,10 @@ def settings(material: Material) -> Section | None:
     )
 
 
-SECTIONS = (summary, comparison, slices, models, settings)
+SECTIONS = (
+    summary,
+    comparison,
+    slices,
+    models,
+    settings,
+)

@@ -91,4 +91,10 @@ def masks(material: Material) -> Section | None:
     return Section("masks", "Masks", tables=tuple(tables))
 
 
-SECTIONS = (summary, images, detector, fates, masks)
+SECTIONS = (
+    summary,
+    images,
+    detector,
+    fates,
+    masks,
+)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.files.hdf5 import schema_of
+from dials_diffuse.files.hdf5 import is_hdf5, schema_of
 from dials_diffuse.files.nexus import SCHEMA as MAP_SCHEMA
 from dials_diffuse.files.nexus import read_collection, read_map, read_provenance
 from dials_diffuse.files.observations import SCHEMA as OBSERVATIONS_SCHEMA
@@ -105,7 +105,7 @@ def material_of(record: dict, folder) -> Material:
         place = _place(item["path"], Path(folder))
         if place is None:
             continue
-        if item["kind"] == _MAP and data is None and place.suffix == ".nxs":
+        if item["kind"] == _MAP and data is None and is_hdf5(place):
             data, fit = read_map(place), read_collection(place, "fit")
         elif item["kind"] in _ARRAYS and place.suffix == ".npy":
             arrays[item["kind"]] = np.load(place, allow_pickle=False)

@@ -211,4 +211,15 @@ def comparison(material: Material) -> Section | None:
 
 
 #: of the page, in its order
-SECTIONS = (summary, slices, intensities, signal, coverage, errors, table, symmetry, crystals, comparison)
+SECTIONS = (
+    summary,
+    slices,
+    intensities,
+    signal,
+    coverage,
+    errors,
+    table,
+    symmetry,
+    crystals,
+    comparison,
+)

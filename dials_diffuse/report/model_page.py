@@ -43,7 +43,12 @@ def _text(value) -> str:
     return str(value)
 
 
-SECTIONS = (summary, slices, model, comparison)
+SECTIONS = (
+    summary,
+    slices,
+    model,
+    comparison,
+)
 
 
 def simulation(material: Material) -> Section:
@@ -65,4 +70,8 @@ def simulation(material: Material) -> Section:
     return Section("sweeps", "Images", "Counts of a pixel.", tables=(Table(heads, rows),))
 
 
-SIMULATION = (simulation, slices, model)
+SIMULATION = (
+    simulation,
+    slices,
+    model,
+)

@@ -132,4 +132,9 @@ def choices(material: Material) -> Section:
     )
 
 
-SECTIONS = (summary, signal, shells, choices)
+SECTIONS = (
+    summary,
+    signal,
+    shells,
+    choices,
+)

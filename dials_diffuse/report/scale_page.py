@@ -286,4 +286,13 @@ def absolute(material: Material) -> Section | None:
     return Section("absolute", "Absolute scale", plots=tuple(plots), tables=(Table(heads, rows),))
 
 
-SECTIONS = (summary, terms, images, detector, errors, absolute, crystals, symmetry)
+SECTIONS = (
+    summary,
+    terms,
+    images,
+    detector,
+    errors,
+    absolute,
+    crystals,
+    symmetry,
+)
