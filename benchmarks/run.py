@@ -16,6 +16,7 @@ import bench_fit
 import bench_integrate
 import bench_merge
 import bench_models
+import bench_report
 import bench_scale
 
 BENCHMARKS = {
@@ -28,6 +29,7 @@ BENCHMARKS = {
     "closed_loop": bench_closed_loop.main,
     "cluster": bench_cluster.main,
     "absolute": bench_absolute.main,
+    "report": bench_report.main,
 }
 
 if __name__ == "__main__":

@@ -110,7 +110,9 @@ def test_fit_and_compare(pdb):
     assert comparison[1][1] == f"{statistics['cc_anisotropic']:.3f}" and "±" in comparison[2][-1]
     assert [len(table) for table in tables if table[0][0] == "d_max"] == [5, 5, 5]
     assert tables[-1][1:] == [[s["operator"], f"{s['cc_anisotropic']:.3f}"] for s in content["indexing"]]
-    assert f"gamma = {best['parameters']['gamma']['value']:.1f}" in page.text
+    gamma = best["parameters"]["gamma"]
+    (row,) = (row for table in tables for row in table if row[0] == "gamma" and row[2] == f"{gamma['value']:.8g}")
+    assert row[1].startswith(f"{gamma['value']:.1f}") and row[1].endswith(" Å") and row[3] == f"{gamma['esd']:.2g}"
     assert "free_fraction = 0.1" in page.pre[0] and "min_multiplicity" not in page.pre[0]  # what was not modified
 
 

@@ -237,7 +237,12 @@ def test_helices_and_strands(tmp_path):
     assert [(x.kind, x.chain, x.first, x.last) for x in found] == [("helix", "A", "3", "7"), ("strand", "A", "9", "11")]
     names = [f"A {i}" for i in range(1, 13)]
     shapes = edge_shapes(names, [x.record() for x in found])
-    assert [(x["x0"], x["x1"]) for x in shapes if x["xref"] == "x"] == [(1.5, 6.5), (7.5, 10.5)]
+    assert (
+        [(x["x0"], x["x1"]) for x in shapes[::2]]
+        == [(x["y0"], x["y1"]) for x in shapes[1::2]]
+        == [(1.5, 6.5), (7.5, 10.5)]
+    )
+    assert all(x["y1"] < -0.5 for x in shapes[::2]) and all(x["x1"] < -0.5 for x in shapes[1::2])  # beside the matrix
     assert edge_shapes(["1", "2"], [x.record() for x in found]) == []
 
 
@@ -260,7 +265,8 @@ def test_a_section_is_a_function_and_a_row(merged, here, monkeypatch):
 
 def test_text_stands_at_the_left_of_tables():
     table = Table(["a", "b", "c"], [["x", "1.5", "−3"], ["2", "-", "5 %"]])
-    assert table.kinds == ["text", "number", "number"]
+    assert table.kinds == ["word", "number", "number"]
+    assert Table(["a"], [["x " * 20]]).kinds == ["text"] and Table(["a", "b"], []).kinds == ["word", "word"]
 
 
 def test_marks_of_resolution_do_not_overlap():

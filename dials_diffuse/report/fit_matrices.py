@@ -9,6 +9,9 @@ from dials_diffuse.report.section import SIGNED, Material, Plot, line
 #: groups that are drawn; of more, means over neighbours are
 _GROUPS = 400
 
+#: width of the bars along the edge, relative to the matrix
+_EDGE = 0.03
+
 _KINDS = {"helix": "#d55e00", "strand": "#0072b2"}
 
 
@@ -35,6 +38,7 @@ def correlation_plots(material: Material, pairs: dict) -> list:
     kinds = " Along the edges: helices orange, strands blue." if shapes else ""
     every = max(1, g // 12)
     axis = {"tickvals": list(range(0, g, every)), "ticktext": names[::every], "showgrid": False}
+    low = -0.5 - (_EDGE * g if shapes else 0)
     step = -(-g // _GROUPS)
     trace = {
         "type": "heatmap",
@@ -51,7 +55,11 @@ def correlation_plots(material: Material, pairs: dict) -> list:
         "Correlations of the displacements of groups",
         "Red: two groups move together, blue: against each other." + kinds,
         [trace],
-        {"xaxis": axis, "yaxis": {**axis, "autorange": "reversed", "scaleanchor": "x"}, "shapes": shapes},
+        {
+            "xaxis": {**axis, "range": [low, g - 0.5], "constrain": "domain"},
+            "yaxis": {**axis, "range": [g - 0.5, low], "scaleanchor": "x", "constrain": "domain"},
+            "shapes": shapes,
+        },
         square=True,
     )
     rms = Plot(
@@ -62,7 +70,7 @@ def correlation_plots(material: Material, pairs: dict) -> list:
         {
             "xaxis": axis,
             "yaxis": {"title": {"text": "rms (Å)"}, "rangemode": "tozero"},
-            "shapes": [shape for shape in shapes if shape["xref"] == "x"],
+            "shapes": [{**shape, "yref": "paper", "y0": 1.0, "y1": 1.02} for shape in shapes[::2]],
         },
     )
     return [square, rms]
@@ -78,7 +86,7 @@ def _means(matrix: np.ndarray, step: int) -> np.ndarray:
 
 
 def edge_shapes(names: list, stretches: list) -> list:
-    """Bars of plotly along the upper and the left edge.
+    """Bars of plotly along the edges of a matrix whose elements are at whole numbers, two for each stretch.
 
     names : of groups, ``chain residue``, others are not marked; stretches : records of structure.secondary.Stretch
     """
@@ -87,6 +95,7 @@ def edge_shapes(names: list, stretches: list) -> list:
         words = name.split()
         if len(words) >= 2:
             place.setdefault((words[0], words[1]), []).append(i)
+    outer, inner = (-0.5 - x * _EDGE * len(names) for x in (1.0, 0.2))
     shapes = []
     for stretch in stretches:
         ends = [place.get((stretch["chain"], stretch[key])) for key in ("first", "last")]
@@ -94,6 +103,7 @@ def edge_shapes(names: list, stretches: list) -> list:
             continue
         low, high = ends[0][0] - 0.5, ends[1][-1] + 0.5
         style = {"type": "rect", "fillcolor": _KINDS.get(stretch["kind"], "#777"), "line": {"width": 0}}
-        shapes.append({**style, "xref": "x", "x0": low, "x1": high, "yref": "paper", "y0": 1.0, "y1": 1.02})
-        shapes.append({**style, "yref": "y", "y0": low, "y1": high, "xref": "paper", "x0": -0.02, "x1": 0.0})
+        style |= {"xref": "x", "yref": "y"}
+        shapes.append({**style, "x0": low, "x1": high, "y0": outer, "y1": inner})
+        shapes.append({**style, "y0": low, "y1": high, "x0": outer, "x1": inner})
     return shapes

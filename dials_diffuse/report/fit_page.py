@@ -123,7 +123,7 @@ def models(material: Material) -> list:
 
 
 def _model(i: int, model: dict, material: Material) -> Section:
-    tables = [Table(["parameter", "value", "e.s.d.", "unit", ""], _parameters(model))]
+    tables = [Table(["parameter", "fitted", "value", "e.s.d.", "unit"], _parameters(model))]
     plots = [*_profiles(i, model), *_displacements(i, model)]
     order, correlations = model["identifiability"]["order"], model["identifiability"]["correlations"]
     if 1 < len(order) <= _TABLE:
@@ -160,14 +160,14 @@ def _model(i: int, model: dict, material: Material) -> Section:
 
 
 def _parameters(model: dict) -> list:
-    """Rows of the parameters and the scale: text as in the log, and the numbers."""
+    """Rows of the parameters and the scale: value and error with the digits that the error leaves, and both in full."""
     rows = []
     for name, found in [*model["parameters"].items(), ("scale", model["scale"])]:
         value, esd = (math.nan if found[key] is None else found[key] for key in ("value", "esd"))
         text = format_estimate(Estimate(name, found["unit"], value, esd, found.get("at_bound", False)))
-        rows.append([name, number(value, ".6g"), number(esd, ".2g"), found["unit"], text])
+        rows.append([name, text.partition(" = ")[2], number(value, ".8g"), number(esd, ".2g"), found["unit"]])
     for name, orders in zip(model["model"].split("+"), model.get("orders", ())):
-        rows.append([f"{name.split('/')[0]}.orders", f"{orders}", "", "", f"{name.split('/')[0]}.orders = {orders}"])
+        rows.append([f"{name.split('/')[0]}.orders", f"{orders}", "", "", ""])
     return rows
 
 

@@ -31,6 +31,15 @@ _TICKS = (20, 10, 7, 5, 4, 3.5, 3, 2.5, 2.2, 2, 1.8, 1.6, 1.5, 1.4, 1.3, 1.2, 1.
 #: cells that stand at the right
 _NUMBER = re.compile(r"[-+−±–∞0-9.,eE%° ]*|nan|inf")
 
+#: characters of a cell that is not broken into lines
+_WORD = 26
+
+
+def _kind(cells: Sequence) -> str:
+    if cells and all(map(_NUMBER.fullmatch, cells)):
+        return "number"
+    return "word" if max(map(len, cells), default=0) <= _WORD else "text"
+
 
 @dataclass(frozen=True)
 class Plot:
@@ -64,10 +73,8 @@ class Table:
 
     @property
     def kinds(self) -> list:
-        """Of each column: ``text``, which stands at the left and may be broken into lines, or ``number``."""
-        columns = zip(*self.rows)
-        found = ["number" if all(_NUMBER.fullmatch(str(cell)) for cell in cells) else "text" for cells in columns]
-        return found or ["text"] * len(self.heads)
+        """Of each column: ``number``, which stands at the right, ``word``, or ``text``, which may have several lines."""
+        return [_kind([str(row[i]) for row in self.rows]) for i in range(len(self.heads))]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
 (() => {
   const { element, format, colours } = diffuse;
   const AXES = "hkl";
-  const MARGIN = { left: 46, right: 40, top: 40, bottom: 38 };
+  const MARGIN = { left: 54, right: 40, top: 40, bottom: 38 };
   const VULGAR = { "1/2": "½", "1/3": "⅓", "2/3": "⅔", "1/4": "¼", "3/4": "¾", "1/5": "⅕", "2/5": "⅖", "3/5": "⅗", "4/5": "⅘" };
 
   /* An index as people write it, such as −1⅓. */
@@ -262,7 +262,7 @@
         c.fillText(text(y), MARGIN.left - 7, py);
       }
       c.save();
-      c.translate(9, MARGIN.top + f.side / 2);
+      c.translate(8, MARGIN.top + f.side / 2);
       c.rotate(-Math.PI / 2);
       c.textAlign = "center";
       c.fillText(`normal to ${one}*, towards ${two}* (1/Å)`, 0, 0);
