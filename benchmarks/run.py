@@ -16,6 +16,7 @@ import bench_fit
 import bench_integrate
 import bench_merge
 import bench_models
+import bench_process
 import bench_report
 import bench_scale
 
@@ -28,6 +29,7 @@ BENCHMARKS = {
     "few_mates": bench_few_mates.main,
     "closed_loop": bench_closed_loop.main,
     "cluster": bench_cluster.main,
+    "process": bench_process.main,
     "absolute": bench_absolute.main,
     "report": bench_report.main,
 }

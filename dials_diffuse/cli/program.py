@@ -208,21 +208,35 @@ def _parse(name, help_text, phil, args, without_files, folders):
 
 
 def keep_words(phil, params) -> None:
-    """Choices that were typed as "auto" or "none" are these words, of which phil makes its own Auto and None.
+    """Texts that were typed as "auto", and choices as "auto" or "none", are these words.
+
+    phil makes its own Auto and None of them. Auto stays where it is the default, and so means something.
 
     phil : libtbx phil scope; params : what was extracted from it, is changed
     """
     for definition in phil.all_definitions():
-        if definition.object.type.phil_type != "choice":
+        kind = definition.object.type.phil_type
+        if kind not in ("choice", "path", "str", "strings"):
             continue
         words = {word.value.lstrip("*") for word in definition.object.words}
         *scopes, name = definition.path.split(".")
         scope = params
         for part in scopes:
             scope = getattr(scope, part)
+        if kind != "choice":
+            if "Auto" not in words and not definition.path.startswith("output."):  # outputs refuse such a name
+                setattr(scope, name, _typed_auto(getattr(scope, name)))
+            continue
         for value, word in ((Auto, "auto"), (None, "none")):
             if getattr(scope, name) is value and word in words:
                 setattr(scope, name, word)
+
+
+def _typed_auto(value):
+    """A text, or a list of them, with the word "auto" in the place of phil's Auto."""
+    if value is Auto:
+        return "auto"
+    return [_typed_auto(item) for item in value] if isinstance(value, list) else value
 
 
 def _check_phil_file(path) -> None:

@@ -73,7 +73,7 @@ class Table:
 
     @property
     def kinds(self) -> list:
-        """Of each column: ``number``, which stands at the right, ``word``, or ``text``, which may have several lines."""
+        """Of each column: ``number``, which stands at the right, ``word``, or ``text`` of several lines."""
         return [_kind([str(row[i]) for row in self.rows]) for i in range(len(self.heads))]
 
 
