@@ -33,16 +33,6 @@ def write_page(path, title: str, chapters: Sequence[Chapter], record: dict) -> N
     DiffuseError
         If the file cannot be written.
     """
-    import jinja2
-
-    folder = Path(__file__).parent
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     plots = {
         f"{chapter.id}-{plot.id}-plot": {"title": plot.title, "traces": plot.traces, "layout": plot.layout}
         for chapter in chapters
@@ -55,7 +45,7 @@ def write_page(path, title: str, chapters: Sequence[Chapter], record: dict) -> N
         for section in chapter.sections
         if section.browser
     }
-    text = environment.get_template("page.html").render(
+    text = _template().render(
         title=title,
         chapters=chapters,
         record=record,
@@ -68,6 +58,20 @@ def write_page(path, title: str, chapters: Sequence[Chapter], record: dict) -> N
     )
     with atomic_path(path) as temporary:
         Path(temporary).write_text(text, encoding="utf-8")
+
+
+@lru_cache(maxsize=1)
+def _template():
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html")
 
 
 def _read(name: str):

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -71,7 +72,7 @@ class Table:
     title: str = ""
     best: int | None = None
 
-    @property
+    @cached_property
     def kinds(self) -> list:
         """Of each column: ``number``, which stands at the right, ``word``, or ``text`` of several lines."""
         return [_kind([str(row[i]) for row in self.rows]) for i in range(len(self.heads))]
