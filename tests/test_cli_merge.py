@@ -99,6 +99,7 @@ def test_map_remembers_where_it_comes_from(observations):
     provenance = read_provenance("diffuse_merged.nxs")
     assert provenance.program == "dials.diffuse_merge" and provenance.inputs == ("diffuse_integrated.h5",)
     assert provenance.identifiers == ("id-1",) and "seed = 7" in provenance.phil
+    assert "seed = 7" in provenance.modified and "estimator" not in provenance.modified
     assert not Path("diffuse_merged.png").exists() and not Path("diffuse_merged.json").exists()
     data = read_map("diffuse_merged.nxs")
     assert tuple(data.statistics) and set(data.statistics) == set(COLUMNS) == set(data.overall)

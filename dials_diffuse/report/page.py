@@ -17,7 +17,7 @@ from dials_diffuse.report.section import COLOURS, Chapter, short
 logger = logging.getLogger("dials.diffuse.report")
 
 #: of this folder, put into each page
-_STYLE, _SCRIPTS = "page.css", ("unpack.js", "plots.js", "colours.js", "lattice.js", "slices.js")
+_STYLE, _SCRIPTS = "page.css", ("unpack.js", "plots.js", "colours.js", "lattice.js", "paint.js", "slices.js")
 
 
 def write_page(path, title: str, chapters: Sequence[Chapter], record: dict) -> None:
