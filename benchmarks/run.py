@@ -11,6 +11,7 @@ import sys
 import bench_absolute
 import bench_closed_loop
 import bench_cluster
+import bench_delta_pdf
 import bench_few_mates
 import bench_fit
 import bench_integrate
@@ -32,6 +33,7 @@ BENCHMARKS = {
     "process": bench_process.main,
     "absolute": bench_absolute.main,
     "report": bench_report.main,
+    "delta_pdf": bench_delta_pdf.main,
 }
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from libtbx import Auto
@@ -37,6 +37,7 @@ def run_program(
     without_files=lambda params: False,
     folders: bool = False,
     place: Callable = lambda params: None,
+    quiet: bool = False,
 ) -> None:
     """Parse ``args``, set up logging and call ``main(params, files, provenance, warnings)``.
 
@@ -52,6 +53,7 @@ def run_program(
     without_files : can the program do with these parameters (extracted phil) and no input files?
     folders : may an input be a folder?
     place : called with the extracted phil, may change the names of the outputs
+    quiet : the program prints what it has to say: there is no log, nor ``output.log``
 
     Raises
     ------
@@ -65,7 +67,8 @@ def run_program(
             params, options, files, provenance = _parse(name, help_text, phil, args, without_files, folders)
             place(params)
             check_outputs(phil, params, required, files)
-            with _logging(params.output.log, options.verbose), _collected_warnings() as warnings:
+            log = nullcontext() if quiet else _logging(params.output.log, options.verbose)
+            with log, _collected_warnings() as warnings:
                 logger.info("%s", dials_version())
                 changed = options.diff_phil
                 if changed:
