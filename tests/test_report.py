@@ -18,15 +18,18 @@ from dials_diffuse.cli import merge
 from dials_diffuse.cli.report import run
 from dials_diffuse.files.nexus import read_map, write_map
 from dials_diffuse.files.record import read_json
+from dials_diffuse.fitting.displacements import compare_displacements
 from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.maps.shells import equal_count_residual, isotropic_part
 from dials_diffuse.maps.symmetry import possible_voxels
+from dials_diffuse.models.rigid_body.rigid_body import RigidBody
 from dials_diffuse.reduction.overview import overview
 from dials_diffuse.report import page as page_module
 from dials_diffuse.report import pages, slices
 from dials_diffuse.report.fit_matrices import edge_shapes
 from dials_diffuse.report.quantised import UNMEASURED, entropy, packed, scale_of
 from dials_diffuse.report.section import Plot, Section, Table, column, line, middle, resolution_axis
+from dials_diffuse.structure.groups import group_names
 from dials_diffuse.structure.secondary import secondary_structure
 
 GRID = small_grid("P 41", (12, 12, 18, 90, 90, 90))
@@ -261,6 +264,36 @@ def test_a_section_is_a_function_and_a_row(merged, here, monkeypatch):
     shells = read_json(merged / "diffuse_merged.json")["statistics"]["shells"]
     drawn = page.plots["merge-r-plot"]["traces"][0]
     np.testing.assert_allclose(drawn["y"], [shell["r_sym"] for shell in shells], rtol=1e-4)
+
+
+def test_warnings_stand_at_their_chapter(merged, here):
+    for name, texts in (("a", ["both", "one"]), ("b", ["both", "two < three"])):
+        record = read_json(merged / "diffuse_merged.json")
+        (here / f"{name}.json").write_text(json.dumps({**record, "warnings": texts, "outputs": []}))
+    run(["a.json", "b.json", "output.html=both.html"])
+    text = Path("both.html").read_text()
+    assert [text.count(f"<li>{word}</li>") for word in ("both", "one", "two &lt; three")] == [1, 1, 1]
+    assert text.index("<li>one</li>") < text.index('<h2 id="merge">') < text.index('<h2 id="merge2">')
+    assert text.index('<h2 id="merge2">') < text.index("<li>two")
+
+
+def test_displacements_by_group(atoms):
+    """Of each atom where there are no three residues, else means over residues."""
+    (few,) = compare_displacements((RigidBody(sigma=0.3),), atoms)
+    record = few.record()
+    assert [group["name"] for group in record["groups"]] == list(group_names(atoms, "atom")) and len(
+        record["groups"]
+    ) == 6
+    own = np.trace(atoms.u_cart, axis1=1, axis2=2) / 3
+    np.testing.assert_allclose([group["u_structure"] for group in record["groups"]], own)
+    np.testing.assert_allclose([group["u_model"] for group in record["groups"]], 0.09)
+    residues = np.array(["   1 ", "   1 ", "   2 ", "   2 ", "   3 ", "   3 "])
+    many = replace(atoms, residue=residues, chain=np.array(["A"] * 6))
+    groups = compare_displacements((RigidBody(sigma=0.3),), many)[0].record()["groups"]
+    assert [group["name"] for group in groups] == ["A 1", "A 2", "A 3"]
+    np.testing.assert_allclose([group["u_structure"] for group in groups], own.reshape(3, 2).mean(axis=1))
+    assert group_names(many, "chain") == ("A",) and group_names(many, "segment") == ("A 1-3",)
+    assert group_names(many, "molecule") == ("molecule",) and group_names(many, "selection", ("x", "y")) == ("x", "y")
 
 
 def test_text_stands_at_the_left_of_tables():

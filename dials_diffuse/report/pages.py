@@ -66,9 +66,8 @@ def chapter(material: Material) -> Chapter:
     for function in kind.sections:
         found = function(material)
         made += found if isinstance(found, list) else [found]
-    return Chapter(
-        kind.name, kind.title, tuple(section for section in made if section is not None and not section.empty)
-    )
+    sections = tuple(section for section in made if section is not None and not section.empty)
+    return Chapter(kind.name, kind.title, sections, tuple(material.record.get("warnings", ())))
 
 
 def write_report(path, material: Material, *others: Material) -> None:

@@ -128,11 +128,12 @@ class Material:
 
 @dataclass(frozen=True)
 class Chapter:
-    """The sections of one program on a page."""
+    """The sections of one program on a page, and what it warned of."""
 
     id: str
     title: str
     sections: Sequence
+    warnings: Sequence = ()
 
 
 def line(name: str, x, y, mode: str = "lines+markers", **style) -> dict:
