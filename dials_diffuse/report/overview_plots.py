@@ -89,7 +89,8 @@ def detector_plots(overview: dict) -> tuple:
             "residual",
             "Rate over the detector",
             "Intensity over that of all pixels at the same resolution. White is as expected; shadows are blue, "
-            "scattering that does not come from the crystal is red." + note,
+            "scattering that does not come from the crystal is red. Of few images the pattern of the crystal itself "
+            "is seen, too." + note,
             [
                 {
                     "type": "heatmap",
