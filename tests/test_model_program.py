@@ -32,7 +32,8 @@ from dials_diffuse.models.table import all_models
 from dials_diffuse.models.uncorrelated import Uncorrelated
 from dials_diffuse.structure.atoms import load_structure
 
-OUTPUTS = {"diffuse_model.nxs", "diffuse_model.json", "diffuse_model.png", "dials.diffuse_model.log"}
+OUTPUTS = {"diffuse_model.nxs", "diffuse_model.json", "diffuse_model.png", "diffuse_model.html"}
+OUTPUTS |= {"dials.diffuse_model.log"}
 
 
 def data_from(

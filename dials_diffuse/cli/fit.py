@@ -19,6 +19,7 @@ from dials_diffuse.models.table import all_models
 from dials_diffuse.report.fit import log_result
 from dials_diffuse.report.fit_files import write_result
 from dials_diffuse.structure.atoms import load_structure
+from dials_diffuse.structure.secondary import secondary_structure
 
 logger = logging.getLogger("dials.diffuse.fit")
 
@@ -142,7 +143,8 @@ output {
     .help = "Parameters, errors and statistics of all models; None for no such file."
   html = diffuse_fit.html
     .type = path
-    .help = "A report with tables and pictures that needs no other file; None for no such file."
+    .help = "A page with tables, plots and a browser of planes, which any browser opens without a network; None for no"
+            "such file."
   png = diffuse_fit.png
     .type = path
     .help = "Pictures of planes, data on the left and the best model on the right; None for no such file."
@@ -177,7 +179,7 @@ def main(params, files, provenance, warnings) -> None:
     result = fit_map(data, structure, requests, parameters, track, map_path)
     log_result(result)
     provenance = replace(provenance, inputs=(str(coordinates), str(map_path)))
-    write_result(result, files_from_phil(params), provenance, warnings)
+    write_result(result, files_from_phil(params), provenance, warnings, secondary_structure(coordinates))
 
 
 def run(args=None, phil=phil_scope) -> None:

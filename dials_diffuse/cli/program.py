@@ -220,6 +220,7 @@ def _parse(name, help_text, phil, args, without_files, folders):
         phil=full_phil,
         inputs=tuple(files),
         command_line=shlex.join([name, *map(str, args)]),
+        modified=options.diff_phil,
     )
     return params, options, files, provenance
 

@@ -135,6 +135,10 @@ output {
   json = diffuse_scaled.json
     .type = path
     .help = "The scale model and its tests for programs; None for no such file."
+  html = diffuse_scaled.html
+    .type = path
+    .help = "A page with plots of the scale model, images and detector, which any browser opens without a network;"
+            "None for no such file."
   png = diffuse_scaled.png
     .type = path
     .help = "Picture of the absolute scale and of the scales of the sweeps; None for no such file."
@@ -202,7 +206,8 @@ def main(params, files, provenance, warnings) -> None:
     absolute = absolute_from_phil(params)
     result = scale_observations(files, parameters, path, provenance, nproc, track, absolute, params.bragg_scales)
     output = params.output
-    write_scaling(result, ScalingFiles(path, output.json, output.png, output.crystals_png), provenance, warnings)
+    names = ScalingFiles(path, output.json, output.png, output.crystals_png, output.html)
+    write_scaling(result, names, provenance, warnings)
     logger.info("Next: dials.diffuse_merge %s", path)
 
 

@@ -132,6 +132,25 @@ def open_schema(path, schema: str) -> h5py.File:
     return handle
 
 
+def schema_of(path) -> str:
+    """The schema that an HDF5 file names, ``none`` where it names none.
+
+    Raises
+    ------
+    DiffuseError
+        If the file is missing or unreadable.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise DiffuseError(f"{path}: no such file")
+    try:
+        with h5py.File(path, "r") as handle:
+            found = handle.attrs.get("schema", "none")
+            return found.decode() if isinstance(found, bytes) else str(found)
+    except OSError as error:
+        raise DiffuseError(f"{path}: {_reason(path, error)}") from None
+
+
 def is_hdf5(path) -> bool:
     """Does a file begin as HDF5 does? True as well for one that cannot be read and has the suffix of one."""
     try:

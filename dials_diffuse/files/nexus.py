@@ -153,6 +153,20 @@ def read_volume(path, name: str = "intensity") -> np.ndarray:
     return data.volume(getattr(data, column), fill, dtype)
 
 
+def read_collection(path, name: str) -> dict:
+    """Columns of a collection in the entry of a map file, such as ``fit``; empty where the file has no such collection.
+
+    Raises
+    ------
+    DiffuseError
+        If the file is no map.
+    """
+    with CheckedFile(path, SCHEMA, _REMEDY) as file:
+        n = file.n_rows(f"{_UNIQUE}/intensity")
+        own = [key for key in file.columns("entry", n) if key.startswith(f"{name}/")]
+        return {key[len(name) + 1 :]: file.array(f"entry/{key}") for key in own}
+
+
 def read_column(path, name: str) -> np.ndarray:
     """What else a map file has for its unique voxels, for example ``fit/model``: (n,) float64.
 
@@ -182,12 +196,13 @@ def read_provenance(path) -> Provenance:
     with CheckedFile(path, SCHEMA, _REMEDY) as file:
         texts = {name: file.value(_PROCESS, Column(name, "U")) for name in ("program", "dials_version", "phil")}
         lists = {name: file.column(_PROCESS, Column(name, "U")) for name in ("inputs", "experiment_identifiers")}
-        typed = Column("command_line", "U")  # the first versions did not write it
+        typed, changed = Column("command_line", "U"), Column("modified", "U")  # the first versions did not write them
         return Provenance(
             **texts,
             inputs=tuple(lists["inputs"]),
             identifiers=tuple(lists["experiment_identifiers"]),
             command_line=file.value(_PROCESS, typed) if file.has(f"{_PROCESS}/{typed.name}") else "",
+            modified=file.value(_PROCESS, changed) if file.has(f"{_PROCESS}/{changed.name}") else None,
         )
 
 
@@ -301,6 +316,8 @@ def _write_process(entry, provenance: Provenance) -> None:
     group["dials_version"] = provenance.dials_version
     group["command_line"] = provenance.command_line
     group["phil"] = provenance.phil
+    if provenance.modified is not None:
+        group["modified"] = provenance.modified
     group.create_dataset("inputs", data=[str(p) for p in provenance.inputs], dtype=text)
     group.create_dataset("experiment_identifiers", data=list(provenance.identifiers), dtype=text)
 

@@ -30,6 +30,7 @@ class Provenance:
     inputs : paths of the input files
     identifiers : of the experiments that went in
     command_line : what was typed; empty where a script called the library
+    modified : the parameters that differ from their defaults, as text; None: not known
     """
 
     program: str = "script"
@@ -38,3 +39,4 @@ class Provenance:
     inputs: tuple = ()
     identifiers: tuple = ()
     command_line: str = ""
+    modified: str | None = None

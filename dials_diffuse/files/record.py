@@ -62,6 +62,7 @@ def make_record(
         "command_line": provenance.command_line,
         "inputs": [str(path) for path in provenance.inputs],
         "parameters": provenance.phil,
+        "modified": provenance.modified,
         "outputs": [{**asdict(output), "path": str(output.path)} for output in outputs],
         "warnings": list(warnings),
         **content,

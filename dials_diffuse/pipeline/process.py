@@ -38,6 +38,7 @@ from dials_diffuse.report.merge_files import MergeFiles, Reference, write_merged
 from dials_diffuse.report.scaling_files import ScalingFiles, write_scaling
 from dials_diffuse.scaling.scale import scale_observations
 from dials_diffuse.structure.atoms import load_structure
+from dials_diffuse.structure.secondary import secondary_structure
 
 logger = logging.getLogger("dials.diffuse.process")
 
@@ -263,8 +264,8 @@ class _Run:
                 self.executor,
                 self.progress,
             )
-            files = path("diffuse_integrated.h5"), path("diffuse_integrated.json")
-            return write_integration(result, *files, provenance, self.warnings, data.record()), {}
+            observations, json, html = (path(f"diffuse_integrated.{suffix}") for suffix in ("h5", "json", "html"))
+            return write_integration(result, observations, json, provenance, self.warnings, data.record(), html), {}
 
         told = {"integrate": reduction, "exclude_images": p.excluded}
         return self.step("Integration", told, [*sources.files, *(p.backgrounds or ()), *images], work)
@@ -275,7 +276,7 @@ class _Run:
 
         def work():
             provenance = replace(self.provenance, inputs=(source,))
-            names = [f"diffuse_scaled{suffix}" for suffix in (".h5", ".json", ".png", "_crystals.png")]
+            names = [f"diffuse_scaled{suffix}" for suffix in (".h5", ".json", ".png", "_crystals.png", ".html")]
             files = ScalingFiles(*map(path, names))
             result = scale_observations(
                 [source],
@@ -301,8 +302,8 @@ class _Run:
             provenance = replace(self.provenance, inputs=(source,))
             reference = None if name is None else Reference(read_map(name), name)
             result = merge_observations([source], parameters, self.progress)
-            nexus, json, png = (path(f"diffuse_merged.{suffix}") for suffix in ("nxs", "json", "png"))
-            files = MergeFiles(nexus, json=json, png=png)
+            nexus, json, png, html = (path(f"diffuse_merged.{suffix}") for suffix in ("nxs", "json", "png", "html"))
+            files = MergeFiles(nexus, json=json, png=png, html=html)
             return write_merged(result, parameters, files, provenance, self.warnings, reference), {}
 
         inputs = [source] if name is None else [source, name]
@@ -320,7 +321,8 @@ class _Run:
             log_result(result)
             names = FitFiles()
             files = replace(names, **{key: value and path(value) for key, value in asdict(names).items()})
-            return write_result(result, files, provenance, self.warnings), {}
+            secondary = secondary_structure(p.coordinates)
+            return write_result(result, files, provenance, self.warnings, secondary), {}
 
         told = {"fit": fitting, "models": p.told or p.requests, "selection": p.selection}
         return self.step("Fit", told, [source, p.coordinates], work)
