@@ -45,7 +45,7 @@ class Contact:
 
 
 def find_contacts(bodies: CrystalBodies, cutoff: float) -> tuple:
-    """All contacts that symmetry does not relate, those of the most pairs of atoms first.
+    """All contacts that symmetry does not relate, those of the most pairs of atoms first, of as many the nearer ones.
 
     cutoff : Å, atoms of different bodies that are this near touch
 
@@ -57,10 +57,10 @@ def find_contacts(bodies: CrystalBodies, cutoff: float) -> tuple:
     group = _Group(bodies)
     touching: dict = {}
     n = bodies.n_atoms
-    for shift, i, j, _ in neighbours(bodies, cutoff, n):
-        for a, b in zip(i, j):
+    for shift, i, j, distances in neighbours(bodies, cutoff, n):
+        for a, b, distance in zip(i, j, distances):
             key = (int(bodies.labels[a]), int(b // n), int(bodies.labels[b % n]), shift)
-            touching.setdefault(key, []).append((a, b % n))
+            touching.setdefault(key, []).append((a, b % n, distance))
     if not touching:
         raise DiffuseError(
             f"lattice_dynamics.contacts.cutoff={cutoff:g}: no two bodies are that near; choose a larger one"
@@ -77,11 +77,13 @@ def find_contacts(bodies: CrystalBodies, cutoff: float) -> tuple:
             opposite = group.opposite(mate)
             if not (first == second and opposite in mates):
                 mates[mate] = None
-        pairs = np.array(sorted(touching[key]), dtype=np.int64)
+        first_atoms, second_atoms, distances = zip(*sorted(touching[key]))
+        pairs = np.array([first_atoms, second_atoms], dtype=np.int64).T
         swap = copy if key == reverse else None
         rows = np.array([(a, b, *cells) for a, b, cells in mates], dtype=np.int64)
-        found.append(Contact(first, second, copy, shift, pairs, rows, swap))
-    return tuple(sorted(found, key=lambda c: -c.n_pairs))
+        order = (-len(pairs), round(float(np.mean(distances)), 6))
+        found.append((order, Contact(first, second, copy, shift, pairs, rows, swap)))
+    return tuple(contact for _, contact in sorted(found, key=lambda entry: entry[0]))
 
 
 class _Group:

@@ -286,7 +286,7 @@ class LatticeDynamics(DiffuseModel):
             coherent[there] = _forms(lattice.solve(hkl[there], v[there]), v[there])
         if bragg.any():
             waves, weights = voxel_waves((0, 0, 0), structure)
-            inverse = weights.sum() * lattice.mean_inverse(waves * np.asarray(voxel), weights, centred=True)
+            inverse = lattice.mean_inverse(waves * np.asarray(voxel), weights, centred=True)
             coherent[bragg] = _forms(v[bragg] @ inverse.T, v[bragg])
         coherent *= scale
         if not self.incoherent:

@@ -9,16 +9,16 @@ import numpy as np
 from dials_diffuse.maps.symmetry import laue_operators
 from dials_diffuse.structure.crystal import Structure
 
-#: cubes one in the other around a lattice point, each half as large; inside the last 1/k² is exact
-_LEVELS = 4
-#: points of Gauss's rule along each edge: of the parts of these cubes, of voxels near a lattice point, of all others
-_PARTS, _NEAR, _FAR = 2, 3, 2
+#: points of Gauss's rule at a lattice point: away from it, and along each edge of a face
+_OUTWARD, _ACROSS = 3, 6
+#: along each edge of voxels near a lattice point, and of all others
+_NEAR, _FAR = 3, 2
 #: voxels from a lattice point, along each axis, up to which it is near
 _NEIGHBOURS = 2
 
 
 def voxel_waves(offset, structure: Structure) -> tuple:
-    """Points in a voxel, and weights, of sum 1 but at a lattice point.
+    """Points in a voxel, and weights of sum 1.
 
     Where operators of the group turn voxels into others of another shape (trigonal and hexagonal axes), points in all
     of these.
@@ -34,7 +34,7 @@ def voxel_waves(offset, structure: Structure) -> tuple:
     """
     offset = np.abs(np.asarray(offset))
     if not offset.any():
-        points, weights = _around_lattice_point()
+        points, weights = pyramids(_OUTWARD, _ACROSS)
     else:
         points, weights = gauss_box(_NEAR if offset.max() <= _NEIGHBOURS else _FAR)
     mates = np.concatenate([points @ r for r in laue_operators(structure.space_group, friedel=True)])
@@ -50,18 +50,23 @@ def gauss_box(n: int) -> tuple:
     return points, np.prod(np.array(list(itertools.product(w / 2, repeat=3))), axis=1)
 
 
-def _around_lattice_point() -> tuple:
-    """A cube of edge 1 without its middle of edge 1/2, that middle without its own, and so on.
+def pyramids(outward: int, across: int) -> tuple:
+    """A rule for 1/k² in a cube of edge 1 around k = 0: (n, 3) points, (n,) weights of sum 1.
 
-    The mean M over a cube of what goes as 1/k² is that over the shell, of 7/8 of the volume, times 7/8, and M/2 of the
-    middle: the last shell counts twice. What does not vary counts 0.15 % too much.
+    Over each face there is a pyramid with its tip at 0, in which k = r (1, u, v) / 2: its volume element r² takes the
+    pole away, so that Gauss's rule along r, u and v converges fast.
+
+    Parameters
+    ----------
+    outward, across : points along r, and along u and v
+
+    Source: Duffy 1982, SIAM J. Numer. Anal. 19, 1260
     """
-    points, weights = gauss_box(_PARTS)
-    corners = (np.array(list(itertools.product(range(4), repeat=3))) - 1.5) / 4
-    corners = corners[np.abs(corners).max(axis=1) > 0.25]
-    shell = (corners[:, None] + points / 4).reshape(-1, 3)
-    shell_weights = np.tile(weights / 64, len(corners))
-    sizes = 0.5 ** np.arange(_LEVELS)
-    volumes = sizes**3
-    volumes[-1] *= 2
-    return np.concatenate([shell * x for x in sizes]), np.concatenate([shell_weights * v for v in volumes])
+    x, wx = np.polynomial.legendre.leggauss(outward)
+    u, wu = np.polynomial.legendre.leggauss(across)
+    r = (x + 1) / 2
+    r, u, v = (y.reshape(-1) for y in np.meshgrid(r, u, u, indexing="ij"))
+    weights = (wx[:, None, None] * wu[:, None] * wu).reshape(-1) * r**2 / 16
+    face = np.stack([r, r * u, r * v], axis=1) / 2
+    points = [sign * np.roll(face, axis, axis=1) for axis in range(3) for sign in (1, -1)]
+    return np.concatenate(points), np.tile(weights, 6)
