@@ -45,6 +45,7 @@ class PreparedContacts(Prepared):
         bodies = model.bodies(structure)
         self.lattice = ContactLattice(bodies, contacts)
         self.stiffnesses = model.stiffnesses(self.lattice)
+        self.prior = self.stiffnesses.prior
         self.scale = model.scale(structure, self.lattice)
         s = grid.s(index)
         v = amplitudes(bodies, s, model.table, model.displaced)

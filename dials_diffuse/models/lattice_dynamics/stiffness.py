@@ -9,6 +9,7 @@ import numpy as np
 from scipy.linalg import expm, logm
 
 from dials_diffuse.checks import choice
+from dials_diffuse.models.prior import Prior
 
 #: how many numbers: one for all contacts; one for each; its translations and its rotations apart; all of them
 STIFFNESSES = ("overall", "by_contact", "apart", "full")
@@ -66,6 +67,15 @@ class Stiffnesses:
             np.array([i for i, p in enumerate(self.parameters) if p.contact in (None, c)], dtype=np.int64)
             for c in range(len(self._geometries))
         ]
+
+    @cached_property
+    def prior(self) -> Prior | None:
+        """Sum over contacts of |S|², of a common factor of all stiffnesses apart; None for that factor alone."""
+        if self.parameters[0].contact is None:
+            return None
+        metric = np.array([np.sum(p.direction**2) for p in self.parameters])
+        level = np.array([np.trace(p.direction) for p in self.parameters]) / metric
+        return Prior(metric, level[None])
 
     def logarithms(self, values) -> list:
         """(6, 6) float64, S of each contact."""
