@@ -310,4 +310,15 @@ def _finished(problem: _Problem, candidate: Candidate, best: _Best) -> ModelFit:
         minimum=best.minimum,
         covariance=covariance,
         prior=prior,
+        details=_details(prepared, values, models, covariance, prior),
     )
+
+
+def _details(prepared: Prepared, values, models: tuple, covariance: np.ndarray, prior: PriorResult | None) -> tuple:
+    found, begin = [], 0
+    for model, (_, own) in zip(models, prepared.split(values)):
+        rows = slice(begin, begin + len(own))
+        share = None if prior is None else prior.share[rows]
+        found.append(model.details(prepared.structure, covariance[rows, rows], share))
+        begin = rows.stop
+    return tuple(found)

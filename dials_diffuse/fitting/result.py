@@ -86,6 +86,7 @@ class ModelFit(Fit):
     covariance : (p + 1, p + 1) float64, of the estimates and the scale, errors of the data as if all were wrong by one
         factor; with a prior also what it leaves open
     prior : what a prior did; None: there is none
+    details : for each of ``models`` what else it says, see :meth:`DiffuseModel.details`
     """
 
     estimates: tuple
@@ -95,3 +96,4 @@ class ModelFit(Fit):
     minimum: Minimum
     covariance: np.ndarray
     prior: PriorResult | None
+    details: tuple

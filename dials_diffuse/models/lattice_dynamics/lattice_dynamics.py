@@ -24,6 +24,7 @@ from dials_diffuse.models.lattice_dynamics.body_scattering import amplitudes
 from dials_diffuse.models.lattice_dynamics.contact_lattice import ContactLattice
 from dials_diffuse.models.lattice_dynamics.contacts import find_contacts
 from dials_diffuse.models.lattice_dynamics.lattice_dynamics_phil import PHIL
+from dials_diffuse.models.lattice_dynamics.phonons import Phonons
 from dials_diffuse.models.lattice_dynamics.prepared_contacts import PreparedContacts
 from dials_diffuse.models.lattice_dynamics.prepared_lattice import PreparedLatticeDynamics
 from dials_diffuse.models.lattice_dynamics.stiffness import STIFFNESSES, Stiffnesses
@@ -347,6 +348,9 @@ class LatticeDynamics(DiffuseModel):
         if self.touching:
             return PreparedContacts(self, structure, grid, index)
         return PreparedLatticeDynamics(self, structure, grid, index)
+
+    def details(self, structure: Structure, covariance: np.ndarray, share: np.ndarray | None = None) -> dict:
+        return Phonons(self, structure, covariance, share).record() if self.touching else {}
 
     def memory_estimate(self, structure: Structure, grid: MapGrid) -> int:
         labels = group_labels(structure, self.groups, self.selections)
