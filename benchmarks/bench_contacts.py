@@ -49,9 +49,7 @@ def recovery(name: str = "6o2h.pdb", seeds: int = 20, number: int = 100_000) -> 
     """Random stiffnesses about those of equal springs, noise, a fit from these; errors in units of e.s.d.s."""
     structure = load_structure(coordinates(name), "not element H")
     model = LatticeDynamics(0.3, "contacts", stiffness="full")
-    grid, index = voxels_of(
-        structure, (2, 2, 2) if number > 20_000 else (2, 2, 2), 1.6 if number > 20_000 else 2.5, number
-    )
+    grid, index = voxels_of(structure, (2, 2, 2), 1.6 if number > 20_000 else 2.5, number)
     prepared = prepare(model, structure, grid, index, means=True)
     p = len(prepared.parameters)
     print(

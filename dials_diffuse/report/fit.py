@@ -14,6 +14,7 @@ from dials_diffuse.fitting.pairs.fit_pairs import PairFit
 from dials_diffuse.fitting.pairs.pair_freedom import DETERMINED
 from dials_diffuse.fitting.result import Estimate, Fit, ModelFit
 from dials_diffuse.fitting.run import FitResult
+from dials_diffuse.report.fit_contacts import contact_text, prior_lines, prior_record
 from dials_diffuse.report.tables import Column, cells, heads, text_table
 
 logger = logging.getLogger("dials.diffuse.fit")
@@ -107,7 +108,7 @@ def verdict(choice: Choice) -> str:
 
 def model_lines(fit: ModelFit) -> list:
     """The numbers of a fitted model."""
-    lines = [format_estimate(estimate) for estimate in (*fit.estimates, fit.scale)]
+    lines = [*(format_estimate(estimate) for estimate in (*fit.estimates, fit.scale)), *prior_lines(fit)]
     return lines + [f"{model.name}.orders = {model.orders}" for model in fit.models if model.orders is not None]
 
 
@@ -126,12 +127,12 @@ def pair_lines(fit: PairFit) -> list:
 def log_result(result: FitResult) -> None:
     """All of a result in the log: each model, with its warnings, and their comparison."""
     for fit in result.models:
+        _log_trials(fit.prior.trials if fit.prior is not None else ())
         _log_fit(fit, model_lines(fit))
+        for text in filter(None, map(contact_text, fit.details)):
+            logger.info("%s: contacts\n\n%s\n", fit.name, text)
     for fit in result.pairs:
-        logger.info(
-            "Strengths of the prior, and correlation on free voxels and on the others:\n%s",
-            "\n".join(f"{strength:10.3g}{free:9.4f}{own:9.4f}" for strength, free, own in fit.trials),
-        )
+        _log_trials(fit.trials)
         _log_fit(fit, pair_lines(fit))
     fits, choice, loss = result.fits, result.choice, result.parameters.options.loss
     logger.info("All models:\n\n%s\n", format_models(fits))
@@ -143,6 +144,15 @@ def log_result(result: FitResult) -> None:
     logger.info("%s", verdict(choice))
     if len(fits) > 1 and choice.criterion == "free":
         logger.info("Free CC(aniso) below the highest:\n%s", format_choice(fits, choice))
+
+
+def _log_trials(trials: tuple) -> None:
+    """trials : (strength, correlation on free voxels, on the others)"""
+    if trials:
+        logger.info(
+            "Strengths of the prior, and correlation on free voxels and on the others:\n%s",
+            "\n".join(f"{strength:10.3g}{free:9.4f}{own:9.4f}" for strength, free, own in trials),
+        )
 
 
 def _log_fit(fit: Fit, lines) -> None:
@@ -181,6 +191,8 @@ def model_record(fit: ModelFit) -> dict:
     return {
         **_record(fit, {e.name: _estimate(e) for e in fit.estimates}, identifiability),
         **({"orders": list(orders)} if orders else {}),
+        **prior_record(fit),
+        **({"details": list(fit.details)} if any(fit.details) else {}),
     }
 
 
