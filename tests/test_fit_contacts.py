@@ -228,3 +228,40 @@ def test_wrong_numbers_of_stiffnesses_and_lonely_bodies_are_refused(structure):
         replace(MODEL, stiffness="by_contact", log_stiffness=(0.1, 0.2)).intensity_at(structure, [[0.1, 0.2, 0.3]])
     with pytest.raises(DiffuseError, match=r"contacts.cutoff=0.5: no two bodies are that near"):
         replace(MODEL, contact_cutoff=0.5).intensity_at(structure, [[0.1, 0.2, 0.3]])
+
+
+def test_program(tmp_path, monkeypatch, capsys, structure):
+    """Words of model=, the log's table, the JSON file."""
+    from helpers.builders import PROVENANCE
+
+    from dials_diffuse.cli.fit import run
+    from dials_diffuse.files.nexus import write_map
+    from dials_diffuse.models.compute import model_map
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.pdb").write_text(structure.hierarchy.as_pdb_string(structure.crystal_symmetry))
+    truth = replace(MODEL, stiffness="by_contact", log_stiffness=())
+    n = len(truth.parameters(structure))
+    truth = replace(truth, log_stiffness=tuple(0.4 * np.random.default_rng(0).normal(size=n)))
+    grid = MapGrid(structure.unit_cell, structure.hall_symbol, (2, 2, 2), 1.8)
+    computed = model_map(truth, structure, grid, means=True)
+    assert not computed.at_centres
+    sigma = np.full(len(computed.index), 0.05 * np.std(computed.intensity))
+    values = computed.intensity + sigma * np.random.default_rng(1).normal(size=len(sigma))
+    write_map(
+        "map.nxs", replace(computed, intensity=values, sigma=sigma, multiplicity=np.full(len(sigma), 4)), PROVENANCE
+    )
+    scope = [f"lattice_dynamics.{x}" for x in ("sigma=0.2", "contacts.cutoff=7", "mesh=4,4,4", "solvent=False")]
+    words = "lattice_dynamics/contacts,lattice_dynamics/contacts/by_contact"
+    run(["map.nxs", "model.pdb", f"model={words}", "scale=absolute", "prior.strength=0.01,0.0001", "starts=1", *scope])
+    record = json.loads((tmp_path / "diffuse_fit.json").read_text())
+    overall, each = record["models"]
+    assert "prior" not in overall and overall["voxels"] == each["voxels"] == "mean"
+    assert record["best"] == each["model"] and set(each["prior"]["share"]) == set(each["parameters"])
+    contacts = each["details"][0]["contacts"]
+    assert len(contacts) == n and contacts[0]["residues"][0]
+    for i, value in enumerate(truth.log_stiffness):
+        found = each["parameters"][f"log_{i + 1}"]
+        assert abs(found["value"] - value) < 4 * found["esd"] + 0.03
+    log = (tmp_path / "dials.diffuse_fit.log").read_text()
+    assert "t kT/Å²" in log and "Sound along a*" in log and "parameters come from the data" in log
