@@ -7,10 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers.builders import PROVENANCE
 from helpers.programs import model_of
 from helpers.structures import random_structure
 
+from dials_diffuse.cli.fit import run
 from dials_diffuse.errors import CommandLineError, DiffuseError
+from dials_diffuse.files.nexus import write_map
 from dials_diffuse.fitting.data import Selection, select
 from dials_diffuse.fitting.fit import Candidate, fit_models
 from dials_diffuse.fitting.fit_parameters import FitOptions
@@ -21,6 +24,7 @@ from dials_diffuse.fitting.sums import PreparedSum
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.maps.symmetry import possible_voxels
+from dials_diffuse.models.compute import model_map
 from dials_diffuse.models.lattice_dynamics.lattice_dynamics import LatticeDynamics
 from dials_diffuse.models.lattice_dynamics.phonons import BLOCKS, Phonons
 from dials_diffuse.models.prepared import prepare
@@ -230,14 +234,8 @@ def test_wrong_numbers_of_stiffnesses_and_lonely_bodies_are_refused(structure):
         replace(MODEL, contact_cutoff=0.5).intensity_at(structure, [[0.1, 0.2, 0.3]])
 
 
-def test_program(tmp_path, monkeypatch, capsys, structure):
+def test_program(tmp_path, monkeypatch, structure):
     """Words of model=, the log's table, the JSON file."""
-    from helpers.builders import PROVENANCE
-
-    from dials_diffuse.cli.fit import run
-    from dials_diffuse.files.nexus import write_map
-    from dials_diffuse.models.compute import model_map
-
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model.pdb").write_text(structure.hierarchy.as_pdb_string(structure.crystal_symmetry))
     truth = replace(MODEL, stiffness="by_contact", log_stiffness=())
@@ -248,9 +246,8 @@ def test_program(tmp_path, monkeypatch, capsys, structure):
     assert not computed.at_centres
     sigma = np.full(len(computed.index), 0.05 * np.std(computed.intensity))
     values = computed.intensity + sigma * np.random.default_rng(1).normal(size=len(sigma))
-    write_map(
-        "map.nxs", replace(computed, intensity=values, sigma=sigma, multiplicity=np.full(len(sigma), 4)), PROVENANCE
-    )
+    data = replace(computed, intensity=values, sigma=sigma, multiplicity=np.full(len(sigma), 4))
+    write_map("map.nxs", data, PROVENANCE)
     scope = [f"lattice_dynamics.{x}" for x in ("sigma=0.2", "contacts.cutoff=7", "mesh=4,4,4", "solvent=False")]
     words = "lattice_dynamics/contacts,lattice_dynamics/contacts/by_contact"
     run(["map.nxs", "model.pdb", f"model={words}", "scale=absolute", "prior.strength=0.01,0.0001", "starts=1", *scope])
