@@ -55,6 +55,12 @@ def comparison_table(fits) -> tuple:
     return heads(columns), cells(columns, fits)
 
 
+_SIDES = (
+    "near, away: free CC(aniso) of voxels up to a third of the lattice from a lattice point, where halos are, and of "
+    "the others"
+)
+
+
 def _comparison(fits) -> tuple:
     """Columns for these fits, one a row."""
     aic, bic = (min(f.criteria[key] for f in fits) for key in ("aic", "bic"))
@@ -62,6 +68,8 @@ def _comparison(fits) -> tuple:
         Column("model", -max(len("model"), *(len(f.name) for f in fits)), "", lambda f: f.name),
         Column("CC(aniso)", 11, ".3f", lambda f: f.statistics["cc_anisotropic"]),
         Column("free", 8, ".3f", lambda f: f.statistics["free"]["cc_anisotropic"]),
+        Column("near", 8, ".3f", lambda f: f.statistics["near"]["free"]["cc_anisotropic"]),
+        Column("away", 8, ".3f", lambda f: f.statistics["away"]["free"]["cc_anisotropic"]),
         Column("CC", 8, ".3f", lambda f: f.statistics["cc"]),
         Column("free", 8, ".3f", lambda f: f.statistics["free"]["cc"]),
         Column("R", 8, ".3f", lambda f: f.statistics["r"]),
@@ -82,8 +90,8 @@ def format_shells(fit: Fit) -> str:
 def format_models(fits) -> str:
     """One line for each model; AIC and BIC relative to the lowest."""
     table = text_table(_comparison(fits), fits)
-    note = centres_note(fits)
-    return f"{table}\n{note}" if note else table
+    notes = [_SIDES, centres_note(fits)]
+    return "\n".join([table, *filter(None, notes)])
 
 
 def centres_note(fits) -> str:
