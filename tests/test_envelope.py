@@ -8,17 +8,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from cctbx.eltbx import tiny_pse
-from helpers.pair_sums import close
+from helpers.pair_sums import at, close, some_voxels, vectors
 from helpers.structures import GROUPS, random_structure
 
 from dials_diffuse.errors import DiffuseError
+from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import laue_operators
 from dials_diffuse.models.lattice_dynamics.body_scattering import amplitudes
 from dials_diffuse.models.lattice_dynamics.lattice_dynamics import LatticeDynamics
+from dials_diffuse.models.rigid_body.rigid_body import RigidBody
 from dials_diffuse.simulation.plan import example_path
 from dials_diffuse.structure.atoms import load_structure, make_structure
 from dials_diffuse.structure.envelope import FlatSolvent, displaced_solvent
 from dials_diffuse.structure.factors import FLAT
+from dials_diffuse.structure.tls import TlsGroup
 from dials_diffuse.structure.transform import transform_at
 
 CELL = (40.0, 42.0, 45.0, 90.0, 90.0, 90.0)
@@ -111,3 +114,27 @@ def test_contrast_is_on_for_contacts_and_can_be_switched():
     assert LatticeDynamics(0.2, "contacts", table="electron").displaced is None
     with pytest.raises(DiffuseError, match="k_sol=-1"):
         LatticeDynamics(0.2, k_sol=-1.0)
+
+
+@pytest.mark.parametrize("body", ["asu", "residue"])
+def test_contrast_of_rigid_bodies(body):
+    """|F - F of the points|² of each body and copy; maps and points are the same."""
+    structure = random_structure("P 21 21 21", GROUPS[4][1], "CNOCS", u=(0.2, 0.3))
+    structure = replace(structure, residue=np.array(["   1 ", "   1 ", "   2 ", "   2 ", "   2 "]))
+    labels = np.array([0, 0, 1, 1, 1]) * (body == "residue")
+    model = RigidBody(sigma=0.3, body=body, solvent=True)
+    grid = MapGrid(structure.unit_cell, structure.hall_symbol, (1, 1, 1), 3.0)
+    index = some_voxels(grid, 40)
+    s = vectors(structure, grid, index)
+    resting = structure.molecule().without_displacements()
+    expected = 0.0
+    for turn in structure.rotations:
+        for b, points in enumerate(displaced_solvent(resting, labels, FlatSolvent())):
+            f = transform_at(resting.take(labels == b), s @ turn) - transform_at(points, s @ turn, FLAT)
+            expected = expected + np.abs(f) ** 2
+    expected = expected * -np.expm1(-((2 * np.pi * 0.3) ** 2) * np.sum(s**2, axis=1))
+    close(model.intensity_at(structure, s), expected, 1e-8)
+    close(at(model.intensity(structure, grid), grid, index), expected, 2e-4)
+    assert np.mean(expected) < 0.9 * np.mean(replace(model, solvent=False).intensity_at(structure, s))
+    with pytest.raises(DiffuseError, match="not of bodies that rotate"):
+        RigidBody(body="tls", tls=(TlsGroup((0.1,) * 3 + (0.0,) * 3, (1.0,) * 3 + (0.0,) * 3),), solvent=True)

@@ -55,6 +55,9 @@ def comparison_table(fits) -> tuple:
     return heads(columns), cells(columns, fits)
 
 
+#: parameters that are listed in the log
+_MOST_ESTIMATES = 40
+
 _SIDES = (
     "near, away: free CC(aniso) of voxels up to a third of the lattice from a lattice point, where halos are, and of "
     "the others"
@@ -116,7 +119,12 @@ def verdict(choice: Choice) -> str:
 
 def model_lines(fit: ModelFit) -> list:
     """The numbers of a fitted model."""
-    lines = [*(format_estimate(estimate) for estimate in (*fit.estimates, fit.scale)), *prior_lines(fit)]
+    shown = fit.estimates
+    if len(shown) > _MOST_ESTIMATES:
+        shown = ()
+    lines = [*(format_estimate(estimate) for estimate in (*shown, fit.scale)), *prior_lines(fit)]
+    if not shown and fit.estimates:
+        lines.insert(0, f"{len(fit.estimates)} parameters, of which the JSON file has a list")
     return lines + [f"{model.name}.orders = {model.orders}" for model in fit.models if model.orders is not None]
 
 

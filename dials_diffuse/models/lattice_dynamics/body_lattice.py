@@ -25,7 +25,7 @@ _NUMBERS = 1 << 22
 #: smallest square of a pivot of a wave's matrix relative to the largest, below which the wave is held by nothing
 FREE = 1e-9
 #: the same of any wave, acoustic ones of 1e-6 of a reciprocal-lattice step included
-_SINGULAR = 1e-13
+SINGULAR = 1e-13
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +144,7 @@ class BodyLattice:
         DiffuseError
             If there is a motion that stretches no spring.
         """
-        return np.linalg.solve(held(self.matrices(hkl), _SINGULAR), v[:, :, None])[:, :, 0]
+        return np.linalg.solve(held(self.matrices(hkl), SINGULAR), v[:, :, None])[:, :, 0]
 
     def mean_inverse(self, hkl: np.ndarray, weights: np.ndarray, centred: bool = False) -> np.ndarray:
         """(d, d) float64, mean of D^-1 over waves and their opposites, for which it is the complex conjugate.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dials_diffuse.models.lattice_dynamics.body_lattice import (
-    FREE,
+    SINGULAR,
     BodyLattice,
     CrystalBodies,
     centre_phases,
@@ -182,7 +182,7 @@ class ContactLattice:
     def _inverses(self, mean: WaveMean, rows: slice, stiffnesses) -> tuple:
         """Stretches, D^-1 and the phases at the centres for some waves."""
         stretches = self.stretches(mean.waves[rows])
-        inverse = np.linalg.inv(held(self.matrices(stretches, stiffnesses), FREE))
+        inverse = np.linalg.inv(held(self.matrices(stretches, stiffnesses), SINGULAR))
         return stretches, inverse, centre_phases(self.bodies, mean.moves[rows])
 
     def _blocks(self, n: int):
