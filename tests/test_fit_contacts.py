@@ -147,6 +147,48 @@ def test_penalised_derivatives(ready, structure):
     assert np.linalg.eigvalsh(matrix)[0] > 0
 
 
+class _Lines:
+    """Intensities that are linear in the parameters."""
+
+    parameters, tensors = (), []
+
+    def __init__(self, slopes):
+        self.slopes = slopes
+
+    def intensity(self, values):
+        return self.slopes @ values
+
+    def jacobian(self, values):
+        return self.slopes @ values, self.slopes
+
+    def second(self, values, weights):
+        return np.zeros((len(values),) * 2)
+
+
+@pytest.mark.parametrize("weight", [1.0, 11.0, 300.0])
+def test_errors_hold_what_a_strong_prior_pulls(weight):
+    """Random truths of spread 0.3 (a prior of 1/0.09 = 11 would be right), some of them hardly in the data."""
+    rng = np.random.default_rng(0)
+    n, p, draws = 300, 40, 200
+    slopes = rng.normal(size=(n, p)) * np.geomspace(3.0, 0.01, p)
+    work = PenalisedWork(_Lines(slopes))
+    relative, spreads = [], []
+    for _ in range(draws):
+        truth = 0.3 * rng.normal(size=p)
+        projection = Projection(slopes @ truth + rng.normal(size=n), np.ones(n), Background(np.ones(n), 0), 1.0)
+        penalised = PenalisedProjection(projection, np.eye(p), weight)
+        gradient, matrix = penalised.normal(*work.jacobian(np.zeros(p)))
+        values = -np.linalg.solve(matrix, gradient)
+        covariance = np.linalg.inv(penalised.hessian(*work.jacobian(values), lambda w: np.zeros((p, p))))
+        more, spread = penalised.left_open(values, covariance, 1.0)
+        spreads.append(spread)
+        relative.append((values - truth) / np.sqrt(np.diag(covariance + more)))
+    assert np.median(spreads) == pytest.approx(0.3, rel=0.1)
+    assert np.mean(np.abs(relative) < 2) > 0.93
+    if weight > 1:
+        assert np.std(relative) == pytest.approx(1.0, abs=0.12)
+
+
 def test_priors_leave_the_common_level_to_a_known_scale():
     prior = Prior(np.array([6.0, 3.0, 3.0, 1.0]), np.array([[1.0, 1.0, 1.0, 0.0]]))
     values = np.array([0.3, -0.2, 0.5, 0.7])

@@ -256,15 +256,17 @@ def _finished(problem: _Problem, candidate: Candidate, best: _Best) -> ModelFit:
     solved, b = problem.solve(everywhere)
     fitted = solved.scale * everywhere + b
     linearised = inner.jacobian(values)
-    prior = None
-    if prepared.prior is not None:
-        shares = projection.shares(*linearised)
-        prior = PriorResult(best.strength, best.trials, shares, float(shares.sum()))
-    n_parameters = (len(values) if prior is None else round(prior.n_effective)) + projection.n_linear
+    shares = np.ones(len(values)) if prepared.prior is None else projection.shares(*linearised)
+    n_parameters = round(float(shares.sum())) + projection.n_linear
     chi2 = problem.adjustment * solved.objective / max(len(solved.residual) - n_parameters, 1)
     hessian = projection.hessian(*linearised, lambda w: inner.second(values, w))
     held = Region(prepared).reached(values)
     covariance, correlations, eigenvalues, loosest = uncertainty.errors(hessian, held, chi2)
+    prior, p = None, len(values)
+    if prepared.prior is not None:
+        more, spread = projection.left_open(values, covariance[:p, :p], chi2)
+        covariance[:p, :p] += more
+        prior = PriorResult(best.strength, best.trials, shares, float(shares.sum()), spread)
     esd = np.sqrt(np.diag(covariance))
     bound = np.linalg.norm(held, axis=0) > 1 - 1e-9
     estimates = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,8 @@ from dials_diffuse.fitting.linear import Linear, Projection, reduced
 
 #: of the spread of other starts, natural logarithm
 _SPREAD = 0.35
+#: parameters, or parts of them, that data tell together, from which on their spread can be known
+_TOLD = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +26,7 @@ class PriorResult:
     trials : (strength, correlation on free voxels, on the others) of each that was tried
     share : (p,) float64, how much of each parameter comes from the data: 1 all, 0 nothing, all from the prior
     n_effective : sum of the shares, the number of parameters that the data fit
+    spread : rms of the true parameters that the fit tells, in the units of the prior's squares; NaN if it does not
 
     Notes
     -----
@@ -34,6 +38,7 @@ class PriorResult:
     trials: tuple
     share: np.ndarray
     n_effective: float
+    spread: float
 
 
 class PenalisedWork:
@@ -101,6 +106,39 @@ class PenalisedProjection:
         scale = np.sqrt(np.maximum(np.diag(data + prior), 1e-300))
         both, data = ((m / np.outer(scale, scale)) for m in (data + prior, data))
         return np.clip(np.diag(np.linalg.pinv(both, rcond=1e-13, hermitian=True) @ data), 0.0, 1.0)
+
+    def left_open(self, values: np.ndarray, covariance: np.ndarray, chi2: float) -> tuple:
+        """What a prior that is too strong adds to the errors, as it pulls parameters from where they are.
+
+        Parameters
+        ----------
+        values : (p,) float64, at the minimum
+        covariance : (p, p) float64, chi2 C, C the inverse of half the Hessian, prior included
+
+        Returns
+        -------
+        (p, p) float64, to be added to the covariance, and the spread of :class:`PriorResult`
+
+        Notes
+        -----
+        Parameters x of mean 0 and variance v by the prior's metric M, R = weight M, are found as x - C R x + noise,
+        of variance chi2 C A C, A = C^-1 - R. So v follows from the size of what was found, and the errors' covariance
+        is chi2 C A C + v weight C R C: chi2 C if the weight is that of v. Weaker than chi2 C it is not taken.
+        """
+        metric = self._rows.T @ self._rows
+        if self._weight == 0 or not np.all(np.isfinite(covariance)):
+            return np.zeros_like(covariance), math.nan
+        inverse = covariance / chi2
+        pulled = self._weight * inverse @ metric
+        kept = np.eye(len(values)) - pulled
+        noise = chi2 * float(np.sum(metric * (kept @ inverse)))
+        told = float(np.sum((metric @ kept) * (kept @ np.linalg.pinv(metric, rcond=1e-10, hermitian=True))))
+        found = float(np.sum((self._rows @ values) ** 2)) - noise
+        spread2 = found / told if told > _TOLD else math.nan
+        more = self._weight * spread2 - chi2
+        if not more > 0:
+            return np.zeros_like(covariance), math.sqrt(max(spread2, 0.0))
+        return more * pulled @ inverse, math.sqrt(spread2)
 
     def _split(self, values: np.ndarray) -> tuple:
         n = len(values) - len(self._rows)

@@ -49,6 +49,7 @@ def prior_lines(fit: ModelFit) -> list:
     return [
         f"strength of the prior = {fit.prior.strength:g}",
         f"{fit.prior.n_effective:.1f} of {number} parameters come from the data, not the prior",
+        f"spread of the true parameters, as far as the data tell: {fit.prior.spread:.2f}",
     ]
 
 
@@ -73,5 +74,6 @@ def prior_record(fit: ModelFit) -> dict:
         return {}
     trials = [{"strength": s, "free": free, "work": work} for s, free, work in fit.prior.trials]
     share = {e.name: float(x) for e, x in zip(fit.estimates, fit.prior.share)}
-    prior = {"strength": fit.prior.strength, "trials": trials, "n_effective": fit.prior.n_effective, "share": share}
+    prior = {"strength": fit.prior.strength, "trials": trials, "n_effective": fit.prior.n_effective}
+    prior |= {"spread": fit.prior.spread, "share": share}
     return {"prior": prior}
