@@ -98,6 +98,9 @@ class PreparedContacts(Prepared):
         result = np.empty((self._n, 1 + (len(values) if with_derivatives else 0)))
         for (rows, mean), v in zip(self._classes, self._v):
             forms = self._forms(mean, k, slopes, len(values))
+            if not with_derivatives:
+                result[rows, 0] = np.einsum("nd,nd->n", v.conj(), v @ forms[0].T).real
+                continue
             packed = _packed(forms)
             step = max(1, _NUMBERS // v.shape[1] ** 2)
             for first in range(0, len(v), step):
