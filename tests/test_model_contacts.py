@@ -229,6 +229,10 @@ def test_voxels_are_as_points(symbol, cell):
     ready = prepare(model, structure, grid, index)
     values = ready.intensity(model.log_stiffness)
     close(values, model.intensity_at(structure, vectors(structure, grid, index)), 1e-6)
+    points = np.array([[2, 0, 3], [0, 2, 3]]) * [1, 1, grid.subdivide[2] / 3]
+    points = (points / np.array(grid.subdivide)).round().astype(int) * np.array(grid.subdivide)
+    first, second = model.parts_at_voxels(structure, grid, points)
+    close(prepare(model, structure, grid, points).intensity(model.log_stiffness), 0.09 * first + second, 1e-6)
     if symbol in ("P 1", "P 21 21 21"):
         np.testing.assert_allclose(at(model.intensity(structure, grid), grid, index), values, rtol=1e-8)
 

@@ -29,11 +29,14 @@ class WaveMean:
     weights : (n,) float64
     moves : (n, 3) float64, with the phases of these at the bodies' centres: what is left of the waves when those of the
         voxel's centre are taken away
+    paired : do these stand for their opposites, too, with as much weight? For these D^-1 is the complex conjugate, so
+        that the mean is real.
     """
 
     waves: np.ndarray
     weights: np.ndarray
     moves: np.ndarray
+    paired: bool = False
 
 
 class ContactLattice:
@@ -105,8 +108,8 @@ class ContactLattice:
 
         Returns
         -------
-        (d, d) complex128, Hermitian, and a list of (m, d, d), those by the parameters of each contact; without
-        ``slopes`` empty
+        (d, d) complex128, Hermitian (float64 if ``paired``), and a list of (m, d, d), those by the parameters of each
+        contact; without ``slopes`` empty
 
         Raises
         ------
@@ -129,6 +132,8 @@ class ContactLattice:
                 weighted = own * weights[:, None, None, None]
                 sums += weighted.reshape(-1, 6 * d).T @ own.reshape(-1, 6 * d).conj()
         total = (total + total.conj().T) / 2
+        if mean.paired:
+            total, moved = total.real, [sums.real for sums in moved]
         if slopes is None:
             return total, []
         return total, [
@@ -150,7 +155,7 @@ class ContactLattice:
         second : list of lists of (m, m') float64, for each pair of contacts those by their parameters at constant
             slopes: what d²K adds is not in them
         """
-        n_contacts = len(self.contacts)
+        n_contacts, matrix = len(self.contacts), matrix.real if mean.paired else matrix
         gradients = [np.zeros((6, 6)) for _ in range(n_contacts)]
         sums = [[np.zeros((36, 36), dtype=np.complex128) for _ in range(n_contacts)] for _ in range(n_contacts)]
         for rows in self._blocks(len(mean.waves)):

@@ -150,8 +150,7 @@ class PreparedContacts(Prepared):
 def mesh_mean(mesh: tuple, structure: Structure) -> WaveMean:
     """The mean over all waves of a mesh."""
     waves, weights = symmetric_waves(mesh_of_waves(mesh), structure)
-    waves, weights = np.concatenate([waves, -waves]), np.concatenate([weights, weights])
-    return WaveMean(waves, weights / weights.sum(), np.zeros_like(waves))
+    return WaveMean(waves, weights / weights.sum(), np.zeros_like(waves), paired=True)
 
 
 def _classes(structure: Structure, grid: MapGrid, index: np.ndarray, means: bool) -> list:
@@ -166,8 +165,12 @@ def _classes(structure: Structure, grid: MapGrid, index: np.ndarray, means: bool
         points, weights = np.zeros((1, 3)), np.ones(1)
         if means or not kind.any():
             points, weights = voxel_waves(kind, structure)
+        paired = not kind.any()  # the points are as many, as they are sorted, on both sides of the lattice point
+        if paired:
+            half = slice(len(points) // 2, None)
+            points, weights = points[half], 2 * weights[half]
         moves = points / subdivide
-        found.append((order[before:end], WaveMean(kind / subdivide + moves, weights, moves)))
+        found.append((order[before:end], WaveMean(kind / subdivide + moves, weights, moves, paired)))
     return found
 
 
