@@ -1,9 +1,10 @@
 # `make test` and `make demo` do all set-up themselves. Where: an active environment with DIALS, else VENV.
 VENV ?= .venv
 PYTEST_ARGS ?=
+SOAK ?=
 BIN = $(shell .ci/make_env --where $(VENV))
 
-.PHONY: help env test demo snase bench docs lint clean
+.PHONY: help env test demo snase bench soak docs lint clean
 
 help:
 	@echo "make test   run the tests                  make test PYTEST_ARGS='-k grid -x'"
@@ -11,6 +12,7 @@ help:
 	@echo "make demo   simulated images to a diffuse map, compared with the truth, in demo-output/"
 	@echo "make snase  the images of a real crystal to a map   make snase DIALS_DIFFUSE_DATA=/path/to/data"
 	@echo "make bench  run the benchmarks"
+	@echo "make soak   try to break everything            make soak SOAK='--cases 100000 --kills 200'"
 	@echo "make docs   build the documentation, in build/docs/"
 	@echo "make lint   check the style of the code"
 	@echo "make env    only set up the environment"
@@ -30,6 +32,9 @@ snase: env
 
 bench: env
 	$(BIN)/python benchmarks/run.py
+
+soak: env
+	$(BIN)/python benchmarks/soak/run.py $(SOAK)
 
 docs: env
 	$(BIN)/python -m sphinx -q -E -W --keep-going -b html docs build/docs

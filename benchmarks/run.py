@@ -18,6 +18,7 @@ import bench_integrate
 import bench_merge
 import bench_models
 import bench_process
+import bench_report
 import bench_scale
 
 BENCHMARKS = {
@@ -31,6 +32,7 @@ BENCHMARKS = {
     "cluster": bench_cluster.main,
     "process": bench_process.main,
     "absolute": bench_absolute.main,
+    "report": bench_report.main,
     "delta_pdf": bench_delta_pdf.main,
 }
 

@@ -32,7 +32,7 @@ _COLUMNS = (
     Column("TR", 7, ".2f", lambda c: _share(c, "TR")),
     Column("RR", 7, ".2f", lambda c: _share(c, "RR")),
     Column("corr.", 7, ".2f", lambda c: c["correlation"]),
-    Column("second body", -22, "", lambda c: f" {c['operator']}"),
+    Column(" second body", -22, "", lambda c: f" {c['operator']}"),
 )
 
 _NOTE = (

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from dials_diffuse.maps.symmetry import laue_operators
+from dials_diffuse.memory import check_memory
 from dials_diffuse.structure.crystal import Structure
 
 
 def mesh_of_waves(mesh: tuple) -> np.ndarray:
     """(n, 3) float64, fractional indices between -1/2 and 1/2, the centres of parts along each axis."""
+    check_memory(
+        200.0 * math.prod(mesh), f"lattice_dynamics.mesh={','.join(map(str, mesh))}: so many waves", "choose fewer"
+    )
     axes = [(np.arange(n) + 0.5) / n - 0.5 for n in mesh]
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
 
