@@ -11,6 +11,7 @@ from dials_diffuse import __version__
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.files.hdf5 import NewFile, create_hdf5, open_schema
 from dials_diffuse.files.provenance import Provenance
+from dials_diffuse.files.values import ANY_OR_UNKNOWN, NOT_NEGATIVE, Limits, bad_rows, check_values
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.memory import total_memory
@@ -61,7 +62,8 @@ def read_map(path) -> DiffuseMap:
     Raises
     ------
     DiffuseError
-        If the file is missing, is no map of this schema, or lacks a part.
+        If the file is missing, is no map of this schema, or lacks a part; if it holds values that cannot be, such as
+        infinite intensities, or measured voxels without intensity or error.
 
     Examples
     --------
@@ -74,7 +76,7 @@ def read_map(path) -> DiffuseMap:
             entry = handle["entry"]
             unique = entry["unique"]
             halves = {name: _floats(unique[name]) if name in unique else None for name in ("half_a", "half_b")}
-            return DiffuseMap(
+            data = DiffuseMap(
                 grid=_read_grid(entry),
                 friedel=bool(entry["grid/friedel"][()]),
                 index=unique["index"][()],
@@ -91,6 +93,20 @@ def read_map(path) -> DiffuseMap:
             )
         except KeyError as error:
             raise DiffuseError(f"{path}: incomplete map file, {error.args[0]}; write it again") from None
+    _check_map(path, data)
+    return data
+
+
+def _check_map(path, data: DiffuseMap) -> None:
+    """Voxels that were not measured (multiplicity 0) may lack an intensity, and have no error where a model was."""
+    for name, limits in _LIMITS.items():
+        values = getattr(data, name)
+        if values is not None:
+            check_values(path, f"unique/{name}", values, limits, _REMEDY)
+    measured = data.multiplicity > 0
+    for name, bad in (("intensity", ~np.isfinite(data.intensity)), ("sigma", ~(data.sigma > 0))):
+        if np.any(bad & measured):
+            raise bad_rows(path, f"unique/{name}", getattr(data, name), bad & measured, _REMEDY)
 
 
 def read_volume(path, name: str = "intensity") -> np.ndarray:
@@ -134,6 +150,19 @@ def read_provenance(path) -> Provenance:
             command_line=_text(process["command_line"][()]) if "command_line" in process else "",
         )
 
+
+#: what columns of ``unique`` may hold; background may have been taken off, so intensities may be negative
+_LIMITS = {
+    "index": Limits(-(1 << 30), 1 << 30),
+    "intensity": ANY_OR_UNKNOWN,
+    "sigma": Limits(low=0.0, unknown=True),
+    "multiplicity": NOT_NEGATIVE,
+    "half_a": ANY_OR_UNKNOWN,
+    "half_b": ANY_OR_UNKNOWN,
+}
+
+#: what to do about an impossible value
+_REMEDY = "the file is damaged or not written by this program; merge again"
 
 #: three-dimensional arrays: column of DiffuseMap, value of voxels not measured, type
 _VOLUMES = {

@@ -13,6 +13,7 @@ import numpy as np
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.files.hdf5 import NewFile, create_hdf5, open_schema
 from dials_diffuse.files.provenance import Provenance
+from dials_diffuse.files.values import ANY, ANY_OR_UNKNOWN, NOT_NEGATIVE, Limits, bad_rows, check_values
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.units import ARBITRARY
 
@@ -45,6 +46,27 @@ OBSERVATION_DTYPE = np.dtype(
     ]
 )
 
+#: what may be in the columns; integrating detectors have negative counts, see ``_LEAST_COUNTS``
+_LIMITS = {
+    "index": Limits(-(1 << 30), 1 << 30),
+    "experiment": NOT_NEGATIVE,
+    "panel": NOT_NEGATIVE,
+    "entering": Limits(0, 1),
+    "counts": ANY,
+    "background": ANY,
+    "rate": ANY,
+    "counts_odd": ANY,
+    "background_odd": ANY,
+    "rate_odd": ANY,
+    "xyz": ANY,
+}
+
+#: counts of a pixel are not less than so many photons, and their noise is not more
+_LEAST_COUNTS, _MOST_NOISE = -1.0, 10.0
+
+#: what to do about an impossible value
+_REMEDY = "the file is damaged or not written by this program; integrate again"
+
 _UNITS = {"xyz": "px, px, degree", "s": "1/angstrom", "counts": "photons", "background": "photons"}
 
 #: One row per integrated Bragg reflection. ``intensity`` is the integral of the intensity over the reflection in
@@ -61,6 +83,12 @@ BRAGG_DTYPE = np.dtype(
         ("variance", "f8"),
     ]
 )
+
+_BRAGG_LIMITS = {
+    "hkl": Limits(-(1 << 24), 1 << 24),
+    "intensity": ANY,
+    "xyz": ANY,
+}
 
 #: dials.scale's factor g, for which intensity / g is on its scale; NaN for experiments that were not scaled
 _BRAGG_SCALE = "inverse_scale_factor"
@@ -225,7 +253,8 @@ class ObservationFile:
     Raises
     ------
     DiffuseError
-        If the file is missing, of another schema, or damaged; the last also when its columns are read.
+        If the file is missing, of another schema, or damaged, also when its columns are read; if these hold values that
+        cannot be: NaN, infinite, negative variances or norms, experiments that are not there.
     """
 
     def __init__(self, path):
@@ -274,9 +303,25 @@ class ObservationFile:
     def read(self, *columns, start: int = 0, stop: int | None = None) -> dict:
         """Columns as a dictionary of arrays, rows ``start:stop``."""
         try:
-            return {name: self._group[name][start:stop] for name in columns}
+            # the pixels tell what counts are possible
+            wanted = {*columns, "pixels"} if "counts" in columns else columns
+            read = {name: self._group[name][start:stop] for name in wanted}
         except (OSError, RuntimeError) as error:  # a chunk that cannot be unpacked
             raise self._damaged(error) from None
+        for name, values in read.items():
+            check_values(self.path, name, values, _LIMITS.get(name, NOT_NEGATIVE), _REMEDY, start)
+        if "experiment" in read:
+            known = Limits(0, len(self.experiments) - 1)
+            check_values(self.path, "experiment", read["experiment"], known, _REMEDY, start)
+        if "counts" in read:
+            self._check_counts(read["counts"], read["pixels"], start)
+        return {name: read[name] for name in columns}
+
+    def _check_counts(self, counts: np.ndarray, pixels: np.ndarray, start: int) -> None:
+        """Photons are not negative, but noise of the detector may be."""
+        bad = counts < _LEAST_COUNTS * pixels - _MOST_NOISE * np.sqrt(pixels)
+        if bad.any():
+            raise bad_rows(self.path, "counts", counts, bad, _REMEDY, start)
 
     @property
     def has_bragg(self) -> bool:
@@ -299,6 +344,11 @@ class ObservationFile:
             raise self._damaged(error) from None
         if len({len(column) for column in columns.values()}) != 1:
             raise self._damaged("columns of bragg differ in length")
+        for name, values in columns.items():
+            limits = ANY_OR_UNKNOWN if name == _BRAGG_SCALE else _BRAGG_LIMITS.get(name, NOT_NEGATIVE)
+            check_values(self.path, f"bragg/{name}", values, limits, _REMEDY)
+        known = Limits(0, len(self.experiments) - 1)
+        check_values(self.path, "bragg/experiment", columns["experiment"], known, _REMEDY)
         return columns
 
     def chunks(self, *columns, size: int = 16 * CHUNK) -> Iterator[tuple]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from dials_diffuse.merging.statistics import mates_in_words
 from dials_diffuse.pipeline.significance import Significance
 
 #: from best to worst
@@ -16,9 +17,6 @@ _GOOD_CC, _GOOD_D_MIN = 0.5, 4.0
 
 #: pixels between predicted and observed spots; DIALS refines to a fraction of one
 _OFFSET = 1.5
-
-#: χ² of symmetry mates and their relative difference, which both are small in good data; at high dose only the latter
-_CHI2, _R_SYM = 4.0, 0.05
 
 #: share of pixels that are outliers; good data have 0.01 %
 _OUTLIERS = 2e-3
@@ -59,7 +57,7 @@ def judge(
         *_spots(checks),
         *_symmetry(merged["symmetry"]),
         *_pixels(integration),
-        *_mates(overall),
+        *mates_in_words(overall),
         *_sweeps(scaling),
         *_images(scaling["images"]),
     ]
@@ -125,14 +123,6 @@ def _symmetry(symmetry: Mapping | None) -> list:
         f"the space group is too high: {', '.join(failing)} {'does' if len(failing) == 1 else 'do'} not hold"
         + (f"; the likeliest Laue group is {likely['laue_group']}" if likely else "")
     ]
-
-
-def _mates(overall: Mapping) -> list:
-    chi2, r_sym = overall["chi2_sym"] or 0, overall["r_sym"] or 0
-    if chi2 < _CHI2 or r_sym < _R_SYM:
-        return []
-    found = f"χ² {chi2:.1f}, {100 * r_sym:.0f} % of the intensity"
-    return [f"symmetry mates disagree ({found}): is the space group too high, or are the scales wrong?"]
 
 
 def _sweeps(scaling: Mapping) -> list:
