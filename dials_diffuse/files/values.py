@@ -51,7 +51,8 @@ def bad_rows(path, column: str, values: np.ndarray, bad: np.ndarray, remedy: str
     rows = np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1))
     value = np.asarray(values[rows[0]]).ravel()[np.argmax(np.asarray(bad[rows[0]]).ravel())]
     more = f", and {len(rows) - 1} more rows like it" if len(rows) > 1 else ""
-    return DiffuseError(f"{path}: column {column}, row {first + rows[0]}: {value:g} is no possible value{more}; {remedy}")
+    place = f"{path}: column {column}, row {first + rows[0]}"
+    return DiffuseError(f"{place}: {value:g} is no possible value{more}; {remedy}")
 
 
 def _all_good(values: np.ndarray, limits: Limits) -> bool:

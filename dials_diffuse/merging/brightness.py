@@ -1,4 +1,4 @@
-"""Are all sweeps equally bright? One that was exposed otherwise and not scaled makes a pattern of its own in the map."""
+"""Are all sweeps equally bright? One that was exposed otherwise and not scaled makes a pattern in the map."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def unlike_in_words(sweeps: Sequence[Brightness], overall: dict) -> list:
     limit = overall["rms_anisotropic"] / overall["mean"] if overall["mean"] > 0 else math.nan
     if len(known) < 2 or not math.isfinite(limit):
         return []
-    advice = "are exposure times right, and were the sweeps scaled together? Run dials.diffuse_scale on all of them first"
+    advice = "are exposure times right, and were they scaled together? Run dials.diffuse_scale on all of them first"
     if len(known) == 2:
         fainter, brighter = sorted(known, key=lambda b: b.ratio)
         ratio = brighter.ratio / fainter.ratio
