@@ -22,6 +22,7 @@ from dials_diffuse.parallel import SERIAL, Executor, Progress, quiet
 from dials_diffuse.reduction.bragg_rows import bragg_rows
 from dials_diffuse.reduction.frames import NO_BEAM, OTHER_PROFILE
 from dials_diffuse.reduction.job import Job
+from dials_diffuse.reduction.peak_result import PeakCheck
 from dials_diffuse.reduction.prepare import prepare_job
 from dials_diffuse.reduction.reduction_parameters import ReductionParameters
 from dials_diffuse.reduction.voxel_sums import blocks_of_images, memory_estimate, observations, reduce_blocks
@@ -34,7 +35,8 @@ class ExperimentReport:
     """What happened to one experiment.
 
     Pixels by fate, summed over the images used, the flux of all images, which of them were left out, and a
-    MaskReport of each crystal whose Bragg masks follow its peaks, and the ice rings that are masked.
+    MaskReport of each crystal whose Bragg masks follow its peaks, the ice rings that are masked, and the comparison of
+    peaks on some images with predictions.
     """
 
     identifier: str
@@ -52,6 +54,7 @@ class ExperimentReport:
     bragg_masks: list
     ice_rings: list
     warnings: list
+    peaks: PeakCheck | None = None
 
 
 @dataclass(frozen=True)
@@ -219,6 +222,7 @@ def _reduce_experiment(
         bragg_masks=list(job.mask_reports),
         ice_rings=list(job.ice_rings),
         warnings=warnings,
+        peaks=job.peak_check,
     )
     fates = report.never_used, report.used, report.untrusted, report.bragg, report.outlier, report.off_grid
     total = max(sum(fates), 1)
