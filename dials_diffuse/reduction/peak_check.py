@@ -26,7 +26,7 @@ N_IMAGES, _MOST_PEAKS, _FEWEST_PEAKS = 12, 400, 40
 _N_SIGMA, _PIXEL = 3.0, 1.0
 
 #: shares of the peaks that are predicted, below which a sweep is doubtful, or not that of these models
-_MOST, _HARDLY_ANY = 0.5, 1 / 3
+_MOST, _HARDLY_ANY = 0.6, 1 / 3
 
 #: pixels by which a pattern may be off, at least; DIALS refines to a fraction of one
 _LEAST_OFFSET = 0.5

@@ -22,6 +22,7 @@ from dials_diffuse.reduction.background import (
     no_background,
     unlike_exposures,
 )
+from dials_diffuse.reduction.clipped import cut_off_in_words
 from dials_diffuse.reduction.corrections import image_corrections
 from dials_diffuse.reduction.frames import background_profile, empty_bragg, read_frame
 from dials_diffuse.reduction.job import Job, pixel_arrays
@@ -101,6 +102,7 @@ def prepare_job(
     job = _with_peaks_checked(job, experiment, crystals, _reflections_of(reflections, number))
     if parameters.masking.persistent:
         job = _mask_persistent(job, progress)
+    job = replace(job, warnings=(*job.warnings, *cut_off_in_words(job)))
     job = look_at_images(job, [photons for *_, photons in crystals], _sample_images(job), pixels.s, progress)
     if background_experiments:
         job = _subtract_background(job, experiment, background_experiments, progress)
