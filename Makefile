@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTEST_ARGS ?=
 BIN = $(shell .ci/make_env --where $(VENV))
 
-.PHONY: help env test demo snase bench lint clean
+.PHONY: help env test demo snase bench docs lint clean
 
 help:
 	@echo "make test   run the tests                  make test PYTEST_ARGS='-k grid -x'"
@@ -11,6 +11,7 @@ help:
 	@echo "make demo   simulated images to a diffuse map, compared with the truth, in demo-output/"
 	@echo "make snase  the images of a real crystal to a map   make snase DIALS_DIFFUSE_DATA=/path/to/data"
 	@echo "make bench  run the benchmarks"
+	@echo "make docs   build the documentation, in build/docs/"
 	@echo "make lint   check the style of the code"
 	@echo "make env    only set up the environment"
 	@echo "make clean  remove what the other targets left, except the environment"
@@ -29,6 +30,10 @@ snase: env
 
 bench: env
 	$(BIN)/python benchmarks/run.py
+
+docs: env
+	$(BIN)/python -m sphinx -q -E -W --keep-going -b html docs build/docs
+	@echo "The documentation is in build/docs/index.html"
 
 lint: env
 	$(BIN)/python -m ruff check .

@@ -11,11 +11,13 @@ import sys
 import bench_absolute
 import bench_closed_loop
 import bench_cluster
+import bench_delta_pdf
 import bench_few_mates
 import bench_fit
 import bench_integrate
 import bench_merge
 import bench_models
+import bench_process
 import bench_scale
 
 BENCHMARKS = {
@@ -27,7 +29,9 @@ BENCHMARKS = {
     "few_mates": bench_few_mates.main,
     "closed_loop": bench_closed_loop.main,
     "cluster": bench_cluster.main,
+    "process": bench_process.main,
     "absolute": bench_absolute.main,
+    "delta_pdf": bench_delta_pdf.main,
 }
 
 if __name__ == "__main__":
