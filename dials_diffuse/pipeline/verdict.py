@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from dials_diffuse.merging.statistics import mates_in_words
 from dials_diffuse.pipeline.significance import Significance
+from dials_diffuse.reduction.outliers import outliers_in_words
 
 #: from best to worst
 WORDS = ("good", "weak", "none", "doubtful")
@@ -17,9 +18,6 @@ _GOOD_CC, _GOOD_D_MIN = 0.5, 4.0
 
 #: pixels between predicted and observed spots; DIALS refines to a fraction of one
 _OFFSET = 1.5
-
-#: share of pixels that are outliers; good data have 0.01 %
-_OUTLIERS = 2e-3
 
 #: shares below or above which something is said to limit a map
 _COMPLETE, _NOISE = 0.9, 0.5
@@ -55,6 +53,7 @@ def judge(
     overall = merged["statistics"]["overall"]
     doubts = [
         *_spots(checks),
+        *_peaks(integration),
         *_symmetry(merged["symmetry"]),
         *_pixels(integration),
         *mates_in_words(overall),
@@ -102,16 +101,18 @@ def _spots(checks: Sequence[Mapping]) -> list:
     return doubts
 
 
+def _peaks(integration: Mapping) -> list:
+    """What peaks on the images tell of the models."""
+    checks = [(number, experiment["peaks"]) for number, experiment in enumerate(integration["experiments"])]
+    return [f"experiment {number}: {check['words']}" for number, check in checks if check and check["words"]]
+
+
 def _pixels(integration: Mapping) -> list:
-    doubts = []
-    for number, experiment in enumerate(integration["experiments"]):
-        share = experiment["outlier"] / max(experiment["used"] + experiment["outlier"], 1)
-        if share > _OUTLIERS:
-            doubts.append(
-                f"experiment {number}: {100 * share:.2f} % of the pixels are outliers: Bragg peaks that are not "
-                "masked, ice, or another lattice?"
-            )
-    return doubts
+    return [
+        text
+        for number, e in enumerate(integration["experiments"])
+        for text in outliers_in_words(number, e["outlier"], e["used"])
+    ]
 
 
 def _symmetry(symmetry: Mapping | None) -> list:

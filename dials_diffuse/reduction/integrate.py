@@ -22,6 +22,7 @@ from dials_diffuse.parallel import SERIAL, Executor, Progress, quiet
 from dials_diffuse.reduction.bragg_rows import bragg_rows
 from dials_diffuse.reduction.frames import NO_BEAM, OTHER_PROFILE
 from dials_diffuse.reduction.job import Job
+from dials_diffuse.reduction.outliers import outliers_in_words
 from dials_diffuse.reduction.peak_result import PeakCheck
 from dials_diffuse.reduction.prepare import prepare_job
 from dials_diffuse.reduction.reduction_parameters import ReductionParameters
@@ -200,6 +201,7 @@ def _reduce_experiment(
         unfit.update(block.unfit)
     first = job.scan.first_index + 1
     warnings = [*job.warnings, *_unfit_in_words(job.number, {first + i: why for i, why in sorted(unfit.items())})]
+    warnings += outliers_in_words(job.number, int(tally[kernel.OUTLIER]), int(tally[kernel.USED]))
     n_images = len(flux) - len(unfit)
     fit = {i: f for i, f in flux.items() if i not in unfit}
     bragg = bragg_rows(job, reflections, fit) if reflections is not None else None
