@@ -13,8 +13,10 @@ from helpers.jobs import job_of
 from helpers.synthetic import GEOMETRIES, experiment_list, make_crystal, make_detector, make_experiment, rotation
 
 from dials_diffuse.errors import DiffuseError
+from dials_diffuse.experiment.detector import panel_geometry, s_magnitude
 from dials_diffuse.experiment.peaks import beam_plane, find_peaks
 from dials_diffuse.experiment.spot_prediction import predict_spots, spot_size
+from dials_diffuse.reduction.ice_rings import all_rings, in_rings
 from dials_diffuse.reduction.peak_match import STAY, Move, Peaks, Predicted, best_shift, fit_move, match, of_hits
 from dials_diffuse.reduction.peak_result import DOUBTFUL, GOOD, UNKNOWN, WRONG
 from dials_diffuse.reduction.reduction_parameters import Masking, ReductionParameters
@@ -161,6 +163,22 @@ def test_weak_spots_are_enough(images):
     weak = drawn(true_experiment(), 8.0, 0.3)
     assert checked(true_experiment(weak)).verdict == GOOD
     assert checked(true_experiment(weak, **turned(6, -7, 4))).verdict in (WRONG, DOUBTFUL)
+
+
+def test_ice_is_no_other_crystal(images):
+    """Spots all over the rings of ice, three for each of the crystal."""
+    panel = panel_geometry(true_experiment().detector[0])
+    s0 = np.array(true_experiment().beam.get_s0())
+    y, x = np.nonzero(in_rings(s_magnitude(panel.directions, s0), all_rings(D_MIN)))
+    rng = np.random.default_rng(2)
+    iced = [[image[0].copy()] for image in images]
+    for image in iced:
+        for k in rng.choice(len(x), 400, replace=False):
+            image[0][y[k] : y[k] + 2, x[k] : x[k] + 2] += rng.poisson(
+                80, image[0][y[k] : y[k] + 2, x[k] : x[k] + 2].shape
+            )
+    check = checked(true_experiment(iced))
+    assert check.verdict == GOOD and check.share > 0.6
 
 
 def test_two_crystals_on_the_same_images():

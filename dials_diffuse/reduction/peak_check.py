@@ -11,9 +11,11 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from dials_diffuse.errors import DiffuseError
+from dials_diffuse.experiment.detector import s_magnitude
 from dials_diffuse.experiment.images import image_mask, read_image
 from dials_diffuse.experiment.peaks import BeamPlane, beam_plane, find_peaks, peak_places
 from dials_diffuse.experiment.spot_prediction import PredictedSpots, predict_spots, spot_size
+from dials_diffuse.reduction.ice_rings import all_rings, in_rings
 from dials_diffuse.reduction.job import Job
 from dials_diffuse.reduction.peak_causes import likely_cause, move_in_words
 from dials_diffuse.reduction.peak_match import STAY, Peaks, Predicted, fit_move, match
@@ -53,7 +55,8 @@ def check_peaks(job: Job, experiment, own: PredictedSpots, others: list, reflect
     sigma = float(np.median(own.sigma_b)) * plane.pixels if len(own) else 0.0
     radius = _N_SIGMA * sigma + _PIXEL
     chosen = job.images[np.unique(np.linspace(0, len(job.images) - 1, N_IMAGES).astype(int))]
-    found = [_found(job, int(image)) for image in chosen]
+    rings = all_rings(1 / job.shell_limit)
+    found = [_found(job, int(image), rings) for image in chosen]
     peaks = _without(_as_peaks(experiment, plane, found), [_predicted(o, plane) for o in others], radius)
     predicted = _predicted(own, plane)
     as_it_is = match(peaks, predicted, radius)
@@ -109,14 +112,18 @@ def check_peaks(job: Job, experiment, own: PredictedSpots, others: list, reflect
     )
 
 
-def _found(job: Job, image: int) -> tuple:
-    """(image, [(n, 2) positions of the strongest peaks of each panel])"""
+def _found(job: Job, image: int, rings: list) -> tuple:
+    """(image, [(n, 2) positions of the strongest peaks of each panel]), but for those where ice has rings."""
+    s0 = job.scan.s0_at(image + 0.5)
     masks, positions = image_mask(job.imageset, image), []
     for p, (values, panel) in enumerate(zip(read_image(job.imageset, image), job.panels)):
         good = (job.bad[p] == 0) & panel.reading.trusted(values)
         if masks is not None:
             good &= masks[p]
         where, strength = find_peaks(panel.reading.counts(values), good)
+        x, y = where.astype(int).T
+        no_ice = ~in_rings(s_magnitude(panel.directions[:, y, x], s0), rings)
+        where, strength = where[no_ice], strength[no_ice]
         positions.append(where[np.argsort(-strength, kind="stable")[:_MOST_PEAKS]])
     return image, positions
 
