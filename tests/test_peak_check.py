@@ -17,6 +17,7 @@ from dials_diffuse.experiment.detector import panel_geometry, s_magnitude
 from dials_diffuse.experiment.peaks import beam_plane, find_peaks
 from dials_diffuse.experiment.spot_prediction import predict_spots, spot_size
 from dials_diffuse.reduction.ice_rings import all_rings, in_rings
+from dials_diffuse.reduction.peak_check import check_peaks
 from dials_diffuse.reduction.peak_match import STAY, Move, Peaks, Predicted, best_shift, fit_move, match, of_hits
 from dials_diffuse.reduction.peak_result import DOUBTFUL, GOOD, UNKNOWN, WRONG
 from dials_diffuse.reduction.reduction_parameters import Masking, ReductionParameters
@@ -44,10 +45,10 @@ def drawn(experiment, photons=60.0, level=3.0, seed=0, others=()) -> list:
     return [[rng.poisson(panel).astype(np.int32) for panel in image] for image in images]
 
 
-def true_experiment(images=None, identifier="first", **options):
+def true_experiment(images=None, **options):
     detector = make_detector(size=SIZE, distance=DISTANCE, pixel=PIXEL)
     options = {"crystal": make_crystal((34, 41, 53), "P222"), "detector": detector, "profile": (0.2, 0.2), **options}
-    return make_experiment(images=images, n_images=N_IMAGES, identifier=identifier, **options)
+    return make_experiment(images=images, n_images=N_IMAGES, **options)
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +57,13 @@ def images():
 
 
 def checked(experiment, others=(), **parameters):
-    """The check of the first of some experiments on the same images."""
-    everything = experiment_list(experiment, *others)
-    for other in everything[1:]:
-        other.imageset = everything[0].imageset
+    """The check of an experiment; others : experiments on the same images"""
     options = {"masking": MASKS, "d_min": D_MIN, "subdivide": (1, 1, 1), "geometry_check": "warn", **parameters}
-    return job_of(everything, **options).peak_check
+    job = job_of(experiment_list(experiment), **options)
+    if not others:
+        return job.peak_check
+    own, *rest = (predict_spots(e, spot_size(e), D_MIN) for e in (experiment, *others))
+    return check_peaks(job, experiment, own, rest)
 
 
 def moved_beam(x, y):
@@ -182,16 +184,15 @@ def test_ice_is_no_other_crystal(images):
 
 
 def test_two_crystals_on_the_same_images():
-    first = true_experiment()
-    second = true_experiment(identifier="second", crystal=make_crystal((34, 41, 53), "P222", angles=(50, 10, -40)))
-    both = drawn(first, others=[second])
-    a, b = true_experiment(both), true_experiment(both, "second", crystal=second.crystal)
-    assert checked(a, [b]).verdict == GOOD
-    wrong = true_experiment(both, "third", crystal=make_crystal((34, 41, 53), "P222", angles=(-20, 70, 15)))
-    assert checked(wrong, [a, b]).verdict in (WRONG, UNKNOWN)
-    assert checked(wrong, [a]).verdict == WRONG
-    alone = checked(a)  # nobody told of the second one
-    assert alone.verdict in (GOOD, DOUBTFUL) and (not alone.words or "another lattice" in alone.words)
+    angles = {"second": (50, 10, -40), "third": (-20, 70, 15)}
+    crystals = {name: {"crystal": make_crystal((34, 41, 53), "P222", angles=a)} for name, a in angles.items()}
+    second = true_experiment(**crystals["second"])
+    both = drawn(true_experiment(), others=[second])
+    check = checked(true_experiment(both), [second])
+    assert check.verdict == GOOD and check.share > 0.8
+    alone = checked(true_experiment(both))  # nobody told of the second one
+    assert alone.verdict == DOUBTFUL and "another lattice" in alone.words
+    assert checked(true_experiment(both, **crystals["third"]), [second]).verdict == WRONG
 
 
 # ---- the parts
