@@ -98,13 +98,14 @@ def read_map(path) -> DiffuseMap:
 
 
 def _check_map(path, data: DiffuseMap) -> None:
-    """Voxels that were not measured (multiplicity 0) may lack an intensity, and have no error where a model was."""
+    """Voxels that were not measured (multiplicity 0) may lack an intensity; errors are all 0 in a map without noise."""
     for name, limits in _LIMITS.items():
         values = getattr(data, name)
         if values is not None:
             check_values(path, f"unique/{name}", values, limits, _REMEDY)
     measured = data.multiplicity > 0
-    for name, bad in (("intensity", ~np.isfinite(data.intensity)), ("sigma", ~(data.sigma > 0))):
+    no_error = ~(data.sigma > 0) & np.any(data.sigma > 0)
+    for name, bad in (("intensity", ~np.isfinite(data.intensity)), ("sigma", no_error)):
         if np.any(bad & measured):
             raise bad_rows(path, f"unique/{name}", getattr(data, name), bad & measured, _REMEDY)
 
