@@ -21,7 +21,14 @@ from dials_diffuse.maps.laue_check import check_laue_group
 from dials_diffuse.maps.laue_group import LaueTest
 from dials_diffuse.maps.mates import SAMPLE_COLUMNS, LowAngles
 from dials_diffuse.maps.units import ARBITRARY, ELECTRONS
-from dials_diffuse.maps.voxels import Voxels, check_distinct, find_voxels, memory_of_voxels, numbered_blocks
+from dials_diffuse.maps.voxels import (
+    Voxels,
+    check_distinct,
+    find_voxels,
+    memory_of_voxels,
+    numbered_blocks,
+    refused_in_words,
+)
 from dials_diffuse.memory import check_memory
 from dials_diffuse.parallel import Progress, quiet
 from dials_diffuse.scaling.absolute import AbsoluteParameters, AbsoluteScale, absolute_scale
@@ -206,7 +213,7 @@ def scale_observations(
             "scale fewer files together, or integrate with a smaller grid.subdivide or a larger d_min",
         )
         blocks = (block for _, block in source.blocks(("index", "norm"), "Finding voxels"))
-        voxels, _ = find_voxels(blocks, grid, True, threads)
+        voxels, n_refused = find_voxels(blocks, grid, True, threads)
         if len(voxels.index) == 0:
             raise DiffuseError(f"{paths[0]}: no observation has a positive norm inside d_min; integrate again")
         layout = make_layout(experiments, grid)
@@ -271,6 +278,7 @@ def scale_observations(
         images=images,
         origins=origins,
         warnings=[
+            *refused_in_words(n_refused, n_rows),
             *_too_many_outliers(n_outliers, n_rows),
             *_without_terms(layout, parameters),
             *_uncertain_scale(refinement, data),
