@@ -24,7 +24,7 @@ from dials_diffuse.errors import DiffuseError
 from dials_diffuse.experiment.scan import scan_geometry
 from dials_diffuse.files.observations import OBSERVATION_DTYPE, ObservationFile
 from dials_diffuse.files.record import write_json
-from dials_diffuse.kernels.scaling import Design, add_normal, deviance
+from dials_diffuse.kernels.scaling import deviance
 from dials_diffuse.maps.settings import alternative_settings
 from dials_diffuse.maps.symmetry import laue_operators
 from dials_diffuse.maps.voxels import BLOCK, blocks_of_rows, find_voxels
@@ -123,25 +123,6 @@ def test_the_model_is_the_same_for_any_number_of_threads(tmp_path):
     parameters = ScalingParameters(**{**SMALL, "terms": ("b", "c"), "n_cycles": 2})
     one, three = (refine(data, layout, parameters, n).model.coefficients for n in (1, 3))
     np.testing.assert_allclose(one, three, rtol=1e-9, atol=1e-9)
-
-
-def test_normal_matrix_from_rows_that_share_parameters():
-    """In any order, with any number of shared parameters: one half of the dense product."""
-    rng = np.random.default_rng(1)
-    lists = np.sort([rng.choice(12, 5, replace=False) for _ in range(4)], axis=1)
-    index = lists[rng.integers(0, 4, 60)]
-    index = np.concatenate([index, 12 + rng.integers(0, 3, (60, 1)), 15 + rng.integers(0, 2, (60, 1))], axis=1)
-    value, residual = rng.normal(size=index.shape), rng.normal(size=60)
-    weight = np.where(rng.random(60) < 0.2, 0.0, rng.random(60))
-    dense = np.zeros((60, 17))
-    np.put_along_axis(dense, index, value, axis=1)
-    for order in (np.arange(60), np.lexsort(index.T)):
-        for n_shared in (0, 3, 5):
-            matrix, vector = np.zeros((17, 17)), np.zeros(17)
-            add_normal(Design(index, value), order, n_shared, weight, residual, matrix, vector)
-            whole = np.triu(matrix) + np.tril(matrix, -1).T
-            np.testing.assert_allclose(whole, np.triu(dense.T @ (weight[:, None] * dense)), atol=1e-12)
-            np.testing.assert_allclose(vector, dense.T @ (weight * residual), atol=1e-12)
 
 
 def test_many_sweeps_have_fewer_nodes_each(tmp_path):

@@ -241,70 +241,76 @@ def evaluate_patterns(coordinates, start, tensor, coefficients, patterns, out):
 
 
 @njit
-def flush(local, index, matrix):
-    """Add the upper triangle of ``local`` (k, k) to the rows and columns ``index`` of ``matrix``, and clear it."""
-    for a in range(local.shape[0]):
-        for b in range(a, local.shape[0]):
-            matrix[index[a], index[b]] += local[a, b]
-            local[a, b] = 0.0
+def number_columns(index, place, columns):
+    """Number the parameters that some rows of a design matrix touch; returns how many there are.
 
-
-@njit
-def add_normal(design, order, n_shared, weight, residual, matrix, vector):
-    """Add observations to one half of the normal matrix and to the gradient.
-
-    ``matrix += sum w J J^T`` and ``vector += sum w r J``; of a pair of elements (j, k) and (k, j) only one is
-    incremented. Neighbours in ``order`` that have the first ``n_shared`` parameters in common are summed in a small
-    dense matrix, which is many times faster; any order gives the same.
-
-    design : Design; order : (n,) int64
-    weight, residual : (n,) float64; matrix : (p, p) and vector : (p,) float64, incremented
+    Parameters
+    ----------
+    index : (n, w) int64
+    place : (p,) int64, number of each parameter, ascending, or -1; written
+    columns : (p,) int64, the parameter with each number; written
     """
-    index, value = design
-    local = np.zeros((n_shared, n_shared))
-    current = -1
-    for i in order:
-        w = weight[i]
-        if w == 0.0:
-            continue
-        same = current >= 0
-        if same:
-            for a in range(n_shared):
-                if index[i, a] != index[current, a]:
-                    same = False
-                    break
-        if not same:
-            if current >= 0:
-                flush(local, index[current], matrix)
-            current = i
-        for a in range(n_shared):
-            x = w * value[i, a]
-            row, right = local[a, a:], value[i, a:n_shared]
-            for b in range(right.shape[0]):
-                row[b] += x * right[b]
+    place[:] = -1
+    for i in range(index.shape[0]):
         for a in range(index.shape[1]):
-            x = w * value[i, a]
-            vector[index[i, a]] += x * residual[i]
-            if a >= n_shared:  # along a row of the matrix, which is quicker than down a column
-                for b in range(a + 1):
-                    matrix[index[i, a], index[i, b]] += x * value[i, b]
-    if current >= 0:
-        flush(local, index[current], matrix)
+            place[index[i, a]] = 0
+    n = 0
+    for k in range(place.shape[0]):
+        if place[k] == 0:
+            place[k] = n
+            columns[n] = k
+            n += 1
+    return n
 
 
 @njit
-def add_orbits(design, factor, orbit, rows):
-    """``rows[orbit[i]] += factor[i] * J_i``: what couples the intensities of unique voxels to the parameters.
+def add_dense(design, acts, factors, slot, place, rows):
+    """Add rows of a design matrix to dense rows of the columns that are touched.
 
-    design : Design; factor : (n,) float64; orbit : (n,) int64; rows : (m, p) float64, incremented
+    Parameters
+    ----------
+    design : Design of n observations, for a factor of 1
+    acts : (w,) int64, which of the factors belongs to each column of the design
+    factors : (k, n) float64
+    slot : (n,) int64, row that each observation is added to
+    place : (p,) int64, see :func:`number_columns`
+    rows : (m, c) float64, incremented
     """
     index, value = design
     for i in range(index.shape[0]):
-        x = factor[i]
-        if x == 0.0:
-            continue
+        row = rows[slot[i]]
         for a in range(index.shape[1]):
-            rows[orbit[i], index[i, a]] += x * value[i, a]
+            row[place[index[i, a]]] += value[i, a] * factors[acts[a], i]
+
+
+@njit
+def add_gradient(design, acts, factors, vector):
+    """``vector += sum f J`` over observations; vector : (p,) float64, others as for :func:`add_dense`."""
+    index, value = design
+    for i in range(index.shape[0]):
+        for a in range(index.shape[1]):
+            vector[index[i, a]] += value[i, a] * factors[acts[a], i]
+
+
+@njit
+def add_upper(local, columns, matrix):
+    """Add the upper triangle of ``local`` (c, c) to the rows and columns ``columns`` (c,), ascending, of ``matrix``."""
+    for a in range(local.shape[0]):
+        row = matrix[columns[a]]
+        for b in range(a, local.shape[0]):
+            row[columns[b]] += local[a, b]
+
+
+@njit
+def add_to_parents(factor, parent, columns, rows, above):
+    """``above[parent[i], columns] += factor[i] * rows[i]``.
+
+    factor, parent : (m,); columns : (c,) int64; rows : (m, c) and above : (l, p) float64, the latter incremented
+    """
+    for i in range(rows.shape[0]):
+        x, target = factor[i], above[parent[i]]
+        for a in range(rows.shape[1]):
+            target[columns[a]] += x * rows[i, a]
 
 
 @njit

@@ -19,18 +19,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import sparse
 from scipy.linalg.blas import dsyrk as syrk
 
-from dials_diffuse.kernels.scaling import Design, add_normal, add_orbits
-from dials_diffuse.scaling.intensities import Weights, levels_of, most_probable
-from dials_diffuse.scaling.layout import S
+from dials_diffuse.kernels.scaling import Design, add_dense, add_gradient, add_to_parents, add_upper, number_columns
+from dials_diffuse.scaling.intensities import Level, Weights, levels_of, most_probable
+from dials_diffuse.scaling.layout import Rows, S
 from dials_diffuse.scaling.model import Prediction, ScaleModel
 from dials_diffuse.scaling.sample import Observations
 from dials_diffuse.scaling.terms.base import Acts
 
-#: unique voxels whose couplings are in memory together
-_ORBITS = 2048
+#: observations, and unique voxels, that are multiplied together: many for the BLAS, few that touch few parameters
+_TOGETHER = 1024
+
+#: order of the factors
+_ACTS = list(Acts)
 
 
 @dataclass(frozen=True)
@@ -58,50 +60,30 @@ def add(parts) -> Normal:
     )
 
 
-def design(model: ScaleModel, data: Observations, prediction: Prediction, anisotropic) -> Design:
-    """Derivatives of the expected counts by all parameters.
-
-    anisotropic : (n,) float64, J of the voxel of each observation
-    """
-    unit, rows = prediction.unit, data.rows
-    factors = {
-        Acts.GAIN: prediction.isotropic + unit * anisotropic,
-        Acts.SCALE: unit * (prediction.profile + anisotropic),
-        Acts.OFFSET: prediction.gain * model.profile(rows.coordinates[:, S], True),
-        Acts.PROFILE: unit * (1 + prediction.smooth),
-        Acts.SMOOTH: unit * prediction.profile,
-    }
-    width = sum(b.width for b in model.blocks)
-    design, at = Design(np.empty((data.n, width), dtype=np.int64), np.empty((data.n, width))), 0
-    for b in model.blocks:
-        b.fill(rows, factors[b.acts], design, at)
+def basis_of(blocks, rows: Rows) -> Design:
+    """The functions of some terms at some observations: derivatives by the coefficients, for a factor of 1."""
+    n, width = len(rows.experiment), sum(b.width for b in blocks)
+    design, at, one = Design(np.empty((n, width), dtype=np.int64), np.empty((n, width))), 0, np.ones(n)
+    for b in blocks:
+        b.fill(rows, one, design, at)
         at += b.width
     return design
 
 
-def _neighbours(model: ScaleModel, index: np.ndarray) -> tuple:
-    """An order in which rows with the same parameters are neighbours, and how many leading parameters they share.
+def _factors(model: ScaleModel, data: Observations, prediction: Prediction, anisotropic) -> np.ndarray:
+    """(5, n) float64, derivatives of the expected counts by the value of terms, one row for each of ``Acts``.
 
-    Terms in which hardly two rows are the same are left out; they are the last ones of the model.
+    anisotropic : (n,) float64, J of the voxel of each observation
     """
-    key, at, n_shared = np.zeros(len(index), dtype=np.int64), 0, 0
-    for b in model.blocks:
-        if b.repeats:
-            key = key * (b.size * b.n_sets) + index[:, at] - b.start
-            at += b.width
-            n_shared = at
-    return np.argsort(key, kind="stable"), n_shared
-
-
-def _slope_of_logarithm(model: ScaleModel, data: Observations, share: np.ndarray) -> np.ndarray:
-    """(p,) half the derivative of the logarithms; share : (n,) float64, that of each row by the logarithm of u."""
-    result = np.zeros(model.n_parameters)
-    for b in model.blocks:
-        if b.acts in (Acts.GAIN, Acts.SCALE):
-            own = Design(np.empty((data.n, b.width), dtype=np.int64), np.empty((data.n, b.width)))
-            b.fill(data.rows, share, own, 0)
-            result += np.bincount(own.index.ravel(), own.value.ravel(), minlength=model.n_parameters)
-    return result
+    unit = prediction.unit
+    factors = {
+        Acts.GAIN: prediction.isotropic + unit * anisotropic,
+        Acts.SCALE: unit * (prediction.profile + anisotropic),
+        Acts.OFFSET: prediction.gain * model.profile(data.coordinates[:, S], True),
+        Acts.PROFILE: unit * (1 + prediction.smooth),
+        Acts.SMOOTH: unit * prediction.profile,
+    }
+    return np.stack([factors[acts] for acts in _ACTS])
 
 
 def chi2(prediction: Prediction, data: Observations, weights: Weights) -> float:
@@ -120,45 +102,81 @@ def _objective(weights: Weights, residual: np.ndarray, levels: list) -> float:
 def normal_equations(model: ScaleModel, prediction: Prediction, data: Observations, weights: Weights) -> Normal:
     """Normal equations of some observations.
 
+    An observation touches few of the parameters, and so do those that are multiplied together, if they are neighbours:
+    voxels are best in the order of |s|.
+
     prediction : of the data, by the model; weights : of the observations and priors of the voxels
     """
     weight, unit = weights.weight, prediction.unit
-    smooth = prediction.smooth * prediction.profile
     residual = data.net - prediction.expected
     levels = levels_of(prediction, data, weights, residual)
-    anisotropic, variance = most_probable(levels)[0]
-    derivatives = design(model, data, prediction, anisotropic[data.orbit] + smooth)
-    matrix, vector = np.zeros((model.n_parameters,) * 2), np.zeros(model.n_parameters)
-    add_normal(derivatives, *_neighbours(model, derivatives.index), weight, residual, matrix, vector)
-    vector -= _slope_of_logarithm(model, data, weight * unit**2 * variance[data.orbit])
-    voxels, *others = levels
-    above = np.zeros((len(others[0].net), model.n_parameters))
-    for start in range(0, len(anisotropic), _ORBITS):
-        mine = slice(start, min(start + _ORBITS, len(anisotropic)))
-        rows = slice(*np.searchsorted(data.orbit, [mine.start, mine.stop]))
-        coupling = np.zeros((mine.stop - mine.start, model.n_parameters))
-        own = Design(derivatives.index[rows], derivatives.value[rows])
-        add_orbits(own, weight[rows] * unit[rows], data.orbit[rows] - start, coupling)
-        vector -= anisotropic[mine] @ coupling
-        _add_to_parents(voxels.pull[mine], voxels.parent[mine], coupling, above)
-        _subtract(coupling, voxels.total[mine], matrix)
-    for level in others:
-        coupling, above = above, np.zeros((int(level.parent.max()) + 1, model.n_parameters))
-        _add_to_parents(level.pull, level.parent, coupling, above)
-        _subtract(coupling, level.total, matrix)
-    matrix += np.tril(matrix, -1).T
-    matrix = np.triu(matrix)
-    matrix += np.triu(matrix, 1).T
-    return Normal(matrix, vector, _objective(weights, residual, levels), int(np.count_nonzero(weight)))
+    anisotropic, variance = (x[data.orbit] for x in most_probable(levels)[0])
+    factors = _factors(model, data, prediction, anisotropic + prediction.smooth * prediction.profile)
+    gradient = factors * (weight * (residual - unit * anisotropic))
+    for acts in (Acts.GAIN, Acts.SCALE):  # half the derivative of the logarithms
+        gradient[_ACTS.index(acts)] -= weight * unit**2 * variance
+    sums = _Sums(model)
+    sums.add_rows(data, factors * np.sqrt(weight), gradient)
+    above = sums.subtract_voxels(data, factors * (weight * unit), levels[0], len(levels[1].net))
+    for level in levels[1:]:
+        above = sums.subtract(level, above)
+    return Normal(sums.whole(), sums.vector, _objective(weights, residual, levels), int(np.count_nonzero(weight)))
 
 
-def _add_to_parents(pull: np.ndarray, parent: np.ndarray, coupling: np.ndarray, above: np.ndarray) -> None:
-    """``above[parent] += pull coupling``; coupling : (k, p), above : (l, p) float64."""
-    touched, place = np.unique(parent, return_inverse=True)
-    above[touched] += sparse.csr_matrix((pull, (place.reshape(-1), np.arange(len(pull))))) @ coupling
+class _Sums:
+    """The upper half of a normal matrix, and the gradient, while they are added up."""
 
+    def __init__(self, model: ScaleModel):
+        p = model.n_parameters
+        self.blocks, self.matrix, self.vector = model.blocks, np.zeros((p, p)), np.zeros(p)
+        self._acts = np.repeat([_ACTS.index(b.acts) for b in model.blocks], [b.width for b in model.blocks])
+        self._place, self._columns, self._buffer = np.empty(p, np.int64), np.empty(p, np.int64), np.empty(_TOGETHER * p)
 
-def _subtract(coupling: np.ndarray, total: np.ndarray, matrix: np.ndarray) -> None:
-    """Take what the values of a level explain from one half of the normal matrix; coupling (k, p) is overwritten."""
-    coupling /= np.sqrt(total)[:, None]
-    syrk(-1.0, coupling.T, 1.0, matrix.T, lower=1, overwrite_c=1)
+    def _dense(self, design: Design, factors: np.ndarray, slot: np.ndarray, n: int) -> tuple:
+        """(n, c) float64, sums of rows of a design with the same slot, and (c,) parameters that are touched."""
+        columns = self._columns[: number_columns(design.index, self._place, self._columns)]
+        rows = self._buffer[: n * len(columns)].reshape(n, len(columns))
+        rows[:] = 0.0
+        add_dense(design, self._acts, factors, slot, self._place, rows)
+        return rows, columns
+
+    def add_rows(self, data: Observations, factors: np.ndarray, gradient: np.ndarray) -> None:
+        """Σ J Jᵀ and Σ g J; factors : of J, the root of the weight included; gradient : those with g."""
+        order, alike = data.alike
+        factors, gradient = (np.ascontiguousarray(x[:, order]) for x in (factors, gradient))
+        for start in range(0, data.n, _TOGETHER):
+            mine = slice(start, start + _TOGETHER)
+            design = basis_of(self.blocks, alike.at(mine))
+            n = len(design.index)
+            rows, columns = self._dense(design, factors[:, mine], np.arange(n), n)
+            add_gradient(design, self._acts, gradient[:, mine], self.vector)
+            add_upper(syrk(1.0, rows.T, lower=1).T, columns, self.matrix)
+
+    def subtract_voxels(self, data: Observations, factors: np.ndarray, level: Level, n_above: int) -> np.ndarray:
+        """Take off what intensities of voxels explain; returns (n_above, p) float64, couplings of the next level.
+
+        factors : of J times the weight and the counts per unit of intensity
+        """
+        above = np.zeros((n_above, len(self.vector)))
+        for start in range(0, len(level.net), _TOGETHER):
+            mine = slice(start, min(start + _TOGETHER, len(level.net)))
+            rows = slice(*np.searchsorted(data.orbit, [mine.start, mine.stop]))
+            design = basis_of(self.blocks, data.rows.at(rows))
+            slot = data.orbit[rows] - start
+            coupling, columns = self._dense(design, factors[:, rows], slot, mine.stop - start)
+            add_to_parents(level.pull[mine], level.parent[mine], columns, coupling, above)
+            coupling /= np.sqrt(level.total[mine])[:, None]
+            add_upper(syrk(-1.0, coupling.T, lower=1).T, columns, self.matrix)
+        return above
+
+    def subtract(self, level: Level, coupling: np.ndarray) -> np.ndarray:
+        """The same of a level of neighbourhoods; coupling : (k, p) float64, is overwritten."""
+        above = np.zeros((int(level.parent.max()) + 1, len(self.vector)))
+        add_to_parents(level.pull, level.parent, np.arange(len(self.vector)), coupling, above)
+        coupling /= np.sqrt(level.total)[:, None]
+        syrk(-1.0, coupling.T, 1.0, self.matrix.T, lower=1, overwrite_c=1)
+        return above
+
+    def whole(self) -> np.ndarray:
+        """(p, p) float64, the symmetric matrix."""
+        return np.triu(self.matrix) + np.triu(self.matrix, 1).T

@@ -91,7 +91,9 @@ class _Refiner:
 
     def __init__(self, data: Observations, parameters: ScalingParameters, threads: int):
         fold = fold_of_blocks(_kept_together(data, parameters.n_folds), parameters.n_folds, parameters.seed)
-        order = np.argsort(fold, kind="stable")
+        s = np.zeros(len(data.unique))
+        s[data.orbit] = data.s_voxel
+        order = np.lexsort((s, fold))  # neighbours in |s| touch the same parameters
         ends = np.searchsorted(fold[order], np.arange(parameters.n_folds + 1))
         self.data, self.parameters, self.threads = data.orbits(order), parameters, threads
         self.voxels = [slice(*ends[k : k + 2]) for k in range(parameters.n_folds)]
