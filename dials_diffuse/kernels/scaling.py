@@ -264,7 +264,7 @@ def number_columns(index, place, columns):
 
 
 @njit
-def add_dense(design, acts, factors, slot, place, rows):
+def add_dense(design, acts, factors, place, rows):
     """Add rows of a design matrix to dense rows of the columns that are touched.
 
     Parameters
@@ -272,13 +272,12 @@ def add_dense(design, acts, factors, slot, place, rows):
     design : Design of n observations, for a factor of 1
     acts : (w,) int64, which of the factors belongs to each column of the design
     factors : (k, n) float64
-    slot : (n,) int64, row that each observation is added to
     place : (p,) int64, see :func:`number_columns`
-    rows : (m, c) float64, incremented
+    rows : (n, c) float64, incremented
     """
     index, value = design
     for i in range(index.shape[0]):
-        row = rows[slot[i]]
+        row = rows[i]
         for a in range(index.shape[1]):
             row[place[index[i, a]]] += value[i, a] * factors[acts[a], i]
 
@@ -290,6 +289,52 @@ def add_gradient(design, acts, factors, vector):
     for i in range(index.shape[0]):
         for a in range(index.shape[1]):
             vector[index[i, a]] += value[i, a] * factors[acts[a], i]
+
+
+@njit
+def voxel_sums(short, acts, factors, unit, slot, coupling, products):
+    """Sums over the observations of each unique voxel: ``u J``, and products with the part that patterns multiply.
+
+    Parameters
+    ----------
+    short : Design whose columns are numbers in 0 … c - 1, the last three those of the spline along |s| of the patterns
+    acts, factors : as for :func:`add_dense`
+    unit : (n,) float64, u
+    slot : (n,) int64, voxel of each observation
+    coupling : (m, c) float64, incremented
+    products : (m, k, c) float64, incremented; the last k columns are those of the spline along |s|
+    """
+    index, value = short
+    width, first = index.shape[1], coupling.shape[1] - products.shape[1]
+    row = np.empty(width)
+    for i in range(index.shape[0]):
+        own, square = coupling[slot[i]], products[slot[i]]
+        for a in range(width):
+            row[a] = value[i, a] * factors[acts[a], i]
+            own[index[i, a]] += unit[i] * row[a]
+        for s in range(width - 3, width):
+            target, x = square[index[i, s] - first], row[s]
+            for a in range(width):
+                target[index[i, a]] += x * row[a]
+
+
+@njit
+def subtract_products(coupling, total, products):
+    """``products[v] -= t cᵀ / total[v]`` with c the coupling of a voxel, and t its last elements; see voxel_sums."""
+    first = coupling.shape[1] - products.shape[1]
+    for v in range(coupling.shape[0]):
+        for s in range(products.shape[1]):
+            x, target = coupling[v, first + s] / total[v], products[v, s]
+            for a in range(coupling.shape[1]):
+                target[a] -= x * coupling[v, a]
+
+
+@njit
+def renumber(index, place, first, number):
+    """``number[i, first + a] = place[index[i, a]]``; index : (n, w) int64."""
+    for i in range(index.shape[0]):
+        for a in range(index.shape[1]):
+            number[i, first + a] = place[index[i, a]]
 
 
 @njit
@@ -311,6 +356,16 @@ def add_to_parents(factor, parent, columns, rows, above):
         x, target = factor[i], above[parent[i]]
         for a in range(rows.shape[1]):
             target[columns[a]] += x * rows[i, a]
+
+
+@njit
+def add_patterns_to_parents(factor, parent, columns, rows, pattern, above):
+    """The same for parameters that multiply patterns; pattern : (m, k); above : (l, k, p) float64, incremented."""
+    for i in range(rows.shape[0]):
+        for k in range(pattern.shape[1]):
+            x, target = factor[i] * pattern[i, k], above[parent[i], k]
+            for a in range(rows.shape[1]):
+                target[columns[a]] += x * rows[i, a]
 
 
 @njit

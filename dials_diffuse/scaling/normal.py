@@ -21,15 +21,27 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg.blas import dsyrk as syrk
 
-from dials_diffuse.kernels.scaling import Design, add_dense, add_gradient, add_to_parents, add_upper, number_columns
+from dials_diffuse.kernels.scaling import (
+    Design,
+    add_dense,
+    add_gradient,
+    add_patterns_to_parents,
+    add_to_parents,
+    add_upper,
+    number_columns,
+    renumber,
+    subtract_products,
+    voxel_sums,
+)
 from dials_diffuse.scaling.intensities import Level, Weights, levels_of, most_probable
 from dials_diffuse.scaling.layout import Rows, S
 from dials_diffuse.scaling.model import Prediction, ScaleModel
 from dials_diffuse.scaling.sample import Observations
 from dials_diffuse.scaling.terms.base import Acts
+from dials_diffuse.scaling.terms.crystal import SmoothPart
 
 #: observations, and unique voxels, that are multiplied together: many for the BLAS, few that touch few parameters
-_TOGETHER = 1024
+_TOGETHER, _VOXELS = 1024, 512
 
 #: order of the factors
 _ACTS = list(Acts)
@@ -116,61 +128,118 @@ def normal_equations(model: ScaleModel, prediction: Prediction, data: Observatio
     for acts in (Acts.GAIN, Acts.SCALE):  # half the derivative of the logarithms
         gradient[_ACTS.index(acts)] -= weight * unit**2 * variance
     sums = _Sums(model)
-    sums.add_rows(data, factors * np.sqrt(weight), gradient)
-    above = sums.subtract_voxels(data, factors * (weight * unit), levels[0], len(levels[1].net))
+    root = np.sqrt(weight)
+    factors *= root
+    sums.add_rows(data, factors, gradient)
+    above = sums.subtract_voxels(data, factors, root * unit, levels[0])
     for level in levels[1:]:
         above = sums.subtract(level, above)
     return Normal(sums.whole(), sums.vector, _objective(weights, residual, levels), int(np.count_nonzero(weight)))
 
 
 class _Sums:
-    """The upper half of a normal matrix, and the gradient, while they are added up."""
+    """The upper half of a normal matrix, and the gradient, while they are added up.
+
+    The smooth anisotropic part has many parameters, which every observation touches: patterns of the voxel times a
+    spline in |s|. Its part of the matrix is that of one pattern, summed for each voxel, times the patterns.
+    """
 
     def __init__(self, model: ScaleModel):
-        p = model.n_parameters
-        self.blocks, self.matrix, self.vector = model.blocks, np.zeros((p, p)), np.zeros(p)
-        self._acts = np.repeat([_ACTS.index(b.acts) for b in model.blocks], [b.width for b in model.blocks])
+        p, smooth = model.n_parameters, model.block(SmoothPart.key)
+        self.matrix, self.vector, self.smooth = np.zeros((p, p)), np.zeros(p), smooth
+        self.blocks = [b for b in model.blocks if b is not smooth]
+        self._acts = np.repeat([_ACTS.index(b.acts) for b in self.blocks], [b.width for b in self.blocks])
+        self._acts_and_smooth = np.append(self._acts, 3 * [_ACTS.index(smooth.acts)])
         self._place, self._columns, self._buffer = np.empty(p, np.int64), np.empty(p, np.int64), np.empty(_TOGETHER * p)
+        # of the patterns and nodes: with the other parameters, and with each other
+        self._cross = np.zeros((smooth.n_sets, smooth.size, p))
+        self._square = np.zeros((smooth.n_sets, smooth.size, smooth.n_sets, smooth.size))
 
-    def _dense(self, design: Design, factors: np.ndarray, slot: np.ndarray, n: int) -> tuple:
-        """(n, c) float64, sums of rows of a design with the same slot, and (c,) parameters that are touched."""
-        columns = self._columns[: number_columns(design.index, self._place, self._columns)]
-        rows = self._buffer[: n * len(columns)].reshape(n, len(columns))
-        rows[:] = 0.0
-        add_dense(design, self._acts, factors, slot, self._place, rows)
-        return rows, columns
+    def _touched(self, design: Design) -> np.ndarray:
+        """(c,) parameters that a design touches; ``_place`` has their numbers."""
+        return self._columns[: number_columns(design.index, self._place, self._columns)].copy()
 
     def add_rows(self, data: Observations, factors: np.ndarray, gradient: np.ndarray) -> None:
-        """Σ J Jᵀ and Σ g J; factors : of J, the root of the weight included; gradient : those with g."""
+        """Σ J Jᵀ of all but the smooth part, and Σ g J; factors : of J, with the root of the weight; gradient : with g.
+        """
         order, alike = data.alike
-        factors, gradient = (np.ascontiguousarray(x[:, order]) for x in (factors, gradient))
+        ordered, slopes = (np.ascontiguousarray(x[:, order]) for x in (factors, gradient))
         for start in range(0, data.n, _TOGETHER):
             mine = slice(start, start + _TOGETHER)
             design = basis_of(self.blocks, alike.at(mine))
-            n = len(design.index)
-            rows, columns = self._dense(design, factors[:, mine], np.arange(n), n)
-            add_gradient(design, self._acts, gradient[:, mine], self.vector)
+            columns, n = self._touched(design), len(design.index)
+            rows = self._buffer[: n * len(columns)].reshape(n, len(columns))
+            rows[:] = 0.0
+            add_dense(design, self._acts, ordered[:, mine], self._place, rows)
+            add_gradient(design, self._acts, slopes[:, mine], self.vector)
             add_upper(syrk(1.0, rows.T, lower=1).T, columns, self.matrix)
+        self.vector[self.smooth.all] += self.smooth.gradient(data.rows, gradient[_ACTS.index(self.smooth.acts)])
 
-    def subtract_voxels(self, data: Observations, factors: np.ndarray, level: Level, n_above: int) -> np.ndarray:
-        """Take off what intensities of voxels explain; returns (n_above, p) float64, couplings of the next level.
+    def subtract_voxels(self, data: Observations, factors: np.ndarray, unit: np.ndarray, level: Level) -> np.ndarray:
+        """Take off what intensities of voxels explain, and add Σ J Jᵀ of the smooth part.
 
-        factors : of J times the weight and the counts per unit of intensity
+        factors : of J, with the root of the weight; unit : (n,) with it, counts per unit of intensity
+
+        Returns
+        -------
+        (l, p) float64, couplings of the next level
         """
-        above = np.zeros((n_above, len(self.vector)))
-        for start in range(0, len(level.net), _TOGETHER):
-            mine = slice(start, min(start + _TOGETHER, len(level.net)))
+        above = np.zeros((int(level.parent.max()) + 1, len(self.vector)))
+        by_pattern = np.zeros((len(above), *self._cross.shape[:2]))
+        for start in range(0, len(level.net), _VOXELS):
+            mine = slice(start, min(start + _VOXELS, len(level.net)))
             rows = slice(*np.searchsorted(data.orbit, [mine.start, mine.stop]))
-            design = basis_of(self.blocks, data.rows.at(rows))
-            slot = data.orbit[rows] - start
-            coupling, columns = self._dense(design, factors[:, rows], slot, mine.stop - start)
-            add_to_parents(level.pull[mine], level.parent[mine], columns, coupling, above)
-            coupling /= np.sqrt(level.total[mine])[:, None]
-            add_upper(syrk(-1.0, coupling.T, lower=1).T, columns, self.matrix)
+            short, columns, nodes = self._short(data.rows.at(rows))
+            m, c, k = mine.stop - start, len(columns), len(nodes)
+            coupling, products = np.zeros((m, c + k)), np.zeros((m, k, c + k))
+            voxel_sums(
+                short, self._acts_and_smooth, factors[:, rows], unit[rows], data.orbit[rows] - start, coupling, products
+            )
+            subtract_products(coupling, level.total[mine], products)
+            pattern, own, along = data.patterns[mine], np.ascontiguousarray(coupling[:, :c]), coupling[:, c:]
+            self._add_products(pattern, products, columns, nodes)
+            pull, parent = level.pull[mine], level.parent[mine]
+            add_to_parents(pull, parent, columns, own, above)
+            add_patterns_to_parents(pull, parent, nodes, along, pattern, by_pattern)
+            own /= np.sqrt(level.total[mine])[:, None]
+            add_upper(syrk(-1.0, own.T, lower=1).T, columns, self.matrix)
+        above[:, self.smooth.all] = by_pattern.reshape(len(above), -1)
         return above
 
+    def _short(self, rows: Rows) -> tuple:
+        """Design with a single pattern, of 1, in the place of the smooth part, see ``voxel_sums``.
+
+        Its columns are numbers, and are followed by (c,) the parameters of the first, and (k,) the nodes of the last.
+        """
+        design, along = basis_of(self.blocks, rows), self.smooth.along_s(rows)
+        n, width = design.index.shape
+        number = np.empty((n, width + 3), dtype=np.int64)
+        columns = self._touched(design)
+        renumber(design.index, self._place, 0, number)
+        nodes = self._touched(along)
+        renumber(along.index, self._place, width, number)
+        number[:, width:] += len(columns)
+        return Design(number, np.hstack([design.value, along.value])), columns, nodes
+
+    def _add_products(self, pattern: np.ndarray, products: np.ndarray, columns: np.ndarray, nodes: np.ndarray) -> None:
+        """Sums over voxels of products, with one pattern, times the patterns (m, n)."""
+        (m, k, both), c = products.shape, len(columns)
+        cross = (pattern.T @ products.reshape(m, -1)).reshape(-1, k, both)
+        self._cross[:, nodes[:, None], columns] += cross[:, :, :c]
+        for a in range(k):
+            for b in range(a, k):
+                square = (pattern * products[:, a, c + b, None]).T @ pattern
+                self._square[:, nodes[a], :, nodes[b]] += square
+                if a != b:
+                    self._square[:, nodes[b], :, nodes[a]] += square
+
     def subtract(self, level: Level, coupling: np.ndarray) -> np.ndarray:
-        """The same of a level of neighbourhoods; coupling : (k, p) float64, is overwritten."""
+        """Take off what a level of neighbourhoods explains; coupling : (k, p) float64, is overwritten.
+
+        Returns
+        -------
+        (l, p) float64, couplings of the next level
+        """
         above = np.zeros((int(level.parent.max()) + 1, len(self.vector)))
         add_to_parents(level.pull, level.parent, np.arange(len(self.vector)), coupling, above)
         coupling /= np.sqrt(level.total)[:, None]
@@ -179,4 +248,10 @@ class _Sums:
 
     def whole(self) -> np.ndarray:
         """(p, p) float64, the symmetric matrix."""
-        return np.triu(self.matrix) + np.triu(self.matrix, 1).T
+        matrix, own = np.triu(self.matrix) + np.triu(self.matrix, 1).T, self.smooth.all
+        n = own.stop - own.start
+        cross = self._cross.reshape(n, -1)
+        matrix[own] += cross
+        matrix[:, own] += cross.T
+        matrix[own, own] += self._square.reshape(n, n)
+        return matrix

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -22,6 +23,7 @@ from dials_diffuse.scaling.normal import Normal, add, chi2, normal_equations
 from dials_diffuse.scaling.sample import Observations
 from dials_diffuse.scaling.scaling_parameters import ScalingParameters
 from dials_diffuse.scaling.solve import (
+    Space,
     System,
     judge_terms,
     make_space,
@@ -38,8 +40,8 @@ from dials_diffuse.scaling.uncertainty import ScaleErrors, scale_errors
 
 logger = logging.getLogger("dials.diffuse.scaling")
 
-#: observations on which the terms are tried
-_TRIAL_OBSERVATIONS = 150_000
+#: observations on which the terms are tried, and on which refinement begins: it starts far away
+_TRIAL_OBSERVATIONS, _FIRST_OBSERVATIONS = 150_000, 30_000
 
 #: steps, at most, without terms, with those that differ most between sweeps, with all of them, and with those that stay
 _FEW_STEPS, _TRIAL_STEPS = 3, 6
@@ -56,6 +58,23 @@ _SMALL = 0.5
 
 
 @dataclass(frozen=True)
+class Trial:
+    """A model with all terms when these were tested: where another refinement of nearly the same data can begin.
+
+    Attributes
+    ----------
+    model, errors : ScaleModel and ErrorModel
+    strengths : key -> Strength
+    history : of Refinement, the steps until then
+    """
+
+    model: ScaleModel
+    errors: ErrorModel
+    strengths: dict
+    history: list
+
+
+@dataclass(frozen=True)
 class Refinement:
     """A refined scale model and how it came about.
 
@@ -67,6 +86,7 @@ class Refinement:
     history : list of dictionaries, one for each step: terms, χ² per observation before it and as expected after it,
         share of the step that was taken, rejected observations, largest step of each term
     scale_errors : how well the scale of an observation is known
+    trial : Trial, the model with all terms
     """
 
     model: ScaleModel
@@ -75,6 +95,7 @@ class Refinement:
     tests: list
     history: list
     scale_errors: ScaleErrors
+    trial: Trial
 
 
 @dataclass(frozen=True)
@@ -89,7 +110,7 @@ class _State:
 class _Refiner:
     """Steps of the refinement on one set of observations, in folds of blocks of voxels."""
 
-    def __init__(self, data: Observations, parameters: ScalingParameters, threads: int):
+    def __init__(self, data: Observations, parameters: ScalingParameters, threads: int, spaces: Callable):
         fold = fold_of_blocks(_kept_together(data, parameters.n_folds), parameters.n_folds, parameters.seed)
         s = np.zeros(len(data.unique))
         s[data.orbit] = data.s_voxel
@@ -99,8 +120,7 @@ class _Refiner:
         self.voxels = [slice(*ends[k : k + 2]) for k in range(parameters.n_folds)]
         self.rows = [slice(*np.searchsorted(self.data.orbit, [v.start, v.stop])) for v in self.voxels]
         self.folds = [self.data.part(v.start, v.stop) for v in self.voxels]
-        self.spaces: dict = {}
-        self.history: list = []
+        self.spaces, self.history, self.covariance = spaces, [], None
 
     def state(self, model: ScaleModel, errors: ErrorModel, strengths: dict) -> _State:
         prediction = self.predict(model)
@@ -129,10 +149,7 @@ class _Refiner:
         return sum(chi2(prediction.rows(rows), *x) for rows, *x in zip(self.rows, self.folds, weights))
 
     def system(self, state: _State) -> System:
-        terms = state.model.terms
-        if terms not in self.spaces:
-            self.spaces[terms] = make_space(state.model, self.data)
-        return make_system(state.model, self.spaces[terms], float(np.median(state.errors.spread)))
+        return make_system(state.model, self.spaces(state.model), float(np.median(state.errors.spread)))
 
     def improve(self, state: _State, n_steps: int) -> _State:
         """Up to ``n_steps`` Gauss-Newton steps, each with the most probable strengths of the priors."""
@@ -153,7 +170,10 @@ class _Refiner:
             self._note(state, normal, system.space.free @ step, step, length)
             state = moved
             if number and found.fall < _SMALL:
+                self.covariance = found.covariance
                 break
+        else:
+            self.covariance = None
         return state
 
     def test(self, state: _State, terms) -> list:
@@ -163,10 +183,12 @@ class _Refiner:
         return judge_terms(folds, system, state.strengths, terms)
 
     def scale_errors(self, state: _State, n_sweeps: int) -> ScaleErrors:
-        system = self.system(state)
-        normal = projected(add(self.normals(state, self.weights(state))), system.space)
-        free = system.space.free
-        covariance = free @ posterior(normal, system, state.strengths).covariance @ free.T
+        """Of the state after the last step, which moved nothing by a standard error, or it is computed once more."""
+        system, covariance = self.system(state), self.covariance
+        if covariance is None:
+            normal = projected(add(self.normals(state, self.weights(state))), system.space)
+            covariance = posterior(normal, system, state.strengths).covariance
+        covariance = system.space.free @ covariance @ system.space.free.T
         return scale_errors(state.model, self.data, state.prediction, covariance, n_sweeps)
 
     def _moved(self, state, weights, normal, system, step) -> tuple:
@@ -207,28 +229,49 @@ def refine(
     threads: int = 1,
     progress: Progress = quiet,
     start: ScaleModel | None = None,
+    before: Trial | None = None,
 ) -> Refinement:
     """Refine all terms together against the intensities of the unique voxels.
 
-    On a part of the observations the terms are tested: each has to predict voxels that were kept out of the fit better
-    than the model without it. Then all that stayed are refined with all observations.
+    A few observations bring the model near. On a part of them the terms are tested: each has to predict voxels that
+    were kept out of the fit better than the model without it. Then all that stayed are refined with all observations.
 
     Parameters
     ----------
     data : observations of a random choice of unique voxels
     threads : for the normal equations
     start : model whose coefficients are those to begin with
+    before : of nearly the same data, to begin with; ``start`` is then not used
     """
-    full = start_model(data, layout, parameters) if start is None else start
-    share = min(1.0, _TRIAL_OBSERVATIONS / data.n)
-    some = np.flatnonzero(np.random.default_rng(parameters.seed).random(len(data.unique)) < share)
-    every = _Refiner(data, parameters, threads)
-    trial = every if share == 1 else _Refiner(data.orbits(some), parameters, threads)
-    state = trial.state(full.with_terms(()), first_error_model(trial.data), {})
-    tests: list = []
-    for keys in progress(_stages(full), len(_stages(full)), "Trying the terms"):
-        state = trial.state(_extended(state.model, full, keys), state.errors, state.strengths)
-        state = trial.improve(state, _TRIAL_STEPS if state.model.terms == full.terms else _FEW_STEPS)
+    known: dict = {}
+
+    def spaces(model: ScaleModel) -> Space:
+        if model.terms not in known:
+            known[model.terms] = make_space(model, data)
+        return known[model.terms]
+
+    def part(number: int) -> _Refiner:
+        share = min(1.0, number / data.n)
+        some = np.flatnonzero(np.random.default_rng(parameters.seed).random(len(data.unique)) < share)
+        return every if share == 1 else _Refiner(data.orbits(some), parameters, threads, spaces)
+
+    every = _Refiner(data, parameters, threads, spaces)
+    trial = part(_TRIAL_OBSERVATIONS)
+    if before is None:
+        full = start_model(data, layout, parameters) if start is None else start
+        first = part(_FIRST_OBSERVATIONS) if data.n > 2 * _FIRST_OBSERVATIONS else trial
+        state = first.state(full.with_terms(()), first_error_model(first.data), {})
+        for keys in progress(_stages(full), len(_stages(full)), "Trying the terms"):
+            state = first.state(_extended(state.model, full, keys), state.errors, state.strengths)
+            state = first.improve(state, _TRIAL_STEPS if state.model.terms == full.terms else _FEW_STEPS)
+        trial.history = first.history
+    else:
+        full, first, state = before.model, None, before
+        trial.history = list(before.history)
+    if first is not trial:
+        state = trial.state(state.model, state.errors, state.strengths)
+        state = trial.improve(state, _TRIAL_STEPS)
+    tried, tests = Trial(state.model, state.errors, state.strengths, list(trial.history)), []
     if state.model.terms:
         terms = [full.block(term.key) for term in TERMS if term.key in full.terms]
         tests = trial.test(state, terms)
@@ -239,7 +282,7 @@ def refine(
     for _ in progress(range(1), 1, "Refining the scale model"):
         state = every.improve(state, parameters.n_cycles)
     errors = every.scale_errors(state, len(layout.start))
-    return Refinement(state.model, state.errors, state.strengths, tests, every.history, errors)
+    return Refinement(state.model, state.errors, state.strengths, tests, every.history, errors, tried)
 
 
 def _stages(full: ScaleModel) -> list:

@@ -41,7 +41,7 @@ from dials_diffuse.scaling.image_decision import ImageDecision, refine_without_b
 from dials_diffuse.scaling.layout import Layout, S, make_layout
 from dials_diffuse.scaling.levels import Levels, find_levels
 from dials_diffuse.scaling.model import start_model
-from dials_diffuse.scaling.refine import Refinement, refine
+from dials_diffuse.scaling.refine import Refinement, Trial, refine
 from dials_diffuse.scaling.sample import COLUMNS, Observations, sample_observations
 from dials_diffuse.scaling.scaling_parameters import ScalingParameters
 from dials_diffuse.scaling.terms.absorption import AbsorptionOptions
@@ -214,11 +214,11 @@ def scale_observations(
         data = _sample(source, voxels, layout, parameters, threads, low)
         symmetry, symmetry_notes = check_laue_group(low, parameters.symmetry_check, paths[0])
 
-        def refined(data: Observations) -> Refinement:
+        def refined(data: Observations, before: Trial | None) -> Refinement:
             start = None
             if bragg_scales and np.any(bragg.inverse_scale_factor > 0):
                 start = start_from_bragg(start_model(data, layout, parameters), layout, bragg)
-            return refine(data, layout, parameters, threads, progress, start)
+            return refine(data, layout, parameters, threads, progress, start, before)
 
         refinement, data, images = refine_without_bad_images(data, layout, experiments, parameters, refined)
         scaler = Scaler(grid, voxels, layout, refinement.model, refinement.errors, refinement.scale_errors)
