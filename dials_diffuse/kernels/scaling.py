@@ -369,6 +369,23 @@ def add_patterns_to_parents(factor, parent, columns, rows, pattern, above):
 
 
 @njit
+def quadratic_forms(design, matrix, out):
+    """``out[i] = J_i matrix J_i``.
+
+    design : Design of n observations; matrix : (p, p) float64, symmetric; out : (n,) float64, written
+    """
+    index, value = design
+    for i in range(index.shape[0]):
+        total = 0.0
+        for a in range(index.shape[1]):
+            row, half = matrix[index[i, a]], 0.5 * value[i, a] * matrix[index[i, a], index[i, a]]
+            for b in range(a):
+                half += value[i, b] * row[index[i, b]]
+            total += 2.0 * value[i, a] * half
+        out[i] = total
+
+
+@njit
 def orbit_sums(residuals, rejected, sums):
     """``sums[orbit] += (w r u, w u^2)``, what the intensity of a unique voxel is found from.
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -53,21 +54,23 @@ _AS_EXPECTED = 0.5
 #: ask for extrapolation
 _LEAST_IN_FOLD = 5
 
-#: steps end when χ² falls by less than this: no parameter then moves by a standard error
-_SMALL = 0.5
+#: steps end when χ² falls by less than this: no parameter then moves by a standard error. Tests of terms ask less
+_SMALL, _SMALL_FOR_TESTS = 0.5, 5.0
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A model with all terms when these were tested: where another refinement of nearly the same data can begin.
+    """Where another refinement of nearly the same data can begin: before the last terms are tried.
 
     Attributes
     ----------
+    full : ScaleModel with all terms, the coefficients at their start
     model, errors : ScaleModel and ErrorModel
     strengths : key -> Strength
     history : of Refinement, the steps until then
     """
 
+    full: ScaleModel
     model: ScaleModel
     errors: ErrorModel
     strengths: dict
@@ -86,7 +89,7 @@ class Refinement:
     history : list of dictionaries, one for each step: terms, χ² per observation before it and as expected after it,
         share of the step that was taken, rejected observations, largest step of each term
     scale_errors : how well the scale of an observation is known
-    trial : Trial, the model with all terms
+    trial : Trial, for the next refinement
     """
 
     model: ScaleModel
@@ -107,6 +110,15 @@ class _State:
     strengths: dict
 
 
+class _Step(NamedTuple):
+    """What the last step was found from: normal equations of each fold, projected, their system, strengths; its fall."""
+
+    folds: list
+    system: System
+    strengths: dict
+    fall: float
+
+
 class _Refiner:
     """Steps of the refinement on one set of observations, in folds of blocks of voxels."""
 
@@ -120,7 +132,7 @@ class _Refiner:
         self.voxels = [slice(*ends[k : k + 2]) for k in range(parameters.n_folds)]
         self.rows = [slice(*np.searchsorted(self.data.orbit, [v.start, v.stop])) for v in self.voxels]
         self.folds = [self.data.part(v.start, v.stop) for v in self.voxels]
-        self.spaces, self.history, self.covariance = spaces, [], None
+        self.spaces, self.history, self.last = spaces, [], None
 
     def state(self, model: ScaleModel, errors: ErrorModel, strengths: dict) -> _State:
         prediction = self.predict(model)
@@ -151,8 +163,11 @@ class _Refiner:
     def system(self, state: _State) -> System:
         return make_system(state.model, self.spaces(state.model), float(np.median(state.errors.spread)))
 
-    def improve(self, state: _State, n_steps: int) -> _State:
-        """Up to ``n_steps`` Gauss-Newton steps, each with the most probable strengths of the priors."""
+    def improve(self, state: _State, n_steps: int, small: float = _SMALL) -> _State:
+        """Up to ``n_steps`` Gauss-Newton steps, each with the most probable strengths of the priors.
+
+        small : fall of χ² that ends them
+        """
         for number in range(n_steps):
             errors = update_errors(state.prediction, self.data, state.errors, state.rejected)
             state = replace(state, errors=errors)
@@ -160,7 +175,8 @@ class _Refiner:
                 limit = self.parameters.outlier_n_sigma
                 state = replace(state, rejected=find_outliers(state.prediction, self.data, errors, limit))
             weights, system = self.weights(state), self.system(state)
-            normal = projected(add(self.normals(state, weights)), system.space)
+            folds = [projected(fold, system.space) for fold in self.normals(state, weights)]
+            normal = add(folds)
             strengths = {**system.first, **state.strengths}
             strengths = most_probable_strengths(normal, system, strengths)
             state = replace(state, strengths={key: strengths[key] for key in system.first})
@@ -168,26 +184,24 @@ class _Refiner:
             step = found.step
             length, moved = self._moved(state, weights, normal, system, step)
             self._note(state, normal, system.space.free @ step, step, length)
+            self.last = _Step(folds, system, state.strengths, found.fall)
             state = moved
-            if number and found.fall < _SMALL:
-                self.covariance = found.covariance
+            if number and found.fall < small:
                 break
-        else:
-            self.covariance = None
         return state
 
-    def test(self, state: _State, terms) -> list:
-        """TermTest of each of the terms."""
-        weights, system = self.weights(state), self.system(state)
-        folds = [projected(fold, system.space) for fold in self.normals(state, weights)]
-        return judge_terms(folds, system, state.strengths, terms)
+    def test(self, terms) -> list:
+        """TermTest of each of the terms, by the last step: the equations know where the minimum is."""
+        return judge_terms(self.last.folds, self.last.system, self.last.strengths, terms)
 
     def scale_errors(self, state: _State, n_sweeps: int) -> ScaleErrors:
         """Of the state after the last step, which moved nothing by a standard error, or it is computed once more."""
-        system, covariance = self.system(state), self.covariance
-        if covariance is None:
+        system = self.system(state)
+        if self.last.fall < _SMALL:
+            normal = add(self.last.folds)
+        else:
             normal = projected(add(self.normals(state, self.weights(state))), system.space)
-            covariance = posterior(normal, system, state.strengths).covariance
+        covariance = posterior(normal, system, state.strengths).covariance
         covariance = system.space.free @ covariance @ system.space.free.T
         return scale_errors(state.model, self.data, state.prediction, covariance, n_sweeps)
 
@@ -257,24 +271,28 @@ def refine(
 
     every = _Refiner(data, parameters, threads, spaces)
     trial = part(_TRIAL_OBSERVATIONS)
+    first = part(_FIRST_OBSERVATIONS) if data.n > 2 * _FIRST_OBSERVATIONS else trial
     if before is None:
         full = start_model(data, layout, parameters) if start is None else start
-        first = part(_FIRST_OBSERVATIONS) if data.n > 2 * _FIRST_OBSERVATIONS else trial
-        state = first.state(full.with_terms(()), first_error_model(first.data), {})
-        for keys in progress(_stages(full), len(_stages(full)), "Trying the terms"):
-            state = first.state(_extended(state.model, full, keys), state.errors, state.strengths)
-            state = first.improve(state, _TRIAL_STEPS if state.model.terms == full.terms else _FEW_STEPS)
-        trial.history = first.history
+        before = Trial(full, full.with_terms(()), first_error_model(first.data), {}, [])
+        *stages, last = _stages(full)
     else:
-        full, first, state = before.model, None, before
-        trial.history = list(before.history)
+        stages, last = [], _stages(before.full)[-1]
+    full, state = before.full, before
+    first.history = list(before.history)
+    for keys in progress([*stages, last], len(stages) + 1, "Trying the terms"):
+        if keys is last:
+            before = Trial(full, state.model, state.errors, state.strengths, list(first.history))
+        state = first.state(_extended(state.model, full, keys), state.errors, state.strengths)
+        state = first.improve(state, _TRIAL_STEPS if keys is last else _FEW_STEPS, _SMALL_FOR_TESTS)
     if first is not trial:
+        trial.history = first.history
         state = trial.state(state.model, state.errors, state.strengths)
-        state = trial.improve(state, _TRIAL_STEPS)
-    tried, tests = Trial(state.model, state.errors, state.strengths, list(trial.history)), []
+        state = trial.improve(state, _TRIAL_STEPS, _SMALL_FOR_TESTS)
+    tests: list = []
     if state.model.terms:
         terms = [full.block(term.key) for term in TERMS if term.key in full.terms]
-        tests = trial.test(state, terms)
+        tests = trial.test(terms)
         kept = [test.name for test in tests if test.kept or not parameters.automatic]
         state = trial.state(state.model.with_terms(kept), state.errors, state.strengths)
     every.history = trial.history
@@ -282,7 +300,7 @@ def refine(
     for _ in progress(range(1), 1, "Refining the scale model"):
         state = every.improve(state, parameters.n_cycles)
     errors = every.scale_errors(state, len(layout.start))
-    return Refinement(state.model, state.errors, state.strengths, tests, every.history, errors, tried)
+    return Refinement(state.model, state.errors, state.strengths, tests, every.history, errors, before)
 
 
 def _stages(full: ScaleModel) -> list:

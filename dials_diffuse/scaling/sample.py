@@ -67,6 +67,11 @@ class Observations:
         return Rows(self.coordinates, self.experiment, self.harmonics, self.orbit, self.patterns)
 
     @cached_property
+    def first(self) -> np.ndarray:
+        """(m,) int, the first row of each voxel."""
+        return np.searchsorted(self.orbit, np.arange(len(self.unique)))
+
+    @cached_property
     def parents(self) -> tuple:
         """(m,) int, smallest neighbourhood of each voxel, and for each of these the next larger one; counted from 0."""
         result, names = [], self.neighbourhood
