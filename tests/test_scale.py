@@ -24,7 +24,7 @@ from dials_diffuse.errors import DiffuseError
 from dials_diffuse.experiment.scan import scan_geometry
 from dials_diffuse.files.observations import OBSERVATION_DTYPE, ObservationFile
 from dials_diffuse.files.record import write_json
-from dials_diffuse.kernels.scaling import deviance
+from dials_diffuse.kernels.scaling import Design, deviance
 from dials_diffuse.maps.settings import alternative_settings
 from dials_diffuse.maps.symmetry import laue_operators
 from dials_diffuse.maps.voxels import BLOCK, blocks_of_rows, find_voxels

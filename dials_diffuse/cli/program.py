@@ -20,6 +20,7 @@ from dials_diffuse.errors import CommandLineError, DiffuseError
 from dials_diffuse.files.atomic import check_writable
 from dials_diffuse.files.hdf5 import interrupt
 from dials_diffuse.files.provenance import Provenance
+from dials_diffuse.kernels.jit import load_numba
 
 logger = logging.getLogger("dials.diffuse.cli")
 
@@ -70,6 +71,7 @@ def run_program(
                 changed = options.diff_phil
                 if changed:
                     logger.info("The following parameters have been modified:\n\n%s", changed)
+                load_numba()
                 main(params, files, provenance, warnings)
     except CommandLineError as error:
         print(f"{name}: {_one_line(error)}", file=sys.stderr)

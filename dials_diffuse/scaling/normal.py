@@ -160,7 +160,10 @@ class _Sums:
         return self._columns[: number_columns(design.index, self._place, self._columns)].copy()
 
     def add_rows(self, data: Observations, factors: np.ndarray, gradient: np.ndarray) -> None:
-        """Σ J Jᵀ of all but the smooth part, and Σ g J; factors : of J, with the root of the weight; gradient : with g."""
+        """Σ J Jᵀ of all but the smooth part, and Σ g J.
+
+        factors : of J, with the root of the weight; gradient : the same with g
+        """
         order, alike = data.alike
         ordered, slopes = (np.ascontiguousarray(x[:, order]) for x in (factors, gradient))
         for start in range(0, data.n, _TOGETHER):

@@ -111,7 +111,7 @@ class _State:
 
 
 class _Step(NamedTuple):
-    """What the last step was found from: normal equations of each fold, projected, their system, strengths; its fall."""
+    """What the last step was found from: projected normal equations of each fold, their system, strengths; its fall."""
 
     folds: list
     system: System
