@@ -1,6 +1,7 @@
 # `make test` and `make demo` do all set-up themselves. Where: an active environment with DIALS, else VENV.
 VENV ?= .venv
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 BIN = $(shell .ci/make_env --where $(VENV))
 
 .PHONY: help env test demo snase bench lint clean
@@ -10,7 +11,7 @@ help:
 	@echo "                                           in this process only   make test PYTEST_ARGS='-n 0'"
 	@echo "make demo   simulated images to a diffuse map, compared with the truth, in demo-output/"
 	@echo "make snase  the images of a real crystal to a map   make snase DIALS_DIFFUSE_DATA=/path/to/data"
-	@echo "make bench  run the benchmarks"
+	@echo "make bench  run the benchmarks          make bench BENCH_ARGS='--quick'"
 	@echo "make lint   check the style of the code"
 	@echo "make env    only set up the environment"
 	@echo "make clean  remove what the other targets left, except the environment"
@@ -28,7 +29,7 @@ snase: env
 	PATH="$(BIN):$$PATH" docs/snase.sh
 
 bench: env
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/run.py $(BENCH_ARGS)
 
 lint: env
 	$(BIN)/python -m ruff check .
