@@ -19,9 +19,9 @@ from usage import Usage, measure
 
 from dials_diffuse.compat import available_cores
 from dials_diffuse.files.nexus import read_map
+from dials_diffuse.maps.shells import anisotropic_correlation
 from dials_diffuse.maps.symmetry import map_to_asu
 from dials_diffuse.maps.voxels import rows_of
-from dials_diffuse.maps.shells import anisotropic_correlation
 
 CELL = "78.5,78.5,37.8,90,90,90"
 PREPARE = (

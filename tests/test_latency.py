@@ -9,9 +9,9 @@ import sys
 import numpy as np
 from helpers.checkout import ROOT
 
+from dials_diffuse.kernels.image import across
 from dials_diffuse.kernels.jit import Kernel, load_numba
 from dials_diffuse.kernels.merging import count_rows
-from dials_diffuse.kernels.image import across
 
 #: large packages that only some of the work needs
 LATE = ("dask", "distributed", "finufft", "matplotlib", "numba", "plotly")
