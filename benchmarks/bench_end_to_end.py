@@ -117,7 +117,7 @@ def _median_counts(expt: Path) -> float:
 def correlation_of_mdx2(path: Path, truth) -> float:
     """Of the anisotropic part from 10 Å on; NaN where no voxel is common."""
     with h5py.File(path) as file:
-        table = file["hkl_table"]
+        table = file["entry/hkl_table"]
         hkl = np.stack([table[name][:] for name in "hkl"], axis=1)
         intensity = table["intensity"][:]
     index = np.rint(hkl * np.array(truth.grid.subdivide)).astype(int)

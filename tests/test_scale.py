@@ -43,7 +43,8 @@ from dials_diffuse.scaling.scale import scale_observations
 from dials_diffuse.scaling.scaling_parameters import ScalingParameters
 from dials_diffuse.scaling.solve import gauge
 from dials_diffuse.scaling.terms import absorption_spline, drift, offset
-from dials_diffuse.scaling.terms.absorption import AbsorptionOptions
+from dials_diffuse.scaling.terms.absorption import AbsorptionOptions, overlaps
+from dials_diffuse.scaling.terms.absorption_harmonics import combinations_of
 from dials_diffuse.scaling.terms.drift import DriftOptions
 from dials_diffuse.scaling.terms.table import CRYSTAL, NAMES, OPTIONS, TERMS, help_of_names
 from dials_diffuse.scaling.uncertainty import no_scale_errors
@@ -123,6 +124,40 @@ def test_the_model_is_the_same_for_any_number_of_threads(tmp_path):
     parameters = ScalingParameters(**{**SMALL, "terms": ("b", "c"), "n_cycles": 2})
     one, three = (refine(data, layout, parameters, n).model.coefficients for n in (1, 3))
     np.testing.assert_allclose(one, three, rtol=1e-9, atol=1e-9)
+
+
+def test_few_observations_to_begin_with_lead_to_the_same_model(tmp_path, monkeypatch):
+    """And so does the end of another refinement: within a tenth of what the data say of b."""
+    data, layout = read_sample(write(tmp_path / "a.h5", make_rows(np.random.default_rng(2), copies=1)))
+    parameters = ScalingParameters(**{**SMALL, "terms": ("b", "c")})
+    whole = refine(data, layout, parameters)
+    monkeypatch.setattr("dials_diffuse.scaling.refine._FIRST_OBSERVATIONS", data.n // 4)
+    few = refine(data, layout, parameters)
+    again = refine(data, layout, parameters, before=few.trial)
+    sizes = [{h["terms"].count("c") for h in r.history} for r in (whole, few)]
+    assert sizes[0] == sizes[1] == {0, 1}
+    assert len(again.history) - len(few.trial.history) < len(few.history)
+    for other in (few, again):
+        assert other.model.terms == whole.model.terms == ("b", "c")
+        for e in range(2):
+            place = places(e, {T: np.linspace(0, 1, 20), S: np.full(20, 0.2)})
+            a, b = (r.model.value("b", place) for r in (whole, other))
+            np.testing.assert_allclose(a, b, atol=1e-3)  # steps end when no parameter moves by its error, some 0.01
+        assert other.scale_errors.rms == pytest.approx(whole.scale_errors.rms, rel=0.05)
+
+
+def test_functions_that_others_can_make_by_least_squares():
+    """The share of each combination that is in the others is that of a projection made without any factorisation."""
+    rng = np.random.default_rng(0)
+    others = rng.normal(size=(400, 6))
+    others[:, 5] = others[:, 0]  # of rank 5
+    basis = np.hstack([others[:, :2] @ rng.normal(size=(2, 2)), rng.normal(size=(400, 3))])
+    found = combinations_of(basis, others)
+    made = others @ np.linalg.lstsq(others, basis, rcond=1e-6)[0]
+    expected = overlaps(basis.T @ basis / 400, made.T @ made / 400, 0.998)
+    assert found.shape == expected.shape == (2, 5)
+    project = [x.T @ np.linalg.solve(x @ x.T, x) for x in (found, expected)]
+    np.testing.assert_allclose(*project, atol=1e-9)
 
 
 def test_many_sweeps_have_fewer_nodes_each(tmp_path):
