@@ -23,7 +23,7 @@ from dials_diffuse.maps.mates import SAMPLE_COLUMNS, LowAngles
 from dials_diffuse.maps.units import ARBITRARY, ELECTRONS
 from dials_diffuse.maps.voxels import Voxels, check_distinct, find_voxels, memory_of_voxels, numbered_blocks
 from dials_diffuse.memory import check_memory
-from dials_diffuse.parallel import Progress, quiet
+from dials_diffuse.parallel import Progress, one_blas_thread, quiet
 from dials_diffuse.scaling.absolute import AbsoluteParameters, AbsoluteScale, absolute_scale
 from dials_diffuse.scaling.apply import (
     Predictions,
@@ -187,6 +187,7 @@ def scale_observations(
     (6376, ['drift', 'offset'])
     """
     with ExitStack() as stack:
+        stack.enter_context(one_blas_thread())
         source = _open(paths, parameters, progress, stack)
         grid, experiments, n_rows = source.grid, source.experiments, source.n_rows
         bragg = read_bragg(source.files, source.first)
