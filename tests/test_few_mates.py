@@ -9,7 +9,8 @@ import pytest
 from helpers.few_mates import PROVENANCE, FewMates, agreement, simulate, true_map
 
 from dials_diffuse.files.observations import ObservationFile
-from dials_diffuse.kernels.scaling import Design, Tensor, quadratic_forms
+from dials_diffuse.kernels.normal import quadratic_forms
+from dials_diffuse.kernels.scaling import Design, Tensor
 from dials_diffuse.maps.voxels import blocks_of_rows, blocks_of_voxels, find_voxels
 from dials_diffuse.scaling.error_model import first_error_model, weigh
 from dials_diffuse.scaling.intensities import levels_of, most_probable, own_squares

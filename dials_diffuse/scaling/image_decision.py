@@ -119,7 +119,7 @@ def refine_without_bad_images(
 
     Parameters
     ----------
-    refined : makes a Refinement of Observations, the second one from the Trial of the one before; that is None at first
+    refined : called with Observations and the Trial of the refinement before, None at first; returns a Refinement
 
     Returns
     -------

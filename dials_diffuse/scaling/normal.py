@@ -21,8 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg.blas import dsyrk as syrk
 
-from dials_diffuse.kernels.scaling import (
-    Design,
+from dials_diffuse.kernels.normal import (
     add_dense,
     add_gradient,
     add_patterns_to_parents,
@@ -33,6 +32,7 @@ from dials_diffuse.kernels.scaling import (
     subtract_products,
     voxel_sums,
 )
+from dials_diffuse.kernels.scaling import Design
 from dials_diffuse.scaling.intensities import Level, Weights, levels_of, most_probable
 from dials_diffuse.scaling.layout import Rows, S
 from dials_diffuse.scaling.model import Prediction, ScaleModel

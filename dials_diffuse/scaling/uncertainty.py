@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dials_diffuse.kernels.scaling import Design, quadratic_forms
+from dials_diffuse.kernels.normal import quadratic_forms
+from dials_diffuse.kernels.scaling import Design
 from dials_diffuse.scaling.layout import S, T, X, Y
 from dials_diffuse.scaling.model import Prediction, ScaleModel
 from dials_diffuse.scaling.sample import Observations
