@@ -4,14 +4,15 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 BIN = $(shell .ci/make_env --where $(VENV))
 
-.PHONY: help env test demo snase bench lint clean
+.PHONY: help env test demo snase bench docs lint clean
 
 help:
 	@echo "make test   run the tests                  make test PYTEST_ARGS='-k grid -x'"
 	@echo "                                           in this process only   make test PYTEST_ARGS='-n 0'"
 	@echo "make demo   simulated images to a diffuse map, compared with the truth, in demo-output/"
 	@echo "make snase  the images of a real crystal to a map   make snase DIALS_DIFFUSE_DATA=/path/to/data"
-	@echo "make bench  run the benchmarks          make bench BENCH_ARGS='--quick'"
+	@echo "make bench  run the benchmarks             make bench BENCH_ARGS='--quick'"
+	@echo "make docs   build the documentation, in build/docs/"
 	@echo "make lint   check the style of the code"
 	@echo "make env    only set up the environment"
 	@echo "make clean  remove what the other targets left, except the environment"
@@ -30,6 +31,10 @@ snase: env
 
 bench: env
 	$(BIN)/python benchmarks/run.py $(BENCH_ARGS)
+
+docs: env
+	$(BIN)/python -m sphinx -q -E -W --keep-going -b html docs build/docs
+	@echo "The documentation is in build/docs/index.html"
 
 lint: env
 	$(BIN)/python -m ruff check .

@@ -12,6 +12,9 @@ DXTBX_FORMATS = [
     "FormatCBFMiniDiffuse:FormatCBFMini = dials_diffuse.experiment.format_cbf:FormatCBFMiniDiffuse",
 ]
 
+#: what zocalo.wrap finds
+ZOCALO_WRAPPERS = ["dials.diffuse_process = dials_diffuse.pipeline.zocalo_wrapper:DiffuseProcessWrapper"]
+
 
 def console_scripts(folder="command_line"):
     """Entry points such as `dials.diffuse_x = dials_diffuse.cli.x:run`, one per shim `diffuse_x.py` in the folder."""
@@ -28,6 +31,10 @@ def console_scripts(folder="command_line"):
 
 if __name__ == "__main__":
     setup(
-        entry_points={"console_scripts": console_scripts(), "dxtbx.format": DXTBX_FORMATS},
+        entry_points={
+            "console_scripts": console_scripts(),
+            "dxtbx.format": DXTBX_FORMATS,
+            "zocalo.wrappers": ZOCALO_WRAPPERS,
+        },
         license="BSD-3-Clause",
     )

@@ -27,7 +27,9 @@ BENCHMARKS = {
     "few_mates": ("bench_few_mates.main()", "bench_few_mates.main(('P1_1_0_low',))"),
     "closed_loop": ("bench_closed_loop.main()", None),
     "cluster": ("bench_cluster.main()", None),
+    "process": ("bench_process.main()", None),
     "absolute": ("bench_absolute.main()", None),
+    "delta_pdf": ("bench_delta_pdf.main()", None),
     "bragg_masks": ("bench_bragg_masks.main()", None),
 }
 HERE = Path(__file__).parent

@@ -13,6 +13,7 @@ from dials_diffuse.files.formats import save_map
 from dials_diffuse.files.nexus import read_map
 from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.fitting.run import fit_map
+from dials_diffuse.maps.fourier import delta_pdf
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.merging.laue import MergeParameters, merge_observations
@@ -32,6 +33,7 @@ EXAMPLES = [
     merge_observations,
     DiffuseModel,
     compute_model,
+    delta_pdf,
     fit_map,
     simulate,
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import numpy as np
 import pytest
 from helpers.builders import PROVENANCE, all_voxels, observation_rows, small_grid, true_intensity, write_rows
@@ -59,15 +61,23 @@ def test_program_and_library_write_a_new_format(tmp_path):
         np.testing.assert_array_equal(numbers[:, 4], data.sigma)
 
 
-def test_every_row_can_write(tmp_path):
+def test_no_two_rows_have_a_name_or_a_suffix():
     assert len({row.name for row in FORMATS}) == len({row.suffix for row in FORMATS}) == len(FORMATS)
+
+
+@pytest.mark.parametrize("row", FORMATS, ids=lambda row: row.name)
+def test_every_row_can_write(tmp_path, row):
     index = all_voxels(GRID)[:0]
     data = DiffuseMap(GRID, True, index, *np.zeros((2, 0)), np.zeros(0, np.int32))
-    for row in FORMATS:
-        assert row.suffix == row.suffix.lower() and row.suffix.startswith(".") and row.about.endswith(".")
-        assert format_of(f"a.b{row.suffix.upper()}") is row
-        row.write(tmp_path / f"a{row.suffix}", data, PROVENANCE, True, None)
-        assert (tmp_path / f"a{row.suffix}").stat().st_size > 0
+    assert row.suffix == row.suffix.lower() and row.suffix.startswith(".") and row.about.endswith(".")
+    assert format_of(f"a.b{row.suffix.upper()}") is row
+    if row.needs:
+        try:
+            import_module(row.needs)
+        except ImportError as error:
+            pytest.skip(f"FORMAT {row.name} NOT WRITTEN: {error} (extra [test])")
+    row.write(tmp_path / f"a{row.suffix}", data, PROVENANCE, True, None)
+    assert (tmp_path / f"a{row.suffix}").stat().st_size > 0
 
 
 @pytest.mark.parametrize("name", ["map", "map.h5", "map.nxs", "map.nxs.1"])

@@ -5,41 +5,25 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from helpers.checkout import ROOT
+from helpers.processing import OPTIONS, on_path, small_run
 
-from dials_diffuse.cli import simulate
 from dials_diffuse.pipeline.verdict import WORDS
 from dials_diffuse.pipeline.xia2_wrapper import DiffuseProcess
-
-OPTIONS = ["integrate.d_min=4", "grid.subdivide=1,1,1", "scale.model=b", "scale.bragg_scales=False", "nproc=1"]
 
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory) -> Path:
-    """What dials.integrate leaves, with its images beside it."""
-    folder = tmp_path_factory.mktemp("run")
-    geometry = ["detector.size=150,150", "detector.pixel_size=0.6", "detector.distance=120", "scan.width=2"]
-    names = ["output.experiments=integrated.expt", "output.reflections=integrated.refl", "output.truth=None"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        simulate.run(["structure=lysozyme", *geometry, *names, "scan.n_images=10", "d_min=4", "nproc=1"])
-    return folder
+    return small_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture
-def programs(tmp_path, monkeypatch) -> Path:
-    """A folder with the program, first on the path."""
-    folder = tmp_path / "programs"
-    folder.mkdir()
-    script = folder / "dials.diffuse_process"
-    script.write_text(f'#!/bin/sh\nexec {sys.executable} -m dials_diffuse.cli.process "$@"\n')
-    script.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    return folder
+def programs(tmp_path, monkeypatch) -> None:
+    """The program is on the path."""
+    on_path(tmp_path / "programs", "-m dials_diffuse.cli.process", monkeypatch)
 
 
 class Driver:

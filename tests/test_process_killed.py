@@ -72,11 +72,12 @@ def contents(folder: Path) -> dict:
     return {key: value for key, value in result.items() if key.split("/")[-1] not in own}
 
 
-@pytest.mark.parametrize("nproc", [1, 2])
-def test_killed_at_every_step_and_called_again(images, undisturbed, tmp_path, nproc):
+@pytest.mark.parametrize(("nproc", "moments"), [(1, 1), (2, 3)])
+def test_killed_at_every_step_and_called_again(images, undisturbed, tmp_path, nproc, moments):
     rng = np.random.default_rng(nproc)
     for step in STEPS:
-        killed_after(images, tmp_path, step, float(rng.uniform(0, 0.8)), nproc)
+        for delay in rng.uniform(0, 0.8, moments):
+            killed_after(images, tmp_path, step, float(delay), nproc)
     done = subprocess.run(command(images, tmp_path, nproc), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     own, other = contents(undisturbed), contents(tmp_path)

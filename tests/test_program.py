@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from helpers.checkout import environment
+from libtbx import Auto
 from libtbx.phil import parse
 
 from dials_diffuse.cli import fit, integrate, merge, model, scale, simulate
@@ -137,6 +138,7 @@ def test_folder_as_input(capsys):
 
 SLEEPER = """
 import os, sys, time
+from libtbx import Auto
 from libtbx.phil import parse
 from dials_diffuse.cli.program import check_outputs
 from dials_diffuse.cli.program import run_program
@@ -350,3 +352,27 @@ def test_a_word_that_phil_takes_for_its_own_on_the_command_line(capsys):
 
 def show(params, files, provenance, warnings) -> None:
     print(params.kind)
+
+
+@pytest.mark.parametrize("text", ["auto", "Auto"])
+def test_a_file_may_be_called_auto(text):
+    """phil makes its own Auto of this word, which no file name may be."""
+    scope = parse(
+        """
+        reference = None
+          .type = path
+        background = None
+          .type = path
+          .multiple = True
+        names = None
+          .type = strings
+        grid = Auto
+          .type = str
+        """
+    )
+    told = parse(f"reference={text}\nbackground={text}\nbackground=b\nnames=a {text}\ngrid=Auto")
+    params = scope.fetch(sources=[told]).extract()
+    keep_words(scope, params)
+    assert params.reference == "auto" and params.grid is Auto
+    assert [item for item in params.background if item] == ["auto", "b"]
+    assert params.names in (["a", text], ["a", "auto"])

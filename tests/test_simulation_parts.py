@@ -549,3 +549,16 @@ def test_the_last_layer_of_the_ideal_map_is_complete():
     result = ideal.merge()
     assert result.grid.s_magnitude(result.index).max() > 0.97 / d_min
     assert result.intensity == pytest.approx(150.0, rel=1e-5)
+
+
+def test_intensities_are_never_negative():
+    """A spline rings beside a sharp peak; without background such pixels would have negative expected counts."""
+    grid = MapGrid(CELL, " P 1", (4, 4, 4), 1.5)
+    intensity = np.zeros(grid.shape)
+    intensity[tuple(grid.extent)] = 1000.0
+    volume = spline_through(intensity, grid, 1 / 1.5)
+    hkl = np.random.default_rng(0).uniform(-1, 1, (2000, 3))
+    raw = np.empty(len(hkl))
+    spline_points(volume.coefficients, hkl * 4 + np.array(grid.extent), raw)
+    assert raw.min() < -10
+    np.testing.assert_array_equal(volume(hkl), np.maximum(raw, 0))

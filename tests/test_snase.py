@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from helpers.checkout import ROOT
 
-from dials_diffuse.cli import integrate, merge, scale
+from dials_diffuse.cli import merge, process
 from dials_diffuse.files.nexus import read_map
 from dials_diffuse.maps.shells import anisotropic_correlation
 
@@ -47,14 +47,14 @@ def fine(demo) -> Path:
 
 
 @pytest.fixture(scope="module")
-def coarse(demo) -> Path:
-    """Observations with one voxel for each reciprocal-lattice point."""
-    path = demo / "coarse.h5"
+def unattended(demo) -> Path:
+    """Folder of what dials.diffuse_process makes with everything left to it."""
+    folder = demo / "unattended"
     inputs = [str(demo / "integrated.expt"), str(demo / "integrated.refl")]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(demo)
-        integrate.run([*inputs, "grid.subdivide=1,1,1", f"output.observations={path}", "output.json=None"])
-    return path
+        process.run([*inputs, f"output.directory={folder}"])
+    return folder
 
 
 def merged(folder, observations, name) -> Path:
@@ -85,8 +85,15 @@ def test_half_set_correlation_at_3x3x3(fine):
     assert overall(fine)["cc_half"] >= 0.36
 
 
-def test_half_set_correlation_at_1x1x1(demo, coarse):
-    assert overall(merged(demo, coarse, "coarse"))["cc_half"] >= 0.92
+def test_unattended(unattended):
+    """Spots nearly as wide as the lattice is: one voxel for each of its points. There is signal to the edge."""
+    record = json.loads((unattended / "dials.diffuse_process.json").read_text())
+    assert record["verdict"] == "good" and record["subdivide"] == [1, 1, 1] and record["n_images_used"] == 96
+    assert record["signal"]["cc_half"] > 0.5 and record["d_min"] < 1.5
+
+
+def test_half_set_correlation_at_1x1x1(demo, unattended):
+    assert overall(merged(demo, unattended / "diffuse_integrated.h5", "coarse"))["cc_half"] >= 0.92
 
 
 def test_scaled_half_sets(demo, fine):
@@ -99,10 +106,8 @@ def test_scaled_half_sets(demo, fine):
     assert 0.8 < scaled["rms_anisotropic"] / k / before["rms_anisotropic"] < 1.1
 
 
-def test_scaled_half_sets_at_1x1x1(demo, coarse, monkeypatch):
-    monkeypatch.chdir(demo)
-    scale.run([str(coarse), "output.observations=coarse_scaled.h5", "output.json=None", "output.png=None"])
-    assert overall(merged(demo, "coarse_scaled.h5", "coarse_scaled"))["cc_half"] >= 0.97
+def test_scaled_half_sets_at_1x1x1(demo, unattended):
+    assert overall(merged(demo, unattended / "diffuse_scaled.h5", "coarse_scaled"))["cc_half"] >= 0.97
 
 
 def test_the_crystal_has_a_four_fold_axis_and_no_mirror(demo, monkeypatch):

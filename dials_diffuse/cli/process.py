@@ -15,8 +15,9 @@ from dials_diffuse.cli.fit_models import parameters_from_phil as fit_parameters_
 from dials_diffuse.cli.fit_models import requests_from_phil
 from dials_diffuse.cli.program import run_program, track
 from dials_diffuse.compat import available_cores
-from dials_diffuse.errors import DiffuseError
-from dials_diffuse.pipeline.process import ProcessFiles, ProcessParameters, process
+from dials_diffuse.errors import CommandLineError, DiffuseError
+from dials_diffuse.pipeline.process import process
+from dials_diffuse.pipeline.process_parameters import ProcessFiles, ProcessParameters
 from dials_diffuse.pipeline.record import write_process
 from dials_diffuse.pipeline.sources import find_sources
 
@@ -73,6 +74,7 @@ background = None
   .type = path
   .multiple = True
   .help = "Experiments of images without crystal (dials.import is enough), subtracted with their variance."
+          "auto: such images are looked for beside the data."
 grid.subdivide = Auto
   .type = ints(size=3, value_min=1)
   .help = "Voxels per reciprocal-lattice step along a*, b*, c*. Auto: from the size of spots and pixels."
@@ -138,10 +140,20 @@ def parameters_from_phil(params) -> ProcessParameters:
         told=phil_scope.get("fit").objects[0].format(params.fit).as_str() if params.pdb else "",
         coordinates=params.pdb,
         selection=params.selection,
-        backgrounds=tuple(path for path in params.background or () if path),
+        backgrounds=_backgrounds(params.background),
         excluded=tuple(integrate.parse_exclude_images(params.exclude_images)),
         images_root=params.images.root,
     )
+
+
+def _backgrounds(told) -> tuple | None:
+    """Paths of .expt files; None if they are to be looked for."""
+    paths = tuple(str(path) for path in told or () if path)
+    if any(path.lower() == "auto" for path in paths):
+        if len(paths) > 1:
+            raise CommandLineError(f"background={','.join(paths)}: give either files or auto")
+        return None
+    return paths
 
 
 def place_outputs(params) -> None:
@@ -154,6 +166,9 @@ def place_outputs(params) -> None:
     """
     output = params.output
     folder, prefix = output.directory or ".", output.prefix or ""
+    for name, value in (("directory", folder), ("prefix", prefix)):
+        if not isinstance(value, str):
+            raise DiffuseError(f"output.{name}={value}: not a name; choose another")
     if "/" in prefix:
         raise DiffuseError(f"output.prefix={prefix}: a part of file names is needed, without /; use output.directory")
     try:

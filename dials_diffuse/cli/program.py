@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from libtbx import Auto
@@ -38,6 +38,7 @@ def run_program(
     without_files=lambda params: False,
     folders: bool = False,
     place: Callable = lambda params: None,
+    quiet: bool = False,
 ) -> None:
     """Parse ``args``, set up logging and call ``main(params, files, provenance, warnings)``.
 
@@ -53,6 +54,7 @@ def run_program(
     without_files : can the program do with these parameters (extracted phil) and no input files?
     folders : may an input be a folder?
     place : called with the extracted phil, may change the names of the outputs
+    quiet : the program prints what it has to say: there is no log, nor ``output.log``
 
     Raises
     ------
@@ -66,7 +68,8 @@ def run_program(
             params, options, files, provenance = _parse(name, help_text, phil, args, without_files, folders)
             place(params)
             check_outputs(phil, params, required, files)
-            with _logging(params.output.log, options.verbose), _collected_warnings() as warnings:
+            log = nullcontext() if quiet else _logging(params.output.log, options.verbose)
+            with log, _collected_warnings() as warnings:
                 logger.info("%s", dials_version())
                 changed = options.diff_phil
                 if changed:
@@ -209,21 +212,35 @@ def _parse(name, help_text, phil, args, without_files, folders):
 
 
 def keep_words(phil, params) -> None:
-    """Choices that were typed as "auto" or "none" are these words, of which phil makes its own Auto and None.
+    """Texts that were typed as "auto", and choices as "auto" or "none", are these words.
+
+    phil makes its own Auto and None of them. Auto stays where it is the default, and so means something.
 
     phil : libtbx phil scope; params : what was extracted from it, is changed
     """
     for definition in phil.all_definitions():
-        if definition.object.type.phil_type != "choice":
+        kind = definition.object.type.phil_type
+        if kind not in ("choice", "path", "str", "strings"):
             continue
         words = {word.value.lstrip("*") for word in definition.object.words}
         *scopes, name = definition.path.split(".")
         scope = params
         for part in scopes:
             scope = getattr(scope, part)
+        if kind != "choice":
+            if "Auto" not in words and not definition.path.startswith("output."):  # outputs refuse such a name
+                setattr(scope, name, _typed_auto(getattr(scope, name)))
+            continue
         for value, word in ((Auto, "auto"), (None, "none")):
             if getattr(scope, name) is value and word in words:
                 setattr(scope, name, word)
+
+
+def _typed_auto(value):
+    """A text, or a list of them, with the word "auto" in the place of phil's Auto."""
+    if value is Auto:
+        return "auto"
+    return [_typed_auto(item) for item in value] if isinstance(value, list) else value
 
 
 def _check_phil_file(path) -> None:

@@ -115,6 +115,30 @@ def read_volume(path, name: str = "intensity") -> np.ndarray:
     return data.volume(getattr(data, column), fill, dtype)
 
 
+def read_column(path, name: str) -> np.ndarray:
+    """What else a map file has for its unique voxels, for example ``fit/model``: (n,) float64.
+
+    Raises
+    ------
+    DiffuseError
+        If the file is no map or has no such column.
+    """
+    with open_schema(path, SCHEMA) as handle:
+        entry, shape = handle["entry"], handle["entry/unique/intensity"].shape
+        others: list = []
+
+        def note(key, item) -> None:
+            if isinstance(item, h5py.Dataset) and item.shape == shape and not key.startswith("unique/"):
+                others.append(key)
+
+        entry.visititems(note)
+        if name not in others:
+            raise DiffuseError(
+                f"{path}: no column {name}; besides those of all maps it has {', '.join(others) or 'none'}"
+            )
+        return entry[name][()].astype(float)
+
+
 def read_provenance(path) -> Provenance:
     """Which program made the map from what.
 

@@ -66,8 +66,10 @@ def anisotropic_correlation(a, b, s, d_max=math.inf, d_min=0.0) -> float:
     return correlation(x, y)
 
 
-def resolution_range(grid: MapGrid, d_max=None, d_min=None) -> tuple:
+def resolution_range(grid: MapGrid, d_max=None, d_min=None, scope: str = "statistics.") -> tuple:
     """``(d_max, d_min)`` in Å, where None or more than the grid has stands for the limit of the grid.
+
+    scope : of the two parameters, for the message
 
     Raises
     ------
@@ -78,7 +80,7 @@ def resolution_range(grid: MapGrid, d_max=None, d_min=None) -> tuple:
     low = grid.d_min if d_min is None else max(d_min, grid.d_min)
     if not low < high:
         raise DiffuseError(
-            f"statistics.d_max={d_max}, statistics.d_min={d_min}: no such part of the map, which reaches from "
+            f"{scope}d_max={d_max}, {scope}d_min={d_min}: no such part of the map, which reaches from "
             f"{grid.d_max:g} to {grid.d_min:g} Å; choose limits inside"
         )
     return high, low

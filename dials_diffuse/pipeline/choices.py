@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,8 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 from cctbx import uctbx
 
+from dials_diffuse.errors import DiffuseError
+from dials_diffuse.experiment.background_search import median_spots, open_first, open_series, series_beside
 from dials_diffuse.experiment.spot_prediction import spot_size
 from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.reduction.background import check_detector, check_wavelength
+
+logger = logging.getLogger("dials.diffuse.process")
 
 #: full width of a Gaussian at half its height, in standard deviations
 _FWHM = 2.355
@@ -20,6 +26,12 @@ _USUAL, _MOST = 3, 7
 
 #: pixels along the edge of a voxel, at least; twice as many where there are more than three voxels to a step
 _PIXELS = 1.0
+
+#: images of a background have this part of the data's spots, at most; where these have few, nothing can be told
+_BACKGROUND_SPOTS, _FEW_SPOTS = 0.1, 20
+
+#: series beside the data that are looked at, at most
+_N_SERIES = 50
 
 
 @dataclass(frozen=True)
@@ -98,3 +110,52 @@ def _alike(numbers, crystal) -> tuple:
 
 def _three(values) -> str:
     return ", ".join(f"{x:.2g}" for x in values)
+
+
+def choose_backgrounds(experiments: Sequence, positions: Sequence) -> tuple:
+    """Series of images without crystal beside the data, and the Choice for the record.
+
+    They are of the same detector in the same place and of the same wavelength, and have hardly any spots where the
+    images of the data have many.
+
+    Parameters
+    ----------
+    experiments : dxtbx experiments of the data, which can read their images
+    positions : for each the images that are used, counted from the start of the scan
+
+    Returns
+    -------
+    tuple of Series
+    Choice
+    """
+    name = "background"
+    spots = [median_spots(e.imageset, used) for e, used in zip(experiments, positions)]
+    least = min(spots)
+    if least < _FEW_SPOTS:
+        return (), Choice(name, "None", f"images of the data have {least:.0f} spots: those without crystal look alike")
+    found, refused = [], []
+    series = series_beside(experiments)
+    for item in series[:_N_SERIES]:
+        try:
+            first = open_first(item)
+            check_wavelength(first, experiments[0].beam.get_wavelength())
+            for experiment in first:
+                check_detector(experiment, experiments[0].detector)
+            whole = open_series(item)
+            number = max(median_spots(e.imageset, range(len(e.imageset))) for e in whole)
+        except DiffuseError as error:
+            refused.append(f"{item.name}: {error}")
+            continue
+        if number <= _BACKGROUND_SPOTS * least:
+            found.append((item, number))
+        else:
+            refused.append(f"{item.name}: {number:.0f} spots on an image")
+    for reason in refused:
+        logger.debug("No background images: %s", reason)
+    if not found:
+        looked = f"of {len(series)} series of images beside the data none is of the same detector and without spots"
+        return (), Choice(name, "None", looked)
+    names = ", ".join(item.name for item, _ in found)
+    most = max(number for _, number in found)
+    reason = f"beside the data, same detector, {most:.0f} spots on an image where the data have {least:.0f}"
+    return tuple(item for item, _ in found), Choice(name, names, reason)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 
 from dials_diffuse import __version__
+from dials_diffuse.experiment.background_search import Series, open_series
 from dials_diffuse.experiment.common_grid import resolution_limit
 from dials_diffuse.experiment.exclusion import images_to_use
 from dials_diffuse.experiment.imagesets import image_paths
@@ -18,85 +17,27 @@ from dials_diffuse.experiment.spot_check import check_spots
 from dials_diffuse.files.nexus import read_map
 from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.files.record import Output, finite, read_json
-from dials_diffuse.fitting.fit_parameters import FitParameters
 from dials_diffuse.fitting.run import fit_map
 from dials_diffuse.maps.laue_check import ERROR, WARN
-from dials_diffuse.merging.laue import MergeParameters, merge_observations
+from dials_diffuse.merging.laue import merge_observations
 from dials_diffuse.parallel import SERIAL, Executor, Progress, quiet
-from dials_diffuse.pipeline.choices import Choice, choose_subdivision
+from dials_diffuse.pipeline.choices import Choice, choose_backgrounds, choose_subdivision
+from dials_diffuse.pipeline.process_parameters import ProcessFiles, ProcessParameters
 from dials_diffuse.pipeline.resources import measured
 from dials_diffuse.pipeline.significance import Significance, signal_of
 from dials_diffuse.pipeline.sources import Sources
 from dials_diffuse.pipeline.state import Done, Fingerprint, State, files_fingerprint, locked_state
 from dials_diffuse.pipeline.verdict import Verdict, judge
 from dials_diffuse.reduction.integrate import integrate
-from dials_diffuse.reduction.reduction_parameters import ReductionParameters
 from dials_diffuse.report.fit import log_result
 from dials_diffuse.report.fit_files import FitFiles, write_result
 from dials_diffuse.report.integrate import write_integration
 from dials_diffuse.report.merge_files import MergeFiles, Reference, write_merged
 from dials_diffuse.report.scaling_files import ScalingFiles, write_scaling
-from dials_diffuse.scaling.absolute import AbsoluteParameters
 from dials_diffuse.scaling.scale import scale_observations
-from dials_diffuse.scaling.scaling_parameters import ScalingParameters
 from dials_diffuse.structure.atoms import load_structure
 
 logger = logging.getLogger("dials.diffuse.process")
-
-
-@dataclass(frozen=True)
-class ProcessParameters:
-    """What to do, step by step; what is None is decided from the data.
-
-    Attributes
-    ----------
-    reduction : ``subdivide`` of it counts only if ``subdivide`` here is given
-    subdivide : voxels per reciprocal-lattice step; None: see :func:`choose_subdivision`
-    scaling, absolute, bragg_scales, merging : as for the single steps
-    reference : path of a map to compare the merged one with; None: no comparison
-    requests, fitting : models to fit and how; with ``coordinates`` only
-    told : what the models were made of, as text: a run with the same text is not repeated
-    coordinates, selection : path of the structure, and which of its atoms to use; None: no fit, all atoms
-    backgrounds : .expt files of images without crystal
-    excluded : images to leave out, see :func:`images_to_use`
-    images_root : where to look for images that have moved
-    """
-
-    reduction: ReductionParameters = field(default_factory=ReductionParameters)
-    subdivide: tuple | None = None
-    scaling: ScalingParameters = field(default_factory=ScalingParameters)
-    absolute: AbsoluteParameters = field(default_factory=AbsoluteParameters)
-    bragg_scales: bool = True
-    merging: MergeParameters = field(default_factory=MergeParameters)
-    reference: str | None = None
-    requests: tuple = ()
-    fitting: FitParameters = field(default_factory=FitParameters)
-    told: str = ""
-    coordinates: str | None = None
-    selection: str | None = None
-    backgrounds: tuple = ()
-    excluded: tuple = ()
-    images_root: str | None = None
-
-
-@dataclass(frozen=True)
-class ProcessFiles:
-    """Where files go: all into one folder, with a prefix before the names that the single programs have."""
-
-    folder: str = "."
-    prefix: str = ""
-
-    def path(self, name: str) -> str:
-        """Path of a file with one of these names."""
-        return str(Path(self.folder) / f"{self.prefix}{name}")
-
-    def remove_unfinished(self) -> None:
-        """Remove what a killed run had not finished writing: hidden files with the names of outputs and an addition."""
-        for pattern in (f".{self.prefix}diffuse_*", f".{self.prefix}dials.diffuse_process.*", "..diffuse_process.*"):
-            for path in Path(self.folder).glob(pattern):
-                if re.fullmatch(r"\..+\.(h5|nxs|json|png|html|npy)\.[a-z0-9_]{8}\.\w+", path.name):
-                    logger.info("Removing %s, which an earlier run left unfinished", path)
-                    path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -168,7 +109,8 @@ def process(
         data = load_input(sources.files, parameters.excluded, parameters.images_root)
         steps = [run.choose(sources, data)]
         chosen = steps[0].done.result
-        steps += [run.integrate(sources, data, tuple(chosen["subdivide"])), run.scale(), run.merge()]
+        beside = tuple(Series(**item) for item in chosen["backgrounds"])
+        steps += [run.integrate(sources, data, tuple(chosen["subdivide"]), beside), run.scale(), run.merge()]
         signal = signal_of(read_map(files.path("diffuse_merged.nxs")))
         records = {name: read_json(files.path(f"diffuse_{name}.json")) for name in ("integrated", "scaled", "merged")}
         verdict = judge(signal, chosen["checks"], *records.values())
@@ -277,20 +219,33 @@ class _Run:
             else:
                 subdivide = self.parameters.subdivide
                 choice = Choice("grid.subdivide", ",".join(map(str, subdivide)), "given")
-            logger.info("%s=%s: %s", choice.name, choice.value, choice.reason)
-            return (), {"subdivide": subdivide, "choices": [asdict(choice)], "checks": checks}
+            choices, backgrounds = [choice], ()
+            if self.parameters.backgrounds is None:
+                backgrounds, choice = choose_backgrounds(experiments, [used[i] for i in numbers])
+                choices.append(choice)
+            for choice in choices:
+                logger.info("%s=%s: %s", choice.name, choice.value, choice.reason)
+            return (), {
+                "subdivide": subdivide,
+                "backgrounds": [asdict(item) for item in backgrounds],
+                "choices": [asdict(choice) for choice in choices],
+                "checks": checks,
+            }
 
         told = {
             "grid.subdivide": self.parameters.subdivide,
             "d_min": self.parameters.reduction.d_min,
             "exclude_images": self.parameters.excluded,
+            "background": self.parameters.backgrounds is None,
         }
         return self.step("Choices", told, [*sources.files, *self._images(data, used)], work)
 
-    def integrate(self, sources: Sources, data: InputData, subdivide: tuple) -> Step:
+    def integrate(self, sources: Sources, data: InputData, subdivide: tuple, beside: tuple) -> Step:
+        """beside : Series of background images that were found"""
         p, path = self.parameters, self.files.path
         reduction = replace(p.reduction, subdivide=subdivide)
-        backgrounds = [e for name in p.backgrounds for e in load_experiments(name, p.images_root)]
+        backgrounds = [e for name in p.backgrounds or () for e in load_experiments(name, p.images_root)]
+        backgrounds += [e for series in beside for e in open_series(series)]
         images = self._images(data, self._positions(data)) + [f for e in backgrounds for f in image_paths(e)]
 
         def work():
@@ -310,7 +265,7 @@ class _Run:
             return write_integration(result, *files, provenance, self.warnings, data.record()), {}
 
         told = {"integrate": reduction, "exclude_images": p.excluded}
-        return self.step("Integration", told, [*sources.files, *p.backgrounds, *images], work)
+        return self.step("Integration", told, [*sources.files, *(p.backgrounds or ()), *images], work)
 
     def scale(self) -> Step:
         p, path = self.parameters, self.files.path

@@ -85,7 +85,7 @@ def measure_background(
     shapes = [tuple(p.get_image_size()[::-1]) for p in detector]
     per_range: dict = {}
     for experiment in experiments:
-        _check_detector(experiment, detector)
+        check_detector(experiment, detector)
         masks = [b | ~m for b, m in zip(bad, static_mask(experiment.imageset))]
         readings = image_readings(experiment.imageset)
         scan = experiment.scan
@@ -145,8 +145,11 @@ def no_background(n_panels: int) -> Background:
     return Background(1 << 30, np.zeros(1), zero, zero, [np.ones((1, 1), dtype=bool)] * n_panels)
 
 
-def _check_detector(experiment, detector) -> None:
-    """Refuse other panels, or panels in another place; some way off is allowed, for background is not refined."""
+def check_detector(experiment, detector) -> None:
+    """Raise DiffuseError if background images have other panels than the data, or in another place.
+
+    Some way off is allowed, for background is not refined.
+    """
     where = f"background {experiment.imageset.get_path(0)}"
     if len(experiment.detector) != len(detector):
         raise DiffuseError(f"{where}: {len(experiment.detector)} panels, the data have {len(detector)}; same detector?")

@@ -42,11 +42,15 @@ class DiffuseVolume:
     s_max: float
 
     def __call__(self, hkl) -> np.ndarray:
-        """Intensity at fractional Miller indices, shape (..., 3); electrons² per unit cell."""
+        """Intensity at fractional Miller indices, shape (..., 3); electrons² per unit cell.
+
+        Beside steep rises a spline can fall below zero, where no intensity does.
+        """
         hkl = np.asarray(hkl, dtype=float)
         positions = np.ascontiguousarray((hkl * self.subdivide + self.extent).reshape(-1, 3))
         result = np.empty(len(positions))
         spline_points(self.coefficients, positions, result)
+        np.maximum(result, 0.0, out=result)
         return result.reshape(hkl.shape[:-1])
 
 

@@ -1,0 +1,71 @@
+"""What ``dials.diffuse_process`` is asked to do, and where it writes."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dials_diffuse.fitting.fit_parameters import FitParameters
+from dials_diffuse.merging.laue import MergeParameters
+from dials_diffuse.reduction.reduction_parameters import ReductionParameters
+from dials_diffuse.scaling.absolute import AbsoluteParameters
+from dials_diffuse.scaling.scaling_parameters import ScalingParameters
+
+logger = logging.getLogger("dials.diffuse.process")
+
+
+@dataclass(frozen=True)
+class ProcessParameters:
+    """What to do, step by step; what is None is decided from the data.
+
+    Attributes
+    ----------
+    reduction : ``subdivide`` of it counts only if ``subdivide`` here is given
+    subdivide : voxels per reciprocal-lattice step; None: see :func:`choose_subdivision`
+    scaling, absolute, bragg_scales, merging : as for the single steps
+    reference : path of a map to compare the merged one with; None: no comparison
+    requests, fitting : models to fit and how; with ``coordinates`` only
+    told : what the models were made of, as text: a run with the same text is not repeated
+    coordinates, selection : path of the structure, and which of its atoms to use; None: no fit, all atoms
+    backgrounds : .expt files of images without crystal; None: look for such images beside the data
+    excluded : images to leave out, see :func:`images_to_use`
+    images_root : where to look for images that have moved
+    """
+
+    reduction: ReductionParameters = field(default_factory=ReductionParameters)
+    subdivide: tuple | None = None
+    scaling: ScalingParameters = field(default_factory=ScalingParameters)
+    absolute: AbsoluteParameters = field(default_factory=AbsoluteParameters)
+    bragg_scales: bool = True
+    merging: MergeParameters = field(default_factory=MergeParameters)
+    reference: str | None = None
+    requests: tuple = ()
+    fitting: FitParameters = field(default_factory=FitParameters)
+    told: str = ""
+    coordinates: str | None = None
+    selection: str | None = None
+    backgrounds: tuple | None = ()
+    excluded: tuple = ()
+    images_root: str | None = None
+
+
+@dataclass(frozen=True)
+class ProcessFiles:
+    """Where files go: all into one folder, with a prefix before the names that the single programs have."""
+
+    folder: str = "."
+    prefix: str = ""
+
+    def path(self, name: str) -> str:
+        """Path of a file with one of these names."""
+        return str(Path(self.folder) / f"{self.prefix}{name}")
+
+    def remove_unfinished(self) -> None:
+        """Remove what a killed run had not finished writing: hidden files with the names of outputs and an addition."""
+        for pattern in (f".{self.prefix}diffuse_*", f".{self.prefix}dials.diffuse_process.*", "..diffuse_process.*"):
+            for path in Path(self.folder).glob(pattern):
+                if re.fullmatch(r"\..+\.(h5|nxs|json|png|html|npy)\.[a-z0-9_]{8}\.\w+", path.name):
+                    logger.info("Removing %s, which an earlier run left unfinished", path)
+                    path.unlink(missing_ok=True)
