@@ -51,6 +51,7 @@ def make_frames(folder: Path, n_images: int) -> Usage | None:
 
 
 def ours(folder: Path, out: Path) -> dict:
+    """What each of our programs took; kernels are compiled already where they ran once."""
     steps = {
         "integrate": f"{folder}/scaled.expt {folder}/scaled.refl grid.subdivide={SUBDIVIDE},{SUBDIVIDE},{SUBDIVIDE}",
         "scale": "diffuse_integrated.h5",

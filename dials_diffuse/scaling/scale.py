@@ -106,7 +106,7 @@ class ScalingResult:
 
 def memory_estimate(grid: MapGrid, n_rows: int, n_sample: int) -> float:
     """Rough peak memory in bytes."""
-    return memory_of_voxels(grid, n_rows) + 34 * n_rows + 500 * n_sample + 8 * _ROWS * 250
+    return memory_of_voxels(grid, n_rows) + 34 * n_rows + 800 * n_sample + 8 * _ROWS * 250
 
 
 @dataclass(frozen=True)
