@@ -9,3 +9,9 @@ class DiffuseError(Exception):
 
 class CommandLineError(DiffuseError):
     """A command line that cannot be understood (exit code 2)."""
+
+
+def one_line(error: BaseException, longest: int = 300) -> str:
+    """The message of an error in one line; the name of its type where there is none. Boost.Python writes pages."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= longest else f"{text[:longest]}..."

@@ -25,4 +25,5 @@ def check_memory(needed: float, what: str, remedy: str) -> None:
     """DiffuseError if ``needed`` bytes are more than there are; ``what`` needs them, ``remedy`` is what to change."""
     total = total_memory()
     if needed > total:
-        raise DiffuseError(f"{what} need about {needed / 1e9:.1f} GB, there are {total / 1e9:.1f} GB; {remedy}")
+        size = f"{needed / 1e9:.1f}" if needed < 1e15 else f"{needed / 1e9:.0e}"
+        raise DiffuseError(f"{what} need about {size} GB, there are {total / 1e9:.1f} GB; {remedy}")

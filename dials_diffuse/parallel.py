@@ -9,6 +9,9 @@ these, and the results, can be pickled, so that a caller need not know whether w
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -79,7 +82,7 @@ class Forked(Executor):
             min(self.workers, len(first)),
             mp_context=multiprocessing.get_context("fork"),
             initializer=_inherit,
-            initargs=(function, shared),
+            initargs=(os.getpid(), function, shared),
         )
         try:
             yield from in_flight(pool, _call, chain(first, items), 2 * self.workers)
@@ -103,14 +106,44 @@ def make_executor(nproc: int) -> Executor:
 _INHERITED: tuple | None = None  # (function, shared), set in forked workers only
 
 
-def _inherit(function: Callable, shared) -> None:
+_LOOK = 0.5  # seconds between two looks of a worker at its parent
+
+
+def _inherit(parent: int, function: Callable, shared) -> None:
     global _INHERITED
     _INHERITED = function, shared
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this worker when its parent is gone. One that was killed cannot tell, and its workers would wait for ever."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK)
+    os._exit(1)
 
 
 def _call(item):
     function, shared = _INHERITED
     return function(shared, item)
+
+
+def in_child(function: Callable, *arguments):
+    """``function(*arguments)`` computed in another process, so that a library that crashes does not end this one.
+
+    Where processes cannot be forked it is computed here.
+
+    Raises
+    ------
+    ChildProcessError
+        If the other process crashed. What the function raises is raised here.
+    """
+    if "fork" not in multiprocessing.get_all_start_methods():
+        return function(*arguments)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+        try:
+            return pool.submit(function, *arguments).result()
+        except BrokenProcessPool:
+            raise ChildProcessError("reading it crashes") from None
 
 
 def in_threads(function: Callable, items: Iterable, threads: int) -> Iterator:

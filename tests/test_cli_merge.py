@@ -21,6 +21,7 @@ from helpers.builders import (
     write_rows,
 )
 from helpers.checkout import environment
+from helpers.pages import Page
 from helpers.programs import fails
 
 import dials_diffuse
@@ -48,13 +49,14 @@ def observations(tmp_path, monkeypatch):
 
 def test_default_run(observations):
     run([str(observations)])
-    for name in ("diffuse_merged.nxs", "diffuse_merged.json", "diffuse_merged.png", "dials.diffuse_merge.log"):
+    for name in ("diffuse_merged.nxs", "diffuse_merged.json", "diffuse_merged.png", "diffuse_merged.html"):
         assert Path(name).stat().st_size > 0
     assert {p.name for p in Path().iterdir()} == {
         "diffuse_integrated.h5",
         "diffuse_merged.nxs",
         "diffuse_merged.json",
         "diffuse_merged.png",
+        "diffuse_merged.html",
         "dials.diffuse_merge.log",
     }
     log = Path("dials.diffuse_merge.log").read_text()
@@ -65,20 +67,29 @@ def test_default_run(observations):
 def test_json(observations):
     run([str(observations), "half_sets=frame", "statistics.n_shells=7", "statistics.d_max=9"])
     content = json.loads(Path("diffuse_merged.json").read_text())
-    head = "schema version dials_version command_line inputs parameters outputs warnings"
-    assert list(content)[:8] == head.split()
+    head = "schema version dials_version command_line inputs parameters modified outputs warnings"
+    assert list(content)[:9] == head.split()
     assert content["command_line"].startswith("dials.diffuse_merge diffuse_integrated.h5 half_sets=frame")
     assert content["schema"] == "dials.diffuse_merge/1" and content["version"] == dials_diffuse.__version__
     assert content["inputs"] == ["diffuse_integrated.h5"] and content["space_group"] == "P 41"
     assert content["unit_cell"] == pytest.approx([12, 12, 18, 90, 90, 90]) and content["d_min"] == 3.0
     assert "half_sets = random *frame friedel" in content["parameters"] and content["warnings"] == []
+    changed = [line.strip() for line in content["modified"].splitlines() if "=" in line]
+    assert changed == ["half_sets = random *frame friedel", "n_shells = 7", "d_max = 9"]
+    assert Page("diffuse_merged.html").pre == [content["modified"]]
     assert len(content["statistics"]["shells"]) == 7
+    away = content["statistics"]["away_from_bragg"]
+    bragg = np.all(read_map("diffuse_merged.nxs").index % 2 == 0, axis=1)
+    assert [row["n"] < shell["n"] for row, shell in zip(away, content["statistics"]["shells"])] == [True] * 7
+    s = GRID.s_magnitude(read_map("diffuse_merged.nxs").index[~bragg])
+    assert sum(row["n"] for row in away) == np.count_nonzero(s >= 1 / 9)
     for row in (*content["statistics"]["shells"], content["statistics"]["overall"]):
         assert tuple(row) == COLUMNS
     assert content["statistics"]["overall"]["completeness"] == 1
     assert {item["path"] for item in content["outputs"]} == {
         "diffuse_merged.nxs",
         "diffuse_merged.png",
+        "diffuse_merged.html",
         "diffuse_merged.json",
     }
 
@@ -88,6 +99,7 @@ def test_map_remembers_where_it_comes_from(observations):
     provenance = read_provenance("diffuse_merged.nxs")
     assert provenance.program == "dials.diffuse_merge" and provenance.inputs == ("diffuse_integrated.h5",)
     assert provenance.identifiers == ("id-1",) and "seed = 7" in provenance.phil
+    assert "seed = 7" in provenance.modified and "estimator" not in provenance.modified
     assert not Path("diffuse_merged.png").exists() and not Path("diffuse_merged.json").exists()
     data = read_map("diffuse_merged.nxs")
     assert tuple(data.statistics) and set(data.statistics) == set(COLUMNS) == set(data.overall)
@@ -270,7 +282,8 @@ def test_full_disk(observations):
     script = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "from dials_diffuse.cli.merge import run;"
-        "run(['diffuse_integrated.h5', 'output.map=warm.nxs', 'output.png=None', 'output.json=None']);"
+        "none = [f'output.{name}=None' for name in ('png', 'json', 'html')];"
+        "run(['diffuse_integrated.h5', 'output.map=warm.nxs', *none]);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000));"
         "run(['diffuse_integrated.h5'])"
     )

@@ -41,7 +41,8 @@ from dials_diffuse.simulation.spots import SpotShape
 
 BASE = ["tiny.pdb", *SMALL, *QUICK]
 
-OUTPUTS = {"simulated.expt", "simulated.refl", "truth.nxs", "diffuse_simulate.json", "dials.diffuse_simulate.log"}
+OUTPUTS = {"simulated.expt", "simulated.refl", "truth.nxs", "dials.diffuse_simulate.log"}
+OUTPUTS |= {"diffuse_simulate.json", "diffuse_simulate.html"}
 
 
 @pytest.fixture
@@ -103,6 +104,7 @@ def test_json(work):
         "truth.nxs",
         "ideal.nxs",
         "diffuse_simulate.json",
+        "diffuse_simulate.html",
     }
     assert all({"path", "kind", "importance"} == set(item) for item in content["outputs"])
 
@@ -143,7 +145,7 @@ def test_our_own_programs_take_the_outputs(work):
 
 
 def test_nothing_but_images(work):
-    run([*BASE, *(f"output.{name}=None" for name in ("experiments", "reflections", "truth", "json", "log"))])
+    run([*BASE, *(f"output.{name}=None" for name in ("experiments", "reflections", "truth", "json", "html", "log"))])
     assert names() == {"tiny.pdb"} | images()
 
 
@@ -675,8 +677,8 @@ def test_full_disk(work, limit, file):
     """A limit on the size of files fails writes as a full disk does; the first run compiles what is compiled."""
     script = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "from dials_diffuse.cli.simulate import run; files = ['experiments', 'reflections', 'truth', 'json', 'log'];"
-        "run([*sys.argv[1:], 'output.prefix=warm', *(f'output.{name}=None' for name in files)]);"
+        "from dials_diffuse.cli.simulate import run; files = 'experiments reflections truth json html log';"
+        "run([*sys.argv[1:], 'output.prefix=warm', *(f'output.{name}=None' for name in files.split())]);"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}));"
         "run([*sys.argv[1:], 'output.log=None'])"
     )
@@ -713,5 +715,5 @@ def test_sigterm_leaves_nothing(work):
     finally:
         process.kill()
     assert process.returncode == 143, errors
-    assert errors.strip() == "dials.diffuse_simulate: terminated, unfinished outputs are removed"
+    assert errors.strip() == "dials.diffuse_simulate: terminated, unfinished outputs are removed; no output written"
     assert names() == {"tiny.pdb"}

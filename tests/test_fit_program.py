@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import h5py
@@ -13,6 +12,7 @@ import iotbx.pdb
 import numpy as np
 import pytest
 from helpers.builders import PROVENANCE
+from helpers.pages import Page
 from helpers.programs import fails
 from helpers.structures import CELL, random_structure
 
@@ -32,44 +32,6 @@ from dials_diffuse.structure.atoms import load_models, load_structure
 
 OUTPUTS = {"diffuse_fit.nxs", "diffuse_fit.json", "diffuse_fit.html", "diffuse_fit.png", "dials.diffuse_fit.log"}
 MAP = "diffuse_merged.nxs"
-HEADS = ("Models", "Settings of the map", "Parameters that were modified")  # of every report
-
-
-class Page(HTMLParser):
-    """What a report shows: headings of the first two levels, tables as text, addresses of pictures and others."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.heads, self.tables, self.pictures, self.links, self._open = [], [], [], [], []
-        self.feed(text)
-        assert not self._open, f"not closed: {self._open}"
-        self.heads = [head for head in self.heads if head not in HEADS]
-
-    def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes)
-        if tag == "img":
-            self.pictures.append(attributes["src"])
-        elif tag not in ("meta", "link"):
-            self._open.append(tag)
-        if tag == "link" or "href" in attributes or (tag == "script" and "src" in attributes):
-            self.links.append(attributes)
-        if tag == "table":
-            self.tables.append([])
-        elif tag == "tr":
-            self.tables[-1].append([])
-        elif tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-        elif tag in ("h1", "h2"):
-            self.heads.append("")
-
-    def handle_endtag(self, tag):
-        assert self._open.pop() == tag
-
-    def handle_data(self, data):
-        if self._open and self._open[-1] in ("td", "th"):
-            self.tables[-1][-1][-1] += data
-        elif self._open and self._open[-1] in ("h1", "h2"):
-            self.heads[-1] += data
 
 
 def data_from(model, noise=0.3, scale=0.02, units="a.u.", setting=0, halves=True):
@@ -131,17 +93,27 @@ def test_fit_and_compare(pdb):
     assert read_provenance("diffuse_fit.nxs").inputs == (pdb, MAP)
     log = Path("dials.diffuse_fit.log").read_text()
     assert "it is reindexed by" in log and "The best model by free voxels: llm/overall" in log
-    page = Page(Path("diffuse_fit.html").read_text())
-    assert page.heads == ["dials.diffuse_fit: llm/overall", *(m["model"] for m in content["models"])]
-    assert len(page.pictures) == 2 and all(p.startswith("data:image/png;base64,") for p in page.pictures)
+    page = Page("diffuse_fit.html")
+    names = [m["model"] for m in content["models"]]
+    assert page.heads == [
+        *("dials.diffuse_fit: llm/overall", "Summary", "Models", "Planes of the map", *names),
+        *("Settings of the map", "Parameters that were modified"),
+    ]
     assert not page.links  # everything is inside
+    drawn = page.plots["fit-agreement-plot"]["traces"]
+    assert [trace["name"] for trace in drawn] == [x for name in names for x in (name, f"{name}, free")] + ["CC*"]
+    for trace, key in zip(drawn[::2], names):
+        shells = next(m for m in content["models"] if m["model"] == key)["statistics"]["shells"]
+        np.testing.assert_allclose(trace["y"], [row["cc_anisotropic"] for row in shells], rtol=1e-4)
     comparison, *tables = page.tables
     assert [row[0] for row in comparison] == ["model", *(m["model"] for m in content["models"])]
     assert comparison[1][1] == f"{statistics['cc_anisotropic']:.3f}" and "±" in comparison[2][-1]
     assert [len(table) for table in tables if table[0][0] == "d_max"] == [5, 5, 5]
     assert tables[-1][1:] == [[s["operator"], f"{s['cc_anisotropic']:.3f}"] for s in content["indexing"]]
-    text = Path("diffuse_fit.html").read_text()
-    assert f"gamma = {best['parameters']['gamma']['value']:.1f}" in text and "free_fraction = 0.1" in text
+    gamma = best["parameters"]["gamma"]
+    (row,) = (row for table in tables for row in table if row[0] == "gamma" and row[2] == f"{gamma['value']:.8g}")
+    assert row[1].startswith(f"{gamma['value']:.1f}") and row[1].endswith(" Å") and row[3] == f"{gamma['esd']:.2g}"
+    assert "free_fraction = 0.1" in page.pre[0] and "min_multiplicity" not in page.pre[0]  # what was not modified
 
 
 def test_orders(pdb):
@@ -209,7 +181,12 @@ def test_bodies_and_pairs(pdb):
     covariance = np.load("diffuse_fit_covariance.npy", allow_pickle=False)
     assert covariance.shape == (6, 6) and np.linalg.eigvalsh(covariance)[0] > -1e-9
     assert Path("diffuse_fit_covariance.png").stat().st_size > 1000
-    assert len(Page(Path("diffuse_fit.html").read_text()).pictures) == 3
+    page = Page("diffuse_fit.html")
+    size = np.sqrt(np.diag(covariance))
+    assert pairs["pairs"]["groups"] == page.plots["fit-rms-plot"]["traces"][0]["text"] and len(size) == 6
+    np.testing.assert_allclose(page.plots["fit-rms-plot"]["traces"][0]["y"], size, rtol=1e-4)
+    drawn = page.plots["fit-covariance-plot"]["traces"][0]["z"]
+    np.testing.assert_allclose(drawn, covariance / np.outer(size, size), atol=6e-4)
 
 
 def test_tensors_of_pairs_and_a_robust_loss(pdb):
@@ -252,7 +229,7 @@ def test_weights_of_an_ensemble(pdb, atoms):
     assert (ensemble["voxels"], nothing["voxels"]) == ("mean", "centre")
     note = "Not averaged over voxels, but taken at their centres: uncorrelated"
     assert f"{note}\n" in Path("dials.diffuse_fit.log").read_text()
-    assert f"{note}</p>" in Path("diffuse_fit.html").read_text()
+    assert f"{note}.</p>" in Path("diffuse_fit.html").read_text()
     for name, truth in (("weight_2", 0.3), ("weight_3", 0.2)):
         assert abs(ensemble["parameters"][name]["value"] - truth) < 4 * ensemble["parameters"][name]["esd"] < 0.1
     assert nothing["parameters"] == {} and nothing["statistics"]["cc_anisotropic"] < 0.5
@@ -308,13 +285,17 @@ def test_names_in_the_report(pdb):
     models = json.loads(Path("diffuse_fit.json").read_text())["models"]
     said = [warning.partition(": ")[2] for model in models for warning in model["warnings"]]
     assert said and all(warning in text for warning in said)
-    tables = Page(text).tables
+    page = Page("diffuse_fit.html")
+    tables = page.tables
     assert "The best model by BIC: rigid_body." in text
     assert [row[0] for row in tables[0]] == ["model", "uncorrelated", "rigid_body"] and "-" in tables[0][1]
-    assert text.index('class="best"') > text.index("<td>uncorrelated</td>")
-    (profile,) = (table for table in tables if table[0][0] == "sigma (Å)")
-    rises = models[1]["parameters"]["sigma"]["profile"]["rise"]
-    assert profile[1] == ["rise", *(f"{rise:.2f}" for rise in rises)]
+    assert text.index('class="best"') > text.index(">uncorrelated</td>")
+    sigma = models[1]["parameters"]["sigma"]
+    profile = page.plots["fit-profile-1-plot"]["traces"][0]
+    drawn = dict(zip(np.round(profile["x"], 3), profile["y"]))
+    for value, rise in zip(sigma["profile"]["value"], sigma["profile"]["rise"]):
+        assert drawn[round((value - sigma["value"]) / sigma["esd"], 3)] == pytest.approx(rise, rel=1e-4)
+    assert drawn[0] == 0
 
 
 def test_pairs_beside_given_modes(pdb):

@@ -360,3 +360,14 @@ def test_the_rocking_width_is_that_of_whole_boxes():
     all_boxes = np.median((high - low)[high > low] * zeta[high > low]) * width / 6
     assert all_boxes < 0.8 * sigma_m
     assert found == pytest.approx(sigma_m, rel=0.2)  # boxes are rounded outwards
+
+
+@pytest.mark.parametrize("limits", [[-(2**31), 5], [1, 2**31 - 1], [1], [1.5, 4], "ab"])
+def test_impossible_numbers_of_images(work, limits, capsys):
+    """With the first of these dxtbx ends the process by a segmentation fault."""
+    content = json.loads(Path("a.expt").read_text())
+    content["scan"][0]["image_range"] = limits
+    Path("bad.expt").write_text(json.dumps(content))
+    fails(
+        program.run, ["bad.expt", "a.refl"], capsys, words=["bad.expt: not a readable experiment file", "image_range"]
+    )

@@ -9,13 +9,13 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 from dxtbx.format.image import ImageBool, ImageDouble
 from dxtbx.imageset import ImageSetFactory
 from dxtbx.model import Experiment
 from dxtbx.model.experiment_list import ExperimentList
+from helpers.builders import edited
 from helpers.datasets import (
     SIZE,
     import_images,
@@ -436,7 +436,7 @@ def test_observations_of_the_same_images(two_files, capsys, run):
 def test_observations_of_older_versions_are_merged(two_files):
     """They do not say which images they are from."""
     for path in two_files:
-        with h5py.File(path, "r+") as handle:
+        with edited(path) as handle:
             experiments = json.loads(handle.attrs["experiments"])
             assert all(len(e.pop("images")) >= 3 for e in experiments)
             handle.attrs["experiments"] = json.dumps(experiments)

@@ -6,11 +6,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 from cctbx import sgtbx
-from helpers.builders import PROVENANCE
+from helpers.builders import PROVENANCE, edited
 from helpers.programs import fails, model_of
 from helpers.structures import CELL
 
@@ -33,7 +32,8 @@ from dials_diffuse.models.table import all_models
 from dials_diffuse.models.uncorrelated import Uncorrelated
 from dials_diffuse.structure.atoms import load_structure
 
-OUTPUTS = {"diffuse_model.nxs", "diffuse_model.json", "diffuse_model.png", "dials.diffuse_model.log"}
+OUTPUTS = {"diffuse_model.nxs", "diffuse_model.json", "diffuse_model.png", "diffuse_model.html"}
+OUTPUTS |= {"dials.diffuse_model.log"}
 
 
 def data_from(
@@ -230,7 +230,7 @@ def test_means_that_do_not_fit_into_memory(pdb, capsys, monkeypatch):
 def test_maps_of_older_versions_hold_means(pdb):
     data_from(Uncorrelated(), load_structure(pdb))
     assert read_map("diffuse_merged.nxs").at_centres
-    with h5py.File("diffuse_merged.nxs", "r+") as handle:
+    with edited("diffuse_merged.nxs") as handle:
         del handle["entry/grid/at_centres"]
     assert not read_map("diffuse_merged.nxs").at_centres
 

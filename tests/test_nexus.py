@@ -11,7 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from helpers.builders import PROVENANCE, all_voxels, small_grid, true_intensity
+from helpers.builders import MAP_GRID, PROVENANCE, all_voxels, edited, example_map
 from helpers.checkout import environment
 
 from dials_diffuse.errors import DiffuseError
@@ -19,35 +19,12 @@ from dials_diffuse.files.nexus import read_map, read_provenance, read_volume, wr
 from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.maps.symmetry import unique_voxels
 
-GRID = small_grid("P 31 2 1", (9, 9, 14, 90, 90, 120), (2, 2, 3))
-
-
-def example(friedel=True) -> DiffuseMap:
-    """A map of which the first voxel was not measured, with everything that a file can hold."""
-    index = unique_voxels(all_voxels(GRID), GRID.space_group, friedel).index[1:]
-    rng = np.random.default_rng(0)
-    n = len(index)
-    half_a = rng.random(n)
-    half_a[3] = np.nan
-    return DiffuseMap(
-        grid=GRID,
-        friedel=friedel,
-        index=index,
-        intensity=true_intensity(GRID, index, friedel),
-        sigma=rng.random(n),
-        multiplicity=rng.integers(1, 9, n).astype(np.int32),
-        half_a=half_a,
-        half_b=rng.random(n),
-        half_sets="frame",
-        sums={"counts": rng.random((n, 2)), "norm": rng.random((n, 2))},
-        statistics={"d_max": np.array([9.0, 4.0]), "d_min": np.array([4.0, 3.0]), "cc_half": np.array([0.5, np.nan])},
-        overall={"d_max": 9.0, "d_min": 3.0, "n": 7},
-    )
+GRID = MAP_GRID
 
 
 @pytest.fixture(params=[True, False], ids=["friedel", "no friedel"])
 def written(request, tmp_path):
-    data = example(request.param)
+    data = example_map(request.param)
     write_map(tmp_path / "map.nxs", data, PROVENANCE)
     return tmp_path / "map.nxs", data
 
@@ -72,15 +49,15 @@ def test_comes_back_as_written(written):
 
 def test_command_line_is_kept(tmp_path):
     typed = replace(PROVENANCE, command_line="dials.test 'a b.h5' n=1")
-    write_map(tmp_path / "map.nxs", example(), typed)
+    write_map(tmp_path / "map.nxs", example_map(), typed)
     assert read_provenance(tmp_path / "map.nxs") == typed
-    with h5py.File(tmp_path / "map.nxs", "r+") as handle:  # as the first versions wrote it
+    with edited(tmp_path / "map.nxs") as handle:  # as the first versions wrote it
         del handle["entry/process/command_line"]
     assert read_provenance(tmp_path / "map.nxs") == PROVENANCE
 
 
 def test_optional_parts_may_be_absent(tmp_path):
-    data = example()
+    data = example_map()
     bare = DiffuseMap(GRID, True, data.index, data.intensity, data.sigma, data.multiplicity, units="e2")
     write_map(tmp_path / "map.nxs", bare, PROVENANCE)
     back = read_map(tmp_path / "map.nxs")
@@ -137,7 +114,7 @@ def test_layout_of_the_contract(written):
 
 
 def test_without_volume(tmp_path):
-    data = example()
+    data = example_map()
     write_map(tmp_path / "map.nxs", data, PROVENANCE, volume=False)
     with h5py.File(tmp_path / "map.nxs") as handle:
         assert "map" not in handle["entry"] and "default" not in handle["entry"].attrs
@@ -179,7 +156,7 @@ def test_refuses_what_is_no_map(tmp_path):
 
 def test_missing_folder(tmp_path):
     with pytest.raises(DiffuseError, match=r"folder .*nowhere does not exist"):
-        write_map(tmp_path / "nowhere" / "map.nxs", example(), PROVENANCE)
+        write_map(tmp_path / "nowhere" / "map.nxs", example_map(), PROVENANCE)
 
 
 @pytest.mark.parametrize("limit", [3000, 20_000, 60_000])
@@ -189,9 +166,8 @@ def test_full_disk_leaves_nothing_behind(tmp_path, limit):
         import resource, signal, sys
         from dials_diffuse.errors import DiffuseError
         from dials_diffuse.files.nexus import write_map
-        from helpers.builders import PROVENANCE
-        from test_nexus import example
-        data = example()
+        from helpers.builders import PROVENANCE, example_map
+        data = example_map()
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
         try:

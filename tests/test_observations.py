@@ -8,7 +8,7 @@ from dataclasses import replace
 import h5py
 import numpy as np
 import pytest
-from helpers.builders import PROVENANCE, all_voxels, damage_chunk, observation_rows, small_grid, write_rows
+from helpers.builders import PROVENANCE, all_voxels, damage_chunk, edited, observation_rows, small_grid, write_rows
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.files.observations import ExperimentSummary, ObservationFile, write_observations
@@ -61,7 +61,7 @@ def test_experiments_are_updated_at_the_end(tmp_path):
 
 
 def test_files_without_command_line_are_read(path):
-    with h5py.File(path, "r+") as handle:
+    with edited(path) as handle:
         process = json.loads(handle.attrs["process"])
         assert process.pop("command_line") == ""
         handle.attrs["process"] = json.dumps(process)
@@ -108,19 +108,19 @@ def _short_column(handle):
 @pytest.mark.parametrize(
     "harm, words",
     [
-        (_no_grid, "damaged .*grid"),
-        (_no_cell, "damaged .*unit_cell"),
+        (_no_grid, "incomplete, .*grid"),
+        (_no_cell, "incomplete, .*unit_cell"),
         (_bad_grid, "d_min=-1"),
-        (_no_experiments, "damaged .*experiments"),
+        (_no_experiments, "incomplete, .*experiments"),
         (_bad_experiments, "damaged"),
         (_other_experiments, "damaged .*name"),
-        (_no_observations, "damaged .*observations"),
+        (_no_observations, "incomplete, .*observations"),
         (_no_column, "columns missing: norm"),
         (_short_column, "damaged .*column norm"),
     ],
 )
 def test_damaged_header(path, harm, words):
-    with h5py.File(path, "r+") as handle:
+    with edited(path) as handle:
         harm(handle)
     with pytest.raises(DiffuseError, match=rf"a\.h5: {words}") as error:
         ObservationFile(path)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,15 @@ from libtbx import Auto
 from libtbx.phil import parse
 
 from dials_diffuse.cli import fit, integrate, merge, model, scale, simulate
-from dials_diffuse.cli.program import check_outputs, keep_words, run_program
+from dials_diffuse.cli.outputs import check_outputs
+from dials_diffuse.cli.program import keep_words, run_program
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.files import hdf5 as files
+from dials_diffuse.files.atomic import atomic_path
+from dials_diffuse.files.interrupts import interrupt
+from dials_diffuse.files.protected import protect
+from dials_diffuse.files.record import write_json
+from dials_diffuse.files.together import together, where_is
 
 PHIL = parse(
     """
@@ -140,7 +147,6 @@ SLEEPER = """
 import os, sys, time
 from libtbx import Auto
 from libtbx.phil import parse
-from dials_diffuse.cli.program import check_outputs
 from dials_diffuse.cli.program import run_program
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.files.atomic import atomic_path
@@ -192,7 +198,7 @@ def terminate(*options) -> tuple:
 def test_sigterm_cleans_up():
     code, errors = terminate()
     assert code == 143, errors
-    assert errors.strip() == "dials.test: terminated, unfinished outputs are removed"
+    assert errors.strip() == "dials.test: terminated, unfinished outputs are removed; no output written"
     assert [p.name for p in Path().iterdir()] == ["input.txt"]
 
 
@@ -234,7 +240,7 @@ def test_signal_inside_a_write(capsys, monkeypatch, number, code):
 def test_signals_wait_only_for_what_hdf5_writes_in_this_thread():
     def nothing_waits():
         with pytest.raises(KeyboardInterrupt):
-            files.interrupt(KeyboardInterrupt())
+            interrupt(KeyboardInterrupt())
 
     def write():
         with files.create_hdf5("other.h5", "test"):
@@ -250,7 +256,7 @@ def test_signals_wait_only_for_what_hdf5_writes_in_this_thread():
         with pytest.raises(KeyboardInterrupt), files.create_hdf5("result.h5", "test") as handle, handle.computing():
             nothing_waits()
             with pytest.raises(KeyboardInterrupt), handle.writing():
-                files.interrupt(KeyboardInterrupt())
+                interrupt(KeyboardInterrupt())
             nothing_waits()
         nothing_waits()
     finally:
@@ -352,6 +358,147 @@ def test_a_word_that_phil_takes_for_its_own_on_the_command_line(capsys):
 
 def show(params, files, provenance, warnings) -> None:
     print(params.kind)
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 1)], ids=["TERM", "INT"])
+def test_signals_in_destructors_are_not_lost(number, code, capsys):
+    """Python ignores what is raised there."""
+
+    class Dying:
+        def __del__(self):
+            signal.raise_signal(number)
+
+    def main(*_):
+        Dying()
+        time.sleep(20)
+        pytest.fail("the signal was lost")
+
+    with pytest.raises(SystemExit) as stopped:
+        program(["input.txt"], main=main)
+    assert stopped.value.code == code and len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_outputs_appear_together(capsys):
+    """One that cannot be written keeps the others from appearing, and what was there stays."""
+    Path("result.txt").write_text("old")
+
+    def main(params, files, provenance, warnings):
+        for name in ("result.txt", "a.png"):
+            with atomic_path(name) as temporary:
+                temporary.write_text("new")
+            assert where_is(name).read_text() == "new"
+        assert Path("result.txt").read_text() == "old" and not Path("a.png").exists()
+        if fail:
+            raise fail[0]
+
+    for error, text in (
+        (DiffuseError("no"), "no"),
+        (KeyboardInterrupt(), "interrupted, no output written"),
+        (MemoryError(), "not enough memory"),
+        (OSError(24, "Too many open files", "x.h5"), "x.h5: Too many open files (raise the limit with ulimit -n"),
+    ):
+        fail = [error]
+        with pytest.raises(SystemExit) as stopped:
+            program(["input.txt"], main=main)
+        assert stopped.value.code == 1 and text in capsys.readouterr().err
+        assert {p.name: p.read_text() for p in Path().iterdir()} == {"input.txt": "1", "result.txt": "old"}
+    fail = []
+    program(["input.txt"], main=main)
+    assert {p.name: p.read_text() for p in Path().iterdir()} == {"input.txt": "1", "result.txt": "new", "a.png": "new"}
+
+
+def test_what_was_written_is_said(capsys):
+    """A step that is finished stays when the next one is interrupted."""
+
+    def main(params, files, provenance, warnings):
+        with together(), atomic_path("step.json") as temporary:
+            temporary.write_text("1")
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit):
+        program(["input.txt"], main=main)
+    assert capsys.readouterr().err == "dials.test: interrupted, complete and kept: step.json\n"
+    assert Path("step.json").exists()
+
+
+LINKS = {
+    "name": lambda path: path,
+    "symbolic link": lambda path: (Path("link.txt").symlink_to(path), "link.txt")[1],
+    "hard link": lambda path: (os.link(path, "link.txt"), "link.txt")[1],
+}
+
+
+@pytest.mark.parametrize("how", LINKS)
+@pytest.mark.parametrize("read", ["parameter", "parameter file", "reader"])
+def test_nothing_that_is_read_is_written_over(how, read, capsys):
+    """An input may be named by a parameter, be a file of parameters, or be found while the program works."""
+    Path("model.txt").write_text("model")
+    Path("some.phil").write_text("n = 1\n")
+    source = {"parameter": "model.txt", "parameter file": "some.phil", "reader": "model.txt"}[read]
+    words = {"parameter": ["title=model.txt"], "parameter file": ["some.phil"], "reader": []}[read]
+    scope = parse(
+        "title = None\n.type = path\nn = 2\n.type = int\n"
+        "output {\nresult = x\n.type = path\nlog = None\n.type = path\n}"
+    )
+    content = Path(source).read_text()
+
+    def main(params, files, provenance, warnings):
+        assert read == "reader"
+        protect([source])
+        with atomic_path(params.output.result) as temporary:
+            temporary.write_text("lost")
+
+    with pytest.raises(SystemExit) as stopped:
+        run_program("dials.test", "", scope, main, ["input.txt", *words, f"output.result={LINKS[how](source)}"])
+    assert stopped.value.code == 1 and f"the same file as the input {source}" in capsys.readouterr().err
+    assert Path(source).read_text() == content
+
+
+def test_scripts_may_replace_what_they_have_read():
+    protect(["input.txt"])
+    with atomic_path("input.txt") as temporary:
+        temporary.write_text("2")
+    assert Path("input.txt").read_text() == "2"
+
+
+def test_names_that_no_file_can_have(capsys):
+    assert "the name is too long" in fails(["input.txt", f"output.result={'x' * 300}"], 1, capsys)
+    assert "not UTF-8" in fails(["input.txt", "output.result=a\udcff.txt"], 2, capsys)
+    long = "x" * 250 + ".json"  # 255 bytes
+    program(["input.txt", f"output.result={long}"], main=lambda *_: write_json(long, {}))
+    assert Path(long).exists()
+
+
+def test_a_folder_that_is_gone(capsys):
+    Path("gone").mkdir()
+    os.chdir("gone")
+    os.rmdir("../gone")
+    with pytest.raises(SystemExit) as stopped:
+        program(["../input.txt"])
+    assert stopped.value.code == 1 and "current folder does not exist" in capsys.readouterr().err
+
+
+def test_a_pipe_that_nobody_reads(tmp_path):
+    """As in ``dials.diffuse_merge ... | head -1``: the work is done, and Python does not complain."""
+    script = """
+import logging
+from libtbx.phil import parse
+from dials_diffuse.cli.program import run_program
+from dials_diffuse.files.record import write_json
+
+def main(params, files, provenance, warnings):
+    for _ in range(20000):
+        logging.getLogger("dials.diffuse.test").info("line")
+    write_json("result.json", {})
+
+run_program("dials.test", "", parse("output.log = None\\n.type = path"), main, ["input.txt"])
+"""
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        run.stdout.readline()
+        run.stdout.close()
+        errors = run.stderr.read()
+    assert run.returncode == 0 and errors == "" and Path("result.json").exists()
 
 
 @pytest.mark.parametrize("text", ["auto", "Auto"])

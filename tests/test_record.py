@@ -16,7 +16,7 @@ from dials_diffuse.errors import DiffuseError
 from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.files.record import Output, write_record
 
-HEAD = ["schema", "version", "dials_version", "command_line", "inputs", "parameters", "outputs", "warnings"]
+HEAD = ["schema", "version", "dials_version", "command_line", "inputs", "parameters", "modified", "outputs", "warnings"]
 
 PHIL = parse("""
 title = None
@@ -29,7 +29,9 @@ output.log = None
 
 
 def test_head_and_content(tmp_path):
-    provenance = Provenance("dials.test", "DIALS 3", "n = 1", (Path("a.h5"), "b.h5"), ("id",), "dials.test a.h5 b.h5")
+    provenance = Provenance(
+        "dials.test", "DIALS 3", "n = 1", (Path("a.h5"), "b.h5"), ("id",), "dials.test a.h5 b.h5", "n = 1"
+    )
     outputs = [Output(tmp_path / "map.nxs", "map"), Output("a.png", "picture", "aid")]
     content = {"cell": (1, np.float32(2)), "cc": np.nan, "shells": [{"n": np.int64(3), "r": np.inf}]}
     write_record(tmp_path / "record.json", "dials.test/1", provenance, outputs, ("too few",), **content)
@@ -42,6 +44,7 @@ def test_head_and_content(tmp_path):
         "command_line": "dials.test a.h5 b.h5",
         "inputs": ["a.h5", "b.h5"],
         "parameters": "n = 1",
+        "modified": "n = 1",
         "outputs": [
             {"path": str(tmp_path / "map.nxs"), "kind": "map", "importance": "main"},
             {"path": "a.png", "kind": "picture", "importance": "aid"},

@@ -19,6 +19,7 @@ from dials_diffuse.models.table import all_models
 from dials_diffuse.report.fit import log_result
 from dials_diffuse.report.fit_files import write_result
 from dials_diffuse.structure.atoms import load_structure
+from dials_diffuse.structure.secondary import secondary_structure
 
 logger = logging.getLogger("dials.diffuse.fit")
 
@@ -83,7 +84,7 @@ scale = *refine absolute
   .type = choice
   .help = "Refine the scale of the model against the map, or hold it at 1: for maps in electrons squared per unit cell."
 background.n_terms = Auto
-  .type = int(value_min=0)
+  .type = int(value_min=0, value_max=100)
   .help = "Cubic splines of the isotropic background; 0 for none. Auto: one for each 0.02 1/Angstrom."
 voxels = *auto mean centre
   .type = choice
@@ -98,7 +99,7 @@ loss = *squares huber soft_l1 cauchy
   .help = "What is summed over the voxels: squares of residuals, or a function of which outliers get less, as in"
           "scipy.optimize.least_squares. An outlier is far from the model whose loss is lowest."
 starts = 2
-  .type = int(value_min=1)
+  .type = int(value_min=1, value_max=10000)
   .help = "Starting points of each model; all but the first are random."
 pairs.strength = 1,0.1,0.01,0.001
   .type = floats(value_min=0)
@@ -110,7 +111,7 @@ pairs.minimiser = *auto newton lbfgs descent
           "root of V, plain descent along the gradient, which is slow; auto takes the first for up to 30 groups with"
           "isotropic displacements, else the second."
 pairs.starts = Auto
-  .type = int(value_min=1)
+  .type = int(value_min=1, value_max=10000)
   .help = "Starting points with the strength that is taken, all but the first random. Auto: starts= for up to 1000"
           "covariances, else one."
 pairs.max_iterations = 200
@@ -124,7 +125,7 @@ profile = True
     + FORM_FACTOR_PHIL
     + """
 statistics.n_shells = 10
-  .type = int(value_min=1)
+  .type = int(value_min=1, value_max=10000)
   .help = "Resolution shells, of equal volume."
 output {
   map = diffuse_fit.nxs
@@ -142,7 +143,8 @@ output {
     .help = "Parameters, errors and statistics of all models; None for no such file."
   html = diffuse_fit.html
     .type = path
-    .help = "A report with tables and pictures that needs no other file; None for no such file."
+    .help = "A page with tables, plots and a browser of planes, which any browser opens without a network; None for no"
+            "such file."
   png = diffuse_fit.png
     .type = path
     .help = "Pictures of planes, data on the left and the best model on the right; None for no such file."
@@ -177,7 +179,7 @@ def main(params, files, provenance, warnings) -> None:
     result = fit_map(data, structure, requests, parameters, track, map_path)
     log_result(result)
     provenance = replace(provenance, inputs=(str(coordinates), str(map_path)))
-    write_result(result, files_from_phil(params), provenance, warnings)
+    write_result(result, files_from_phil(params), provenance, warnings, secondary_structure(coordinates))
 
 
 def run(args=None, phil=phil_scope) -> None:

@@ -108,7 +108,7 @@ corrections {
 }
 sampling {
   oscillation = Auto
-    .type = int(value_min=1)
+    .type = int(value_min=1, value_max=1000)
     .help = "Rotation sub-steps of each image. Auto: as many as keep the arc of a sub-step at d_min within one voxel."
   pixel = 1
     .type = int(value_min=1, value_max=8)
@@ -132,7 +132,11 @@ output {
     .help = "Sums per voxel and pass through the Ewald sphere."
   json = diffuse_integrated.json
     .type = path
-    .help = "Summary, machine-readable."
+    .help = "Summary, machine-readable; None for no such file."
+  html = diffuse_integrated.html
+    .type = path
+    .help = "A page with plots of images and detector, which any browser opens without a network; None for no such"
+            "file."
   log = dials.diffuse_integrate.log
     .type = path
 }
@@ -162,7 +166,8 @@ def _main(params, files, provenance, warnings) -> None:
             executor=executor,
             progress=track,
         )
-    write_integration(result, params.output.observations, params.output.json, provenance, warnings, data.record())
+    output = params.output
+    write_integration(result, output.observations, output.json, provenance, warnings, data.record(), output.html)
     logger.info("Next: dials.diffuse_merge %s", params.output.observations)
 
 

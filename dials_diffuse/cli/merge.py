@@ -53,7 +53,7 @@ reference = None
           "correlation and slope in resolution shells to log and output.json, and its planes to the pictures."
 statistics {
   n_shells = 20
-    .type = int(value_min=1)
+    .type = int(value_min=1, value_max=10000)
     .help = "Number of resolution shells of equal volume."
   d_max = None
     .type = float(value_min=0)
@@ -75,6 +75,10 @@ output {
   json = diffuse_merged.json
     .type = path
     .help = "Statistics for programs; None for no such file."
+  html = diffuse_merged.html
+    .type = path
+    .help = "A page with plots and a browser of planes, which any browser opens without a network;"
+            "None for no such file."
   png = diffuse_merged.png
     .type = path
     .help = "Pictures of planes through the map; None for no such file."
@@ -117,7 +121,7 @@ def main(params, files, provenance, warnings) -> None:
     reference = None if params.reference is None else Reference(read_map(params.reference), params.reference)
     result = merge_observations(files, parameters, track)
     output = params.output
-    merged = MergeFiles(output.map, flag(output.volume), output.json, output.png, output.crystals_png)
+    merged = MergeFiles(output.map, flag(output.volume), output.json, output.png, output.crystals_png, output.html)
     write_merged(result, parameters, merged, provenance, warnings, reference)
 
 

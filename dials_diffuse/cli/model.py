@@ -13,11 +13,11 @@ from dials_diffuse.cli.program import flag, run_program
 from dials_diffuse.errors import CommandLineError, DiffuseError
 from dials_diffuse.files.formats import formats_in_words, save_map
 from dials_diffuse.files.nexus import read_map
-from dials_diffuse.files.record import Output, write_record
+from dials_diffuse.files.record import Output
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.models.compute import compute_model
 from dials_diffuse.report.agreement import format_comparison, write_comparison_png
-from dials_diffuse.report.model import model_map_record
+from dials_diffuse.report.model import write_summary
 from dials_diffuse.report.planes import write_planes_png
 
 logger = logging.getLogger("dials.diffuse.model")
@@ -59,7 +59,7 @@ voxels = *auto mean centre
           "Means take longer (llm in a crystal: 2 to 3 times, other models: 8 times) and more memory. auto: what the"
           "map holds; the centre if there is none."
 statistics.n_shells = 10
-  .type = int(value_min=1)
+  .type = int(value_min=1, value_max=10000)
   .help = "Resolution shells of the comparison with the map."
 output {
   map = diffuse_model.nxs
@@ -74,6 +74,10 @@ output {
   json = diffuse_model.json
     .type = path
     .help = "Summary for programs, with the comparison; None for no such file."
+  html = diffuse_model.html
+    .type = path
+    .help = "A page with plots and a browser of planes, which any browser opens without a network;"
+            "None for no such file."
   png = diffuse_model.png
     .type = path
     .help = "Pictures of planes, one half of each data and the other model if there is a map; None for no such file."
@@ -122,11 +126,7 @@ def main(params, files, provenance, warnings) -> None:
         else:
             write_comparison_png(params.output.png, data, result, comparison)
         outputs.append(Output(params.output.png, "picture", "aid"))
-    if params.output.json:
-        logger.info("Saving the summary to %s", params.output.json)
-        outputs.append(Output(params.output.json, "statistics"))
-        content = model_map_record(found, map_path)
-        write_record(params.output.json, "dials.diffuse_model/1", provenance, outputs, warnings, **content)
+    write_summary(found, map_path, params.output.html, params.output.json, provenance, outputs, warnings)
 
 
 def sort_files(files, map_path) -> tuple:

@@ -102,7 +102,7 @@ output {
     .help = "Verdict, statistics and list of outputs, for programs."
   html = dials.diffuse_process.html
     .type = path
-    .help = "A report that needs no other file; None for no such file."
+    .help = "A page with what all steps found, which any browser opens without a network; None for no such file."
   log = dials.diffuse_process.log
     .type = path
     .help = "The log file; None for no such file."

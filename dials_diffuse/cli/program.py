@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shlex
@@ -9,18 +10,24 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from libtbx import Auto
 
-from dials_diffuse.cli.terminal import spell_what_cannot_be_shown
+from dials_diffuse.cli.outputs import check_outputs, is_file, output_folders
+from dials_diffuse.cli.terminal import spell, spell_what_cannot_be_shown
 from dials_diffuse.compat import dials_version
 from dials_diffuse.errors import CommandLineError, DiffuseError
-from dials_diffuse.files.atomic import check_writable
-from dials_diffuse.files.hdf5 import interrupt
+from dials_diffuse.files.interrupts import interrupt
+from dials_diffuse.files.protected import protect, protecting
 from dials_diffuse.files.provenance import Provenance
+<<<<<<< HEAD
 from dials_diffuse.kernels.jit import load_numba
+=======
+from dials_diffuse.files.together import Together, together
+from dials_diffuse.files.unfinished import remove_leftovers
+>>>>>>> 4fbcf35142adb97ef31249fe098b2b83f90f7d3f
 
 logger = logging.getLogger("dials.diffuse.cli")
 
@@ -63,103 +70,115 @@ def run_program(
         Returns normally on success.
     """
     spell_what_cannot_be_shown()
+    outputs = None
     try:
-        with _terminable():
+        with _terminable(), protecting(), together() as outputs:
             params, options, files, provenance = _parse(name, help_text, phil, args, without_files, folders)
             place(params)
-            check_outputs(phil, params, required, files)
+            check_outputs(phil, params, required)
             log = nullcontext() if quiet else _logging(params.output.log, options.verbose)
             with log, _collected_warnings() as warnings:
                 logger.info("%s", dials_version())
                 changed = options.diff_phil
                 if changed:
                     logger.info("The following parameters have been modified:\n\n%s", changed)
+<<<<<<< HEAD
                 load_numba()
+=======
+                for folder in output_folders(phil, params):
+                    remove_leftovers(folder)
+>>>>>>> 4fbcf35142adb97ef31249fe098b2b83f90f7d3f
                 main(params, files, provenance, warnings)
     except CommandLineError as error:
-        print(f"{name}: {_one_line(error)}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _stop(name, _one_line(error), 2)
     except DiffuseError as error:
-        print(f"{name}: {_one_line(error)}", file=sys.stderr)
-        raise SystemExit(1) from None
+        _stop(name, _one_line(error), 1)
     except KeyboardInterrupt:
-        print(f"{name}: interrupted, no output written", file=sys.stderr)
-        raise SystemExit(1) from None
+        _stop(name, f"interrupted, {_what_is_left(outputs)}", 1)
     except _Terminated as stop:
-        print(f"{name}: terminated, unfinished outputs are removed", file=sys.stderr)
-        raise SystemExit(stop.code) from None
+        _stop(name, f"terminated, unfinished outputs are removed; {_what_is_left(outputs)}", stop.code)
+    except MemoryError:
+        _stop(
+            name, f"not enough memory; give a smaller nproc, fewer data or a coarser grid; {_what_is_left(outputs)}", 1
+        )
+    except OSError as error:  # of what no part of the package has foreseen
+        logger.debug("Unforeseen error", exc_info=True)
+        _stop(name, f"{_system_error(error)}; {_what_is_left(outputs)}", 1)
+
+
+def _stop(name: str, text: str, code) -> None:
+    with suppress(OSError):  # standard error may be closed, or on a full disk
+        print(f"{name}: {text}", file=sys.stderr)
+    raise SystemExit(code) from None
+
+
+def _what_is_left(outputs: Together | None) -> str:
+    """What an end before its time leaves: nothing, or some whole files."""
+    if outputs is None or not outputs.written:
+        return "no output written"
+    names = list(dict.fromkeys(map(str, outputs.written)))
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"complete and kept: {', '.join(names[:3])}{more}"
+
+
+def _system_error(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{error.filename or 'a file'}: not written, the disk is full; free some space"
+    reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        reason += " (raise the limit with ulimit -n, or give a smaller nproc)"
+    return f"{error.filename}: {reason}" if error.filename else reason
+
+
+_ONCE_MORE = 0.02  # seconds
 
 
 class _Terminated(SystemExit):
-    """SIGTERM arrived."""
+    """SIGTERM or SIGHUP arrived."""
 
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Ctrl-C, and SIGTERM with which batch systems end a job, unwind the block, so that it can clean up."""
+    """Signals unwind the block, so that it can clean up.
+
+    These are Ctrl-C, SIGTERM with which batch systems end a job, and SIGHUP of a terminal that is closed.
+    """
     if threading.current_thread() is not threading.main_thread():  # Python lets only that one handle signals
         yield
         return
-    owner = os.getpid()
+    owner, raised, hook = os.getpid(), {}, sys.unraisablehook
 
     def stop(number, frame):
         if os.getpid() != owner:  # a forked worker: what it inherited is not its own to clean up
             os._exit(128 + number)
-        if number == signal.SIGINT:
-            interrupt(KeyboardInterrupt())
-        else:
+        error = KeyboardInterrupt() if number == signal.SIGINT else _Terminated(128 + number)
+        raised[id(error)] = error, number
+        if number != signal.SIGINT:
             signal.signal(number, signal.SIG_IGN)  # once is enough, a second one would interrupt the cleaning up
-            interrupt(_Terminated(128 + number))
+        interrupt(error)
+
+    def once_more(lost):
+        """What is raised in a destructor or the like goes nowhere: the signal is sent again."""
+        if id(lost.exc_value) not in raised:
+            hook(lost)
+            return
+        _, number = raised.pop(id(lost.exc_value))
+        signal.signal(number, stop)
+        threading.Timer(_ONCE_MORE, os.kill, (os.getpid(), number)).start()  # not now: this is still the destructor
 
     numbers = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+        numbers.append(signal.SIGHUP)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # shells ignore it for programs in the background
         numbers.append(signal.SIGINT)
     previous = {number: signal.signal(number, stop) for number in numbers}
+    sys.unraisablehook = once_more
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in previous.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-
-def check_outputs(phil, params, required=(), inputs=()) -> None:
-    """Can every file named by an ``output.*`` parameter of type path be written? None means no such file.
-
-    Parameters
-    ----------
-    phil : libtbx phil scope; params : what was extracted from it
-    required : names below ``output`` that may not be None
-    inputs : paths that must not be written over
-
-    Raises
-    ------
-    DiffuseError
-        If not, if it is an input, or if two of them are the same file; the message names the parameter and its value.
-    """
-    taken = {Path(path).resolve(): f"the input {path}" for path in inputs}
-    for definition in phil.all_definitions():
-        name = definition.path
-        if not name.startswith("output.") or definition.object.type.phil_type != "path":
-            continue
-        value = params
-        for part in name.split("."):
-            value = getattr(value, part)
-        if value is None and name[len("output.") :] not in required:
-            continue
-        if not isinstance(value, str) or not value.strip():
-            otherwise = "" if name[len("output.") :] in required else ", or None for no such file"
-            raise DiffuseError(f"{name}={value}: not a file name; give one{otherwise}")
-        if name == "output.log" and _is_device(value):
-            continue
-        check_writable(value, name)
-        other = taken.setdefault(Path(value).resolve(), name)
-        if other != name:
-            raise DiffuseError(f"{name}={value}: the same file as {other}; change one of them")
-
-
-def _is_device(path) -> bool:
-    """/dev/null and the like: a log may go there, though nobody can create files beside it."""
-    return Path(path).exists() and not Path(path).is_file() and not Path(path).is_dir()
 
 
 def _one_line(error) -> str:
@@ -170,6 +189,7 @@ def _parse(name, help_text, phil, args, without_files, folders):
     from dials.util.options import ArgumentParser
 
     args = list(sys.argv[1:] if args is None else args)
+    _check_surroundings(args)
     usage = f"{name} [options] [param=value ...] [param.phil] files"
     parser = ArgumentParser(usage=usage, phil=phil, epilog=help_text)
     try:
@@ -178,6 +198,7 @@ def _parse(name, help_text, phil, args, without_files, folders):
         raise
     except Exception as error:  # DIALS 3.12 lets phil errors of several types through
         raise CommandLineError(f"cannot understand the command line: {error}") from None
+    protect(item for item in args if is_file(item))  # also files of parameters, which do not come back from parsing
     files = []
     for item in unhandled:
         if "=" in item and not Path(item).exists():
@@ -207,8 +228,22 @@ def _parse(name, help_text, phil, args, without_files, folders):
         phil=full_phil,
         inputs=tuple(files),
         command_line=shlex.join([name, *map(str, args)]),
+        modified=options.diff_phil,
     )
     return params, options, files, provenance
+
+
+def _check_surroundings(args: list) -> None:
+    """Nothing works in a folder that was removed, and DIALS cannot write names that are no UTF-8 into its files."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise DiffuseError("the current folder does not exist any more; change to another one") from None
+    for item in args:
+        try:
+            item.encode("utf-8")
+        except UnicodeEncodeError:
+            raise CommandLineError(f"{spell(item)}: not UTF-8; rename the file, or correct the parameter") from None
 
 
 def keep_words(phil, params) -> None:
@@ -264,13 +299,41 @@ def _logging(logfile, verbosity: int) -> Iterator[None]:
             dials.util.log.config(verbosity=verbosity, logfile=logfile or False)
         except OSError as error:  # by then the console handler is there already
             raise DiffuseError(f"output.log={logfile}: cannot write the log ({error.strerror})") from None
+        for n in names:
+            for handler in logging.getLogger(n).handlers:
+                if handler not in before[n]:
+                    handler.handleError = _QuietFailure(handler)
         yield
     finally:
         for n in names:
             for handler in list(logging.getLogger(n).handlers):
                 if handler not in before[n]:
                     logging.getLogger(n).removeHandler(handler)
-                    handler.close()
+                    with suppress(OSError):  # the end of a log that cannot be written, of which a warning was given
+                        handler.close()
+
+
+class _QuietFailure:
+    """In place of the tracebacks of logging: one line when a log cannot be written, and nothing more.
+
+    A terminal or pipe that is gone is no reason to stop, and there is nobody to tell.
+    """
+
+    def __init__(self, handler: logging.StreamHandler):
+        self._handler, self._told = handler, False
+
+    def __call__(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if self._told:
+            return
+        self._told = True
+        name = self._handler.stream.name if self._handler.stream is not None else "the log"
+        if not isinstance(error, BrokenPipeError):
+            with suppress(OSError):
+                print(f"Warning: {name}: the log is not complete ({error})", file=sys.stderr)
+        if isinstance(error, OSError) and not isinstance(self._handler, logging.FileHandler):
+            with suppress(OSError, ValueError):  # else Python complains at its end that it could not write the rest
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._handler.stream.fileno())
 
 
 class _WarningList(logging.Handler):

@@ -84,7 +84,7 @@ refinement {
     .type = int(value_min=3000)
     .help = "The model is refined against all observations of unique voxels that are chosen at random, about as many."
   n_folds = 6
-    .type = int(value_min=2)
+    .type = int(value_min=2, value_max=100)
     .help = "Parts of these voxels, whole blocks of reciprocal space, each kept out once to test the terms."
   n_cycles = 10
     .type = int(value_min=1)
@@ -135,6 +135,10 @@ output {
   json = diffuse_scaled.json
     .type = path
     .help = "The scale model and its tests for programs; None for no such file."
+  html = diffuse_scaled.html
+    .type = path
+    .help = "A page with plots of the scale model, images and detector, which any browser opens without a network;"
+            "None for no such file."
   png = diffuse_scaled.png
     .type = path
     .help = "Picture of the absolute scale and of the scales of the sweeps; None for no such file."
@@ -202,7 +206,8 @@ def main(params, files, provenance, warnings) -> None:
     absolute = absolute_from_phil(params)
     result = scale_observations(files, parameters, path, provenance, nproc, track, absolute, params.bragg_scales)
     output = params.output
-    write_scaling(result, ScalingFiles(path, output.json, output.png, output.crystals_png), provenance, warnings)
+    names = ScalingFiles(path, output.json, output.png, output.crystals_png, output.html)
+    write_scaling(result, names, provenance, warnings)
     logger.info("Next: dials.diffuse_merge %s", path)
 
 

@@ -16,7 +16,7 @@ Examples::
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from iotbx.phil import parse
@@ -27,9 +27,9 @@ from dials_diffuse.compat import available_cores
 from dials_diffuse.errors import CommandLineError
 from dials_diffuse.experiment.build import BeamParameters, DetectorParameters, ScanParameters
 from dials_diffuse.experiment.common_grid import resolution_limit
-from dials_diffuse.files.record import Output, write_record
 from dials_diffuse.models.compute import with_orders
 from dials_diffuse.parallel import make_executor
+from dials_diffuse.report.simulate import write_simulation
 from dials_diffuse.simulation.plan import EXAMPLES, example_path, plan_sweeps, sweeps_from_geometry
 from dials_diffuse.simulation.simulate import Outputs, simulate
 from dials_diffuse.simulation.simulation_parameters import Background, Defects, Scales, SimulationParameters, Source
@@ -57,7 +57,7 @@ anomalous = False
           "diffuse scattering. Friedel mates keep one intensity, their mean."
 crystal {
   number = None
-    .type = int(value_min=1)
+    .type = int(value_min=1, value_max=10000)
     .help = "Crystals, each with a sweep of its own. Default: 1. With an .expt file: those in it."
   orientation = None
     .type = floats(size=9)
@@ -120,7 +120,7 @@ scan {
     .type = float
     .help = "Degrees per image. Default: 0.5. Not with an .expt file."
   n_images = None
-    .type = int(value_min=1)
+    .type = int(value_min=1, value_max=99999)
     .help = "Images of a sweep. Default: 180. Not with an .expt file."
 }
 spots {
@@ -154,7 +154,7 @@ background {
     .type = bool
     .help = "Incoherent scattering of the model's atoms."
   images = 0
-    .type = int(value_min=0)
+    .type = int(value_min=0, value_max=99999)
     .help = "Images without crystal and liquid for each sweep, spread over its rotation."
 }
 scale {
@@ -179,7 +179,7 @@ sampling {
     .type = float(value_min=1e-4)
     .help = "Sampling error allowed in a pixel, in units of its Poisson noise; decides what follows where that is Auto."
   oscillation = Auto
-    .type = int(value_min=1)
+    .type = int(value_min=1, value_max=1000)
     .help = "Rotation sub-steps of each image."
   pixel = Auto
     .type = int(value_min=1, value_max=8)
@@ -219,6 +219,10 @@ output {
   ideal = None
     .type = path
     .help = "Map of these images with the true scales, background and orientation: what processing reaches at best."
+  html = diffuse_simulate.html
+    .type = path
+    .help = "A page with plots and a browser of the true map, which any browser opens without a network;"
+            "None for no such file."
   json = diffuse_simulate.json
     .type = path
     .help = "Summary, machine-readable; None for no such file."
@@ -270,18 +274,7 @@ def _main(params, files, provenance, warnings) -> None:
     out = params.output
     outputs = Outputs(out.prefix, out.background, out.experiments, out.reflections, out.truth, out.ideal)
     result = simulate(structure, model, sweeps, parameters, outputs, provenance, executor, track)
-    if out.json:
-        logger.info("Saving the summary to %s", out.json)
-        write_record(
-            out.json,
-            "dials.diffuse_simulate/1",
-            provenance,
-            [*result.outputs, Output(out.json, "statistics")],
-            warnings,
-            model=model.record(),
-            d_min=result.d_min,
-            sweeps=[asdict(sweep) for sweep in result.sweeps],
-        )
+    write_simulation(result, model, out.html, out.json, provenance, warnings)
     images = " ".join(s.template.replace("#####", "*") for s in result.sweeps if s.crystals)
     logger.info("Next: dials.import %s", images)
 

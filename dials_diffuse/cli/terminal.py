@@ -58,8 +58,8 @@ def _spelled(error: UnicodeError) -> tuple:
 
 
 def spell_what_cannot_be_shown() -> None:
-    """Let standard output and error spell the characters that their encoding lacks, as with LANG=C."""
+    """Let standard output and error spell the characters that their encoding lacks: with LANG=C, and of bad names."""
     codecs.register_error(_ERRORS, _spelled)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name not in ("utf-8", "utf-16"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_ERRORS)

@@ -18,9 +18,12 @@ from dxtbx.model.scan import ScanFactory
 from scipy.spatial.transform import Rotation
 
 from dials_diffuse.compat import photon_counter_range
-from dials_diffuse.errors import DiffuseError
+from dials_diffuse.errors import DiffuseError, one_line
 from dials_diffuse.experiment.modules import PILATUS, PILATUS_SIZES
+from dials_diffuse.memory import check_memory
 
+_MANY_IMAGES = 1_000_000
+_BYTES_PER_PIXEL = 100  # of an image, its corrections and directions
 _MATERIALS = ("Si", "CdTe")  # what a mini-CBF header can name
 
 
@@ -63,6 +66,11 @@ class DetectorParameters:
                 raise DiffuseError(f"size={self.size}: give one of {', '.join(PILATUS_SIZES)}, or two numbers")
         elif len(self.size) != 2 or any(int(n) != n or n < 1 for n in self.size):
             raise DiffuseError(f"size={self.size}: give two positive numbers of pixels, fast and slow")
+        check_memory(
+            _BYTES_PER_PIXEL * math.prod(self.pixels),
+            f"detector.size={self.size}: such an image and what is known of its pixels",
+            "choose fewer pixels",
+        )
         for name in ("distance", "pixel_size", "thickness"):
             _finite(name, getattr(self, name), "give a positive number of mm", low=0)
         if self.beam_centre is not None:
@@ -107,8 +115,8 @@ class ScanParameters:
         _finite("start", self.start, "give a number of degrees")
         _finite("width", self.width, "give a positive number of degrees (for the other sense, turn the axis)", low=0)
         _finite("exposure", self.exposure, "give a positive number of seconds", low=0)
-        if int(self.n_images) != self.n_images or self.n_images < 1:
-            raise DiffuseError(f"n_images={self.n_images}: give a positive whole number")
+        if int(self.n_images) != self.n_images or not 1 <= self.n_images < _MANY_IMAGES:
+            raise DiffuseError(f"n_images={self.n_images}: give a positive whole number below {_MANY_IMAGES}")
         if int(self.first_image) != self.first_image or self.first_image < 1:
             raise DiffuseError(f"first_image={self.first_image}: give a positive whole number")
 
@@ -275,7 +283,9 @@ def experiments_from_file(path) -> ExperimentList:
     try:
         given = ExperimentList.from_file(str(path), check_format=False)
     except Exception as error:  # dxtbx raises many types for malformed files
-        raise DiffuseError(f"{path}: not a readable experiment file ({error}); write it again with DIALS") from None
+        raise DiffuseError(
+            f"{path}: not a readable experiment file ({one_line(error)}); write it again with DIALS"
+        ) from None
     if len(given) == 0:
         raise DiffuseError(f"{path}: contains no experiments; give an .expt file of DIALS")
     experiments = ExperimentList()

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from dials.array_family import flex
+from dxtbx import flumpy
 from dxtbx.format.Format import Format
 from dxtbx.format.image import ImageBool, ImageDouble
 from dxtbx.format.Registry import get_format_class_for_file
@@ -17,12 +19,18 @@ from dxtbx.imageset import ImageSequence, ImageSetData, ImageSetFactory
 from dxtbx.model.experiment_list import ExperimentList, ExperimentListFactory
 from dxtbx.serialize.filename import resolve_path
 
-from dials_diffuse.errors import DiffuseError
+from dials_diffuse.errors import DiffuseError, one_line
+from dials_diffuse.experiment.image_md5 import open_image
 from dials_diffuse.experiment.moved_images import find_moved
 from dials_diffuse.files.hdf5 import is_hdf5, why_not_opened
+from dials_diffuse.files.protected import protect
+from dials_diffuse.parallel import in_child
 
 #: maps, one value for each pixel, that an .expt names by file (dials.import lookup.*)
 MAPS = ("mask", "gain", "pedestal", "dx", "dy")
+
+#: numbers of images are not beyond this
+_MOST_IMAGES = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -58,11 +66,14 @@ def read_models(path, images_root: str | None = None) -> Models:
     folder = os.path.dirname(os.path.abspath(path))
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
+        _check_scans(content.get("scan", []))
         named = [_take_maps(item, folder) for item in content.get("imageset", [])]
         find_moved(content.get("imageset", []), folder, images_root)
         experiments = ExperimentListFactory.from_dict(content, check_format=False, directory=folder)
     except Exception as error:  # dxtbx raises many types for malformed files
-        raise DiffuseError(f"{path}: not a readable experiment file ({error}); write it again with DIALS") from None
+        raise DiffuseError(
+            f"{path}: not a readable experiment file ({one_line(error)}); write it again with DIALS"
+        ) from None
     if len(experiments) == 0:
         raise DiffuseError(f"{path}: contains no experiments; give the output of dials.integrate")
     maps = []
@@ -71,7 +82,16 @@ def read_models(path, images_root: str | None = None) -> Models:
             raise DiffuseError(f"{path}: has no images; give the .expt that dials.integrate wrote")
         imageset = entry["imageset"]
         maps.append(named[imageset] if isinstance(imageset, int) else _maps_of(experiment.imageset))
+        protect([path, *maps[-1].values()])
     return Models(path, experiments, maps)
+
+
+def _check_scans(scans: list) -> None:
+    """Raise ValueError for numbers of images with which dxtbx would end the process, or that it would change."""
+    for scan in scans:
+        limits = scan.get("image_range", (1, 1))
+        if len(limits) != 2 or not all(isinstance(n, int) and abs(n) <= _MOST_IMAGES for n in limits):
+            raise ValueError(f"image_range {limits}")
 
 
 def _take_maps(item, folder: str) -> dict:
@@ -112,6 +132,7 @@ class ImageOpener:
         paths = image_paths(experiment)
         positions = range(len(paths)) if positions is None else positions
         _check_present(models.path, experiment, [paths[p] for p in positions], positions, number)
+        protect(paths)
         key = (placeholder, experiment.detector, experiment.goniometer, scan and scan.get_image_range())
         known = next((opened for other, opened in self._imagesets.items() if _same(key, other)), None)
         if known is None:
@@ -190,6 +211,11 @@ def _check_present(owner: str, experiment, paths: list, positions, number: int |
 
 def _open(experiment, paths: list, sample: str):
     """A new imageset of an experiment's images, of the format that the image file ``sample`` has."""
+    if _is_pickle(sample):
+        raise DiffuseError(
+            f"{sample}: a pickle in place of an image, which could run anything when it is read; write the images in "
+            "another format, as CBF"
+        )
     try:
         format_class = get_format_class_for_file(sample)
         if format_class is not None:
@@ -202,6 +228,16 @@ def _open(experiment, paths: list, sample: str):
     raise DiffuseError(
         f"{sample}: image cannot be read ({reason}); is it truncated? restore it or leave it out with exclude_images"
     ) from None
+
+
+def _is_pickle(path: str) -> bool:
+    """Would dxtbx unpickle the file to see whether it is an image? It looks for a pickled dictionary."""
+    try:
+        with open_image(path) as handle:
+            begin = handle.read(2)
+    except (OSError, EOFError, ValueError):  # reading the image will say so
+        return False
+    return begin[:1] == b"\x80" or begin in (b"(d", b"}q")
 
 
 def _imageset(experiment, paths: list, sample: str, format_class):
@@ -279,16 +315,11 @@ def read_map_file(path: str, name: str, owner: str) -> tuple:
     DiffuseError
         If the file is missing or holds anything else than arrays.
     """
-    kind = flex.bool if name == "mask" else flex.double
     try:
-        with open(path, "rb") as handle:
-            content = _ArraysOnly(handle, encoding="bytes").load()
-        arrays = content if isinstance(content, (tuple, list)) else (content,)
-        if not arrays or any(not hasattr(a, "all") or len(a.all()) != 2 for a in arrays):
-            raise ValueError("no two-dimensional arrays")
-        if name == "mask" and not all(isinstance(a, flex.bool) for a in arrays):
-            raise ValueError("not an array of bool")
-        return tuple(a if isinstance(a, kind) else a.as_double() for a in arrays)
+        arrays = in_child(_arrays_of, path, name == "mask")
+        if isinstance(arrays, str):
+            raise ValueError(arrays)
+        return tuple(flumpy.from_numpy(array) for array in arrays)
     except FileNotFoundError:
         raise DiffuseError(
             f"{path}: file not found, {owner} refers to it as the {name} of its images; restore it or import the "
@@ -296,5 +327,20 @@ def read_map_file(path: str, name: str, owner: str) -> tuple:
         ) from None
     except Exception as error:  # a pickle can fail in any way
         raise DiffuseError(
-            f"{path}: cannot be read as the {name} that {owner} refers to ({error}); write it again"
+            f"{path}: cannot be read as the {name} that {owner} refers to ({one_line(error)}); write it again"
         ) from None
+
+
+def _arrays_of(path: str, mask: bool) -> list | str:
+    """The arrays in a pickle, (ny, nx) bool or float64; or what is wrong. flex crashes on some damaged pickles."""
+    with open(path, "rb") as handle:
+        try:
+            content = _ArraysOnly(handle, encoding="bytes").load()
+            arrays = content if isinstance(content, (tuple, list)) else (content,)
+            if not arrays or any(not hasattr(a, "all") or len(a.all()) != 2 for a in arrays):
+                raise ValueError("no two-dimensional arrays")
+            if mask and not all(isinstance(a, flex.bool) for a in arrays):
+                raise ValueError("not an array of bool")
+            return [np.array(a.as_numpy_array(), dtype=bool if mask else float) for a in arrays]
+        except Exception as error:  # a pickle can fail in any way
+            return one_line(error)

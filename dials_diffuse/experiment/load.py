@@ -10,7 +10,7 @@ from pathlib import Path
 from dials.array_family import flex
 from dxtbx.model.experiment_list import ExperimentList
 
-from dials_diffuse.errors import DiffuseError
+from dials_diffuse.errors import DiffuseError, one_line
 from dials_diffuse.experiment.assign import LeftOut, Table, assign_reflections
 from dials_diffuse.experiment.exclusion import images_to_use
 from dials_diffuse.experiment.imagesets import ImageOpener, read_models
@@ -124,7 +124,9 @@ def _read_reflections(path: str) -> flex.reflection_table:
     try:
         table = flex.reflection_table.from_msgpack_file(path)
     except Exception as error:
-        raise DiffuseError(f"{path}: not a readable reflection file ({error}); write it again with DIALS") from None
+        raise DiffuseError(
+            f"{path}: not a readable reflection file ({one_line(error)}); write it again with DIALS"
+        ) from None
     for column in ("id", "panel"):
         if column not in table:
             raise DiffuseError(f"{path}: no column {column}; give the .refl file of dials.integrate")

@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dials_diffuse.errors import DiffuseError
+from dials_diffuse.files.protected import refuse_protected
+from dials_diffuse.files.together import note_written, waiting_place
+from dials_diffuse.files.unfinished import remove_leftovers, unfinished_prefix
 
 
 def link_target(path) -> Path:
@@ -41,6 +44,14 @@ def check_writable(path, parameter: str = "output.*") -> None:
         If the folder is missing or not writable, or if something else than a file has this name.
     """
     name = f"{parameter}={path}: cannot write,"
+    refuse_protected(path, parameter)
+    try:
+        os.lstat(path)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise DiffuseError(f"{name} the name is too long; change {parameter}") from None
+    except ValueError:  # a character that no name can have
+        raise DiffuseError(f"{name} not a file name; change {parameter}") from None
     path = link_target(path)
     parent = path.parent
     if not parent.is_dir():
@@ -59,7 +70,7 @@ def check_writable(path, parameter: str = "output.*") -> None:
 def atomic_path(path) -> Iterator[Path]:
     """Yield a temporary name beside ``path`` that replaces it when the block ends well and vanishes when it does not.
 
-    A symbolic link stays, what it leads to is replaced.
+    Within :func:`together` it waits for the other outputs. A symbolic link stays, what it leads to is replaced.
 
     Raises
     ------
@@ -70,21 +81,27 @@ def atomic_path(path) -> Iterator[Path]:
     suffix = Path(path).suffix  # tells what is to be written, whatever a link leads to
     path = link_target(path)
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=unfinished_prefix(), suffix=suffix[-20:], dir=path.parent)
     except OSError as error:
         raise DiffuseError(f"{path}: cannot write ({error.strerror}); choose a writable output.*") from None
     os.close(handle)
-    temporary = Path(name)
+    temporary, waits = Path(name), False
     try:
         yield temporary
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
+        block = waiting_place(path)
+        if block is None:
+            os.replace(temporary, path)
+        else:
+            waits = True  # first, in case that a signal comes between
+            block.add(temporary, path)
     except OSError as error:
         raise write_error(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if not waits:
+            temporary.unlink(missing_ok=True)
 
 
 class Staging:
@@ -110,8 +127,9 @@ class Staging:
         """
         final = link_target(final)
         if final.parent not in self._folders:
+            remove_leftovers(final.parent)
             try:
-                self._folders[final.parent] = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=final.parent))
+                self._folders[final.parent] = Path(tempfile.mkdtemp(prefix=unfinished_prefix(), dir=final.parent))
             except OSError as error:
                 raise write_error(final, error) from error
         return self._folders[final.parent] / final.name
@@ -120,11 +138,14 @@ class Staging:
         """Move what waits to its place."""
         for place, folder in self._folders.items():
             for waiting in sorted(folder.iterdir()):
+                refuse_protected(place / waiting.name, "output.*")
                 waiting.replace(place / waiting.name)
                 self._published.append(place / waiting.name)
 
     def keep(self) -> None:
         """What is published stays, whatever happens later."""
+        for path in self._published:
+            note_written(path)
         self._published.clear()
 
     def __exit__(self, *error) -> None:

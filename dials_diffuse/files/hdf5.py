@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,12 +13,17 @@ import h5py
 from dials_diffuse import __version__
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.files.atomic import atomic_path
+from dials_diffuse.files.checksum import CHECKSUM, header_checksum
+from dials_diffuse.files.interrupts import hold
+from dials_diffuse.files.protected import protect
 
 
 class _Sink(io.FileIO):
     """What HDF5 writes into: remembers the first failed write, and swallows what follows.
 
-    HDF5 never gives up on a file that it could not flush, and crashes the interpreter at exit; so it is not told.
+    HDF5 never gives up on a file that it could not flush, and crashes the interpreter at exit; so it is not told. Nor
+    can it be interrupted: signals set ``error``, too. They are held around the calls of HDF5 and not in the methods
+    here, where it would be too late: the signals of HDF5's own time are handled as a method begins.
     """
 
     error: BaseException | None = None
@@ -43,36 +47,6 @@ class _Sink(io.FileIO):
         return size or 0
 
 
-class _Held(threading.local):
-    """The file that HDF5 may be writing in this thread; signals arrive in the main thread only."""
-
-    sink: _Sink | None = None
-
-
-_held = _Held()
-
-
-def interrupt(error: BaseException) -> None:
-    """Raise ``error`` from a signal handler; while a file is written it is kept, and :meth:`NewFile.check` raises it.
-
-    HDF5 crashes the interpreter when one of its own writes is interrupted. The flag is set around the calls of HDF5 and
-    not in the sink, where it would be too late: the signals of HDF5's own time are handled as the sink's method begins.
-    """
-    if _held.sink is None:
-        raise error
-    _held.sink.error = error
-
-
-@contextlib.contextmanager
-def _hold(sink: _Sink | None) -> Iterator[None]:
-    previous = _held.sink
-    try:
-        _held.sink = sink
-        yield
-    finally:
-        _held.sink = previous
-
-
 class NewFile(h5py.File):
     """An HDF5 file that is being written; get one from :func:`create_hdf5`."""
 
@@ -81,14 +55,14 @@ class NewFile(h5py.File):
         self._sink = sink
 
     def check(self) -> None:
-        """Raise what kept data from being written so far, OSError or :func:`interrupt`; worth a call now and then."""
+        """Raise what kept data from being written so far: OSError, or a signal. Worth a call now and then."""
         if self._sink.error is not None:
             raise self._sink.error
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Signals wait for the end of this block."""
-        with _hold(self._sink):
+        with hold(self._sink):
             yield
         self.check()
 
@@ -96,7 +70,7 @@ class NewFile(h5py.File):
     def computing(self) -> Iterator[None]:
         """Signals need not wait in this block: nothing is written to the file, but in blocks of :meth:`writing`."""
         self.check()
-        with _hold(None):
+        with hold(None):
             yield
 
 
@@ -111,12 +85,13 @@ def create_hdf5(path, schema: str) -> Iterator[NewFile]:
     DiffuseError
         If the file cannot be written, for instance because the disk is full.
     """
-    with atomic_path(path) as temporary, _Sink(temporary, "w+") as sink, _hold(sink):
+    with atomic_path(path) as temporary, _Sink(temporary, "w+") as sink, hold(sink):
         handle = NewFile(sink)
         try:
             with handle:
                 write_root(handle, schema)
                 yield handle
+                handle.attrs[CHECKSUM] = header_checksum(handle)
         finally:  # a failed write explains whatever else went wrong
             handle.check()
 
@@ -139,17 +114,41 @@ def open_schema(path, schema: str) -> h5py.File:
     path = Path(path)
     if not path.exists():
         raise DiffuseError(f"{path}: no such file")
+    protect([path])
     try:
         handle = h5py.File(path, "r")
     except OSError as error:
         raise DiffuseError(f"{path}: {_reason(path, error)}") from None
-    found = handle.attrs.get("schema", "none")
+    try:
+        found = str(handle.attrs.get("schema", "none"))
+    except Exception as error:  # h5py has no common class for what it raises on damaged files
+        handle.close()
+        raise DiffuseError(f"{path}: damaged ({' '.join(str(error).split())}); write it again") from None
     if found != schema:
         handle.close()
         raise DiffuseError(
             f"{path}: schema is {found}, this program reads {schema}; use the matching program or version"
         )
     return handle
+
+
+def schema_of(path) -> str:
+    """The schema that an HDF5 file names, ``none`` where it names none.
+
+    Raises
+    ------
+    DiffuseError
+        If the file is missing or unreadable.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise DiffuseError(f"{path}: no such file")
+    try:
+        with h5py.File(path, "r") as handle:
+            found = handle.attrs.get("schema", "none")
+            return found.decode() if isinstance(found, bytes) else str(found)
+    except OSError as error:
+        raise DiffuseError(f"{path}: {_reason(path, error)}") from None
 
 
 def is_hdf5(path) -> bool:

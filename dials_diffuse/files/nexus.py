@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import h5py
 import numpy as np
 
 from dials_diffuse import __version__
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.files.hdf5 import NewFile, create_hdf5, open_schema
+from dials_diffuse.files.checked import CheckedFile
+from dials_diffuse.files.checksum import protected
+from dials_diffuse.files.columns import Column
+from dials_diffuse.files.hdf5 import NewFile, create_hdf5
 from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.map import DiffuseMap
@@ -18,6 +22,41 @@ from dials_diffuse.memory import total_memory
 logger = logging.getLogger("dials.diffuse.files")
 
 SCHEMA = "dials_diffuse.map/1"
+_REMEDY = "write it again"
+_UNIQUE, _STATISTICS, _PROCESS = "entry/unique", "entry/statistics", "entry/process"
+
+#: indices up to this can be turned by symmetry operators in int32
+MAX_INDEX = 1 << 28
+
+#: /entry/unique, one row per symmetry-unique voxel
+UNIQUE_COLUMNS = (
+    Column("index", "i4", "voxel on the subdivided lattice", (3,), -MAX_INDEX, MAX_INDEX),
+    Column("intensity", "f8", "mean over the voxel's observations", missing=True),
+    Column("sigma", "f8", "its standard deviation; 0 in maps of models", low=0, missing=True),
+    Column("multiplicity", "i4", "observations that were averaged; 0 in maps of models", low=0),
+    Column("half_a", "f8", "intensity of one half of the data", missing=True, optional=True),
+    Column("half_b", "f8", "and of the other", missing=True, optional=True),
+)
+_HALF_SETS = Column("half_sets", "U")
+
+#: /entry/unique/sums, the same rows
+SUM_COLUMN = Column("*", "f8", "sums that the averages come from, of both halves", (2,), missing=True)
+
+#: /entry/sample
+SAMPLE_ITEMS = (
+    Column("unit_cell", "f8", "a, b, c, α, β, γ", (6,), unit="angstrom, degree"),
+    Column("hall_symbol", "U", "space group in its setting"),
+)
+
+#: /entry/grid
+GRID_ITEMS = (
+    Column("subdivide", "i4", "voxels per reciprocal-lattice step", (3,), 1, MAX_INDEX),
+    Column("d_min", "f8", "resolution limit", low=0, unit="angstrom"),
+    Column("d_max", "f8", "the other limit", low=0, infinite=True, unit="angstrom"),
+    Column("friedel", "?", "were (h, k, l) and (−h, −k, −l) merged?"),
+    Column("at_centres", "?", "intensity of a model at the voxels' centres, not the mean over them", optional=True),
+)
+
 _EDGE = 32  # voxels along the edge of a compressed block: planes in all three directions read equally fast
 _SLAB = 1 << 27  # voxels of a three-dimensional array that are in memory together
 _PACKED = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
@@ -61,7 +100,7 @@ def read_map(path) -> DiffuseMap:
     Raises
     ------
     DiffuseError
-        If the file is missing, is no map of this schema, or lacks a part.
+        If the file is missing, is no map of this schema, lacks a part, or is damaged.
 
     Examples
     --------
@@ -69,28 +108,27 @@ def read_map(path) -> DiffuseMap:
     >>> data.grid.space_group_symbol, data.grid.subdivide, len(data.intensity)
     ('P 41', (2, 2, 2), 432)
     """
-    with open_schema(path, SCHEMA) as handle:
-        try:
-            entry = handle["entry"]
-            unique = entry["unique"]
-            halves = {name: _floats(unique[name]) if name in unique else None for name in ("half_a", "half_b")}
-            return DiffuseMap(
-                grid=_read_grid(entry),
-                friedel=bool(entry["grid/friedel"][()]),
-                index=unique["index"][()],
-                intensity=_floats(unique["intensity"]),
-                sigma=_floats(unique["sigma"]),
-                multiplicity=unique["multiplicity"][()],
-                **halves,
-                half_sets=_text(unique.attrs.get("half_sets", "")),
-                sums={name: item[()] for name, item in unique["sums"].items()} if "sums" in unique else {},
-                statistics={name: item[()] for name, item in entry["statistics"].items() if name != "overall"},
-                overall={name: item[()].item() for name, item in entry["statistics/overall"].items()},
-                units=_text(unique["intensity"].attrs["units"]),
-                at_centres=bool(entry["grid"]["at_centres"][()]) if "at_centres" in entry["grid"] else False,
-            )
-        except KeyError as error:
-            raise DiffuseError(f"{path}: incomplete map file, {error.args[0]}; write it again") from None
+    with CheckedFile(path, SCHEMA, _REMEDY) as file:
+        n = file.n_rows(f"{_UNIQUE}/index")
+        columns = {c.name: file.column(_UNIQUE, c, n) for c in UNIQUE_COLUMNS if file.expects(_UNIQUE, c)}
+        grid = {c.name: file.value(group, c) for group, c in _grid_items() if file.expects(group, c)}
+        half_sets = file.attribute(_UNIQUE, _HALF_SETS) if file.has_attribute(_UNIQUE, _HALF_SETS.name) else ""
+        friedel, at_centres = grid.pop("friedel"), grid.pop("at_centres", False)
+        return DiffuseMap(
+            grid=_grid(path, grid),
+            friedel=friedel,
+            half_a=columns.pop("half_a", None),
+            half_b=columns.pop("half_b", None),
+            half_sets=half_sets,
+            sums=_sums(file, n),
+            statistics={name: _shells(file, name) for name in file.names(_STATISTICS) if name != "overall"},
+            overall={
+                name: _number(file, f"{_STATISTICS}/overall/{name}") for name in file.names(f"{_STATISTICS}/overall")
+            },
+            units=file.attribute(f"{_UNIQUE}/intensity", Column("units", "U")),
+            at_centres=at_centres,
+            **columns,
+        )
 
 
 def read_volume(path, name: str = "intensity") -> np.ndarray:
@@ -107,12 +145,26 @@ def read_volume(path, name: str = "intensity") -> np.ndarray:
     """
     if name not in _VOLUMES:
         raise DiffuseError(f"{path}: no volume named {name}; choose from {', '.join(_VOLUMES)}")
-    with open_schema(path, SCHEMA) as handle:
-        if f"entry/map/{name}" in handle:
-            return handle[f"entry/map/{name}"][()]
+    with CheckedFile(path, SCHEMA, _REMEDY) as file:
+        if file.has(f"entry/map/{name}"):
+            return file.array(f"entry/map/{name}")
     column, fill, dtype = _VOLUMES[name]
     data = read_map(path)
     return data.volume(getattr(data, column), fill, dtype)
+
+
+def read_collection(path, name: str) -> dict:
+    """Columns of a collection in the entry of a map file, such as ``fit``; empty where the file has no such collection.
+
+    Raises
+    ------
+    DiffuseError
+        If the file is no map.
+    """
+    with CheckedFile(path, SCHEMA, _REMEDY) as file:
+        n = file.n_rows(f"{_UNIQUE}/intensity")
+        own = [key for key in file.columns("entry", n) if key.startswith(f"{name}/")]
+        return {key[len(name) + 1 :]: file.array(f"entry/{key}") for key in own}
 
 
 def read_column(path, name: str) -> np.ndarray:
@@ -123,20 +175,14 @@ def read_column(path, name: str) -> np.ndarray:
     DiffuseError
         If the file is no map or has no such column.
     """
-    with open_schema(path, SCHEMA) as handle:
-        entry, shape = handle["entry"], handle["entry/unique/intensity"].shape
-        others: list = []
-
-        def note(key, item) -> None:
-            if isinstance(item, h5py.Dataset) and item.shape == shape and not key.startswith("unique/"):
-                others.append(key)
-
-        entry.visititems(note)
+    with CheckedFile(path, SCHEMA, _REMEDY) as file:
+        n = file.n_rows(f"{_UNIQUE}/intensity")
+        others = [key for key in file.columns("entry", n) if not key.startswith("unique/")]
         if name not in others:
             raise DiffuseError(
                 f"{path}: no column {name}; besides those of all maps it has {', '.join(others) or 'none'}"
             )
-        return entry[name][()].astype(float)
+        return file.array(f"entry/{name}").astype(float)
 
 
 def read_provenance(path) -> Provenance:
@@ -147,15 +193,16 @@ def read_provenance(path) -> Provenance:
     DiffuseError
         If the file is no map.
     """
-    with open_schema(path, SCHEMA) as handle:
-        process = handle["entry/process"]
+    with CheckedFile(path, SCHEMA, _REMEDY) as file:
+        texts = {name: file.value(_PROCESS, Column(name, "U")) for name in ("program", "dials_version", "phil")}
+        lists = {name: file.column(_PROCESS, Column(name, "U")) for name in ("inputs", "experiment_identifiers")}
+        typed, changed = Column("command_line", "U"), Column("modified", "U")  # the first versions did not write them
         return Provenance(
-            program=_text(process["program"][()]),
-            dials_version=_text(process["dials_version"][()]),
-            phil=_text(process["phil"][()]),
-            inputs=tuple(_text(item) for item in process["inputs"][()]),
-            identifiers=tuple(_text(item) for item in process["experiment_identifiers"][()]),
-            command_line=_text(process["command_line"][()]) if "command_line" in process else "",
+            **texts,
+            inputs=tuple(lists["inputs"]),
+            identifiers=tuple(lists["experiment_identifiers"]),
+            command_line=file.value(_PROCESS, typed) if file.has(f"{_PROCESS}/{typed.name}") else "",
+            modified=file.value(_PROCESS, changed) if file.has(f"{_PROCESS}/{changed.name}") else None,
         )
 
 
@@ -178,7 +225,8 @@ def _new_group(parent, name: str, nexus_class: str):
 
 
 def _new_data(group, name: str, values, units: str = ""):
-    dataset = group.create_dataset(name, data=values, **(_PACKED if np.size(values) > 1000 else {}))
+    packing = _PACKED if np.size(values) > 1000 else {}
+    dataset = group.create_dataset(name, data=values, **packing, **protected(values))
     if units:
         dataset.attrs["units"] = units
     return dataset
@@ -195,21 +243,45 @@ def _write_sample(entry, grid: MapGrid) -> None:
 
 def _write_grid(entry, data: DiffuseMap) -> None:
     group = _new_group(entry, "grid", "NXcollection")
-    group["subdivide"] = np.array(data.grid.subdivide, dtype=np.int32)
+    _new_data(group, "subdivide", np.array(data.grid.subdivide, dtype=np.int32))
     _new_data(group, "d_min", float(data.grid.d_min), "angstrom")
     _new_data(group, "d_max", float(data.grid.d_max), "angstrom")
     group["friedel"] = bool(data.friedel)
     group["at_centres"] = bool(data.at_centres)
 
 
-def _read_grid(entry) -> MapGrid:
-    return MapGrid(
-        unit_cell=tuple(float(x) for x in entry["sample/unit_cell"][()]),
-        hall_symbol=_text(entry["sample/hall_symbol"][()]),
-        subdivide=tuple(int(n) for n in entry["grid/subdivide"][()]),
-        d_min=float(entry["grid/d_min"][()]),
-        d_max=float(entry["grid/d_max"][()]),
-    )
+def _grid_items() -> list:
+    return [("entry/sample", c) for c in SAMPLE_ITEMS] + [("entry/grid", c) for c in GRID_ITEMS]
+
+
+def _grid(path, items: dict) -> MapGrid:
+    try:
+        return MapGrid(**items)
+    except DiffuseError as error:
+        raise DiffuseError(f"{path}: {error}; {_REMEDY}") from None
+
+
+def _sums(file: CheckedFile, n: int) -> dict:
+    place = f"{_UNIQUE}/sums"
+    if not file.has(place):
+        return {}
+    return {name: file.column(place, replace(SUM_COLUMN, name=name), n) for name in file.names(place)}
+
+
+def _number(file: CheckedFile, place: str):
+    """An integer or a float."""
+    value = file.array(place)
+    if value.ndim:
+        raise DiffuseError(f"{file.path}: damaged ({place} is no single number); {_REMEDY}")
+    return value.item()
+
+
+def _shells(file: CheckedFile, name: str) -> np.ndarray:
+    """A column of the shell table; counts stay integers."""
+    values = file.array(f"{_STATISTICS}/{name}")
+    if values.ndim != 1:
+        raise DiffuseError(f"{file.path}: damaged ({name} of the shells is no column); {_REMEDY}")
+    return values
 
 
 def _write_unique(entry, data: DiffuseMap) -> None:
@@ -244,6 +316,8 @@ def _write_process(entry, provenance: Provenance) -> None:
     group["dials_version"] = provenance.dials_version
     group["command_line"] = provenance.command_line
     group["phil"] = provenance.phil
+    if provenance.modified is not None:
+        group["modified"] = provenance.modified
     group.create_dataset("inputs", data=[str(p) for p in provenance.inputs], dtype=text)
     group.create_dataset("experiment_identifiers", data=list(provenance.identifiers), dtype=text)
 
@@ -269,7 +343,9 @@ def _write_volume(handle: NewFile, entry, data: DiffuseMap) -> None:
     layers = chunks[0] * max(1, _SLAB // (chunks[0] * data.grid.shape[1] * data.grid.shape[2]))
     for name, (column, fill, dtype) in _VOLUMES.items():
         handle.check()
-        dataset = group.create_dataset(name, data.grid.shape, dtype, chunks=chunks, fillvalue=fill, **_PACKED)
+        dataset = group.create_dataset(
+            name, data.grid.shape, dtype, chunks=chunks, fillvalue=fill, fletcher32=True, **_PACKED
+        )
         if name != "multiplicity":
             dataset.attrs["units"] = data.units
         for first in range(0, data.grid.shape[0], layers):
@@ -294,11 +370,3 @@ def _fits(grid: MapGrid) -> bool:
         needed / 1e9,
     )
     return False
-
-
-def _floats(dataset) -> np.ndarray:
-    return dataset[()].astype(float, copy=False)
-
-
-def _text(value) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)

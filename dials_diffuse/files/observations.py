@@ -5,65 +5,112 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import h5py
 import numpy as np
 
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.files.hdf5 import NewFile, create_hdf5, open_schema
+from dials_diffuse.files.checked import CheckedFile
+from dials_diffuse.files.columns import Column, dtype_of, from_json
+from dials_diffuse.files.hdf5 import NewFile, create_hdf5
+from dials_diffuse.files.provenance import ITEMS as PROVENANCE_ITEMS
 from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.units import ARBITRARY
 
 SCHEMA = "dials_diffuse.observations/1"
 CHUNK = 1 << 16
+_REMEDY = "integrate again"
 
 
-#: One row per voxel x pass. Sums run over the pixels (fractions of pixels, when sub-sampled) that fell into the voxel.
-#: ``*_odd`` hold the part that came from every second image: the half sets by frame.
-OBSERVATION_DTYPE = np.dtype(
-    [
-        ("index", "i4", 3),  # voxel on the subdivided lattice
-        ("experiment", "i4"),  # row of the experiments table
-        ("panel", "i4"),
-        ("entering", "i1"),  # 1: the voxel moves into the Ewald sphere, 0: out of it
-        ("pixels", "f8"),  # number of pixels
-        ("counts", "f8"),  # sum of photon counts C
-        ("norm", "f8"),  # sum of c = exposure x all corrections
-        ("background", "f8"),  # sum of expected background counts b
-        ("background_variance", "f8"),
-        ("rate", "f8"),  # sum of (C - b) / c
-        ("rate_variance", "f8"),  # sum of C / c^2
-        ("pixels_odd", "f8"),
-        ("counts_odd", "f8"),
-        ("norm_odd", "f8"),
-        ("background_odd", "f8"),
-        ("rate_odd", "f8"),
-        ("xyz", "f4", 3),  # mean position: px, px, rotation angle in degrees
-        ("s", "f4"),  # |s| at the mean position, 1/Å; not that of the voxel's centre
-    ]
+#: indices up to this can be turned by symmetry operators in int32
+_FAR = 1 << 28
+
+_PLACE = (
+    Column("experiment", "i4", "row of the table of experiments", low=0),
+    Column("panel", "i4", "of the detector", low=0),
 )
 
-_UNITS = {"xyz": "px, px, degree", "s": "1/angstrom", "counts": "photons", "background": "photons"}
+#: One row per voxel x pass. Sums run over the pixels (fractions of pixels, when sub-sampled) that fell into the voxel.
+OBSERVATION_COLUMNS = (
+    Column("index", "i4", "voxel on the subdivided lattice: `index / subdivide` are Miller indices", (3,), -_FAR, _FAR),
+    *_PLACE,
+    Column("entering", "i1", "1: the voxel moves into the Ewald sphere, 0: out of it", low=0, high=1),
+    Column("pixels", "f8", "number of pixels; fractions when they are sub-sampled", low=0),
+    Column("counts", "f8", "Σ C, photons", unit="photons"),
+    Column("norm", "f8", "Σ c, exposure × all corrections", low=0),
+    Column("background", "f8", "Σ b, expected background", unit="photons"),
+    Column("background_variance", "f8", "variance of the background", low=0),
+    Column("rate", "f8", "Σ (C − b)/c"),
+    Column("rate_variance", "f8", "Σ C/c²"),
+    Column("pixels_odd", "f8", "`*_odd`: the part of a sum that came from every second image", low=0),
+    Column("counts_odd", "f8"),
+    Column("norm_odd", "f8", low=0),
+    Column("background_odd", "f8"),
+    Column("rate_odd", "f8"),
+    Column("xyz", "f4", "mean position: fast, slow, rotation angle", (3,), unit="px, px, degree"),
+    Column("s", "f4", "\\|s\\| at the mean position, not at the voxel's centre", low=0, unit="1/angstrom"),
+)
+OBSERVATION_DTYPE = dtype_of(OBSERVATION_COLUMNS)
 
 #: One row per integrated Bragg reflection. ``intensity`` is the integral of the intensity over the reflection in
 #: reciprocal space over the volume of the reciprocal cell, in units of (counts - background) / norm: the mean rate in a
 #: shell is that of the diffuse rows plus the sum of all reflections over the number of reciprocal cells in the shell.
-BRAGG_DTYPE = np.dtype(
-    [
-        ("hkl", "i4", 3),
-        ("experiment", "i4"),
-        ("panel", "i4"),
-        ("xyz", "f4", 3),  # px, px, rotation angle in degrees
-        ("s", "f4"),  # |s| in 1/Å
-        ("intensity", "f8"),
-        ("variance", "f8"),
-    ]
+BRAGG_COLUMNS = (
+    Column("hkl", "i4", "Miller indices", (3,), -_FAR, _FAR),
+    *_PLACE,
+    Column("xyz", "f4", "position: fast, slow, rotation angle", (3,), unit="px, px, degree"),
+    Column("s", "f4", "\\|s\\|", low=0, unit="1/angstrom"),
+    Column(
+        "intensity",
+        "f8",
+        "integral over reciprocal space over the volume of the reciprocal cell, in the unit of (counts − background)"
+        "/norm; multiplied by the absolute scale it is \\|F\\|²",
+    ),
+    Column("variance", "f8", "of the intensity", low=0),
 )
+BRAGG_DTYPE = dtype_of(BRAGG_COLUMNS)
 
 #: dials.scale's factor g, for which intensity / g is on its scale; NaN for experiments that were not scaled
-_BRAGG_SCALE = "inverse_scale_factor"
+BRAGG_SCALE = Column(
+    "inverse_scale_factor",
+    "f4",
+    "g of dials.scale, divided by relative exposure and flux; NaN for experiments without",
+    missing=True,
+    optional=True,
+)
+
+#: attributes of /grid
+GRID_ATTRIBUTES = (
+    Column("unit_cell", "f8", "a, b, c, α, β, γ: Å, degrees", (6,)),
+    Column("hall_symbol", "U", "space group in its setting"),
+    Column("subdivide", "i4", "voxels per reciprocal-lattice step", (3,)),
+    Column("d_min", "f8", "resolution limit, Å"),
+    Column("d_max", "f8", "the other limit, Å", infinite=True),
+)
+
+#: what the root attribute ``experiments``, JSON, says of each
+EXPERIMENT_ITEMS = (
+    Column("identifier", "U", "of the dxtbx experiment"),
+    Column("image_range", "i8", "first and last image", (2,)),
+    Column("oscillation", "f8", "start and width of the first image, degrees", (2,)),
+    Column("n_images_used", "i8", "images that are used", low=0),
+    Column("wavelength", "f8", "Å", low=0),
+    Column("n_panels", "i8", "of the detector", low=0),
+    Column("image_size", "i8", "pixels of the first panel, fast and slow", (2,), low=0),
+    Column("orientation", "f8", "A = U B row by row, 1/Å, in the frame of the goniometer head", (9,), optional=True),
+    Column("axis", "f8", "rotation axis in that frame", (3,), optional=True),
+    Column("beam", "f8", "beam vector at angle 0 in that frame, 1/Å", (3,), optional=True),
+    Column(
+        "images",
+        "U",
+        "checksums of some of the images used, by which another file of them is known",
+        None,
+        optional=True,
+    ),
+    Column("reindexed", "U", "change of basis that was applied to indices and orientation", optional=True),
+)
 
 
 @dataclass(frozen=True)
@@ -104,19 +151,8 @@ class ObservationWriter:
         self._handle = handle
         self._group = handle.create_group("observations")
         self.n_rows = 0
-        for name in OBSERVATION_DTYPE.names:
-            field = OBSERVATION_DTYPE[name]
-            dataset = self._group.create_dataset(
-                name,
-                shape=(0, *field.shape),
-                maxshape=(None, *field.shape),
-                chunks=(CHUNK, *field.shape),
-                dtype=field.base,
-                compression="lzf",
-                shuffle=True,
-            )
-            if name in _UNITS:
-                dataset.attrs["units"] = _UNITS[name]
+        for column in OBSERVATION_COLUMNS:
+            _new_column(self._group, column)
 
     def append(self, rows) -> None:
         """rows : (n,) structured array of OBSERVATION_DTYPE, or dictionary of all its columns"""
@@ -137,14 +173,13 @@ class ObservationWriter:
         with self._handle.writing():
             group = self._handle.require_group("bragg")
             if not len(group):
-                for name in BRAGG_DTYPE.names:
-                    field = BRAGG_DTYPE[name]
-                    _bragg_column(group, name, 0, field.base, field.shape)
+                for column in BRAGG_COLUMNS:
+                    _new_column(group, column)
             start = len(group["intensity"])
             if inverse_scale_factor is not None:
-                columns[_BRAGG_SCALE] = inverse_scale_factor
-                if _BRAGG_SCALE not in group:
-                    _bragg_column(group, _BRAGG_SCALE, start, np.dtype("f4"), ())
+                columns[BRAGG_SCALE.name] = inverse_scale_factor
+                if BRAGG_SCALE.name not in group:
+                    _new_column(group, BRAGG_SCALE, start)
             for name in group:
                 group[name].resize(start + len(rows), axis=0)
                 if name in columns:
@@ -179,20 +214,22 @@ def write_observations(
             yield writer
 
 
-def _bragg_column(group: h5py.Group, name: str, n_rows: int, dtype: np.dtype, shape: tuple) -> None:
-    """A column of the Bragg reflections, NaN (0 for integers) in the first ``n_rows``."""
+def _new_column(group: h5py.Group, column: Column, n_rows: int = 0) -> None:
+    """A data set that can grow; the first ``n_rows`` are NaN (0 for integers)."""
+    dtype = np.dtype(column.dtype)
     dataset = group.create_dataset(
-        name,
-        shape=(n_rows, *shape),
-        maxshape=(None, *shape),
-        chunks=(CHUNK, *shape),
+        column.name,
+        shape=(n_rows, *column.shape),
+        maxshape=(None, *column.shape),
+        chunks=(CHUNK, *column.shape),
         dtype=dtype,
         compression="lzf",
         shuffle=True,
+        fletcher32=True,
         fillvalue=np.nan if dtype.kind == "f" else 0,
     )
-    if name in _UNITS:
-        dataset.attrs["units"] = _UNITS[name]
+    if column.unit:
+        dataset.attrs["units"] = column.unit
 
 
 def _write_experiments(handle: h5py.File, experiments) -> None:
@@ -230,75 +267,67 @@ class ObservationFile:
 
     def __init__(self, path):
         self.path = path
-        self._handle = open_schema(path, SCHEMA)
+        self._file = CheckedFile(path, SCHEMA, _REMEDY)
         try:
             self._read_header()
-        except DiffuseError as error:
+        except BaseException:
             self.close()
-            raise DiffuseError(f"{path}: {error}; integrate again") from None
-        except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:  # h5py, json, ours
-            self.close()
-            raise self._damaged(error) from None
+            raise
 
     def _read_header(self) -> None:
-        attributes = self._handle["grid"].attrs
-        self.grid = MapGrid(
-            unit_cell=tuple(float(x) for x in attributes["unit_cell"]),
-            hall_symbol=str(attributes["hall_symbol"]),
-            subdivide=tuple(int(n) for n in attributes["subdivide"]),
-            d_min=float(attributes["d_min"]),
-            d_max=float(attributes["d_max"]),
-        )
-        self.experiments = tuple(
-            ExperimentSummary(**{k: tuple(v) if isinstance(v, list) else v for k, v in item.items()})
-            for item in json.loads(self._handle.attrs["experiments"])
-        )
+        file = self._file
+        grid = {column.name: file.attribute("grid", column) for column in GRID_ATTRIBUTES}
+        experiments, process = file.document("experiments"), file.document("process")
+        with file.reading("attribute experiments"):
+            if not isinstance(experiments, list) or not experiments:
+                raise ValueError("no list of experiments")
+            self.experiments = tuple(
+                ExperimentSummary(**from_json(EXPERIMENT_ITEMS, item, "an experiment")) for item in experiments
+            )
+        with file.reading("attribute process"):
+            self.provenance = Provenance(**from_json(PROVENANCE_ITEMS, process, "process"))
+        try:
+            self.grid = MapGrid(**grid)
+        except DiffuseError as error:
+            raise DiffuseError(f"{self.path}: {error}; {_REMEDY}") from None
         self.numbers = tuple(range(len(self.experiments)))
-        process = json.loads(self._handle.attrs["process"])
-        self.provenance = Provenance(**{k: tuple(v) if isinstance(v, list) else v for k, v in process.items()})
-        self.units = str(self._handle.attrs.get("units", ARBITRARY))
-        self.scaled = bool(self._handle.attrs.get("scaled", False))
-        self._group = self._handle["observations"]
-        missing = set(OBSERVATION_DTYPE.names) - set(self._group)
+        units, scaled = Column("units", "U"), Column("scaled", "?")
+        self.units = file.attribute("/", units) if file.has_attribute("/", units.name) else ARBITRARY
+        self.scaled = file.attribute("/", scaled) if file.has_attribute("/", scaled.name) else False
+        missing = {c.name for c in OBSERVATION_COLUMNS} - set(file.names("observations"))
         if missing:
-            raise DiffuseError(f"columns missing: {', '.join(sorted(missing))}")
-        self.n_rows = len(self._group["counts"])
-        for name in OBSERVATION_DTYPE.names:
-            expected = (self.n_rows, *OBSERVATION_DTYPE[name].shape)
-            if self._group[name].shape != expected:
-                raise ValueError(f"column {name} is {self._group[name].shape}, not {expected}")
-
-    def _damaged(self, error) -> DiffuseError:
-        return DiffuseError(f"{self.path}: damaged ({' '.join(str(error).split())}); integrate again")
+            raise DiffuseError(f"{self.path}: columns missing: {', '.join(sorted(missing))}; {_REMEDY}")
+        self.n_rows = file.n_rows("observations/counts")
+        last = len(self.experiments) - 1
+        self._columns = {c.name: replace(c, high=last) if c.name == "experiment" else c for c in OBSERVATION_COLUMNS}
+        for column in OBSERVATION_COLUMNS:  # the lengths, before anything is read
+            file.column("observations", column, self.n_rows, stop=0)
 
     def read(self, *columns, start: int = 0, stop: int | None = None) -> dict:
         """Columns as a dictionary of arrays, rows ``start:stop``."""
-        try:
-            return {name: self._group[name][start:stop] for name in columns}
-        except (OSError, RuntimeError) as error:  # a chunk that cannot be unpacked
-            raise self._damaged(error) from None
+        return {
+            name: self._file.column("observations", self._columns[name], self.n_rows, start, stop) for name in columns
+        }
 
     @property
     def has_bragg(self) -> bool:
         """Does the file hold Bragg reflections? Older ones do not."""
-        return "bragg" in self._handle and len(self._handle["bragg"].get("intensity", ())) > 0
+        return self._file.has("bragg/intensity") and self._file.n_rows("bragg/intensity") > 0
 
     def read_bragg(self) -> dict:
         """All Bragg reflections, {column of BRAGG_DTYPE: array}, and ``inverse_scale_factor`` where the file has it.
 
         Empty columns where the file has no reflections; some 60 bytes for each.
         """
-        group = self._handle.get("bragg")
-        if group is None or not len(group):
+        file = self._file
+        if not file.has("bragg") or not file.names("bragg"):
             return {name: np.zeros((0, *BRAGG_DTYPE[name].shape), BRAGG_DTYPE[name].base) for name in BRAGG_DTYPE.names}
-        try:
-            columns = {name: group[name][:] for name in BRAGG_DTYPE.names}
-            if _BRAGG_SCALE in group:
-                columns[_BRAGG_SCALE] = group[_BRAGG_SCALE][:].astype(float)
-        except (KeyError, OSError, RuntimeError) as error:
-            raise self._damaged(error) from None
-        if len({len(column) for column in columns.values()}) != 1:
-            raise self._damaged("columns of bragg differ in length")
+        n = file.n_rows("bragg/intensity")
+        last = self._columns["experiment"].high
+        declared = [replace(c, high=last) if c.name == "experiment" else c for c in BRAGG_COLUMNS]
+        columns = {c.name: file.column("bragg", c, n) for c in declared}
+        if file.has(f"bragg/{BRAGG_SCALE.name}"):
+            columns[BRAGG_SCALE.name] = file.column("bragg", BRAGG_SCALE, n).astype(float)
         return columns
 
     def chunks(self, *columns, size: int = 16 * CHUNK) -> Iterator[tuple]:
@@ -308,7 +337,7 @@ class ObservationFile:
 
     def close(self) -> None:
         """Close the file; columns cannot be read any more."""
-        self._handle.close()
+        self._file.close()
 
     def __enter__(self):
         return self

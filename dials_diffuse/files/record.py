@@ -62,6 +62,7 @@ def make_record(
         "command_line": provenance.command_line,
         "inputs": [str(path) for path in provenance.inputs],
         "parameters": provenance.phil,
+        "modified": provenance.modified,
         "outputs": [{**asdict(output), "path": str(output.path)} for output in outputs],
         "warnings": list(warnings),
         **content,
@@ -110,7 +111,7 @@ def read_json(path) -> dict:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise DiffuseError(f"{path}: cannot be read ({error.strerror}); run the program again that writes it") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DiffuseError(f"{path}: not JSON ({error}); run the program again that writes it") from None
     if not isinstance(content, dict):
         raise DiffuseError(f"{path}: not the record of a program; run the program again that writes it")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
 from dials_diffuse.structure.crystal import Structure
+from dials_diffuse.structure.groups import group_labels, group_names
 
 #: Å², rounding of coordinate files
 _TOLERANCE = 1e-4
+
+#: with fewer, displacements are told atom by atom
+_FEWEST_RESIDUES = 3
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,8 @@ class DisplacementComparison:
     correlation : of the two over groups of atoms; NaN if the model gives all the same
     n_exceeded : atoms that move less than what the model says they share
     n_atoms : int
+    groups : names of residues, or of atoms where there are fewer than three residues
+    u_groups : (groups, 2) float64, Å², the mean over each of them, of the model and of the structure
     """
 
     model: str
@@ -32,6 +38,8 @@ class DisplacementComparison:
     correlation: float
     n_exceeded: int
     n_atoms: int
+    groups: tuple = ()
+    u_groups: tuple = ()
 
     @property
     def warning(self) -> str:
@@ -43,7 +51,8 @@ class DisplacementComparison:
         )
 
     def record(self) -> dict:
-        return asdict(self)
+        groups = [{"name": n, "u_model": u, "u_structure": v} for n, (u, v) in zip(self.groups, self.u_groups)]
+        return {**asdict(replace(self, groups=(), u_groups=())), "groups": groups}
 
 
 def compare_displacements(models, structure: Structure) -> tuple:
@@ -65,6 +74,9 @@ def compare_displacements(models, structure: Structure) -> tuple:
 def _compared(name: str, common: np.ndarray, structure: Structure) -> DisplacementComparison:
     means, own = (np.trace(t, axis1=1, axis2=2) / 3 for t in (common, structure.u_cart))
     varied = np.ptp(means) > 1e-9 and np.ptp(own) > 1e-9
+    kind = "residue" if len(set(group_labels(structure, "residue"))) >= _FEWEST_RESIDUES else "atom"
+    labels = group_labels(structure, kind)
+    number = np.bincount(labels)
     return DisplacementComparison(
         model=name,
         u_model=float(means.mean()),
@@ -72,4 +84,6 @@ def _compared(name: str, common: np.ndarray, structure: Structure) -> Displaceme
         correlation=float(np.corrcoef(means, own)[0, 1]) if varied else math.nan,
         n_exceeded=int(np.count_nonzero(np.linalg.eigvalsh(structure.u_cart - common)[:, 0] < -_TOLERANCE)),
         n_atoms=structure.n_atoms,
+        groups=group_names(structure, kind),
+        u_groups=tuple(zip(*((np.bincount(labels, u) / number).tolist() for u in (means, own)))),
     )

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
+
+#: more shells than these tell nothing, and take memory and time
+MAX_SHELLS = 10_000
 
 #: width in |s| of the shells whose values are isotropic but for a line, 1/Å
 BIN_WIDTH = 0.004
@@ -86,8 +90,14 @@ def resolution_range(grid: MapGrid, d_max=None, d_min=None, scope: str = "statis
     return high, low
 
 
+def _check_number(n_shells: int) -> None:
+    if not 1 <= n_shells <= MAX_SHELLS:
+        raise DiffuseError(f"statistics.n_shells={n_shells}: a number from 1 to {MAX_SHELLS} is needed")
+
+
 def shell_limits(d_max: float, d_min: float, n_shells: int) -> np.ndarray:
     """(n_shells + 1,) resolution in Å, descending, that bounds shells of equal volume."""
+    _check_number(n_shells)
     with np.errstate(divide="ignore"):
         limits = np.linspace(d_max**-3, d_min**-3, n_shells + 1) ** (-1 / 3)
     limits[0], limits[-1] = d_max, d_min
@@ -115,6 +125,45 @@ def equal_count_residual(values: np.ndarray, s: np.ndarray, n_bins: int = N_BINS
 
 #: small maps have wider bins, so that one holds at least this many voxels on the average
 _PER_BIN = 20
+
+
+@dataclass(frozen=True)
+class IsotropicPart:
+    """The isotropic part of a map as straight lines in |s|, one in each of m shells.
+
+    limits : (m - 1,) float64, 1/Å, between the shells; never where a voxel is
+    offset, slope : (m,) float64, the line of a shell is offset + slope |s|
+    """
+
+    limits: np.ndarray
+    offset: np.ndarray
+    slope: np.ndarray
+
+    def at(self, s: np.ndarray) -> np.ndarray:
+        """(n,) float64, its value at s : (n,) 1/Å."""
+        shell = np.searchsorted(self.limits, s)
+        return self.offset[shell] + self.slope[shell] * s
+
+
+def isotropic_part(values: np.ndarray, s: np.ndarray, n_bins: int = N_BINS) -> IsotropicPart:
+    """Straight lines through the values of shells that hold about equal numbers, at least _PER_BIN each.
+
+    As :func:`equal_count_residual`, but voxels of one |s| are in one shell, so that it can be told from |s| alone.
+
+    values : (n,) float64, finite; s : (n,) float64, 1/Å
+    """
+    ordered = np.sort(s)
+    starts = np.arange(1, min(n_bins, len(s) // _PER_BIN)) * len(s) // max(min(n_bins, len(s) // _PER_BIN), 1)
+    starts = np.unique(np.searchsorted(ordered, ordered[starts] * (1 - 1e-9)))
+    starts = starts[starts > 0]
+    limits = 0.5 * (ordered[starts - 1] + ordered[starts])
+    shell = np.searchsorted(limits, s)
+    x, y = less_group_means(s, shell), less_group_means(values, shell)
+    number = np.maximum(np.bincount(shell, minlength=len(limits) + 1), 1)
+    variance, product = (np.bincount(shell, x * z, len(limits) + 1) / number for z in (x, y))
+    slope = np.divide(product, variance, out=np.zeros(len(limits) + 1), where=variance > 1e-18)
+    mean_s, mean = (np.bincount(shell, z, len(limits) + 1) / number for z in (s, values))
+    return IsotropicPart(limits, mean - slope * mean_s, slope)
 
 
 def shell_residual(values: np.ndarray, s: np.ndarray) -> np.ndarray:

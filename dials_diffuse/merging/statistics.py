@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -130,6 +131,41 @@ def shell_statistics(data: DiffuseMap, mates: Mates, n_shells: int = 20, d_max=N
 
     rows = [row(i, i + 1) for i in range(n_shells)]
     return ShellTable({name: np.array([r[name] for r in rows]) for name in COLUMNS}, row(0, n_shells))
+
+
+def shells_away_from_bragg(data: DiffuseMap, shells: Sequence) -> list:
+    """Intensity and agreement of half sets in voxels that hold no lattice point: no Bragg peak has left traces in them.
+
+    Parameters
+    ----------
+    shells : rows with ``d_max`` and ``d_min``, as of :class:`ShellTable`
+
+    Returns
+    -------
+    list of dict : of each shell d_max, d_min, n, mean, mean_sigma, rms_anisotropic, cc_half, as in ShellTable; empty
+        where all voxels hold lattice points
+    """
+    away = np.any(data.index % np.array(data.grid.subdivide), axis=1)
+    if not away.any():
+        return []
+    s = data.grid.s_magnitude(data.index)
+    unknown = np.full(len(s), np.nan)
+    half_a, half_b = (unknown if half is None else half for half in (data.half_a, data.half_b))
+    rows = []
+    for shell in shells:
+        use = away & (s >= 1 / shell["d_max"] * (1 - TOLERANCE)) & (s < 1 / shell["d_min"] * (1 + TOLERANCE))
+        rows.append(
+            {
+                "d_max": shell["d_max"],
+                "d_min": shell["d_min"],
+                "n": int(np.count_nonzero(use)),
+                "mean": _mean(data.intensity[use]),
+                "mean_sigma": _mean(data.sigma[use]),
+                "rms_anisotropic": math.sqrt(_mean(isotropic_residual(data.intensity[use], s[use]) ** 2)),
+                "cc_half": anisotropic_correlation(half_a[use], half_b[use], s[use]),
+            }
+        )
+    return rows
 
 
 class _SymmetryTests:

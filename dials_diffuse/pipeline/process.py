@@ -17,6 +17,8 @@ from dials_diffuse.experiment.spot_check import check_spots
 from dials_diffuse.files.nexus import read_map
 from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.files.record import Output, finite, read_json
+from dials_diffuse.files.together import together
+from dials_diffuse.files.unfinished import remove_leftovers
 from dials_diffuse.fitting.run import fit_map
 from dials_diffuse.maps.laue_check import ERROR, WARN
 from dials_diffuse.merging.laue import merge_observations
@@ -36,6 +38,7 @@ from dials_diffuse.report.merge_files import MergeFiles, Reference, write_merged
 from dials_diffuse.report.scaling_files import ScalingFiles, write_scaling
 from dials_diffuse.scaling.scale import scale_observations
 from dials_diffuse.structure.atoms import load_structure
+from dials_diffuse.structure.secondary import secondary_structure
 
 logger = logging.getLogger("dials.diffuse.process")
 
@@ -104,7 +107,7 @@ def process(
         On input that a step cannot use; or if another run is at work in the folder.
     """
     with locked_state(files.folder, files.prefix) as state:
-        files.remove_unfinished()
+        remove_leftovers(files.folder)
         run = _Run(state, parameters, files, provenance, warnings, executor, threads, progress)
         data = load_input(sources.files, parameters.excluded, parameters.images_root)
         steps = [run.choose(sources, data)]
@@ -180,7 +183,7 @@ class _Run:
             return Step(name, False, "nothing changed", done)
         logger.info("\n%s (%s)", name, why)
         before = len(self.warnings)
-        with measured() as resources:
+        with measured() as resources, together():
             outputs, result = work()
         listed = [{**asdict(output), "path": str(output.path)} for output in outputs]
         done = Done(
@@ -261,8 +264,8 @@ class _Run:
                 self.executor,
                 self.progress,
             )
-            files = path("diffuse_integrated.h5"), path("diffuse_integrated.json")
-            return write_integration(result, *files, provenance, self.warnings, data.record()), {}
+            observations, json, html = (path(f"diffuse_integrated.{suffix}") for suffix in ("h5", "json", "html"))
+            return write_integration(result, observations, json, provenance, self.warnings, data.record(), html), {}
 
         told = {"integrate": reduction, "exclude_images": p.excluded}
         return self.step("Integration", told, [*sources.files, *(p.backgrounds or ()), *images], work)
@@ -273,7 +276,7 @@ class _Run:
 
         def work():
             provenance = replace(self.provenance, inputs=(source,))
-            names = [f"diffuse_scaled{suffix}" for suffix in (".h5", ".json", ".png", "_crystals.png")]
+            names = [f"diffuse_scaled{suffix}" for suffix in (".h5", ".json", ".png", "_crystals.png", ".html")]
             files = ScalingFiles(*map(path, names))
             result = scale_observations(
                 [source],
@@ -299,8 +302,8 @@ class _Run:
             provenance = replace(self.provenance, inputs=(source,))
             reference = None if name is None else Reference(read_map(name), name)
             result = merge_observations([source], parameters, self.progress)
-            nexus, json, png = (path(f"diffuse_merged.{suffix}") for suffix in ("nxs", "json", "png"))
-            files = MergeFiles(nexus, json=json, png=png)
+            nexus, json, png, html = (path(f"diffuse_merged.{suffix}") for suffix in ("nxs", "json", "png", "html"))
+            files = MergeFiles(nexus, json=json, png=png, html=html)
             return write_merged(result, parameters, files, provenance, self.warnings, reference), {}
 
         inputs = [source] if name is None else [source, name]
@@ -318,7 +321,8 @@ class _Run:
             log_result(result)
             names = FitFiles()
             files = replace(names, **{key: value and path(value) for key, value in asdict(names).items()})
-            return write_result(result, files, provenance, self.warnings), {}
+            secondary = secondary_structure(p.coordinates)
+            return write_result(result, files, provenance, self.warnings, secondary), {}
 
         told = {"fit": fitting, "models": p.told or p.requests, "selection": p.selection}
         return self.step("Fit", told, [source, p.coordinates], work)

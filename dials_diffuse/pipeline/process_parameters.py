@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,11 +60,3 @@ class ProcessFiles:
     def path(self, name: str) -> str:
         """Path of a file with one of these names."""
         return str(Path(self.folder) / f"{self.prefix}{name}")
-
-    def remove_unfinished(self) -> None:
-        """Remove what a killed run had not finished writing: hidden files with the names of outputs and an addition."""
-        for pattern in (f".{self.prefix}diffuse_*", f".{self.prefix}dials.diffuse_process.*", "..diffuse_process.*"):
-            for path in Path(self.folder).glob(pattern):
-                if re.fullmatch(r"\..+\.(h5|nxs|json|png|html|npy)\.[a-z0-9_]{8}\.\w+", path.name):
-                    logger.info("Removing %s, which an earlier run left unfinished", path)
-                    path.unlink(missing_ok=True)

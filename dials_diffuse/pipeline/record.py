@@ -11,7 +11,10 @@ from dials_diffuse.errors import DiffuseError
 from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.files.record import Output, finite, make_record, write_json
 from dials_diffuse.pipeline.process import ProcessResult
-from dials_diffuse.report.process import process_text, write_process_page
+from dials_diffuse.report.material import load_materials
+from dials_diffuse.report.pages import write_report
+from dials_diffuse.report.process import process_text
+from dials_diffuse.report.section import Material
 
 logger = logging.getLogger("dials.diffuse.process")
 
@@ -91,6 +94,11 @@ def check_record(record: dict) -> None:
         raise DiffuseError(f"{place}: {error.message}; please report this fault of dials_diffuse") from None
 
 
+def _records_of(result: ProcessResult) -> list:
+    """Paths of the records of the steps, in their order."""
+    return [output.path for output in result.outputs if output.kind == "statistics"]
+
+
 def write_process(result: ProcessResult, json_path, html_path, provenance: Provenance, warnings: list) -> dict:
     """Log the verdict, write record and report; the record.
 
@@ -109,8 +117,8 @@ def write_process(result: ProcessResult, json_path, html_path, provenance: Prove
     check_record(record)
     logger.info("\n%s", process_text(record))
     if html_path:
-        logger.info("Saving the report to %s", html_path)
-        write_process_page(html_path, record)
+        steps = [material for path in _records_of(result) for material in load_materials(path)]
+        write_report(html_path, Material(record), *steps)
     logger.info("Saving the summary to %s", json_path)
     write_json(json_path, record)
     return record

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.files.record import write_json
+from dials_diffuse.files.together import together
 
 #: hidden names in the folder of the outputs, before the prefix
 _STATE, _LOCK = ".diffuse_process.state.json", ".diffuse_process.lock"
@@ -32,6 +33,9 @@ class Fingerprint:
     version: str
     parameters: dict
     inputs: dict
+
+    def __post_init__(self):
+        _of_types(self, version=str, parameters=dict, inputs=dict)
 
     def changes(self, old: Fingerprint) -> str:
         """What differs from an older one, in words; empty if nothing does."""
@@ -83,6 +87,18 @@ class Done:
     result: dict = field(default_factory=dict)
     listed: list = field(default_factory=list)
 
+    def __post_init__(self):
+        _of_types(self, outputs=dict, warnings=list, resources=dict, result=dict, listed=list)
+        if not all(isinstance(item, dict) and {"path", "kind"} <= set(item) for item in self.listed):
+            raise TypeError("listed: outputs are needed")
+
+
+def _of_types(item, **types) -> None:
+    """TypeError unless the fields are of these types: the state file may be damaged, or of another version."""
+    for name, wanted in types.items():
+        if not isinstance(getattr(item, name), wanted):
+            raise TypeError(f"{name}: {wanted.__name__} is needed")
+
 
 class State:
     """The steps that are done in a folder, kept in a hidden file; obtained from :func:`locked_state`."""
@@ -94,7 +110,7 @@ class State:
             content = json.loads(path.read_text(encoding="utf-8"))
             for name, item in content["steps"].items():
                 self._done[name] = Done(Fingerprint(**item.pop("fingerprint")), **item)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             self._done = {}  # none, or of another version: everything is done again
 
     def finished(self, name: str, fingerprint: Fingerprint) -> tuple:
@@ -114,7 +130,8 @@ class State:
     def keep(self, name: str, done: Done) -> None:
         """Record that a step is finished."""
         self._done[name] = done
-        write_json(self._path, {"steps": {key: asdict(item) for key, item in self._done.items()}})
+        with together():  # at once: a later run goes on here
+            write_json(self._path, {"steps": {key: asdict(item) for key, item in self._done.items()}})
 
 
 @contextmanager

@@ -11,7 +11,8 @@ from dials_diffuse.errors import DiffuseError
 from dials_diffuse.experiment.common_grid import choose_grid
 from dials_diffuse.experiment.detector import DetectorSetup, detector_setup
 from dials_diffuse.experiment.exclusion import check_excluded, images_to_use
-from dials_diffuse.experiment.identity import image_checksums, image_files
+from dials_diffuse.experiment.identity import chosen_positions, image_checksums, image_files
+from dials_diffuse.experiment.image_md5 import check_images, odd_images
 from dials_diffuse.experiment.scan import scan_geometry
 from dials_diffuse.files.identity import Exposed, refuse_twice
 from dials_diffuse.files.observations import ExperimentSummary, write_observations
@@ -129,6 +130,9 @@ def integrate(
             if previous is None or previous.detector != experiment.detector:
                 setup = detector_setup(experiment.detector, parameters.sampling.pixel)
             previous = experiment
+            sample = chosen_positions(experiment.scan.get_oscillation(), images[number])
+            first = experiment.scan.get_image_range()[0]
+            has_md5 = check_images(number, experiment.imageset, first, sample)
             job = prepare_job(
                 number,
                 experiments,
@@ -140,7 +144,7 @@ def integrate(
                 background_experiments,
                 progress,
             )
-            report = _reduce_experiment(job, experiment.identifier, reflections, writer, executor, progress)
+            report = _reduce_experiment(job, experiment.identifier, reflections, writer, executor, progress, has_md5)
             reports.append(report)
             summaries[number] = replace(summaries[number], n_images_used=report.n_images)
         if writer.n_rows == 0:
@@ -182,12 +186,13 @@ def _summary(experiment, images: np.ndarray) -> ExperimentSummary:
 
 
 def _reduce_experiment(
-    job: Job, identifier: str, reflections, writer, executor: Executor, progress
+    job: Job, identifier: str, reflections, writer, executor: Executor, progress, has_md5: bool
 ) -> ExperimentReport:
     tally = np.zeros(kernel.N_TALLY, dtype=np.int64)
     before = writer.n_rows
     flux: dict = {}
     unfit: dict = {}
+    refused: dict = {}
     blocks = blocks_of_images(job)
     if job.n_sub_steps > 1:
         logger.info("Each image is divided into %d rotation sub-steps (sampling.oscillation)", job.n_sub_steps)
@@ -195,7 +200,11 @@ def _reduce_experiment(
         tally += block.tally
         flux.update(block.flux)
         unfit.update(block.unfit)
+        refused.update(block.refused)
     first = job.scan.first_index + 1
+    if has_md5:  # damage moves the counts in the rest of an image
+        odd = {*odd_images(flux), *odd_images(refused), *(i for i, why in unfit.items() if why == OTHER_PROFILE)}
+        check_images(job.number, job.imageset, first, sorted(odd), known_to_tell=True)
     warnings = [*job.warnings, *_unfit_in_words(job.number, {first + i: why for i, why in sorted(unfit.items())})]
     n_images = len(flux) - len(unfit)
     fit = {i: f for i, f in flux.items() if i not in unfit}

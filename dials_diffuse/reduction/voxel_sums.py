@@ -35,6 +35,7 @@ class BlockSums:
     tally : (N_TALLY,) int64, pixels by fate
     flux : relative intensity of each image, by position
     unfit : why images were not used, by position
+    refused : number of untrusted pixels and outliers of each image, by position
     last_image : 1-based position of the last image of the block
     """
 
@@ -43,6 +44,7 @@ class BlockSums:
     tally: np.ndarray
     flux: dict
     unfit: dict
+    refused: dict
     last_image: int
 
 
@@ -80,11 +82,15 @@ def reduce_block(job: Job, images) -> BlockSums:
     voxels = VoxelTable(job.grid.extent)
     bragg = empty_bragg(job)
     tally = np.zeros(kernel.N_TALLY, dtype=np.int64)
-    profiles = {int(image): _add_image(job, int(image), voxels, bragg, tally) for image in images}
+    profiles, refused = {}, {}
+    for image in map(int, images):
+        before = tally.copy()
+        profiles[image] = _add_image(job, image, voxels, bragg, tally)
+        refused[image] = int((tally - before)[[kernel.UNTRUSTED, kernel.OUTLIER]].sum())
     flux = {image: profile.flux for image, profile in profiles.items()}
     unfit = {image: profile.unfit for image, profile in profiles.items() if profile.unfit}
     keys, table = voxels.sorted_rows()
-    return BlockSums(keys, table, tally, flux, unfit, max(flux) + 1)
+    return BlockSums(keys, table, tally, flux, unfit, refused, max(flux) + 1)
 
 
 def _add_image(job: Job, image: int, voxels: VoxelTable, bragg: list, tally: np.ndarray) -> ShellProfile:

@@ -187,7 +187,7 @@ def model_record(fit: ModelFit) -> dict:
 def pair_record(fit: PairFit) -> dict:
     """What the file says about fitted covariances of all pairs of groups; none of them is a parameter with a name."""
     trials = [{"strength": s, "free": free, "work": work} for s, free, work in fit.trials]
-    pairs = {"strength": fit.strength, "trials": trials, "steps": fit.iterations}
+    pairs = {"strength": fit.strength, "trials": trials, "steps": fit.iterations, "groups": list(fit.groups)}
     if fit.freedom is not None:
         pairs["n_effective"] = fit.freedom.n_effective
         pairs["n_determined"] = fit.freedom.n_determined

@@ -11,15 +11,16 @@ import numpy as np
 from dials_diffuse.files.atomic import atomic_path
 from dials_diffuse.files.formats import save_map
 from dials_diffuse.files.provenance import Provenance
-from dials_diffuse.files.record import Output, make_record, write_json
+from dials_diffuse.files.record import Output, finite, make_record, write_json
 from dials_diffuse.fitting.pairs.fit_pairs import PairFit
 from dials_diffuse.fitting.run import FitResult
 from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.models.covariance.motion import flattened
 from dials_diffuse.report.fit import result_record
 from dials_diffuse.report.fit_covariance import write_correlations_png
-from dials_diffuse.report.fit_page import write_fit_page
+from dials_diffuse.report.pages import write_report
 from dials_diffuse.report.planes import write_planes_png
+from dials_diffuse.report.section import Material
 
 logger = logging.getLogger("dials.diffuse.fit")
 
@@ -46,50 +47,49 @@ class FitFiles:
     covariance_png: str | None = "diffuse_fit_covariance.png"
 
 
-def write_result(result: FitResult, files: FitFiles, provenance: Provenance, warnings=()) -> tuple:
+def write_result(result: FitResult, files: FitFiles, provenance: Provenance, warnings=(), secondary=()) -> tuple:
     """Write all files; a tuple of Output.
 
     warnings : for the record
+    secondary : helices and strands of the structure, see :func:`structure.secondary.secondary_structure`
 
     Raises
     ------
     DiffuseError
         If a file cannot be written.
     """
-    outputs = _write_map(result, files, provenance)
+    measured, columns = _map_of(result)
+    outputs = _write_map(result, measured, columns, files, provenance)
     for fit in result.pairs:
         outputs += _write_covariance(fit, files)
     outputs += [Output(path, kind) for path, kind in ((files.html, "report"), (files.json, "statistics")) if path]
-    record = make_record("dials.diffuse_fit/1", provenance, outputs, warnings, **result_record(result))
+    content = {**result_record(result), "secondary_structure": [stretch.record() for stretch in secondary]}
+    record = finite(make_record("dials.diffuse_fit/1", provenance, outputs, warnings, **content))
     if files.html:
-        logger.info("Saving the report to %s", files.html)
-        write_fit_page(files.html, record, result, (files.png, files.covariance_png if result.pairs else None))
+        arrays = {"covariance": flattened(result.pairs[0].covariance)} if result.pairs else {}
+        write_report(files.html, Material(record, measured, columns, arrays))
     if files.json:
         logger.info("Saving the summary to %s", files.json)
         write_json(files.json, record)
     return tuple(outputs)
 
 
-def _write_map(result: FitResult, files: FitFiles, provenance: Provenance) -> list:
-    """Map and picture of the best model."""
+def _map_of(result: FitResult) -> tuple:
+    """The voxels of the fit as a DiffuseMap, and columns of the best model."""
     data, best = result.data, result.best
-
-    def part(intensity, half_a=None, half_b=None) -> DiffuseMap:
-        return replace(
-            result.map,
-            grid=data.grid,
-            index=result.map.index[data.row],
-            intensity=intensity,
-            sigma=result.map.sigma[data.row],
-            multiplicity=result.map.multiplicity[data.row],
-            half_a=half_a,
-            half_b=half_b,
-            sums={},
-            statistics={},
-            overall={},
-        )
-
-    logger.info("Saving the data and the model %s to %s", best.name, files.map)
+    measured = replace(
+        result.map,
+        grid=data.grid,
+        index=result.map.index[data.row],
+        intensity=data.intensity,
+        sigma=result.map.sigma[data.row],
+        multiplicity=result.map.multiplicity[data.row],
+        half_a=data.half_a,
+        half_b=data.half_b,
+        sums={},
+        statistics={},
+        overall={},
+    )
     columns = {
         "model": best.scale.value * best.intensity,
         "background": best.background,
@@ -97,18 +97,24 @@ def _write_map(result: FitResult, files: FitFiles, provenance: Provenance) -> li
         "sigma": data.sigma,
         "free": data.free.astype(np.uint8),
     }
-    measured = part(data.intensity, data.half_a, data.half_b)
+    return measured, columns
+
+
+def _write_map(result: FitResult, measured: DiffuseMap, columns: dict, files: FitFiles, provenance: Provenance) -> list:
+    """Map and picture of the best model."""
+    best = result.best
+    logger.info("Saving the data and the model %s to %s", best.name, files.map)
     save_map(files.map, measured, provenance, files.volume, {"fit": columns})
     outputs = [Output(files.map, "map")]
     if files.png:
         logger.info("Saving pictures to %s", files.png)
         free = best.statistics["free"]["cc_anisotropic"]
         title = (
-            f"Anisotropic diffuse scattering, {data.grid.space_group_symbol}; left half of each plane: data, "
+            f"Anisotropic diffuse scattering, {measured.grid.space_group_symbol}; left half of each plane: data, "
             f"right half: {best.name}, mirrored; correlation {best.statistics['cc_anisotropic']:.3f}"
             f"{f', free {free:.3f}' if math.isfinite(free) else ''}; grey: left out"
         )
-        write_planes_png(files.png, part(data.intensity), title, part(columns["model"]))
+        write_planes_png(files.png, measured, title, replace(measured, intensity=columns["model"]))
         outputs.append(Output(files.png, "picture", "aid"))
     return outputs
 

@@ -6,8 +6,11 @@ import logging
 from dataclasses import asdict
 
 from dials_diffuse.files.provenance import Provenance
-from dials_diffuse.files.record import Output, grid_record, write_record
+from dials_diffuse.files.record import Output, finite, grid_record, make_record, write_json
 from dials_diffuse.reduction.integrate import IntegrationResult
+from dials_diffuse.reduction.overview import overview
+from dials_diffuse.report.pages import write_report
+from dials_diffuse.report.section import Material
 
 logger = logging.getLogger("dials.diffuse.integrate")
 
@@ -27,7 +30,13 @@ def integration_record(result: IntegrationResult) -> dict:
 
 
 def write_integration(
-    result: IntegrationResult, observations, json, provenance: Provenance, warnings: list, reflections: dict | None
+    result: IntegrationResult,
+    observations,
+    json,
+    provenance: Provenance,
+    warnings: list,
+    reflections: dict | None,
+    html=None,
 ) -> tuple:
     """Log an integration and write its record.
 
@@ -37,6 +46,7 @@ def write_integration(
     json : path of the record; None for no such file
     warnings : sentences for the record; it grows with those that are logged here
     reflections : what became of the reflections, see ``InputData.record``
+    html : path of the page; None for no such file
 
     Returns
     -------
@@ -46,9 +56,13 @@ def write_integration(
         logger.warning(warning)
     logger.info("Saved %d observations to %s", result.n_observations, observations)
     outputs = [Output(observations, "observations")]
+    outputs += [Output(path, kind) for path, kind in ((html, "report"), (json, "statistics")) if path]
+    if html or json:
+        content = {**integration_record(result), "reflections": reflections, "overview": overview(observations)}
+        record = finite(make_record("dials.diffuse_integrate/1", provenance, outputs, warnings, **content))
+    if html:
+        write_report(html, Material(record))
     if json:
-        outputs.append(Output(json, "statistics"))
         logger.info("Saving the summary to %s", json)
-        content = {**integration_record(result), "reflections": reflections}
-        write_record(json, "dials.diffuse_integrate/1", provenance, outputs, warnings, **content)
+        write_json(json, record)
     return tuple(outputs)

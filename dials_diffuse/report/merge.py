@@ -7,8 +7,8 @@ from operator import itemgetter
 from dials_diffuse.files.record import grid_record
 from dials_diffuse.maps.laue_group import symmetry_record
 from dials_diffuse.merging.laue import MergeResult
-from dials_diffuse.merging.statistics import ShellTable
-from dials_diffuse.report.tables import Column, text_table
+from dials_diffuse.merging.statistics import ShellTable, shells_away_from_bragg
+from dials_diffuse.report.tables import Column, cells, heads, text_table
 
 _COLUMNS = tuple(
     Column(head, width, how, itemgetter(name))
@@ -37,6 +37,7 @@ def format_statistics(table: ShellTable) -> str:
 def merge_record(result: MergeResult) -> dict:
     """Content of ``output.json``, schema ``dials.diffuse_merge/1``; with a reference ``comparison`` is added to it."""
     grid = result.map.grid
+    shells = result.statistics.rows()
     return {
         **grid_record(grid),
         "d_min": grid.d_min,
@@ -44,5 +45,15 @@ def merge_record(result: MergeResult) -> dict:
         "n_observations": result.n_observations,
         "n_off_grid": result.n_off_grid,
         "n_refused": result.n_refused,
-        "statistics": {"overall": result.statistics.overall, "shells": result.statistics.rows()},
+        "units": result.map.units,
+        "statistics": {
+            "overall": result.statistics.overall,
+            "shells": shells,
+            "away_from_bragg": shells_away_from_bragg(result.map, shells),
+        },
     }
+
+
+def shell_table(shells: list) -> tuple:
+    """Shells of a record as a table for a page: headings, and rows of cells as text."""
+    return heads(_COLUMNS), cells(_COLUMNS, shells)

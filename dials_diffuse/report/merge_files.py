@@ -8,14 +8,16 @@ from dataclasses import dataclass, replace
 from dials_diffuse.crystals.record import crystals_record
 from dials_diffuse.files.formats import save_map
 from dials_diffuse.files.provenance import Provenance
-from dials_diffuse.files.record import Output, write_record
+from dials_diffuse.files.record import Output, finite, make_record, write_json
 from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.merging.compare import compare_with_reference
 from dials_diffuse.merging.laue import MergeParameters, MergeResult
 from dials_diffuse.report.agreement import comparison_record, format_comparison, write_comparison_png
 from dials_diffuse.report.crystals import crystals_text, save_crystals_png
 from dials_diffuse.report.merge import format_statistics, merge_record
+from dials_diffuse.report.pages import write_report
 from dials_diffuse.report.planes import write_planes_png
+from dials_diffuse.report.section import Material
 from dials_diffuse.report.symmetry import symmetry_text
 
 logger = logging.getLogger("dials.diffuse.merge")
@@ -28,6 +30,7 @@ class MergeFiles:
     map : its suffix chooses the format
     volume : also write three-dimensional arrays; None: if they are not too large
     json : statistics; png : planes through the map; crystals_png : correlations of crystals, if there are three or more
+    html : a page with all of this and a browser of planes
     """
 
     map: str
@@ -35,6 +38,7 @@ class MergeFiles:
     json: str | None = None
     png: str | None = None
     crystals_png: str | None = None
+    html: str | None = None
 
 
 @dataclass(frozen=True)
@@ -102,8 +106,11 @@ def write_merged(
         else:
             write_comparison_png(files.png, result.map, reference.map, comparison)
     outputs += save_crystals_png(files.crystals_png, result.crystals)
+    outputs += [Output(path, kind) for path, kind in ((files.html, "report"), (files.json, "statistics")) if path]
+    record = finite(make_record("dials.diffuse_merge/1", provenance, outputs, warnings, **content))
+    if files.html:
+        write_report(files.html, Material(record, result.map))
     if files.json:
-        outputs.append(Output(files.json, "statistics"))
         logger.info("Saving statistics to %s", files.json)
-        write_record(files.json, "dials.diffuse_merge/1", provenance, outputs, warnings, **content)
+        write_json(files.json, record)
     return tuple(outputs)

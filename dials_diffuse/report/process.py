@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dials_diffuse.report.figures import new_figure
-from dials_diffuse.report.page import embedded, write_page
+from dials_diffuse.report.section import Material, Plot, Section, Table, column, line, middle, number, resolution_axis
 from dials_diffuse.report.tables import Column, cells, heads, text_table
 
 _MEANING = {
@@ -46,6 +45,9 @@ _STEPS = (
 )
 
 
+_SPOTS = ("experiment", "spots", "images", "standard deviations", "pixels away", "where they are predicted")
+
+
 def process_text(record: dict) -> str:
     """The verdict and what it rests on, for the log."""
     lines = [f"Verdict: {record['verdict']} ({_MEANING[record['verdict']]})"]
@@ -69,71 +71,85 @@ def _fit_in_words(fit: dict) -> str:
     return f"{fit['best']}: {values}; free correlation {'unknown' if free is None else format(free, '.3f')}"
 
 
-def write_process_page(path, record: dict) -> None:
-    """Write the report of a run.
-
-    record : as in ``output.json``; pictures among its outputs are put into the page
-
-    Raises
-    ------
-    DiffuseError
-        If the file cannot be written.
-    """
+def summary(material: Material) -> Section:
+    """The verdict and what it rests on."""
+    record = material.record
     fit, absolute = record["fit"], record["absolute_scale"]
-    summary = [
+    facts = [
         ("verdict", f"{record['verdict']}: {_MEANING[record['verdict']]}"),
         *(("why", text) for text in record["reasons"]),
         ("what limits it", ", ".join(record["limits"]) or "nothing in particular"),
         ("space group", record["space_group"]),
         ("unit cell", ", ".join(f"{x:.2f}" for x in record["unit_cell"])),
-        ("voxels per lattice step", " x ".join(map(str, record["subdivide"]))),
+        ("voxels per lattice step", " × ".join(map(str, record["subdivide"]))),
         ("signal to", "-" if record["d_min"] is None else f"{record['d_min']:.2f} Å"),
         ("map to", f"{record['d_min_map']:.2f} Å"),
         ("images used", record["n_images_used"]),
     ]
     if absolute:
-        summary.append(("electrons² per unit", f"{absolute['k']:.4g} ± {absolute['esd']:.2g} ({absolute['method']})"))
+        facts.append(("electrons² per unit", f"{absolute['k']:.4g} ± {absolute['esd']:.2g} ({absolute['method']})"))
     if fit:
-        summary.append(("best model", _fit_in_words(fit)))
-    pictures = [
-        (embedded(item["path"]), Path(item["path"]).name)
-        for item in record["outputs"]
-        if item["kind"] == "picture" and Path(item["path"]).is_file()
+        facts.append(("best model", _fit_in_words(fit)))
+    return Section("summary", "Verdict", facts=facts)
+
+
+def signal(material: Material) -> Section:
+    """Correlation of half sets against resolution, with what chance makes."""
+    shells = [shell for shell in material.record["signal"]["shells"] if shell["cc_half"] is not None]
+    s = middle(shells)
+    chance = [3 * shell["cc_half"] / shell["z"] if shell["z"] else None for shell in shells]
+    plot = Plot(
+        "signal",
+        "Signal of the map",
+        "Correlation of half sets of what varies from voxel to voxel, away from Bragg positions, without what is "
+        "smooth in direction. Below the dotted line it may be chance.",
+        [
+            line("half sets", s, column(shells, "cc_half")),
+            line("three standard deviations of chance", s, chance, "lines", line={"dash": "dot", "color": "#777"}),
+        ],
+        {"xaxis": resolution_axis(s), "yaxis": {"title": {"text": "correlation"}}},
+    )
+    return Section("signal", "Signal", plots=(plot,))
+
+
+def shells(material: Material) -> Section:
+    """The table of the map."""
+    rows = cells(_SHELLS, material.record["statistics"]["shells"])
+    note = "CC1/2: correlation of half sets without what is isotropic. CC(F+-): that of Friedel mates."
+    return Section("shells", "Shells", note, tables=(Table(heads(_SHELLS), rows),))
+
+
+def choices(material: Material) -> Section:
+    """What was decided from the data, and how long the steps took."""
+    record = material.record
+    decided = [[item["name"], item["value"], item["reason"]] for item in record["choices"]]
+    outputs = [[Path(item["path"]).name, item["kind"]] for item in record["outputs"]]
+    spots = [
+        [
+            f"{item['experiment']}",
+            f"{item['n_spots']}",
+            f"{item['n_images']}",
+            number(item["height"], ".1f"),
+            number(item["distance"], ".2f"),
+            "no" if item["missing"] else "yes",
+        ]
+        for item in record["spots"]
     ]
-    write_page(
-        path,
-        "process.html",
-        title="Diffuse scattering: " + record["verdict"],
-        summary=summary,
-        shells={"heads": heads(_SHELLS), "rows": cells(_SHELLS, record["statistics"]["shells"])},
-        steps={"heads": heads(_STEPS), "rows": cells(_STEPS, record["steps"])},
-        choices=[[item["name"], item["value"], item["reason"]] for item in record["choices"]],
-        signal=embedded(_signal_figure(record)),
-        pictures=pictures,
-        warnings=record["warnings"],
-        outputs=[[Path(item["path"]).name, item["kind"]] for item in record["outputs"]],
-        parameters=record["parameters"],
-        version=record["version"],
-        dials_version=record["dials_version"],
+    return Section(
+        "run",
+        "Run",
+        tables=(
+            Table(["parameter", "value", "why"], decided, "Decided from the data"),
+            Table(_SPOTS, spots, "Spots of a few images, stacked on their predicted positions"),
+            Table(heads(_STEPS), cells(_STEPS, record["steps"]), "Steps"),
+            Table(["file", "what it is"], outputs, "Files"),
+        ),
     )
 
 
-def _signal_figure(record: dict):
-    """Correlation of half sets against resolution, with what chance makes."""
-    figure = new_figure(8, 3.6)
-    axes = figure.subplots()
-    shells = [shell for shell in record["signal"]["shells"] if shell["cc_half"] is not None]
-    s = [1 / shell["d_min"] for shell in shells]
-    axes.plot(s, [shell["cc_half"] for shell in shells], "o-", label="half sets, away from Bragg positions")
-    chance = [3 * shell["cc_half"] / shell["z"] if shell["z"] else float("nan") for shell in shells]
-    axes.plot(s, chance, ":", color="0.4", label="three standard deviations of chance")
-    axes.axhline(0, color="0.7", lw=0.8)
-    axes.set_xlabel("|s| (1/Å)")
-    axes.set_ylabel("correlation")
-    axes.set_ylim(min([0, *(shell["cc_half"] for shell in shells)]) - 0.05, 1.02)
-    top = axes.secondary_xaxis("top", functions=(lambda x: x, lambda x: x))
-    ticks = [1 / d for d in (10, 5, 4, 3, 2.5, 2, 1.8, 1.6, 1.4, 1.2, 1) if s and s[0] / 2 < 1 / d <= s[-1] * 1.02]
-    top.set_xticks(ticks, [f"{1 / x:g}" for x in ticks])
-    top.set_xlabel("d (Å)")
-    axes.legend(frameon=False)
-    return figure
+SECTIONS = (
+    summary,
+    signal,
+    shells,
+    choices,
+)

@@ -6,9 +6,12 @@ import logging
 from dataclasses import dataclass
 
 from dials_diffuse.files.provenance import Provenance
-from dials_diffuse.files.record import Output, grid_record, write_record
+from dials_diffuse.files.record import Output, finite, grid_record, make_record, write_json
+from dials_diffuse.reduction.overview import overview
 from dials_diffuse.report.crystals import crystals_text, save_crystals_png
+from dials_diffuse.report.pages import write_report
 from dials_diffuse.report.scaling import scaling_text, write_scaling_png
+from dials_diffuse.report.section import Material
 from dials_diffuse.scaling.record import scaling_record
 from dials_diffuse.scaling.scale import ScalingResult
 
@@ -23,12 +26,14 @@ class ScalingFiles:
     json : the scale model and its tests
     png : the absolute scale and the scales of the sweeps
     crystals_png : correlations of crystals, if there are three or more
+    html : a page with plots of all of this
     """
 
     observations: str
     json: str | None = None
     png: str | None = None
     crystals_png: str | None = None
+    html: str | None = None
 
 
 def write_scaling(result: ScalingResult, files: ScalingFiles, provenance: Provenance, warnings: list) -> tuple:
@@ -51,9 +56,15 @@ def write_scaling(result: ScalingResult, files: ScalingFiles, provenance: Proven
         logger.info("Saving pictures to %s", files.png)
         write_scaling_png(files.png, result)
     outputs += save_crystals_png(files.crystals_png, result.crystals)
+    outputs += [
+        Output(path, kind, "aid") for path, kind in ((files.html, "report"), (files.json, "statistics")) if path
+    ]
+    if files.html or files.json:
+        content = {**grid_record(result.grid), **scaling_record(result), "overview": overview(files.observations)}
+        record = finite(make_record("dials.diffuse_scale/1", provenance, outputs, warnings, **content))
+    if files.html:
+        write_report(files.html, Material(record))
     if files.json:
-        outputs.append(Output(files.json, "statistics", "aid"))
         logger.info("Saving the scale model to %s", files.json)
-        content = {**grid_record(result.grid), **scaling_record(result)}
-        write_record(files.json, "dials.diffuse_scale/1", provenance, outputs, warnings, **content)
+        write_json(files.json, record)
     return tuple(outputs)

@@ -7,7 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from dials_diffuse.memory import check_memory
 from dials_diffuse.structure.crystal import ARRAYS, Structure
+
+_BYTES_PER_ATOM = 1000  # texts, positions, tensors
 
 
 def crystal_block(structure: Structure, labels: np.ndarray, supercell: tuple) -> tuple:
@@ -31,6 +34,11 @@ def crystal_block(structure: Structure, labels: np.ndarray, supercell: tuple) ->
     numbered = replace(structure, name=np.arange(structure.n_atoms).astype(str)).expand()
     mine = labels[numbered.name.astype(int)]
     cells = math.prod(supercell)
+    check_memory(
+        _BYTES_PER_ATOM * content.n_atoms * cells,
+        f"supercell={','.join(map(str, supercell))}: the atoms of {cells:.3g} cells",
+        "choose a smaller one",
+    )
     order, groups = structure.space_group.order_z(), labels.max() + 1
     cell = np.repeat(np.arange(cells), content.n_atoms)
     arrays = {key: np.concatenate([getattr(content, key)] * cells) for key in ARRAYS}

@@ -86,6 +86,8 @@ class Block:
         values = self.column(*names)
         if values is None:
             return [default] * n
+        if len(values) < n or (len(values) > n > 1):
+            raise DiffuseError(f"{self.path}: {names[0]} has {len(values)} values, {n} are needed; is it damaged?")
         return [default if value in ("?", ".") else value for value in values]
 
     def numbers(self, *names, n: int = 1) -> np.ndarray:
@@ -294,15 +296,22 @@ def _symmetry(block: Block) -> crystal.symmetry:
     values[3:] = [90.0 if np.isnan(x) else x for x in values[3:]]
     try:
         cell = None if np.isnan(values).any() else uctbx.unit_cell(values)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise DiffuseError(f"{block.path}: its cell {values} is none ({in_one_line(error)}); correct it") from None
     group = _space_group(block, cell)
-    if cell is not None and group is not None and not group.is_compatible_unit_cell(cell):
+    if cell is not None and group is not None and not _fits(group, cell):
         raise DiffuseError(
             f"{block.path}: the space group {group.info()} does not fit the cell "
             f"{', '.join(f'{x:g}' for x in values)}; correct one of them"
         )
     return crystal.symmetry(unit_cell=cell, space_group=group)
+
+
+def _fits(group: sgtbx.space_group, cell: uctbx.unit_cell) -> bool:
+    try:
+        return group.is_compatible_unit_cell(cell)
+    except (RuntimeError, ValueError):  # numbers beyond all measure
+        return False
 
 
 def _space_group(block: Block, cell) -> sgtbx.space_group | None:

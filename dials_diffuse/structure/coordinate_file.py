@@ -24,6 +24,12 @@ logger = logging.getLogger("dials.diffuse.structure")
 #: a smaller cell is the dummy CRYST1 record of a file without a crystal (Å³)
 _SMALLEST_CELL = 8.0
 
+#: Å, longer than any axis of a unit cell, and farther than atoms may be from the origin
+_LONGEST = 1e5
+
+#: Å², larger than any mean square displacement; B = 80 000 Å²
+_LARGEST_U = 1e3
+
 #: SCALE records that stretch the axes given by CRYST1 by more than this are wrong
 _SCALE_TOLERANCE = 0.02
 
@@ -147,6 +153,7 @@ def read_coordinates(path) -> CoordinateFile:
             raise DiffuseError(f"{path}: contains no atoms; give a PDB or mmCIF file with coordinates")
         content = pdb_content(path, lines)
     _check_symmetry(content.symmetry, path)
+    _check_sizes(content, path)
     return CoordinateFile(path, content)
 
 
@@ -185,3 +192,22 @@ def _check_symmetry(symmetry: crystal.symmetry | None, path) -> None:
         raise DiffuseError(f"{path}: has no unit cell; add a CRYST1 record (PDB) or _cell items (mmCIF)")
     if symmetry.space_group() is None:
         raise DiffuseError(f"{path}: has no space group that cctbx knows; correct the CRYST1 record or _symmetry items")
+
+
+def _check_sizes(content: Content, path) -> None:
+    """No crystal has numbers like those that a damaged file may have."""
+    cell = content.symmetry.unit_cell().parameters()
+    if not max(cell[:3]) < _LONGEST:
+        raise DiffuseError(f"{path}: its unit cell is {', '.join(f'{x:g}' for x in cell)}; correct it")
+    for number, records in enumerate(content.models):
+        for what, values, limit in (
+            ("coordinates", records.site, _LONGEST),
+            ("mean square displacement", records.u_iso, _LARGEST_U),
+            ("displacement tensor", records.u_aniso, _LARGEST_U),
+        ):
+            bad = np.argwhere(np.abs(np.nan_to_num(values, posinf=np.inf, neginf=-np.inf)) >= limit)
+            if len(bad):
+                i = bad[0][0]
+                raise DiffuseError(f"{path}: atom {i + 1} of model {number + 1}: its {what} is {values[i]}; correct it")
+    if content.scale is not None and not all(np.all(np.abs(part) < _LONGEST) for part in content.scale):
+        raise DiffuseError(f"{path}: its SCALE records have numbers beyond all measure; correct or remove them")

@@ -57,6 +57,26 @@ def group_labels(structure: Structure, groups: str, selections=()) -> np.ndarray
     return labels
 
 
+def group_names(structure: Structure, groups: str, selections=()) -> tuple:
+    """A name of each group, such as ``A 12`` for a residue or ``A 12 CA`` for an atom, in the order of the labels.
+
+    groups, selections : as for :func:`group_labels`
+    """
+    if groups == "selection":
+        return tuple(selections)
+    if groups == "molecule":
+        return ("molecule",)
+    labels = group_labels(structure, groups)
+    chain, residue, name = (np.char.strip(x.astype(str)) for x in (structure.chain, structure.residue, structure.name))
+    first = np.unique(labels, return_index=True)[1]
+    last = len(labels) - 1 - np.unique(labels[::-1], return_index=True)[1]
+    if groups == "chain":
+        return tuple(str(chain[i]) for i in first)
+    if groups == "segment":
+        return tuple(f"{chain[i]} {residue[i]}-{residue[j]}" for i, j in zip(first, last))
+    return tuple(f"{chain[i]} {residue[i]}" + (f" {name[i]}" if groups == "atom" else "") for i in first)
+
+
 def group_centres(structure: Structure, labels: np.ndarray) -> np.ndarray:
     """(groups, 3) float64, Å, mean position of the atoms of each group; labels: as from :func:`group_labels`."""
     number = np.bincount(labels)

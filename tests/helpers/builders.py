@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import h5py
 import numpy as np
 
+from dials_diffuse.files.checksum import CHECKSUM
 from dials_diffuse.files.observations import OBSERVATION_DTYPE, ExperimentSummary, write_observations
 from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.maps.symmetry import laue_operators
+from dials_diffuse.maps.map import DiffuseMap
+from dials_diffuse.maps.symmetry import laue_operators, unique_voxels
 from dials_diffuse.merging.laue import MergeParameters, merge_observations
 
 PROVENANCE = Provenance("tests", "DIALS", "", ("none.expt",), ("id-1",))
@@ -81,6 +85,14 @@ def write_rows(path, grid: MapGrid, rows: np.ndarray, identifier="id-1"):
     return path
 
 
+@contextmanager
+def edited(path):
+    """A file of ours, open for changes; it has no checksum of its head afterwards, as those of older versions."""
+    with h5py.File(path, "r+") as handle:
+        handle.attrs.pop(CHECKSUM, None)
+        yield handle
+
+
 def damage_chunk(path, column: str) -> None:
     """Overwrite the last packed chunk of a column."""
     with h5py.File(path) as handle:
@@ -96,3 +108,29 @@ def merge(path, grid=None, rows=None, block=700, **options):
     if rows is not None:
         write_rows(path, grid, rows)
     return merge_observations([path], MergeParameters(**{"n_shells": 4, **options}), rows=block)
+
+
+MAP_GRID = small_grid("P 31 2 1", (9, 9, 14, 90, 90, 120), (2, 2, 3))
+
+
+def example_map(friedel=True) -> DiffuseMap:
+    """A map of which the first voxel was not measured, with everything that a file can hold."""
+    index = unique_voxels(all_voxels(MAP_GRID), MAP_GRID.space_group, friedel).index[1:]
+    rng = np.random.default_rng(0)
+    n = len(index)
+    half_a = rng.random(n)
+    half_a[3] = np.nan
+    return DiffuseMap(
+        grid=MAP_GRID,
+        friedel=friedel,
+        index=index,
+        intensity=true_intensity(MAP_GRID, index, friedel),
+        sigma=rng.random(n),
+        multiplicity=rng.integers(1, 9, n).astype(np.int32),
+        half_a=half_a,
+        half_b=rng.random(n),
+        half_sets="frame",
+        sums={"counts": rng.random((n, 2)), "norm": rng.random((n, 2))},
+        statistics={"d_max": np.array([9.0, 4.0]), "d_min": np.array([4.0, 3.0]), "cc_half": np.array([0.5, np.nan])},
+        overall={"d_max": 9.0, "d_min": 3.0, "n": 7},
+    )

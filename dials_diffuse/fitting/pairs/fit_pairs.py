@@ -24,6 +24,7 @@ from dials_diffuse.models.covariance.covariance import Covariance
 from dials_diffuse.models.covariance.group_covariance import GroupCovariance
 from dials_diffuse.models.covariance.motion import flattened
 from dials_diffuse.structure.crystal import Structure
+from dials_diffuse.structure.groups import group_names
 
 logger = logging.getLogger("dials.diffuse.fit")
 
@@ -38,6 +39,7 @@ class PairFit(Fit):
     strength : of the prior; trials : (strength, correlation on free voxels, on the others) of each that was tried
     iterations : of the minimisation that is kept
     freedom : what the data determine; None for many groups
+    groups : (g,) tuple of str, their names
     """
 
     covariance: np.ndarray
@@ -45,6 +47,7 @@ class PairFit(Fit):
     trials: tuple
     iterations: int
     freedom: PairFreedom | None
+    groups: tuple = ()
 
 
 def fit_all_pairs(
@@ -131,6 +134,7 @@ def fit_all_pairs(
         trials=found.trials,
         iterations=found.iterations,
         freedom=found.freedom,
+        groups=group_names(structure, model.groups, model.selections),
     )
 
 

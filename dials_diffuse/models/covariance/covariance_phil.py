@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from zipfile import BadZipFile
-
 import numpy as np
 
 from dials_diffuse.errors import DiffuseError
@@ -86,6 +84,8 @@ def read_array(name: str, path: str) -> np.ndarray:
             if "modes" in content.files:
                 return content["modes"]
             return np.stack([content[key] for key in content.files])
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # headers are parsed as Python, and zip files unpacked: no common class
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DiffuseError(f"{name}={path}: cannot be read as a .npy array ({reason})") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from dials_diffuse.checks import choice, positive
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import fill_volume, laue_operators, possible_voxels
+from dials_diffuse.memory import check_memory
 from dials_diffuse.models.base import DiffuseModel, selections_of
 from dials_diffuse.models.checks import fitted, warn_of_small_displacements
 from dials_diffuse.models.lattice_dynamics.body_lattice import BodyLattice, body_lattice
@@ -248,6 +250,9 @@ class LatticeDynamics(DiffuseModel):
 
 def mesh_of_waves(mesh: tuple) -> np.ndarray:
     """(n, 3) float64, fractional indices between -1/2 and 1/2, the centres of parts along each axis."""
+    check_memory(
+        200.0 * math.prod(mesh), f"lattice_dynamics.mesh={','.join(map(str, mesh))}: so many waves", "choose fewer"
+    )
     axes = [(np.arange(n) + 0.5) / n - 0.5 for n in mesh]
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
 

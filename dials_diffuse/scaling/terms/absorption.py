@@ -54,7 +54,7 @@ class AbsorptionOptions(TermOptions):
       .type = float
       .help = "Degrees of rotation between nodes."
     nodes = 6
-      .type = int(value_min=3)
+      .type = int(value_min=3, value_max=1000)
       .help = "Spline coefficients along each edge of the detector."
   }
 """

@@ -30,7 +30,7 @@ class OffsetOptions(TermOptions):
       .type = float
       .help = "Degrees of rotation between nodes."
     nodes = 30
-      .type = int(value_min=3)
+      .type = int(value_min=3, value_max=1000)
       .help = "Spline coefficients along |s|; fewer where there are many sweeps."
   }
 """

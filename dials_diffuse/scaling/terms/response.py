@@ -26,7 +26,7 @@ class ResponseOptions(TermOptions):
     scope = "d"
     phil = """
   d.nodes = 8
-    .type = int(value_min=3)
+    .type = int(value_min=3, value_max=1000)
     .help = "Spline coefficients along each edge of the detector."
 """
 
