@@ -1,11 +1,8 @@
 # `make test` and `make demo` do all set-up themselves. Where: an active environment with DIALS, else VENV.
 VENV ?= .venv
 PYTEST_ARGS ?=
-<<<<<<< HEAD
 BENCH_ARGS ?=
-=======
 SOAK ?=
->>>>>>> 4fbcf35142adb97ef31249fe098b2b83f90f7d3f
 BIN = $(shell .ci/make_env --where $(VENV))
 
 .PHONY: help env test demo snase bench soak docs lint clean
@@ -15,12 +12,8 @@ help:
 	@echo "                                           in this process only   make test PYTEST_ARGS='-n 0'"
 	@echo "make demo   simulated images to a diffuse map, compared with the truth, in demo-output/"
 	@echo "make snase  the images of a real crystal to a map   make snase DIALS_DIFFUSE_DATA=/path/to/data"
-<<<<<<< HEAD
 	@echo "make bench  run the benchmarks             make bench BENCH_ARGS='--quick'"
-=======
-	@echo "make bench  run the benchmarks"
 	@echo "make soak   try to break everything            make soak SOAK='--cases 100000 --kills 200'"
->>>>>>> 4fbcf35142adb97ef31249fe098b2b83f90f7d3f
 	@echo "make docs   build the documentation, in build/docs/"
 	@echo "make lint   check the style of the code"
 	@echo "make env    only set up the environment"

@@ -14,26 +14,10 @@ import re
 import sys
 from pathlib import Path
 
-<<<<<<< HEAD
 from usage import measure
-=======
-import bench_absolute
-import bench_closed_loop
-import bench_cluster
-import bench_delta_pdf
-import bench_few_mates
-import bench_fit
-import bench_integrate
-import bench_merge
-import bench_models
-import bench_process
-import bench_report
-import bench_scale
->>>>>>> 4fbcf35142adb97ef31249fe098b2b83f90f7d3f
 
 #: name -> call of the whole benchmark, and of the quick one; None: left out of the quick run
 BENCHMARKS = {
-<<<<<<< HEAD
     "integrate": ("bench_integrate.main()", "bench_integrate.main()"),
     "scale": ("bench_scale.main()", "bench_scale.main((200_000, 600_000))"),
     "merge": ("bench_merge.main()", "bench_merge.main()"),
@@ -45,22 +29,9 @@ BENCHMARKS = {
     "cluster": ("bench_cluster.main()", None),
     "process": ("bench_process.main()", None),
     "absolute": ("bench_absolute.main()", None),
+    "report": ("bench_report.main()", None),
     "delta_pdf": ("bench_delta_pdf.main()", None),
     "bragg_masks": ("bench_bragg_masks.main()", None),
-=======
-    "integrate": bench_integrate.main,
-    "merge": bench_merge.main,
-    "models": bench_models.main,
-    "fit": bench_fit.main,
-    "scale": bench_scale.main,
-    "few_mates": bench_few_mates.main,
-    "closed_loop": bench_closed_loop.main,
-    "cluster": bench_cluster.main,
-    "process": bench_process.main,
-    "absolute": bench_absolute.main,
-    "report": bench_report.main,
-    "delta_pdf": bench_delta_pdf.main,
->>>>>>> 4fbcf35142adb97ef31249fe098b2b83f90f7d3f
 }
 HERE = Path(__file__).parent
 TABLES = HERE.parent / "docs" / "performance.md"

@@ -22,12 +22,9 @@ from dials_diffuse.errors import CommandLineError, DiffuseError
 from dials_diffuse.files.interrupts import interrupt
 from dials_diffuse.files.protected import protect, protecting
 from dials_diffuse.files.provenance import Provenance
-<<<<<<< HEAD
-from dials_diffuse.kernels.jit import load_numba
-=======
 from dials_diffuse.files.together import Together, together
 from dials_diffuse.files.unfinished import remove_leftovers
->>>>>>> 4fbcf35142adb97ef31249fe098b2b83f90f7d3f
+from dials_diffuse.kernels.jit import load_numba
 
 logger = logging.getLogger("dials.diffuse.cli")
 
@@ -82,12 +79,9 @@ def run_program(
                 changed = options.diff_phil
                 if changed:
                     logger.info("The following parameters have been modified:\n\n%s", changed)
-<<<<<<< HEAD
-                load_numba()
-=======
                 for folder in output_folders(phil, params):
                     remove_leftovers(folder)
->>>>>>> 4fbcf35142adb97ef31249fe098b2b83f90f7d3f
+                load_numba()
                 main(params, files, provenance, warnings)
     except CommandLineError as error:
         _stop(name, _one_line(error), 2)
