@@ -206,7 +206,7 @@ def test_impossible_values_are_named_by_file_column_and_row(tmp_path, name, valu
     write_map(path, example_map(), PROVENANCE)
     with h5py.File(path, "a") as handle:
         handle[f"entry/unique/{name}"][5] = value
-    with pytest.raises(DiffuseError, match=rf"a\.nxs: .*unique.*{name}.*row 5\b":
+    with pytest.raises(DiffuseError, match=rf"a\.nxs: .*unique.*{name}.*row 5\b"):
         read_map(path)
 
 
