@@ -189,6 +189,7 @@ def result_record(result: FitResult) -> dict:
         "models": [*map(model_record, result.models), *map(pair_record, result.pairs)],
         "best": result.best.name,
         "choice": result.choice.record(result.fits),
+        "described": result.described.record(),
     }
 
 
