@@ -1,46 +1,88 @@
-"""Speed as ratios within one run: ``make bench``, or ``python benchmarks/run.py [integrate] [merge] [models] ...``.
+"""Speed as ratios within one run: ``make bench``, or ``python benchmarks/run.py [--quick] [NAME...]``.
 
 Absolute numbers depend on the machine and its load, so every figure stands beside a reference measured in the same
-minutes, alternating with it.
+minutes. Each benchmark runs in a process of its own. What they print, and what they took, goes to
+``benchmarks/results.json``, and the tables of docs/performance.md are made of it; of those that are not run they stay.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import platform
+import re
 import sys
+from pathlib import Path
 
-import bench_absolute
-import bench_closed_loop
-import bench_cluster
-import bench_delta_pdf
-import bench_few_mates
-import bench_fit
-import bench_integrate
-import bench_merge
-import bench_models
-import bench_process
-import bench_report
-import bench_scale
+from usage import measure
 
+#: name -> call of the whole benchmark, and of the quick one; None: left out of the quick run
 BENCHMARKS = {
-    "integrate": bench_integrate.main,
-    "merge": bench_merge.main,
-    "models": bench_models.main,
-    "fit": bench_fit.main,
-    "scale": bench_scale.main,
-    "few_mates": bench_few_mates.main,
-    "closed_loop": bench_closed_loop.main,
-    "cluster": bench_cluster.main,
-    "process": bench_process.main,
-    "absolute": bench_absolute.main,
-    "report": bench_report.main,
-    "delta_pdf": bench_delta_pdf.main,
+    "integrate": ("bench_integrate.main()", "bench_integrate.main()"),
+    "scale": ("bench_scale.main()", "bench_scale.main((200_000, 600_000))"),
+    "merge": ("bench_merge.main()", "bench_merge.main()"),
+    "end_to_end": ("bench_end_to_end.main()", "bench_end_to_end.main(None, 40)"),
+    "models": ("bench_models.main()", "bench_models.main()"),
+    "fit": ("bench_fit.main()", None),
+    "few_mates": ("bench_few_mates.main()", "bench_few_mates.main(('P1_1_0_low',))"),
+    "closed_loop": ("bench_closed_loop.main()", None),
+    "cluster": ("bench_cluster.main()", None),
+    "process": ("bench_process.main()", None),
+    "absolute": ("bench_absolute.main()", None),
+    "report": ("bench_report.main()", None),
+    "delta_pdf": ("bench_delta_pdf.main()", None),
+    "bragg_masks": ("bench_bragg_masks.main()", None),
 }
+HERE = Path(__file__).parent
+TABLES = HERE.parent / "docs" / "performance.md"
+BEGIN, END = "<!-- measured: {} -->", "<!-- end -->"
+
+
+def run(name: str, call: str) -> dict:
+    """What a benchmark printed, what it told in lines that begin with RESULT, and what it took."""
+    print(f"\n== {name}", flush=True)
+    module = call.split(".")[0]
+    code = f"import sys; sys.path.insert(0, {str(HERE)!r}); import {module}; {call}"
+    used = measure([sys.executable, "-u", "-c", code], Path.cwd(), echo=True)
+    lines = used.output.splitlines()
+    results = [json.loads(line[7:]) for line in lines if line.startswith("RESULT ")]
+    text = [line.rstrip() for line in lines if not line.startswith("RESULT ")]
+    print(f"took {used.cpu:.1f} CPU s, {used.wall:.1f} s, {used.peak / 1e9:.2f} GB", flush=True)
+    return {"took": used.figures, "results": results, "text": text}
+
+
+def with_tables(page: str, found: dict) -> str:
+    """The page with what was printed between the marks of each benchmark that ran."""
+    for name, result in found.items():
+        begin = BEGIN.format(name)
+        block = "\n".join([begin, "```", *(line for line in result["text"] if line), "```", END])
+        pattern = re.compile(re.escape(begin) + ".*?" + re.escape(END), re.DOTALL)
+        page = pattern.sub(lambda _, block=block: block, page)
+    return page
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; default: all")
+    parser.add_argument("--quick", action="store_true", help="smaller, and without those that take long")
+    parser.add_argument("--json", default=str(HERE / "results.json"), help="where the results go")
+    parser.add_argument("--no-tables", action="store_true", help="leave docs/performance.md as it is")
+    options = parser.parse_args(argv)
+    unknown = [name for name in options.names if name not in BENCHMARKS]
+    if unknown:
+        parser.error(f"no benchmark {unknown[0]}; there are {', '.join(BENCHMARKS)}")
+    found = {}
+    for name in options.names or BENCHMARKS:
+        call = BENCHMARKS[name][options.quick]
+        if call is None:
+            print(f"\n== {name}: NOT run, it takes long")
+            continue
+        found[name] = run(name, call)
+    record = {"machine": platform.processor() or platform.machine(), "quick": options.quick, "benchmarks": found}
+    Path(options.json).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    if not options.no_tables:
+        TABLES.write_text(with_tables(TABLES.read_text(encoding="utf-8"), found), encoding="utf-8")
+
 
 if __name__ == "__main__":
-    names = sys.argv[1:] or list(BENCHMARKS)
-    unknown = [name for name in names if name not in BENCHMARKS]
-    if unknown:
-        raise SystemExit(f"no benchmark {unknown[0]}; there are {', '.join(BENCHMARKS)}")
-    for name in names:
-        print(f"\n== {name}")
-        BENCHMARKS[name]()
+    main()

@@ -17,10 +17,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from dials_diffuse.errors import DiffuseError
 
@@ -154,6 +156,17 @@ def in_threads(function: Callable, items: Iterable, threads: int) -> Iterator:
         yield from in_flight(pool, function, items, threads + 2)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """In this block the BLAS computes in the thread that calls it.
+
+    Where threads of our own share the work, those of the BLAS would find no core, and wait in loops: half as much CPU
+    time again.
+    """
+    with threadpool_limits(limits=1, user_api="blas"):
+        yield
 
 
 def in_flight(pool, function: Callable, items: Iterable, number: int) -> Iterator:

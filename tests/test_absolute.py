@@ -48,7 +48,7 @@ from dials_diffuse.scaling.record import curve_of_b, dials_scale_curve
 from dials_diffuse.scaling.refine import refine
 from dials_diffuse.scaling.scale import scale_observations
 from dials_diffuse.scaling.scaling_parameters import ScalingParameters
-from dials_diffuse.scaling.totals import Bragg
+from dials_diffuse.scaling.totals import Bragg, UniqueBragg, only_noise
 from dials_diffuse.simulation.simulation_parameters import Background, Scales, Source
 from dials_diffuse.simulation.spots import SpotShape
 from dials_diffuse.structure import contents as cell_contents
@@ -610,6 +610,30 @@ def test_wild_reflections_are_left_out():
     bragg = replace(data[3], intensity=intensity)
     result = absolute_scale(*data[:3], bragg, expectation_of(contents, 0.7), "krogh_moe")
     assert result.k == pytest.approx(K, rel=0.01)
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.02])
+def test_noise_has_no_scale(offset):
+    """Intensities that scatter about 0, or are all a little too high because the background was badly known."""
+    *data, contents = lattice_of_atoms(cell=(12.0, 13.0, 14.0, 90, 90, 90))
+    bragg, rng = data[3], np.random.default_rng(4)
+    sigma = np.full(len(bragg.intensity), 0.3)
+    noise = Bragg(bragg.hkl, offset * sigma + sigma * rng.normal(size=len(sigma)), sigma**2)
+    with pytest.raises(DiffuseError, match="Bragg reflections are no more than noise"):
+        absolute_scale(*data[:3], noise, expectation_of(contents, 0.7))
+    asked_for = absolute_scale(*data[:3], noise, expectation_of(contents, 0.7), "krogh_moe")
+    assert any("no more than noise" in text for text in asked_for.warnings)
+
+
+@pytest.mark.parametrize("strength", [0.3, 3.0, 100.0])
+def test_weak_reflections_are_no_noise(strength):
+    """Wilson's distribution, its mean so many errors."""
+    rng = np.random.default_rng(5)
+    n = 3000
+    wilson = strength * rng.exponential(size=n) + rng.normal(size=n)
+    index = np.arange(n)
+    known = np.ones(n, dtype=bool)
+    assert not only_noise(UniqueBragg(np.zeros((n, 3), int), 0.1 + 1e-4 * index, np.ones(n), known, wilson, np.ones(n)))
 
 
 def test_a_background_that_was_not_subtracted_is_said_and_covered_by_the_uncertainty():

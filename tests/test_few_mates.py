@@ -9,7 +9,8 @@ import pytest
 from helpers.few_mates import PROVENANCE, FewMates, agreement, simulate, true_map
 
 from dials_diffuse.files.observations import ObservationFile
-from dials_diffuse.kernels.scaling import Tensor
+from dials_diffuse.kernels.normal import quadratic_forms
+from dials_diffuse.kernels.scaling import Design, Tensor
 from dials_diffuse.maps.voxels import blocks_of_rows, blocks_of_voxels, find_voxels
 from dials_diffuse.scaling.error_model import first_error_model, weigh
 from dials_diffuse.scaling.intensities import levels_of, most_probable, own_squares
@@ -133,6 +134,24 @@ def test_what_the_data_do_not_tell_stays_where_priors_pull_to():
     np.testing.assert_allclose(position + found.step, [0.31, 0.08, 0.0, 0.0], atol=1e-4)
     np.testing.assert_allclose(np.diag(found.covariance)[2:], 0.01)
     assert determined(normal, system, system.first)["x"] == pytest.approx(2, abs=1e-3)
+
+
+def test_covariances_and_quadratic_forms_against_dense_algebra():
+    rng = np.random.default_rng(2)
+    half = rng.normal(size=(6, 9))
+    normal = Normal(half @ half.T, rng.normal(size=6), 0.0, 9)
+    system = system_of(rng.normal(size=6), np.zeros(6), np.zeros(6), Strength(2.0, 1.0))
+    found = posterior(normal, system, system.first)
+    covariance = np.linalg.inv(normal.matrix + 2.0 * np.eye(6))
+    np.testing.assert_allclose(found.covariance, covariance, rtol=1e-8)
+    np.testing.assert_allclose(found.variance, np.diag(covariance), rtol=1e-8)
+    np.testing.assert_allclose(found.step, covariance @ (normal.vector - 2.0 * system.position), rtol=1e-8)
+    index = np.array([rng.choice(6, 3, replace=False) for _ in range(20)])
+    value, forms = rng.normal(size=(20, 3)), np.empty(20)
+    quadratic_forms(Design(index, value), covariance, forms)
+    dense = np.zeros((20, 6))
+    np.put_along_axis(dense, index, value, axis=1)
+    np.testing.assert_allclose(forms, np.einsum("ni,ij,nj->n", dense, covariance, dense))
 
 
 def test_strengths_are_those_of_the_truth():

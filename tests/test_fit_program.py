@@ -78,7 +78,9 @@ def test_fit_and_compare(pdb):
         assert len(found["profile"]["value"]) == 4
     assert abs(best["scale"]["value"] - 0.02) < 4 * best["scale"]["esd"]
     statistics = best["statistics"]
-    assert set(statistics) == {"cc", "cc_anisotropic", "r", "chi2", "n", "free", "shells"}
+    assert set(statistics) == {"cc", "cc_anisotropic", "r", "chi2", "n", "free", "shells", "near", "away"}
+    assert statistics["near"]["n"] + statistics["away"]["n"] == statistics["n"]
+    assert statistics["near"]["free"]["n"] + statistics["away"]["free"]["n"] == statistics["free"]["n"]
     assert set(statistics["free"]) == {"cc", "cc_anisotropic", "r", "chi2", "n"}
     assert statistics["chi2"] == pytest.approx(1, abs=0.1)
     for row in statistics["shells"]:  # the model is exact: it reaches the ceiling that the half sets set

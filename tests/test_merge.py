@@ -273,8 +273,8 @@ def test_space_group_that_mixes_subdivisions(tmp_path):
 )
 def test_files_that_do_not_fit_together(tmp_path, change, words):
     grid = GRIDS[2]
-    for name, g in (("a.h5", grid), ("b.h5", replace(grid, **change))):
-        write_rows(tmp_path / name, g, random_rows(g, np.random.default_rng(23), 50))
+    for seed, (name, g) in enumerate((("a.h5", grid), ("b.h5", replace(grid, **change)))):
+        write_rows(tmp_path / name, g, random_rows(g, np.random.default_rng(23 + seed), 50))
     with pytest.raises(DiffuseError, match=rf"a\.h5 and .*b\.h5 cannot be merged: .*{words}"):
         merge_observations([tmp_path / "a.h5", tmp_path / "b.h5"], MergeParameters())
 

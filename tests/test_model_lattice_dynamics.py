@@ -15,7 +15,8 @@ from helpers.structures import GROUP_NAMES, GROUPS, random_structure, special_st
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import laue_operators
-from dials_diffuse.models.lattice_dynamics.lattice_dynamics import LatticeDynamics, mesh_of_waves, symmetric_waves
+from dials_diffuse.models.lattice_dynamics.lattice_dynamics import LatticeDynamics
+from dials_diffuse.models.lattice_dynamics.waves import mesh_of_waves, symmetric_waves
 from dials_diffuse.models.prepared import prepare
 from dials_diffuse.models.uncorrelated import Uncorrelated
 from dials_diffuse.structure.factors import form_factors
@@ -99,8 +100,8 @@ def test_intensity_is_that_of_the_covariance_in_a_large_block(symbol, cell, supe
     a = f[:, atoms] * np.exp(-0.5 * np.einsum("ma,nab,mb->mn", q, u, q) + 1j * (q @ sites.T))
     x = np.einsum("ma,ijab,mb->mij", q, covariance, q, optimize=True)
     expected = np.einsum("mi,mij,mj->m", a, x, a.conj(), optimize=True).real / math.prod(supercell)
-    content, lattice = model.lattice(structure)
-    scale, _ = model.displacements(structure, content, lattice, 0.3)
+    lattice = model.lattice(structure)
+    scale, _ = model.displacements(structure, lattice, 0.3)
     close(model.intensity_at(structure, s), scale * expected, 1e-8)
 
 
@@ -109,14 +110,14 @@ def test_displacements_are_the_mean_over_waves():
     structure = molecule(elements="CNO")
     supercell = (4, 4, 4)
     model = LatticeDynamics(0.25, "gaussian", CUTOFF, mesh=(8, 8, 8))
-    content, lattice = model.lattice(structure)
-    scale, tensors = model.displacements(structure, content, lattice, 0.25)
+    lattice = model.lattice(structure)
+    scale, tensors = model.displacements(structure, lattice, 0.25)
     assert np.mean(np.trace(tensors, axis1=1, axis2=2)) / 3 == pytest.approx(0.25**2)
     waves = np.array([k for k in np.ndindex(*supercell) if any(k)]) / np.array(supercell)
     inverse = lattice.mean_inverse(waves, np.ones(len(waves))) * scale * len(waves) / math.prod(supercell)
-    modes = lattice.modes(content.site_cart)
+    modes = lattice.bodies.modes(lattice.bodies.content.site_cart)
     for atom, tensor in enumerate(tensors):
-        mine = 6 * lattice.labels[atom] + np.arange(6)
+        mine = 6 * lattice.bodies.labels[atom] + np.arange(6)
         found = (modes[atom] @ inverse[np.ix_(mine, mine)] @ modes[atom].T).real
         assert np.abs(found - tensor).max() < 0.15 * np.abs(tensor).max()  # the lattice points' shares are left out
 
@@ -140,11 +141,13 @@ def test_shared_displacements_are_those_of_the_atoms_of_the_file(symbol, cell):
     """They turn with the copy: every tensor of the cell is that of its atom, turned by the operator."""
     structure = molecule(symbol, cell, elements="CNOC")
     model = LatticeDynamics(0.3, cutoff=CUTOFF)
-    content, lattice = model.lattice(structure)
-    _, tensors = model.displacements(structure, content, lattice, 0.3)
+    lattice = model.lattice(structure)
+    _, tensors = model.displacements(structure, lattice, 0.3)
     found = model.shared_displacements(structure)
     for number, turn in enumerate(structure.rotations):
-        np.testing.assert_allclose(tensors[content.copy == number], turn @ found @ turn.T, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(
+            tensors[lattice.bodies.content.copy == number], turn @ found @ turn.T, rtol=1e-9, atol=1e-12
+        )
 
 
 @pytest.mark.parametrize("springs", ["gaussian", "central"])
@@ -152,7 +155,7 @@ def test_shared_displacements_are_those_of_the_atoms_of_the_file(symbol, cell):
 def test_dynamical_matrix(springs, symbol, cell):
     """Hermitian, positive, periodic, D(-k) = D(k)*; nothing resists a displacement of the whole crystal."""
     structure = molecule(symbol, cell)
-    content, lattice = LatticeDynamics(0.3, springs, CUTOFF).lattice(structure)
+    lattice = LatticeDynamics(0.3, springs, CUTOFF).lattice(structure)
     waves = np.random.default_rng(1).uniform(-1, 1, (20, 3))
     matrices = lattice.matrices(waves)
     size = np.abs(matrices).max()
@@ -162,11 +165,11 @@ def test_dynamical_matrix(springs, symbol, cell):
     lowest = np.linalg.eigvalsh(matrices).min()
     assert lowest > (1e-6 if springs == "gaussian" else -1e-12) * size  # few atoms have too few springs along lines
     everything = []  # coordinates of all bodies that displace every atom by the unit vectors
-    for body in range(len(lattice.frames)):
-        mine = lattice.labels == body
-        motions = lattice.modes(content.site_cart)[mine].reshape(-1, 6)
+    for body in range(len(lattice.bodies.frames)):
+        mine = lattice.bodies.labels == body
+        motions = lattice.bodies.modes(lattice.bodies.content.site_cart)[mine].reshape(-1, 6)
         everything.append(np.linalg.pinv(motions) @ np.tile(np.eye(3), (np.count_nonzero(mine), 1)))
-    whole = np.concatenate(everything)[lattice.active]
+    whole = np.concatenate(everything)[lattice.bodies.active]
     at_rest = lattice.matrices(np.zeros((1, 3)))[0]
     assert np.abs(at_rest @ whole).max() < 1e-10 * size
     if springs == "gaussian":
@@ -254,11 +257,11 @@ def test_own_terms_of_atoms():
     tiny = LatticeDynamics(1e-4, cutoff=CUTOFF).intensity_at(structure, s)
     close(tiny, Uncorrelated().intensity_at(structure, s), 1e-5)
     model = LatticeDynamics(0.3, cutoff=CUTOFF)
-    content, lattice = model.lattice(structure)
-    _, tensors = model.displacements(structure, content, lattice, 0.3)
+    lattice = model.lattice(structure)
+    _, tensors = model.displacements(structure, lattice, 0.3)
     q = 2 * np.pi * s
-    f2 = form_factors(content, np.linalg.norm(s, axis=1))[content.type_index].T ** 2
-    damping = np.exp(-np.einsum("ma,nab,mb->mn", q, content.u_cart, q))
+    f2 = form_factors(lattice.bodies.content, np.linalg.norm(s, axis=1))[lattice.bodies.content.type_index].T ** 2
+    damping = np.exp(-np.einsum("ma,nab,mb->mn", q, lattice.bodies.content.u_cart, q))
     x = np.einsum("ma,nab,mb->mn", q, tensors, q)
     expected = replace(model, incoherent=False).intensity_at(structure, s) + np.sum(
         f2 * (1 - damping * (1 + x)), axis=1
@@ -270,9 +273,9 @@ def test_mean_over_waves_is_the_sum_of_the_atoms_own_terms_of_one_atom():
     """One atom in the cell, a lattice of points: averaged over k at fixed q, qCq is q²σ²."""
     structure = molecule("P 1", (5.0, 5.0, 5.0, 90, 90, 90), elements="C")
     model = LatticeDynamics(0.3, cutoff=5.1)
-    content, lattice = model.lattice(structure)
-    assert len(lattice.active) == 3 and len(lattice.shifts) == 7
-    _, tensors = model.displacements(structure, content, lattice, 0.3)
+    lattice = model.lattice(structure)
+    assert len(lattice.bodies.active) == 3 and len(lattice.shifts) == 7
+    _, tensors = model.displacements(structure, lattice, 0.3)
     np.testing.assert_allclose(tensors, 0.09 * np.eye(3)[None], atol=1e-12)
     waves = np.array([[0.1, 0.2, 0.3], [0.5, 0.0, 0.25]])
     expected = 2 * np.sum(1 - np.cos(2 * np.pi * waves), axis=1)  # a chain along each axis
@@ -285,10 +288,10 @@ def test_parts_of_molecules():
     labels = np.array([0, 1, 1, 1, 1])
     structure = replace(structure, residue=np.array(["   1 "] + ["   2 "] * 4))
     model = LatticeDynamics(0.3, cutoff=CUTOFF, groups="residue", incoherent=False)
-    _, lattice = model.lattice(structure)
-    assert len(lattice.active) == 9
+    lattice = model.lattice(structure)
+    assert len(lattice.bodies.active) == 9
     single = structure.site_cart[0]
-    assert np.allclose(lattice.centres[0], single)
+    assert np.allclose(lattice.bodies.centres[0], single)
     sites, _, covariance = _without_turns_of_single_atoms(structure, (2, 2, 1), labels)
     index = np.array([[1, 0, 2], [3, 1, 0], [5, 3, 1], [-3, 2, 2]])
     s = (index / np.array([2, 2, 1])) @ np.linalg.inv(structure.orthogonalization)
@@ -297,8 +300,8 @@ def test_parts_of_molecules():
     a = f * np.exp(-0.5 * np.sum(q**2, axis=1)[:, None] * np.tile(structure.u_iso, 4) + 1j * (q @ sites.T))
     x = np.einsum("ma,ijab,mb->mij", q, covariance, q)
     expected = np.einsum("mi,mij,mj->m", a, x, a.conj()).real / 4
-    content, lattice = model.lattice(structure)
-    scale, _ = model.displacements(structure, content, lattice, 0.3)
+    lattice = model.lattice(structure)
+    scale, _ = model.displacements(structure, lattice, 0.3)
     close(model.intensity_at(structure, s), scale * expected, 1e-8)
 
 
@@ -366,7 +369,7 @@ def test_from_phil():
     [
         ({"sigma": None}, "lattice_dynamics.sigma=None"),
         ({"cutoff": -1.0}, "lattice_dynamics.cutoff=-1.0"),
-        ({"springs": "rubber"}, "lattice_dynamics.springs=rubber: choose from gaussian, central"),
+        ({"springs": "rubber"}, "lattice_dynamics.springs=rubber: choose from gaussian, central, contacts"),
         ({"groups": "helix"}, "lattice_dynamics.groups=helix"),
         ({"mesh": (4, 4)}, "three even numbers"),
         ({"mesh": (4, 4, 3)}, "three even numbers"),

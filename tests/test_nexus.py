@@ -187,3 +187,34 @@ def test_full_disk_leaves_nothing_behind(tmp_path, limit):
     assert done.returncode == 1, done.stderr
     assert "map.nxs" in done.stdout and "disk is full" in done.stdout and len(done.stdout.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("intensity", np.nan),
+        ("intensity", np.inf),
+        ("sigma", np.nan),
+        ("sigma", -1.0),
+        ("sigma", 0.0),
+        ("half_a", -np.inf),
+        ("multiplicity", -2),
+    ],
+)
+def test_impossible_values_are_named_by_file_column_and_row(tmp_path, name, value):
+    path = tmp_path / "a.nxs"
+    write_map(path, example_map(), PROVENANCE)
+    with h5py.File(path, "a") as handle:
+        handle[f"entry/unique/{name}"][5] = value
+    with pytest.raises(DiffuseError, match=rf"a\.nxs: .*unique.*{name}.*row 5\b"):
+        read_map(path)
+
+
+def test_voxels_that_were_not_measured_may_be_unknown(tmp_path):
+    path = tmp_path / "a.nxs"
+    write_map(path, example_map(), PROVENANCE)
+    with h5py.File(path, "a") as handle:
+        handle["entry/unique/multiplicity"][5] = 0
+        handle["entry/unique/intensity"][5] = np.nan
+        handle["entry/unique/sigma"][5] = 0
+    assert np.isnan(read_map(path).intensity[5])

@@ -11,7 +11,14 @@ import pytest
 from helpers.builders import PROVENANCE, all_voxels, damage_chunk, edited, observation_rows, small_grid, write_rows
 
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.files.observations import ExperimentSummary, ObservationFile, write_observations
+from dials_diffuse.files.identity import check_images
+from dials_diffuse.files.observations import (
+    BRAGG_DTYPE,
+    OBSERVATION_DTYPE,
+    ExperimentSummary,
+    ObservationFile,
+    write_observations,
+)
 from dials_diffuse.maps.grid import MAX_VOXELS, MapGrid
 
 GRID = small_grid("P 1", (12, 12, 18, 90, 90, 90))
@@ -136,3 +143,67 @@ def test_damaged_chunk(path):
         assert len(file.read("counts")["counts"]) == file.n_rows
         with pytest.raises(DiffuseError, match=r"a\.h5: damaged .*integrate again"):
             list(file.chunks("counts", "norm", size=1000))
+
+
+IMPOSSIBLE = {
+    **{f"nan {name}": (name, np.nan) for name in ("counts", "norm", "background", "background_variance", "rate", "s")},
+    **{f"infinite {name}": (name, np.inf) for name in ("counts", "norm", "background_variance", "rate_odd", "xyz")},
+    **{f"negative {name}": (name, -40.0) for name in ("counts", "norm", "background_variance", "pixels", "s")},
+    "an experiment that is not there": ("experiment", 1),
+    "no experiment": ("experiment", -1),
+    "neither in nor out": ("entering", 2),
+}
+
+
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_impossible_values_are_named_by_file_column_and_row(path, case):
+    name, value = IMPOSSIBLE[case]
+    with h5py.File(path, "a") as handle:
+        handle[f"observations/{name}"][70_000] = value
+    with ObservationFile(path) as file:
+        file.read(name, start=0, stop=70_000)
+        with pytest.raises(DiffuseError, match=rf"a\.h5: .*{name}.*row 70000\b"):
+            for _ in file.chunks(name, size=1 << 15):
+                pass
+
+
+def test_noise_around_no_counts_is_possible(path):
+    """Pixels of integrating detectors have negative values, too."""
+    with h5py.File(path, "a") as handle:
+        pixels = handle["observations/pixels"][:100]
+        handle["observations/counts"][:100] = -3 * np.sqrt(pixels)
+    with ObservationFile(path) as file:
+        assert file.read("counts")["counts"].min() < -5
+
+
+@pytest.mark.parametrize("name, value", [("intensity", np.nan), ("variance", -1.0), ("experiment", 3), ("s", np.inf)])
+def test_impossible_bragg_reflections(path, name, value):
+    rows = np.ones(5, dtype=BRAGG_DTYPE)
+    rows["experiment"] = 0
+    rows[name][2] = value
+    with write_observations(path, GRID, [EXPERIMENT], PROVENANCE) as writer:
+        writer.append_bragg(rows)
+    with ObservationFile(path) as file, pytest.raises(DiffuseError, match=rf"a\.h5: .*bragg.*{name}.*row 2\b"):
+        file.read_bragg()
+
+
+@pytest.mark.parametrize("images", [(), ("one", "two")], ids=["unknown images", "known images"])
+def test_the_same_counts_twice(tmp_path, path, images):
+    """Another order of the rows, another name of the experiment: where the images are unknown, the counts tell."""
+    with ObservationFile(path) as file:
+        columns = file.read(*OBSERVATION_DTYPE.names)
+    order = np.random.default_rng(1).permutation(len(columns["counts"]))
+
+    def written(name, change=0.0, names=images):
+        rows = {key: values[order].copy() for key, values in columns.items()}
+        rows["counts"][17] += change
+        with write_observations(
+            tmp_path / name, GRID, [replace(EXPERIMENT, identifier=name, images=names)], PROVENANCE
+        ) as writer:
+            writer.append(rows)
+        return ObservationFile(tmp_path / name)
+
+    with written("b.h5") as same, written("c.h5", 1.0, images and ("three",)) as other, written("d.h5") as first:
+        check_images([first, other])
+        with pytest.raises(DiffuseError, match=r"b\.h5.*the same crystal on the same images as .*d\.h5"):
+            check_images([first, other, same])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import subprocess
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -204,3 +206,19 @@ def test_workers_need_nothing_but_what_is_sent_to_them(tmp_path):
     assert len(rows["here"]["counts"]) > 1000
     for name, column in rows["here"].items():
         np.testing.assert_array_equal(column, rows["there"][name])
+
+
+def test_the_blas_has_one_thread_in_the_block():
+    """In a process of its own: conftest lets it have one only."""
+    script = """
+import numpy, scipy.linalg
+from threadpoolctl import threadpool_info
+from dials_diffuse.parallel import one_blas_thread
+count = lambda: {lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"}
+before = count()
+with one_blas_thread():
+    inside = count()
+assert before and inside == {1} and count() == before, (before, inside, count())
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)

@@ -24,7 +24,7 @@ from dials_diffuse.errors import DiffuseError
 from dials_diffuse.experiment.scan import scan_geometry
 from dials_diffuse.files.observations import OBSERVATION_DTYPE, ObservationFile
 from dials_diffuse.files.record import write_json
-from dials_diffuse.kernels.scaling import Design, add_normal, deviance
+from dials_diffuse.kernels.scaling import Design, deviance
 from dials_diffuse.maps.settings import alternative_settings
 from dials_diffuse.maps.symmetry import laue_operators
 from dials_diffuse.maps.voxels import BLOCK, blocks_of_rows, find_voxels
@@ -43,7 +43,8 @@ from dials_diffuse.scaling.scale import scale_observations
 from dials_diffuse.scaling.scaling_parameters import ScalingParameters
 from dials_diffuse.scaling.solve import gauge
 from dials_diffuse.scaling.terms import absorption_spline, drift, offset
-from dials_diffuse.scaling.terms.absorption import AbsorptionOptions
+from dials_diffuse.scaling.terms.absorption import AbsorptionOptions, overlaps
+from dials_diffuse.scaling.terms.absorption_harmonics import combinations_of
 from dials_diffuse.scaling.terms.drift import DriftOptions
 from dials_diffuse.scaling.terms.table import CRYSTAL, NAMES, OPTIONS, TERMS, help_of_names
 from dials_diffuse.scaling.uncertainty import no_scale_errors
@@ -125,23 +126,38 @@ def test_the_model_is_the_same_for_any_number_of_threads(tmp_path):
     np.testing.assert_allclose(one, three, rtol=1e-9, atol=1e-9)
 
 
-def test_normal_matrix_from_rows_that_share_parameters():
-    """In any order, with any number of shared parameters: one half of the dense product."""
-    rng = np.random.default_rng(1)
-    lists = np.sort([rng.choice(12, 5, replace=False) for _ in range(4)], axis=1)
-    index = lists[rng.integers(0, 4, 60)]
-    index = np.concatenate([index, 12 + rng.integers(0, 3, (60, 1)), 15 + rng.integers(0, 2, (60, 1))], axis=1)
-    value, residual = rng.normal(size=index.shape), rng.normal(size=60)
-    weight = np.where(rng.random(60) < 0.2, 0.0, rng.random(60))
-    dense = np.zeros((60, 17))
-    np.put_along_axis(dense, index, value, axis=1)
-    for order in (np.arange(60), np.lexsort(index.T)):
-        for n_shared in (0, 3, 5):
-            matrix, vector = np.zeros((17, 17)), np.zeros(17)
-            add_normal(Design(index, value), order, n_shared, weight, residual, matrix, vector)
-            whole = np.triu(matrix) + np.tril(matrix, -1).T
-            np.testing.assert_allclose(whole, np.triu(dense.T @ (weight[:, None] * dense)), atol=1e-12)
-            np.testing.assert_allclose(vector, dense.T @ (weight * residual), atol=1e-12)
+def test_few_observations_to_begin_with_lead_to_the_same_model(tmp_path, monkeypatch):
+    """And so does the end of another refinement: within a tenth of what the data say of b."""
+    data, layout = read_sample(write(tmp_path / "a.h5", make_rows(np.random.default_rng(2), copies=1)))
+    parameters = ScalingParameters(**{**SMALL, "terms": ("b", "c")})
+    whole = refine(data, layout, parameters)
+    monkeypatch.setattr("dials_diffuse.scaling.refine._FIRST_OBSERVATIONS", data.n // 4)
+    few = refine(data, layout, parameters)
+    again = refine(data, layout, parameters, before=few.trial)
+    sizes = [{h["terms"].count("c") for h in r.history} for r in (whole, few)]
+    assert sizes[0] == sizes[1] == {0, 1}
+    assert len(again.history) - len(few.trial.history) < len(few.history)
+    for other in (few, again):
+        assert other.model.terms == whole.model.terms == ("b", "c")
+        for e in range(2):
+            place = places(e, {T: np.linspace(0, 1, 20), S: np.full(20, 0.2)})
+            a, b = (r.model.value("b", place) for r in (whole, other))
+            np.testing.assert_allclose(a, b, atol=1e-3)  # steps end when no parameter moves by its error, some 0.01
+        assert other.scale_errors.rms == pytest.approx(whole.scale_errors.rms, rel=0.05)
+
+
+def test_functions_that_others_can_make_by_least_squares():
+    """The share of each combination that is in the others is that of a projection made without any factorisation."""
+    rng = np.random.default_rng(0)
+    others = rng.normal(size=(400, 6))
+    others[:, 5] = others[:, 0]  # of rank 5
+    basis = np.hstack([others[:, :2] @ rng.normal(size=(2, 2)), rng.normal(size=(400, 3))])
+    found = combinations_of(basis, others)
+    made = others @ np.linalg.lstsq(others, basis, rcond=1e-6)[0]
+    expected = overlaps(basis.T @ basis / 400, made.T @ made / 400, 0.998)
+    assert found.shape == expected.shape == (2, 5)
+    project = [x.T @ np.linalg.solve(x @ x.T, x) for x in (found, expected)]
+    np.testing.assert_allclose(*project, atol=1e-9)
 
 
 def test_many_sweeps_have_fewer_nodes_each(tmp_path):

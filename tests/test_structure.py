@@ -429,3 +429,19 @@ def test_box_off_the_lattice_holds_the_widest_atom():
     expected = direct_transform(structure, s @ structure.orthogonalization)
     error = np.abs(off_lattice_transform(structure, s) - expected)
     assert np.sqrt(np.mean(error**2)) < 1e-4 * np.sqrt(np.mean(np.abs(expected) ** 2))
+
+
+@pytest.mark.parametrize("symbol", ["P 41", "P 43 21 2", "I 2 3", "R 3 2 :H"])
+def test_operators_keep_their_order(symbol):
+    """Whatever is asked of the group; copies, turns and operators of equal structures go together."""
+    structure = make_structure((30, 30, 30, 90, 90, 120 if symbol[0] == "R" else 90), symbol, ["C"], [[0.1, 0.2, 0.3]])
+    before = [operator.as_xyz() for operator in structure.space_group]
+    structure.space_group.info().type().lookup_symbol()
+    structure.space_group.build_derived_laue_group()
+    assert structure.xray_structure.scatterers().size() == 1
+    assert [operator.as_xyz() for operator in structure.space_group] == before
+    again = structure.without_displacements().expand().site_frac
+    for operator, site in zip(structure.space_group, again):
+        r, t = np.array(operator.r().as_double()).reshape(3, 3), np.array(operator.t().as_double())
+        step = r @ structure.site_frac[0] + t - site
+        np.testing.assert_allclose(step, np.rint(step), atol=1e-9)

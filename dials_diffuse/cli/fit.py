@@ -101,6 +101,10 @@ loss = *squares huber soft_l1 cauchy
 starts = 2
   .type = int(value_min=1, value_max=10000)
   .help = "Starting points of each model; all but the first are random."
+prior.strength = 1,0.1,0.01,0.001,0.0001
+  .type = floats(value_min=0)
+  .help = "Of lattice_dynamics/contacts with stiffness=by_contact, apart or full: how firmly stiffnesses are held near"
+          "those of equal springs. Of several the one is taken that agrees best with the free voxels."
 pairs.strength = 1,0.1,0.01,0.001
   .type = floats(value_min=0)
   .help = "Of covariance/.../pairs: how firmly the covariances are held near those of the fitted kernel. Of several the"

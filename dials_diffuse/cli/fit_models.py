@@ -53,6 +53,7 @@ def parameters_from_phil(params) -> FitParameters:
         starts=params.starts,
         seed=params.seed,
         profile=params.profile,
+        strengths=tuple(params.prior.strength or ()),
     )
     pairs = PairParameters(
         strengths=tuple(params.pairs.strength or ()),

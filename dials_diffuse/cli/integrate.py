@@ -114,6 +114,10 @@ sampling {
     .type = int(value_min=1, value_max=8)
     .help = "Sub-pixels along each edge of a pixel."
 }
+geometry.check = *error warn none
+  .type = choice
+  .help = "Compare peaks on some images with the spots that the models predict. Images that do not belong to the models"
+          "are an error or, with warn, a warning; with none, nothing is compared."
 exclude_images = None
   .type = strings
   .multiple = True
@@ -200,6 +204,7 @@ def parameters_from_phil(params) -> ReductionParameters:
             angle=params.background_average.angle,
             scale=params.background_average.scale,
         ),
+        geometry_check=params.geometry.check or "none",
     )
 
 

@@ -24,6 +24,7 @@ from dials_diffuse.files.protected import protect, protecting
 from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.files.together import Together, together
 from dials_diffuse.files.unfinished import remove_leftovers
+from dials_diffuse.kernels.jit import load_numba
 
 logger = logging.getLogger("dials.diffuse.cli")
 
@@ -80,6 +81,7 @@ def run_program(
                     logger.info("The following parameters have been modified:\n\n%s", changed)
                 for folder in output_folders(phil, params):
                     remove_leftovers(folder)
+                load_numba()
                 main(params, files, provenance, warnings)
     except CommandLineError as error:
         _stop(name, _one_line(error), 2)

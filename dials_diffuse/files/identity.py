@@ -50,12 +50,43 @@ def refuse_twice(crystals: Iterable[Exposed]) -> None:
 
 
 def check_images(files: Sequence[ObservationFile]) -> None:
-    """Raise DiffuseError if some observation files hold the same crystal on the same images; older files do not say."""
+    """Raise DiffuseError if some observation files hold the same crystal on the same images.
+
+    Files of older versions do not have the checksums of their images, nor do images that hold hardly a count: there it
+    is the observations themselves that tell.
+    """
+    unknown = sum(not experiment.images for file in files for experiment in file.experiments)
     refuse_twice(
-        Exposed(f"{file.path} (experiment {i})", experiment.orientation, frozenset(experiment.images))
+        Exposed(f"{file.path} (experiment {i})", experiment.orientation, frozenset(experiment.images or contents[i]))
         for file in files
+        for contents in [_contents(file) if unknown > 1 else [()] * len(file.experiments)]
         for i, experiment in enumerate(file.experiments)
     )
+
+
+def _contents(file: ObservationFile) -> list:
+    """For each experiment a set of one number that its counts make, whatever the order of the rows; empty without rows.
+
+    Only experiments whose images are not known are looked at.
+    """
+    asked = np.array([not experiment.images for experiment in file.experiments])
+    totals, n_rows = np.zeros(len(asked), dtype=np.uint64), np.zeros(len(asked), dtype=np.int64)
+    for _, block in file.chunks("index", "experiment", "entering", "counts", "norm"):
+        use = asked[block["experiment"]]
+        number = block["experiment"][use]
+        n_rows += np.bincount(number, minlength=len(asked))
+        columns = [*block["index"].T, block["entering"], block["counts"].view(np.uint64), block["norm"].view(np.uint64)]
+        np.add.at(totals, number, _mixed([column[use].astype(np.uint64) for column in columns]))
+    return [{("observations", int(total))} if n else () for total, n in zip(totals, n_rows)]
+
+
+def _mixed(columns: Sequence[np.ndarray]) -> np.ndarray:
+    """(n,) uint64, a number for each row that has nothing to do with that of a row that differs a little."""
+    result = np.zeros(len(columns[0]), dtype=np.uint64)
+    for column in columns:
+        result = (result ^ column) * np.uint64(0x9E3779B97F4A7C15)  # arrays of integers wrap around
+        result ^= result >> np.uint64(29)
+    return result
 
 
 def same_lattice(a: tuple | None, b: tuple | None) -> bool:

@@ -15,6 +15,7 @@ from dials_diffuse.files.checksum import protected
 from dials_diffuse.files.columns import Column
 from dials_diffuse.files.hdf5 import NewFile, create_hdf5
 from dials_diffuse.files.provenance import Provenance
+from dials_diffuse.files.values import bad_rows
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.memory import total_memory
@@ -100,7 +101,8 @@ def read_map(path) -> DiffuseMap:
     Raises
     ------
     DiffuseError
-        If the file is missing, is no map of this schema, lacks a part, or is damaged.
+        If the file is missing, is no map of this schema, lacks a part, or is damaged; if a voxel that was measured has
+        no intensity or error.
 
     Examples
     --------
@@ -114,7 +116,7 @@ def read_map(path) -> DiffuseMap:
         grid = {c.name: file.value(group, c) for group, c in _grid_items() if file.expects(group, c)}
         half_sets = file.attribute(_UNIQUE, _HALF_SETS) if file.has_attribute(_UNIQUE, _HALF_SETS.name) else ""
         friedel, at_centres = grid.pop("friedel"), grid.pop("at_centres", False)
-        return DiffuseMap(
+        data = DiffuseMap(
             grid=_grid(path, grid),
             friedel=friedel,
             half_a=columns.pop("half_a", None),
@@ -129,6 +131,17 @@ def read_map(path) -> DiffuseMap:
             at_centres=at_centres,
             **columns,
         )
+    _check_map(path, data)
+    return data
+
+
+def _check_map(path, data: DiffuseMap) -> None:
+    """Voxels that were not measured (multiplicity 0) may lack an intensity; errors are all 0 in a map without noise."""
+    measured = data.multiplicity > 0
+    no_error = ~(data.sigma > 0) & np.any(data.sigma > 0)
+    for name, bad in (("intensity", ~np.isfinite(data.intensity)), ("sigma", no_error)):
+        if np.any(bad & measured):
+            raise bad_rows(path, f"unique/{name}", getattr(data, name), bad & measured, _REMEDY)
 
 
 def read_volume(path, name: str = "intensity") -> np.ndarray:

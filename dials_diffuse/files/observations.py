@@ -16,6 +16,7 @@ from dials_diffuse.files.columns import Column, dtype_of, from_json
 from dials_diffuse.files.hdf5 import NewFile, create_hdf5
 from dials_diffuse.files.provenance import ITEMS as PROVENANCE_ITEMS
 from dials_diffuse.files.provenance import Provenance
+from dials_diffuse.files.values import bad_rows
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.units import ARBITRARY
 
@@ -53,6 +54,10 @@ OBSERVATION_COLUMNS = (
     Column("s", "f4", "\\|s\\| at the mean position, not at the voxel's centre", low=0, unit="1/angstrom"),
 )
 OBSERVATION_DTYPE = dtype_of(OBSERVATION_COLUMNS)
+
+#: counts of a pixel are not less than so many photons, and their noise is not more; integrating detectors have negative
+#: ones
+_LEAST_COUNTS, _MOST_NOISE = -1.0, 10.0
 
 #: One row per integrated Bragg reflection. ``intensity`` is the integral of the intensity over the reflection in
 #: reciprocal space over the volume of the reciprocal cell, in units of (counts - background) / norm: the mean rate in a
@@ -262,7 +267,8 @@ class ObservationFile:
     Raises
     ------
     DiffuseError
-        If the file is missing, of another schema, or damaged; the last also when its columns are read.
+        If the file is missing, of another schema, or damaged, also when its columns are read; if these hold values that
+        cannot be: NaN, infinite, negative variances or norms, experiments that are not there.
     """
 
     def __init__(self, path):
@@ -305,9 +311,20 @@ class ObservationFile:
 
     def read(self, *columns, start: int = 0, stop: int | None = None) -> dict:
         """Columns as a dictionary of arrays, rows ``start:stop``."""
-        return {
-            name: self._file.column("observations", self._columns[name], self.n_rows, start, stop) for name in columns
+        # the pixels tell what counts are possible
+        wanted = {*columns, "pixels"} if "counts" in columns else columns
+        read = {
+            name: self._file.column("observations", self._columns[name], self.n_rows, start, stop) for name in wanted
         }
+        if "counts" in read:
+            self._check_counts(read["counts"], read["pixels"], start)
+        return {name: read[name] for name in columns}
+
+    def _check_counts(self, counts: np.ndarray, pixels: np.ndarray, start: int) -> None:
+        """Photons are not negative, but noise of the detector may be."""
+        bad = counts < _LEAST_COUNTS * pixels - _MOST_NOISE * np.sqrt(pixels)
+        if bad.any():
+            raise bad_rows(self.path, "counts", counts, bad, _REMEDY, start)
 
     @property
     def has_bragg(self) -> bool:

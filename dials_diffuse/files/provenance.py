@@ -15,6 +15,7 @@ ITEMS = (
     Column("inputs", "U", "files that were read", None),
     Column("identifiers", "U", "of the experiments that went in", None),
     Column("command_line", "U", "what was typed", optional=True),
+    Column("modified", "U", "parameters that differ from their defaults", optional=True),
 )
 
 

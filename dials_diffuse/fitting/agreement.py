@@ -9,9 +9,12 @@ import numpy as np
 from dials_diffuse.fitting.data import FitData
 from dials_diffuse.maps.shells import correlation, shell_residual, shells_of
 
+#: of the distance between lattice points; voxels nearer than this to one are near
+_NEAR = 1 / 3 + 1e-6
+
 
 def statistics(data: FitData, fitted: np.ndarray, weights: np.ndarray, n_parameters: int, n_shells: int) -> dict:
-    """``cc``, ``cc_anisotropic``, ``r``, ``chi2``, ``n``, the same under ``free``, and ``shells``.
+    """``cc``, ``cc_anisotropic``, ``r``, ``chi2``, ``n``, the same under ``free``, ``shells``, ``near`` and ``away``.
 
     Parameters
     ----------
@@ -23,6 +26,8 @@ def statistics(data: FitData, fitted: np.ndarray, weights: np.ndarray, n_paramet
     Notes
     -----
     ``cc_anisotropic`` is the correlation of :func:`anisotropic_parts`.
+    ``near`` and ``away`` are voxels less and more than a third of the lattice from a lattice point, where halos are,
+    and where the motions inside of molecules show: their numbers and ``cc_anisotropic``, and the same under ``free``.
     ``r`` is sum |I_obs - I_fit| / sum |I_obs|, background included, and thus small where the background is large.
     """
     observed = data.intensity
@@ -64,7 +69,21 @@ def statistics(data: FitData, fitted: np.ndarray, weights: np.ndarray, n_paramet
                 "cc_star": star,
             }
         )
-    return {**row(~data.free, n_parameters), "free": row(data.free, 0), "shells": shells}
+    near = near_lattice_points(data)
+    sides = {}
+    for name, side in (("near", near), ("away", ~near)):
+        work, free = (
+            {"n": int(np.count_nonzero(use)), "cc_anisotropic": correlation(x[use], y[use])}
+            for use in (side & ~data.free, side & data.free)
+        )
+        sides[name] = {**work, "free": free}
+    return {**row(~data.free, n_parameters), "free": row(data.free, 0), "shells": shells, **sides}
+
+
+def near_lattice_points(data: FitData) -> np.ndarray:
+    """(n,) bool, voxels whose distance from the nearest lattice point, in fractional indices, is below a third."""
+    hkl = data.index / np.array(data.grid.subdivide)
+    return np.linalg.norm(hkl - np.rint(hkl), axis=1) < _NEAR
 
 
 def anisotropic_parts(data: FitData, fitted: np.ndarray) -> tuple:

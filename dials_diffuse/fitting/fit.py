@@ -9,16 +9,17 @@ import numpy as np
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.fitting import uncertainty
-from dials_diffuse.fitting.agreement import criteria, statistics
+from dials_diffuse.fitting.agreement import anisotropic_parts, criteria, statistics
 from dials_diffuse.fitting.data import FitData
 from dials_diffuse.fitting.displacements import compare_displacements
 from dials_diffuse.fitting.fit_parameters import FitOptions
 from dials_diffuse.fitting.linear import Background, Projection
 from dials_diffuse.fitting.minimise import Minimum, minimise
+from dials_diffuse.fitting.penalty import PenalisedProjection, PenalisedWork, PriorResult, other_starts
 from dials_diffuse.fitting.region import Region
 from dials_diffuse.fitting.result import Estimate, ModelFit
 from dials_diffuse.fitting.robust import robust
-from dials_diffuse.maps.shells import shells_of
+from dials_diffuse.maps.shells import correlation, shells_of
 from dials_diffuse.models.prepared import Prepared
 from dials_diffuse.parallel import Progress, quiet
 
@@ -99,11 +100,13 @@ class _Problem:
 
 @dataclass(frozen=True)
 class _Best:
-    """The lowest minimum, and of how many starts how many reached it."""
+    """The lowest minimum, and of how many starts how many reached it; ``strength`` and ``trials`` of a prior."""
 
     minimum: Minimum
     reached: int
     starts: int
+    strength: float = 0.0
+    trials: tuple = ()
 
 
 class _Work:
@@ -127,7 +130,49 @@ class _Work:
         return self._prepared.second(values, everywhere)
 
 
+def _objective(problem: _Problem, candidate: Candidate, strength: float) -> tuple:
+    """A model at the voxels that are fitted, and what is minimised of it, the prior included; both for minimise."""
+    work, prior = _Work(candidate.prepared, problem.work), candidate.prepared.prior
+    if prior is None:
+        return work, problem.projection
+    unit = problem.projection.objective(work.intensity(np.asarray(candidate.start, dtype=float)))
+    rows = prior.rows(problem.options.scale is not None)
+    return PenalisedWork(work), PenalisedProjection(problem.projection, rows, strength * unit / prior.n_held)
+
+
+def _best_strength(problem: _Problem, candidate: Candidate) -> _Best:
+    """The minimum with the strength of the prior that agrees best with the free voxels, each from the one before."""
+    options, data = problem.options, problem.data
+    if len(options.strengths) > 1 and not data.free.any():
+        raise DiffuseError(
+            f"{candidate.name}: free voxels choose one of several strengths of the prior; give one (prior.strength=), "
+            "or raise free_fraction"
+        )
+    values, found = np.asarray(candidate.start, dtype=float), []
+    for strength in sorted(options.strengths, reverse=True):
+        minimum = minimise(*_objective(problem, candidate, strength), values)
+        values = minimum.values
+        intensity = candidate.prepared.intensity(values)
+        solved, b = problem.solve(intensity)
+        x, y = anisotropic_parts(data, solved.scale * intensity + b)
+        found.append((minimum, (strength, *(correlation(x[use], y[use]) for use in (data.free, problem.work)))))
+    first, (strength, *_) = max(found, key=lambda one: one[1][1]) if len(found) > 1 else found[0]
+    again = other_starts(first.values, candidate.prepared.prior.metric, options.starts - 1, options.seed)
+    minima = [first, *(minimise(*_objective(problem, candidate, strength), start) for start in again)]
+    return replace(_lowest(problem, minima), strength=strength, trials=tuple(trial for _, trial in found))
+
+
+def _lowest(problem: _Problem, minima: list) -> _Best:
+    best = min(minima, key=lambda m: m.objective)
+    n = np.count_nonzero(problem.work)
+    # Minima as deep as the best one, within what a fraction of an e.s.d. makes of it
+    reached = sum(m.objective - best.objective < 0.1 * best.objective / n for m in minima)
+    return _Best(best, reached, len(minima))
+
+
 def _best_minimum(problem: _Problem, candidate: Candidate) -> _Best:
+    if candidate.prepared.prior is not None:
+        return _best_strength(problem, candidate)
     options, projection = problem.options, problem.projection
     work = _Work(candidate.prepared, problem.work)
     starts = [np.asarray(candidate.start, dtype=float)]
@@ -139,12 +184,7 @@ def _best_minimum(problem: _Problem, candidate: Candidate) -> _Best:
             factors = {kind: _SPREAD ** rng.uniform(-1, 1) for kind in dict.fromkeys(kinds)}
             starts.append(starts[0] * np.array([factors[kind] for kind in kinds]))
     starts += _starts_of_sum(problem, candidate)
-    minima = [minimise(work, projection, start) for start in starts]
-    best = min(minima, key=lambda m: m.objective)
-    n = np.count_nonzero(problem.work)
-    # Minima as deep as the best one, within what a fraction of an e.s.d. makes of it
-    reached = sum(m.objective - best.objective < 0.1 * best.objective / n for m in minima)
-    return _Best(best, reached, len(minima))
+    return _lowest(problem, [minimise(work, projection, start) for start in starts])
 
 
 def _starts_of_sum(problem: _Problem, candidate: Candidate) -> list:
@@ -199,7 +239,7 @@ def _reweighted(problem: _Problem, candidates: list, found: list) -> tuple:
             outliers, adjustment = fresh.factors, fresh.adjustment
         problem = replace(problem, weights=original / factors[shell] * outliers, adjustment=adjustment)
         found = [
-            replace(best, minimum=minimise(_Work(c.prepared, work), problem.projection, best.minimum.values))
+            replace(best, minimum=minimise(*_objective(problem, c, best.strength), best.minimum.values))
             for c, best in zip(candidates, found)
         ]
         if settled:
@@ -209,17 +249,24 @@ def _reweighted(problem: _Problem, candidates: list, found: list) -> tuple:
 
 def _finished(problem: _Problem, candidate: Candidate, best: _Best) -> ModelFit:
     """What the minimum says about the model."""
-    data, options, projection, work = problem.data, problem.options, problem.projection, problem.work
+    data, options = problem.data, problem.options
     prepared, values = candidate.prepared, best.minimum.values
-    inner = _Work(prepared, work)
-    everywhere, jacobian = prepared.jacobian(values)
+    inner, projection = _objective(problem, candidate, best.strength)
+    everywhere = prepared.intensity(values)
     solved, b = problem.solve(everywhere)
     fitted = solved.scale * everywhere + b
-    n_parameters = len(values) + projection.n_linear
+    linearised = inner.jacobian(values)
+    shares = np.ones(len(values)) if prepared.prior is None else projection.shares(*linearised)
+    n_parameters = round(float(shares.sum())) + projection.n_linear
     chi2 = problem.adjustment * solved.objective / max(len(solved.residual) - n_parameters, 1)
-    hessian = projection.hessian(everywhere[work], jacobian[work], lambda w: inner.second(values, w))
+    hessian = projection.hessian(*linearised, lambda w: inner.second(values, w))
     held = Region(prepared).reached(values)
     covariance, correlations, eigenvalues, loosest = uncertainty.errors(hessian, held, chi2)
+    prior, p = None, len(values)
+    if prepared.prior is not None:
+        more, spread = projection.left_open(values, covariance[:p, :p], chi2)
+        covariance[:p, :p] += more
+        prior = PriorResult(best.strength, best.trials, shares, float(shares.sum()), spread)
     esd = np.sqrt(np.diag(covariance))
     bound = np.linalg.norm(held, axis=0) > 1 - 1e-9
     estimates = []
@@ -238,6 +285,7 @@ def _finished(problem: _Problem, candidate: Candidate, best: _Best) -> ModelFit:
         *(model.lack_of_orders(d_min) for model in models),
         *uncertainty.warnings(prepared, best.minimum, estimates, scale, correlations),
         *uncertainty.other_minima(best.reached, best.starts),
+        *uncertainty.end_of_strengths(best.trials, best.strength),
         *(comparison.warning for comparison in displacements),
     ]
     return ModelFit(
@@ -262,4 +310,17 @@ def _finished(problem: _Problem, candidate: Candidate, best: _Best) -> ModelFit:
         eigenvalues=eigenvalues,
         loosest=loosest,
         minimum=best.minimum,
+        covariance=covariance,
+        prior=prior,
+        details=_details(prepared, values, models, covariance, prior),
     )
+
+
+def _details(prepared: Prepared, values, models: tuple, covariance: np.ndarray, prior: PriorResult | None) -> tuple:
+    found, begin = [], 0
+    for model, (_, own) in zip(models, prepared.split(values)):
+        rows = slice(begin, begin + len(own))
+        share = None if prior is None else prior.share[rows]
+        found.append(model.details(prepared.structure, covariance[rows, rows], share))
+        begin = rows.stop
+    return tuple(found)

@@ -33,6 +33,8 @@ class FitOptions:
     starts : number of starting points; all but the first are random
     seed : of these
     profile : compute the profile likelihood of sigma and gamma
+    strengths : of priors (:class:`models.prior.Prior`), 0 for none; of several the one is taken that agrees best with
+        the free voxels
 
     Raises
     ------
@@ -48,8 +50,13 @@ class FitOptions:
     starts: int = 2
     seed: int = 0
     profile: bool = True
+    strengths: tuple = (1.0, 0.1, 0.01, 0.001, 0.0001)
 
     def __post_init__(self):
+        if not self.strengths:
+            raise CommandLineError("prior.strength=None: at least one number is needed, 0 for no prior")
+        for strength in self.strengths:
+            not_negative("prior.strength", strength)
         if self.scale is not None:
             positive("scale", self.scale)
         if self.background is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dials_diffuse.fitting.minimise import Minimum
+from dials_diffuse.fitting.penalty import PriorResult
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,10 @@ class ModelFit(Fit):
     eigenvalues : ascending, of the Hessian with its diagonal scaled to 1: near 0 for combinations that the data leave
         undetermined; ``loosest``: the combination of the lowest, in units of the e.s.d.s it would have alone
     minimum : Minimum
+    covariance : (p + 1, p + 1) float64, of the estimates and the scale, errors of the data as if all were wrong by one
+        factor; with a prior also what it leaves open
+    prior : what a prior did; None: there is none
+    details : for each of ``models`` what else it says, see :meth:`DiffuseModel.details`
     """
 
     estimates: tuple
@@ -89,3 +94,6 @@ class ModelFit(Fit):
     eigenvalues: np.ndarray
     loosest: np.ndarray
     minimum: Minimum
+    covariance: np.ndarray
+    prior: PriorResult | None
+    details: tuple

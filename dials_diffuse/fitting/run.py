@@ -12,6 +12,7 @@ from dials_diffuse.errors import DiffuseError
 from dials_diffuse.fitting.candidates import Preparation
 from dials_diffuse.fitting.choice import Choice, choose
 from dials_diffuse.fitting.data import FitData, select
+from dials_diffuse.fitting.described import Described, described
 from dials_diffuse.fitting.fit_parameters import FitParameters
 from dials_diffuse.fitting.linear import background_terms
 from dials_diffuse.fitting.orders import fit_with_enough_orders
@@ -43,6 +44,7 @@ class FitResult:
     settings : tuple of SettingComparison, the settings that were compared; empty for ``indexing=given``
     parameters : FitParameters
     warnings : tuple of str, those of the fits too
+    described : Described, how much of the anisotropic part the best model has
     """
 
     models: tuple
@@ -53,6 +55,7 @@ class FitResult:
     settings: tuple
     parameters: FitParameters
     warnings: tuple
+    described: Described
 
     @property
     def fits(self) -> tuple:
@@ -141,9 +144,12 @@ def fit_map(
     )
     fits = (*models, *pairs)
     choice = choose(fits, voxels)
-    warn(*choice.warnings)
+    tested = described(choice.best, voxels)
+    warn(*choice.warnings, tested.words)
     warnings += [text for fit in fits for text in fit.warnings]
-    return FitResult(models, pairs, choice, voxels, search.data, search.compared, parameters, tuple(warnings))
+    return FitResult(
+        models, pairs, choice, voxels, search.data, search.compared, parameters, tuple(warnings), described=tested
+    )
 
 
 def _fitted(requests, preparation: Preparation, parameters: FitParameters, progress: Progress) -> tuple:

@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from dials_diffuse.models.prepared import Prepared
+from dials_diffuse.models.prior import joined
 from dials_diffuse.structure.crystal import Structure
 
 
@@ -23,6 +24,7 @@ class PreparedSum(Prepared):
     def __init__(self, parts, names, structure: Structure):
         self._parts, self.structure = tuple(parts), structure
         self.means = all(part.means for part in parts)
+        self.prior = joined([part.prior for part in parts], [len(part.parameters) for part in parts])
         names = [
             f"{name}_{list(names[:i]).count(name) + 1}" if list(names).count(name) > 1 else name
             for i, name in enumerate(names)

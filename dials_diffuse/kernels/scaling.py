@@ -1,4 +1,4 @@
-"""Sums over observations for the scaling model: spline bases, normal equations, outliers.
+"""Sums over observations for the scaling model: spline bases, outliers.
 
 A block of parameters is a tensor product of up to three axes. An axis is either a uniform quadratic B-spline or, where
 its step is zero, a table of numbered categories. Every observation touches few parameters of each block.
@@ -238,73 +238,6 @@ def evaluate_patterns(coordinates, start, tensor, coefficients, patterns, out):
             for a in range(n):
                 total += w[a] * pattern[orbit[i], k] * coefficients[start + k * axes[0, 1] + j + a]
         out[i] = total
-
-
-@njit
-def flush(local, index, matrix):
-    """Add the upper triangle of ``local`` (k, k) to the rows and columns ``index`` of ``matrix``, and clear it."""
-    for a in range(local.shape[0]):
-        for b in range(a, local.shape[0]):
-            matrix[index[a], index[b]] += local[a, b]
-            local[a, b] = 0.0
-
-
-@njit
-def add_normal(design, order, n_shared, weight, residual, matrix, vector):
-    """Add observations to one half of the normal matrix and to the gradient.
-
-    ``matrix += sum w J J^T`` and ``vector += sum w r J``; of a pair of elements (j, k) and (k, j) only one is
-    incremented. Neighbours in ``order`` that have the first ``n_shared`` parameters in common are summed in a small
-    dense matrix, which is many times faster; any order gives the same.
-
-    design : Design; order : (n,) int64
-    weight, residual : (n,) float64; matrix : (p, p) and vector : (p,) float64, incremented
-    """
-    index, value = design
-    local = np.zeros((n_shared, n_shared))
-    current = -1
-    for i in order:
-        w = weight[i]
-        if w == 0.0:
-            continue
-        same = current >= 0
-        if same:
-            for a in range(n_shared):
-                if index[i, a] != index[current, a]:
-                    same = False
-                    break
-        if not same:
-            if current >= 0:
-                flush(local, index[current], matrix)
-            current = i
-        for a in range(n_shared):
-            x = w * value[i, a]
-            row, right = local[a, a:], value[i, a:n_shared]
-            for b in range(right.shape[0]):
-                row[b] += x * right[b]
-        for a in range(index.shape[1]):
-            x = w * value[i, a]
-            vector[index[i, a]] += x * residual[i]
-            if a >= n_shared:  # along a row of the matrix, which is quicker than down a column
-                for b in range(a + 1):
-                    matrix[index[i, a], index[i, b]] += x * value[i, b]
-    if current >= 0:
-        flush(local, index[current], matrix)
-
-
-@njit
-def add_orbits(design, factor, orbit, rows):
-    """``rows[orbit[i]] += factor[i] * J_i``: what couples the intensities of unique voxels to the parameters.
-
-    design : Design; factor : (n,) float64; orbit : (n,) int64; rows : (m, p) float64, incremented
-    """
-    index, value = design
-    for i in range(index.shape[0]):
-        x = factor[i]
-        if x == 0.0:
-            continue
-        for a in range(index.shape[1]):
-            rows[orbit[i], index[i, a]] += x * value[i, a]
 
 
 @njit

@@ -158,6 +158,11 @@ def rows_of(wanted: np.ndarray, index: np.ndarray) -> np.ndarray:
     return np.where(keys[place] == sought, place, -1)
 
 
+def refused_in_words(n_refused: int, n_rows: int) -> list:
+    """What the user is told of observations without a positive norm."""
+    return [f"{n_refused} of {n_rows} observations have no positive norm and were left out"] if n_refused else []
+
+
 def memory_of_voxels(grid: MapGrid, n_rows: int) -> float:
     """Upper limit in bytes of what :func:`find_voxels` takes for so many observations."""
     sphere = 4 / 3 * math.pi * grid.d_min**-3 / abs(np.linalg.det(grid.reciprocal_matrix)) * math.prod(grid.subdivide)

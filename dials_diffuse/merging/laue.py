@@ -31,10 +31,12 @@ from dials_diffuse.maps.voxels import (
     find_voxels,
     memory_of_voxels,
     numbered_blocks,
+    refused_in_words,
 )
 from dials_diffuse.memory import check_memory
+from dials_diffuse.merging.brightness import SweepSums, unlike_in_words
 from dials_diffuse.merging.half_sets import KINDS, SUMS, columns_needed, split
-from dials_diffuse.merging.statistics import Mates, ShellTable, shell_statistics
+from dials_diffuse.merging.statistics import Mates, ShellTable, mates_in_words, shell_statistics
 from dials_diffuse.parallel import Progress, quiet
 
 logger = logging.getLogger("dials.diffuse.merging")
@@ -102,6 +104,7 @@ class MergeResult:
     crystals : CrystalChoice of all experiments of the files; None where there is but one, or one scaled file
     warnings : sentences for the user
     symmetry : LaueTest, what the data say of their symmetry; None where nobody asked
+    brightness : Brightness of each sweep, where there are several
     """
 
     map: DiffuseMap
@@ -113,6 +116,7 @@ class MergeResult:
     crystals: CrystalChoice | None
     warnings: tuple
     symmetry: LaueTest | None
+    brightness: tuple = ()
 
 
 def estimate(sums: np.ndarray, estimator: str = "ratio") -> tuple:
@@ -199,24 +203,32 @@ def merge_observations(
         n_rows = sum(file.n_rows for file in files)
         low = LowAngles(grid, n_rows, at_centres=all(file.scaled for file in files))
         columns = {"index", *columns_needed(parameters.half_sets), *SAMPLE_COLUMNS}
-        blocks = low.watch(progress(numbered_blocks(files, columns, rows), total, "merging"))
+        identifiers = tuple(e.identifier for file in files for e in file.experiments)
+        sweeps = SweepSums(len(identifiers), grid.d_min)
+        blocks = sweeps.watch(low.watch(progress(numbered_blocks(files, columns, rows), total, "merging")))
         sums, multiplicity, mates = _add_up((block for _, block in blocks), voxels, parameters)
         symmetry, notes = check_laue_group(low, parameters.symmetry_check, paths[0])
-        identifiers = tuple(e.identifier for file in files for e in file.experiments)
 
     merged = replace(_divide(sums, multiplicity, grid, voxels.index, parameters), units=units)
     table = shell_statistics(merged, mates, parameters.n_shells, parameters.d_max, parameters.d_min)
     n_used = int(multiplicity.sum(dtype=np.int64))
     n_off_grid = n_rows - n_used - n_refused
-    warnings = [*(crystals.warnings if crystals else ()), *notes]
-    if n_refused:
-        warnings.append(f"{n_refused} of {n_rows} observations have no positive norm and were left out")
+    brightness = sweeps.compare(identifiers)
+    warnings = [
+        *(crystals.warnings if crystals else ()),
+        *notes,
+        *unlike_in_words(brightness, table.overall),
+        *mates_in_words(table.overall),
+    ]
+    warnings += refused_in_words(n_refused, n_rows)
     if n_off_grid > 0.5 * n_rows:
         warnings.append(f"{n_off_grid} of {n_rows} observations lie outside d_min={grid.d_min:g}, d_max={grid.d_max:g}")
     if not math.isfinite(table.overall["cc_half"]):
         warnings.append(f"no correlation of half sets: half_sets={parameters.half_sets} leaves too few common voxels")
     merged = replace(merged, statistics=table.shells, overall=table.overall)
-    return MergeResult(merged, table, n_used, n_off_grid, n_refused, identifiers, crystals, tuple(warnings), symmetry)
+    return MergeResult(
+        merged, table, n_used, n_off_grid, n_refused, identifiers, crystals, tuple(warnings), symmetry, brightness
+    )
 
 
 def _chosen(files: list, parameters: MergeParameters, progress: Progress) -> tuple:

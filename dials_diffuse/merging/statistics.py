@@ -36,6 +36,10 @@ COLUMNS = (
 )
 
 
+#: χ² of mates, and their difference relative to the intensity, which are both small in good data: at high dose only the
+#: latter is
+_MOST_CHI2, _MOST_R_SYM = 4.0, 0.05
+
 #: photons²; a fraction of a photon has more
 _LEAST_VARIANCE = 1e-12
 
@@ -166,6 +170,20 @@ def shells_away_from_bragg(data: DiffuseMap, shells: Sequence) -> list:
             }
         )
     return rows
+
+
+def mates_in_words(overall: dict) -> list:
+    """A sentence where symmetry mates differ by more than counting allows, and by more than a good scale leaves.
+
+    overall : of a ShellTable
+    """
+    chi2, r_sym = overall["chi2_sym"] or 0, overall["r_sym"] or 0
+    if not (chi2 >= _MOST_CHI2 and r_sym >= _MOST_R_SYM):
+        return []
+    return [
+        f"symmetry mates disagree (χ² {chi2:.3g}, {100 * r_sym:.0f} % of the intensity): is the space group too high, "
+        "are the scales wrong, or the data unscaled, or Bragg peaks not where the masks are?"
+    ]
 
 
 class _SymmetryTests:

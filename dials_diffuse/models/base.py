@@ -284,6 +284,16 @@ class DiffuseModel(ABC):
         """
         return None
 
+    def details(self, structure: Structure, covariance: np.ndarray, share: np.ndarray | None = None) -> dict:
+        """More than parameters that a fitted model says, for reports and JSON files; empty: nothing.
+
+        Parameters
+        ----------
+        covariance : (p, p) float64, of the errors of the parameters, NaN where they are not known
+        share : (p,) float64, how much of each comes from the data, not from a prior; None: there was no prior
+        """
+        return {}
+
     # --------------------------------------------------------------------------------------------------------- orders
 
     #: terms of a series that are computed; None: there is no series

@@ -143,7 +143,8 @@ def model_map(
     wavelength : Å; form factors with f', f'' at it, see :func:`structure.factors.dispersion`
     means : average over the voxels' volumes, as measured maps are: by Simpson's rule on the lattice of half voxels, for
         8 times the time and memory; the halos of liquid-like motions in a crystal as the fit averages them. Not of
-        lattice dynamics, and of ensembles of blocks of cells, which have no intensity between the voxels.
+        lattice dynamics but those of contacts, and of ensembles of blocks of cells, which have no intensity between the
+        voxels.
 
     Returns
     -------

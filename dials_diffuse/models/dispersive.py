@@ -47,7 +47,7 @@ class PreparedDispersive(Prepared):
 
     def __init__(self, model, parts):
         self.origin, self.structure, self.parameters = model, parts[0].structure, parts[0].parameters
-        self._parts, self.means = parts, parts[0].means
+        self._parts, self.means, self.prior = parts, parts[0].means, parts[0].prior
 
     @cached_property
     def tensors(self) -> list:

@@ -11,6 +11,7 @@ import numpy as np
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import laue_operators
+from dials_diffuse.models.prior import Prior
 from dials_diffuse.models.refinable import Parameter, TensorComponents
 from dials_diffuse.structure.crystal import Structure
 
@@ -20,7 +21,8 @@ class Prepared(ABC):
 
     Subclasses have the attribute ``parameters``, a tuple of p Parameter in the order of all arrays of values here;
     ``origin``, the model they were made of, and ``structure``. ``means``: is the intensity averaged over voxels?
-    ``groups``: the GroupCovariance by whose covariances it can be derived, if there is one.
+    ``groups``: the GroupCovariance by whose covariances it can be derived, if there is one. ``prior``: what holds
+    parameters that data may leave undetermined near 0, if anything does.
 
     Intensities are in electrons² per unit cell. They are smooth functions of all values between the bounds whose
     tensors are positive definite, and mostly beyond.
@@ -31,6 +33,7 @@ class Prepared(ABC):
     parameters: tuple[Parameter, ...]
     means: bool = False
     groups: object = None
+    prior: Prior | None = None
 
     @property
     def names(self) -> tuple:
@@ -97,7 +100,7 @@ class Averaged(Prepared):
 
     def __init__(self, inner: Prepared, copies: int):
         self.origin, self.structure, self.parameters = inner.origin, inner.structure, inner.parameters
-        self._inner, self._copies, self.means = inner, copies, inner.means
+        self._inner, self._copies, self.means, self.prior = inner, copies, inner.means, inner.prior
 
     @cached_property
     def tensors(self) -> list:

@@ -154,10 +154,12 @@ class _Run:
         threads: int,
         progress: Progress,
     ):
-        # a space group that is too high is part of the verdict here, not the end of the work
+        # models that do not fit and a space group that is too high are for the verdict, not the end of the work
         checks = {"symmetry_check": WARN}
         if parameters.scaling.symmetry_check == ERROR:
             parameters = replace(parameters, scaling=replace(parameters.scaling, **checks))
+        if parameters.reduction.geometry_check == ERROR:
+            parameters = replace(parameters, reduction=replace(parameters.reduction, geometry_check=WARN))
         if parameters.merging.symmetry_check == ERROR:
             parameters = replace(parameters, merging=replace(parameters.merging, **checks))
         self.state, self.parameters, self.files = state, parameters, files

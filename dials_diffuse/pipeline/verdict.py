@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from dials_diffuse.merging.statistics import mates_in_words
 from dials_diffuse.pipeline.significance import Significance
+from dials_diffuse.reduction.outliers import outliers_in_words
 
 #: from best to worst
 WORDS = ("good", "weak", "none", "doubtful")
@@ -16,12 +18,6 @@ _GOOD_CC, _GOOD_D_MIN = 0.5, 4.0
 
 #: pixels between predicted and observed spots; DIALS refines to a fraction of one
 _OFFSET = 1.5
-
-#: χ² of symmetry mates and their relative difference, which both are small in good data; at high dose only the latter
-_CHI2, _R_SYM = 4.0, 0.05
-
-#: share of pixels that are outliers; good data have 0.01 %
-_OUTLIERS = 2e-3
 
 #: shares below or above which something is said to limit a map
 _COMPLETE, _NOISE = 0.9, 0.5
@@ -57,9 +53,10 @@ def judge(
     overall = merged["statistics"]["overall"]
     doubts = [
         *_spots(checks),
+        *_peaks(integration),
         *_symmetry(merged["symmetry"]),
         *_pixels(integration),
-        *_mates(overall),
+        *mates_in_words(overall),
         *_sweeps(scaling),
         *_images(scaling["images"]),
     ]
@@ -104,16 +101,18 @@ def _spots(checks: Sequence[Mapping]) -> list:
     return doubts
 
 
+def _peaks(integration: Mapping) -> list:
+    """What peaks on the images tell of the models."""
+    checks = [(number, experiment["peaks"]) for number, experiment in enumerate(integration["experiments"])]
+    return [f"experiment {number}: {check['words']}" for number, check in checks if check and check["words"]]
+
+
 def _pixels(integration: Mapping) -> list:
-    doubts = []
-    for number, experiment in enumerate(integration["experiments"]):
-        share = experiment["outlier"] / max(experiment["used"] + experiment["outlier"], 1)
-        if share > _OUTLIERS:
-            doubts.append(
-                f"experiment {number}: {100 * share:.2f} % of the pixels are outliers: Bragg peaks that are not "
-                "masked, ice, or another lattice?"
-            )
-    return doubts
+    return [
+        text
+        for number, e in enumerate(integration["experiments"])
+        for text in outliers_in_words(number, e["outlier"], e["used"])
+    ]
 
 
 def _symmetry(symmetry: Mapping | None) -> list:
@@ -125,14 +124,6 @@ def _symmetry(symmetry: Mapping | None) -> list:
         f"the space group is too high: {', '.join(failing)} {'does' if len(failing) == 1 else 'do'} not hold"
         + (f"; the likeliest Laue group is {likely['laue_group']}" if likely else "")
     ]
-
-
-def _mates(overall: Mapping) -> list:
-    chi2, r_sym = overall["chi2_sym"] or 0, overall["r_sym"] or 0
-    if chi2 < _CHI2 or r_sym < _R_SYM:
-        return []
-    found = f"χ² {chi2:.1f}, {100 * r_sym:.0f} % of the intensity"
-    return [f"symmetry mates disagree ({found}): is the space group too high, or are the scales wrong?"]
 
 
 def _sweeps(scaling: Mapping) -> list:

@@ -23,6 +23,8 @@ from dials_diffuse.parallel import SERIAL, Executor, Progress, quiet
 from dials_diffuse.reduction.bragg_rows import bragg_rows
 from dials_diffuse.reduction.frames import NO_BEAM, OTHER_PROFILE
 from dials_diffuse.reduction.job import Job
+from dials_diffuse.reduction.outliers import outliers_in_words
+from dials_diffuse.reduction.peak_result import PeakCheck
 from dials_diffuse.reduction.prepare import prepare_job
 from dials_diffuse.reduction.reduction_parameters import ReductionParameters
 from dials_diffuse.reduction.voxel_sums import blocks_of_images, memory_estimate, observations, reduce_blocks
@@ -35,7 +37,8 @@ class ExperimentReport:
     """What happened to one experiment.
 
     Pixels by fate, summed over the images used, the flux of all images, which of them were left out, and a
-    MaskReport of each crystal whose Bragg masks follow its peaks, and the ice rings that are masked.
+    MaskReport of each crystal whose Bragg masks follow its peaks, the ice rings that are masked, and the comparison of
+    peaks on some images with predictions.
     """
 
     identifier: str
@@ -53,6 +56,7 @@ class ExperimentReport:
     bragg_masks: list
     ice_rings: list
     warnings: list
+    peaks: PeakCheck | None = None
 
 
 @dataclass(frozen=True)
@@ -206,6 +210,7 @@ def _reduce_experiment(
         odd = {*odd_images(flux), *odd_images(refused), *(i for i, why in unfit.items() if why == OTHER_PROFILE)}
         check_images(job.number, job.imageset, first, sorted(odd), known_to_tell=True)
     warnings = [*job.warnings, *_unfit_in_words(job.number, {first + i: why for i, why in sorted(unfit.items())})]
+    warnings += outliers_in_words(job.number, int(tally[kernel.OUTLIER]), int(tally[kernel.USED]))
     n_images = len(flux) - len(unfit)
     fit = {i: f for i, f in flux.items() if i not in unfit}
     bragg = bragg_rows(job, reflections, fit) if reflections is not None else None
@@ -228,6 +233,7 @@ def _reduce_experiment(
         bragg_masks=list(job.mask_reports),
         ice_rings=list(job.ice_rings),
         warnings=warnings,
+        peaks=job.peak_check,
     )
     fates = report.never_used, report.used, report.untrusted, report.bragg, report.outlier, report.off_grid
     total = max(sum(fates), 1)

@@ -18,6 +18,7 @@ from dials_diffuse.reduction.background import Background
 from dials_diffuse.reduction.brick_table import directory_fits
 from dials_diffuse.reduction.corrections import pixel_corrections, switched_on, varying
 from dials_diffuse.reduction.outliers import ShellSample, UsualProfile, resolution_shells, sample_shells
+from dials_diffuse.reduction.peak_result import PeakCheck
 from dials_diffuse.reduction.reduction_parameters import ReductionParameters
 from dials_diffuse.reduction.tiling import tiles_of_panel, why_row_by_row
 
@@ -77,6 +78,7 @@ class Job:
     mask_reports : what became of the reflections, for each crystal whose masks follow its peaks
     ice_rings : IceRing whose bands are masked
     warnings : what the user should know
+    peak_check : PeakCheck of the images; None where nobody asked
     """
 
     number: int
@@ -102,6 +104,7 @@ class Job:
     mask_reports: tuple = ()
     ice_rings: tuple = ()
     warnings: tuple = ()
+    peak_check: PeakCheck | None = None
 
     def __getstate__(self) -> dict:
         computed = ("corrections", "varying", "shells", "_direction_tiles", "_middle_tiles")

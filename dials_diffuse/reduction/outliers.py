@@ -18,6 +18,9 @@ STUCK_BY_CHANCE = 1e-7
 MIN_IMAGES = 6
 MIN_FLUX_COUNTS = 400  # 5 % statistical error
 
+#: share of pixels that are outliers, beyond which something is wrong; good data have 0.01 %
+MOST_OUTLIERS = 2e-3
+
 #: relative difference of resolution profiles, root mean square over the counts, that is never held against an image:
 #: absorption and the share of the solvent change them as the crystal turns
 MIN_SHAPE_DIFFERENCE = 0.05
@@ -298,3 +301,14 @@ def widen_regions(bad: np.ndarray) -> np.ndarray:
     """Widen regions of bad pixels (not single ones) by two pixels, because their edges are half-shadowed."""
     regions = ndimage.binary_opening(bad, np.ones((3, 3)))
     return bad | ndimage.binary_dilation(regions, iterations=2)
+
+
+def outliers_in_words(number: int, outlier: int, used: int) -> list:
+    """A sentence where too many pixels of an experiment are outliers; outlier, used : numbers of pixels"""
+    share = outlier / max(used + outlier, 1)
+    if share <= MOST_OUTLIERS:
+        return []
+    return [
+        f"experiment {number}: {100 * share:.2f} % of the pixels are outliers: Bragg peaks that are not masked, ice, "
+        "or another lattice?"
+    ]

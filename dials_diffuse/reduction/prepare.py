@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from dials_diffuse.errors import DiffuseError
 from dials_diffuse.experiment.detector import DetectorSetup
 from dials_diffuse.experiment.images import image_readings, image_shift, read_image, static_mask
 from dials_diffuse.experiment.scan import scan_geometry, sub_steps
@@ -21,6 +22,7 @@ from dials_diffuse.reduction.background import (
     no_background,
     unlike_exposures,
 )
+from dials_diffuse.reduction.clipped import cut_off_in_words
 from dials_diffuse.reduction.corrections import image_corrections
 from dials_diffuse.reduction.frames import background_profile, empty_bragg, read_frame
 from dials_diffuse.reduction.job import Job, pixel_arrays
@@ -35,6 +37,8 @@ from dials_diffuse.reduction.outliers import (
     usual_profile,
     widen_regions,
 )
+from dials_diffuse.reduction.peak_check import check_peaks
+from dials_diffuse.reduction.peak_result import UNKNOWN, WRONG
 from dials_diffuse.reduction.reduction_parameters import ReductionParameters
 from dials_diffuse.reduction.sample import look_at_images, photons_of, spot_margin
 
@@ -90,14 +94,16 @@ def prepare_job(
         shells=pixels.shells,
         shell_limit=pixels.shell_limit,
         sample=sample_shells(pixels.shells, bad, pixels.corrections),
-        spots=[spots for spots, _ in crystals],
+        spots=[spots for _, spots, _ in crystals],
         masks=[None for _ in crystals],
         background=no_background(len(detector.panels)),
         n_sub_steps=n_sub,
     )
+    job = _with_peaks_checked(job, experiment, crystals, _reflections_of(reflections, number))
     if parameters.masking.persistent:
         job = _mask_persistent(job, progress)
-    job = look_at_images(job, [photons for _, photons in crystals], _sample_images(job), pixels.s, progress)
+    job = replace(job, warnings=(*job.warnings, *cut_off_in_words(job)))
+    job = look_at_images(job, [photons for *_, photons in crystals], _sample_images(job), pixels.s, progress)
     if background_experiments:
         job = _subtract_background(job, experiment, background_experiments, progress)
     if parameters.corrections.flux:
@@ -106,7 +112,7 @@ def prepare_job(
 
 
 def _all_spots(number, experiments, d_min, parameters: ReductionParameters, reflections) -> list:
-    """(PredictedSpots, SpotPhotons or None) of every crystal whose peaks lie on the images of this experiment."""
+    """(number, PredictedSpots, SpotPhotons or None) of every crystal with peaks on the images of this experiment."""
     masking = parameters.masking
     if not masking.bragg:
         return []
@@ -144,8 +150,41 @@ def _all_spots(number, experiments, d_min, parameters: ReductionParameters, refl
                 photons.mates,
                 photons.wilson,
             )
-        result.append((spots.moved(-shift), photons))
+        result.append((i, spots.moved(-shift), photons))
     return result
+
+
+def _with_peaks_checked(job: Job, experiment, crystals: list, reflections) -> Job:
+    """Compare peaks on some images with the predictions.
+
+    crystals : of :func:`_all_spots`
+
+    Raises
+    ------
+    DiffuseError
+        If they are not there, and this is to be an error.
+    """
+    wanted = job.parameters.geometry_check
+    own = [spots for i, spots, _ in crystals if i == job.number]
+    if wanted == "none" or not own:
+        return job
+    check = check_peaks(job, experiment, own[0], [spots for i, spots, _ in crystals if i != job.number], reflections)
+    text = f"experiment {job.number} ({experiment.imageset.get_path(0) or experiment.identifier}): {check.words}"
+    if check.verdict == WRONG and wanted == "error":
+        raise DiffuseError(f"{text}; correct the models, or give geometry.check=warn to go on as they are")
+    if check.verdict == UNKNOWN:
+        logger.info("%d peaks on %d images are too few to check the models", check.n_peaks, check.n_images)
+    else:
+        logger.info(
+            "Peaks on %d images: %.0f %% of %d are predicted (%.0f %% by chance), %.2f pixels from their places",
+            check.n_images,
+            100 * (check.share + check.chance * (1 - check.share)),
+            check.n_peaks,
+            100 * check.chance,
+            check.offset,
+        )
+    warnings = (*job.warnings, *([text] if check.words else ()))
+    return replace(job, peak_check=check, warnings=warnings)
 
 
 def _reflections_of(reflections, i: int):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dials_diffuse.checks import fraction, not_negative, positive
+from dials_diffuse.checks import choice, fraction, not_negative, positive
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.reduction.corrections import Corrections
+
+GEOMETRY_CHECKS = ("error", "warn", "none")
 
 DEFAULT_N_SIGMA = 3.0
 DEFAULT_LEAK = 0.25
@@ -106,6 +108,7 @@ class ReductionParameters:
     ----------
     d_min, d_max : resolution limits in Å, None = detector corner and no limit
     subdivide : voxels per reciprocal-lattice step along a*, b*, c*
+    geometry_check : what to do about images whose peaks are not where the models predict spots, one of GEOMETRY_CHECKS
     """
 
     d_min: float | None = None
@@ -116,8 +119,10 @@ class ReductionParameters:
     sampling: Sampling = field(default_factory=Sampling)
     background: BackgroundSmoothing = field(default_factory=BackgroundSmoothing)
     images_per_block: int | None = None
+    geometry_check: str = "error"
 
     def __post_init__(self):
+        choice("geometry.check", self.geometry_check, GEOMETRY_CHECKS)
         for name in ("d_min", "d_max"):
             if getattr(self, name) is not None:
                 positive(name, getattr(self, name))

@@ -14,6 +14,7 @@ from dials_diffuse.fitting.pairs.fit_pairs import PairFit
 from dials_diffuse.fitting.pairs.pair_freedom import DETERMINED
 from dials_diffuse.fitting.result import Estimate, Fit, ModelFit
 from dials_diffuse.fitting.run import FitResult
+from dials_diffuse.report.fit_contacts import contact_text, prior_lines, prior_record
 from dials_diffuse.report.tables import Column, cells, heads, text_table
 
 logger = logging.getLogger("dials.diffuse.fit")
@@ -54,6 +55,15 @@ def comparison_table(fits) -> tuple:
     return heads(columns), cells(columns, fits)
 
 
+#: parameters that are listed in the log
+_MOST_ESTIMATES = 40
+
+_SIDES = (
+    "near, away: free CC(aniso) of voxels up to a third of the lattice from a lattice point, where halos are, and of "
+    "the others"
+)
+
+
 def _comparison(fits) -> tuple:
     """Columns for these fits, one a row."""
     aic, bic = (min(f.criteria[key] for f in fits) for key in ("aic", "bic"))
@@ -61,6 +71,8 @@ def _comparison(fits) -> tuple:
         Column("model", -max(len("model"), *(len(f.name) for f in fits)), "", lambda f: f.name),
         Column("CC(aniso)", 11, ".3f", lambda f: f.statistics["cc_anisotropic"]),
         Column("free", 8, ".3f", lambda f: f.statistics["free"]["cc_anisotropic"]),
+        Column("near", 8, ".3f", lambda f: f.statistics["near"]["free"]["cc_anisotropic"]),
+        Column("away", 8, ".3f", lambda f: f.statistics["away"]["free"]["cc_anisotropic"]),
         Column("CC", 8, ".3f", lambda f: f.statistics["cc"]),
         Column("free", 8, ".3f", lambda f: f.statistics["free"]["cc"]),
         Column("R", 8, ".3f", lambda f: f.statistics["r"]),
@@ -81,8 +93,8 @@ def format_shells(fit: Fit) -> str:
 def format_models(fits) -> str:
     """One line for each model; AIC and BIC relative to the lowest."""
     table = text_table(_comparison(fits), fits)
-    note = centres_note(fits)
-    return f"{table}\n{note}" if note else table
+    notes = [_SIDES, centres_note(fits)]
+    return "\n".join([table, *filter(None, notes)])
 
 
 def centres_note(fits) -> str:
@@ -107,7 +119,12 @@ def verdict(choice: Choice) -> str:
 
 def model_lines(fit: ModelFit) -> list:
     """The numbers of a fitted model."""
-    lines = [format_estimate(estimate) for estimate in (*fit.estimates, fit.scale)]
+    shown = fit.estimates
+    if len(shown) > _MOST_ESTIMATES:
+        shown = ()
+    lines = [*(format_estimate(estimate) for estimate in (*shown, fit.scale)), *prior_lines(fit)]
+    if not shown and fit.estimates:
+        lines.insert(0, f"{len(fit.estimates)} parameters, of which the JSON file has a list")
     return lines + [f"{model.name}.orders = {model.orders}" for model in fit.models if model.orders is not None]
 
 
@@ -126,12 +143,12 @@ def pair_lines(fit: PairFit) -> list:
 def log_result(result: FitResult) -> None:
     """All of a result in the log: each model, with its warnings, and their comparison."""
     for fit in result.models:
+        _log_trials(fit.prior.trials if fit.prior is not None else ())
         _log_fit(fit, model_lines(fit))
+        for text in filter(None, map(contact_text, fit.details)):
+            logger.info("%s: contacts\n\n%s\n", fit.name, text)
     for fit in result.pairs:
-        logger.info(
-            "Strengths of the prior, and correlation on free voxels and on the others:\n%s",
-            "\n".join(f"{strength:10.3g}{free:9.4f}{own:9.4f}" for strength, free, own in fit.trials),
-        )
+        _log_trials(fit.trials)
         _log_fit(fit, pair_lines(fit))
     fits, choice, loss = result.fits, result.choice, result.parameters.options.loss
     logger.info("All models:\n\n%s\n", format_models(fits))
@@ -143,6 +160,15 @@ def log_result(result: FitResult) -> None:
     logger.info("%s", verdict(choice))
     if len(fits) > 1 and choice.criterion == "free":
         logger.info("Free CC(aniso) below the highest:\n%s", format_choice(fits, choice))
+
+
+def _log_trials(trials: tuple) -> None:
+    """trials : (strength, correlation on free voxels, on the others)"""
+    if trials:
+        logger.info(
+            "Strengths of the prior, and correlation on free voxels and on the others:\n%s",
+            "\n".join(f"{strength:10.3g}{free:9.4f}{own:9.4f}" for strength, free, own in trials),
+        )
 
 
 def _log_fit(fit: Fit, lines) -> None:
@@ -163,6 +189,7 @@ def result_record(result: FitResult) -> dict:
         "models": [*map(model_record, result.models), *map(pair_record, result.pairs)],
         "best": result.best.name,
         "choice": result.choice.record(result.fits),
+        "described": result.described.record(),
     }
 
 
@@ -181,6 +208,8 @@ def model_record(fit: ModelFit) -> dict:
     return {
         **_record(fit, {e.name: _estimate(e) for e in fit.estimates}, identifiability),
         **({"orders": list(orders)} if orders else {}),
+        **prior_record(fit),
+        **({"details": list(fit.details)} if any(fit.details) else {}),
     }
 
 

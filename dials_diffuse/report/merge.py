@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from operator import itemgetter
 
 from dials_diffuse.files.record import grid_record
@@ -42,6 +43,7 @@ def merge_record(result: MergeResult) -> dict:
         **grid_record(grid),
         "d_min": grid.d_min,
         "symmetry": symmetry_record(result.symmetry),
+        "brightness": [asdict(b) for b in result.brightness],
         "n_observations": result.n_observations,
         "n_off_grid": result.n_off_grid,
         "n_refused": result.n_refused,

@@ -23,7 +23,7 @@ from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.scaling.estimates import Estimate, against_model, envelope, krogh_moe
 from dials_diffuse.scaling.separation import Separation, separate
-from dials_diffuse.scaling.totals import Bragg, Shells, mean_intensities, merge_bragg
+from dials_diffuse.scaling.totals import Bragg, Shells, mean_intensities, merge_bragg, only_noise
 from dials_diffuse.structure.expectation import Expectation, make_expectation
 
 logger = logging.getLogger("dials.diffuse.scaling")
@@ -170,7 +170,7 @@ def absolute_scale(
     ------
     DiffuseError
         If there are too few reflections, the method needs a model that is not there, or the data are not those of a
-        crystal with these contents.
+        crystal with these contents; with the method auto, if the reflections are no more than noise.
     """
     if method == "model" and expectation.f_squared is None:
         raise DiffuseError(f"absolute_scale.method=model: {expectation.no_model}")
@@ -178,6 +178,11 @@ def absolute_scale(
     shells = mean_intensities(grid, unique, profile, s_range)
     estimates = [krogh_moe(shells, expectation), envelope(shells, expectation, subtracted)]
     parts, left_out, warnings = None, {}, []
+    noise = only_noise(unique)
+    if noise and method == "auto":
+        raise DiffuseError(noise)
+    if noise:
+        warnings.append(noise)
     try:
         parts = separate(shells, expectation, subtracted)
         estimates.append(Estimate("separation", parts.k, parts.esd, parts.details))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.optimize import brentq
 
 from dials_diffuse.kernels.scaling import Residuals, deviations, orbit_sums, worst_deviation
 from dials_diffuse.scaling.intensities import Weights, levels_of, own_squares
@@ -101,7 +102,7 @@ def first_error_model(data: Observations) -> ErrorModel:
 def weigh(prediction: Prediction, data: Observations, errors: ErrorModel, rejected: np.ndarray) -> Weights:
     """Weights from the present model; prediction : of the data by it; rejected : (n,) bool."""
     variance = errors.variance(prediction, data.background, data.background_variance, data.coordinates[:, S])
-    first = np.searchsorted(data.orbit, np.arange(len(data.unique)))
+    first = data.first
     s = data.s_voxel[first]
     spread = errors.spread[errors.shell(s)]
     prior = (spread * _floor(prediction.profile_at_voxel[first])) ** -2.0
@@ -133,7 +134,7 @@ def update_errors(prediction: Prediction, data: Observations, errors: ErrorModel
     net, square = levels[0].net, levels[0].square
     measured = square > 0
     anisotropic, error = (np.divide(x, square, out=np.zeros(len(net)), where=measured) for x in (net, measured))
-    first = np.searchsorted(data.orbit, np.arange(len(data.unique)))
+    first = data.first
     level = np.maximum(prediction.profile_at_voxel[first], 1e-12)
     shell_of_voxel, shell = errors.shell(data.s_voxel[first]), errors.shell(data.coordinates[:, S])
     leverage = w * unit**2 * error[data.orbit]
@@ -165,16 +166,13 @@ def _growth(square: np.ndarray, band: np.ndarray, n_bands: int) -> np.ndarray:
 
 def _excess(r2, poisson, signal) -> float:
     """Relative error for which the median of r² / variance is that of χ²; 0 where Poisson noise explains it all."""
-    low, high = 0.0, 1.0
-    if np.median(r2 / poisson) <= _MEDIAN_CHI2:
+
+    def too_large(relative: float) -> float:
+        return float(np.log(np.median(r2 / (poisson + relative**2 * signal)) / _MEDIAN_CHI2 + 1e-300))
+
+    if too_large(0.0) <= 0:
         return 0.0
-    for _ in range(20):
-        middle = (low + high) / 2
-        if np.median(r2 / (poisson + middle**2 * signal)) > _MEDIAN_CHI2:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2
+    return 1.0 if too_large(1.0) >= 0 else brentq(too_large, 0.0, 1.0, xtol=1e-7)
 
 
 def find_outliers(prediction: Prediction, data: Observations, errors: ErrorModel, n_sigma: float) -> np.ndarray:
@@ -200,7 +198,7 @@ def find_outliers(prediction: Prediction, data: Observations, errors: ErrorModel
 
 def whole_prior(data: Observations, prediction: Prediction, errors: ErrorModel) -> np.ndarray:
     """(m,) ErrorModel.prior of the voxels."""
-    first = np.searchsorted(data.orbit, np.arange(len(data.unique)))
+    first = data.first
     return errors.prior(data.s_voxel[first], prediction.profile_at_voxel[first])
 
 

@@ -119,7 +119,7 @@ def refine_without_bad_images(
 
     Parameters
     ----------
-    refined : makes a Refinement of Observations
+    refined : called with Observations and the Trial of the refinement before, None at first; returns a Refinement
 
     Returns
     -------
@@ -129,9 +129,11 @@ def refine_without_bad_images(
     tables: list = []
     rounds = 0
     all_of_them = None
+    before = None
     while rounds <= ROUNDS:
         rounds += 1
-        refinement = refined(data)
+        refinement = refined(data, before)
+        before = refinement.trial
         all_of_them = all_of_them or (refinement, data)
         sweeps, new = check_images(refinement, data, layout, experiments, parameters.outlier_n_sigma)
         tables = [_with_earlier(now, before) for now, before in zip(sweeps, tables or sweeps)]

@@ -69,8 +69,8 @@ class Rows(NamedTuple):
     orbit: np.ndarray | None = None
     patterns: np.ndarray | None = None
 
-    def at(self, wanted: np.ndarray) -> Rows:
-        """Some of the observations; wanted : (m,) int."""
+    def at(self, wanted: np.ndarray | slice) -> Rows:
+        """Some of the observations; wanted : (m,) int, or a slice, of which nothing is copied."""
         mine = (None if x is None else x[wanted] for x in self[:4])
         return Rows(*mine, self.patterns)
 

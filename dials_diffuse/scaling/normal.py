@@ -19,18 +19,32 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import sparse
 from scipy.linalg.blas import dsyrk as syrk
 
-from dials_diffuse.kernels.scaling import Design, add_normal, add_orbits
-from dials_diffuse.scaling.intensities import Weights, levels_of, most_probable
-from dials_diffuse.scaling.layout import S
+from dials_diffuse.kernels.normal import (
+    add_dense,
+    add_gradient,
+    add_patterns_to_parents,
+    add_to_parents,
+    add_upper,
+    number_columns,
+    renumber,
+    subtract_products,
+    voxel_sums,
+)
+from dials_diffuse.kernels.scaling import Design
+from dials_diffuse.scaling.intensities import Level, Weights, levels_of, most_probable
+from dials_diffuse.scaling.layout import Rows, S
 from dials_diffuse.scaling.model import Prediction, ScaleModel
 from dials_diffuse.scaling.sample import Observations
 from dials_diffuse.scaling.terms.base import Acts
+from dials_diffuse.scaling.terms.crystal import SmoothPart
 
-#: unique voxels whose couplings are in memory together
-_ORBITS = 2048
+#: observations, and unique voxels, that are multiplied together: many for the BLAS, few that touch few parameters
+_TOGETHER, _VOXELS = 1024, 512
+
+#: order of the factors
+_ACTS = list(Acts)
 
 
 @dataclass(frozen=True)
@@ -58,50 +72,30 @@ def add(parts) -> Normal:
     )
 
 
-def design(model: ScaleModel, data: Observations, prediction: Prediction, anisotropic) -> Design:
-    """Derivatives of the expected counts by all parameters.
-
-    anisotropic : (n,) float64, J of the voxel of each observation
-    """
-    unit, rows = prediction.unit, data.rows
-    factors = {
-        Acts.GAIN: prediction.isotropic + unit * anisotropic,
-        Acts.SCALE: unit * (prediction.profile + anisotropic),
-        Acts.OFFSET: prediction.gain * model.profile(rows.coordinates[:, S], True),
-        Acts.PROFILE: unit * (1 + prediction.smooth),
-        Acts.SMOOTH: unit * prediction.profile,
-    }
-    width = sum(b.width for b in model.blocks)
-    design, at = Design(np.empty((data.n, width), dtype=np.int64), np.empty((data.n, width))), 0
-    for b in model.blocks:
-        b.fill(rows, factors[b.acts], design, at)
+def basis_of(blocks, rows: Rows) -> Design:
+    """The functions of some terms at some observations: derivatives by the coefficients, for a factor of 1."""
+    n, width = len(rows.experiment), sum(b.width for b in blocks)
+    design, at, one = Design(np.empty((n, width), dtype=np.int64), np.empty((n, width))), 0, np.ones(n)
+    for b in blocks:
+        b.fill(rows, one, design, at)
         at += b.width
     return design
 
 
-def _neighbours(model: ScaleModel, index: np.ndarray) -> tuple:
-    """An order in which rows with the same parameters are neighbours, and how many leading parameters they share.
+def _factors(model: ScaleModel, data: Observations, prediction: Prediction, anisotropic) -> np.ndarray:
+    """(5, n) float64, derivatives of the expected counts by the value of terms, one row for each of ``Acts``.
 
-    Terms in which hardly two rows are the same are left out; they are the last ones of the model.
+    anisotropic : (n,) float64, J of the voxel of each observation
     """
-    key, at, n_shared = np.zeros(len(index), dtype=np.int64), 0, 0
-    for b in model.blocks:
-        if b.repeats:
-            key = key * (b.size * b.n_sets) + index[:, at] - b.start
-            at += b.width
-            n_shared = at
-    return np.argsort(key, kind="stable"), n_shared
-
-
-def _slope_of_logarithm(model: ScaleModel, data: Observations, share: np.ndarray) -> np.ndarray:
-    """(p,) half the derivative of the logarithms; share : (n,) float64, that of each row by the logarithm of u."""
-    result = np.zeros(model.n_parameters)
-    for b in model.blocks:
-        if b.acts in (Acts.GAIN, Acts.SCALE):
-            own = Design(np.empty((data.n, b.width), dtype=np.int64), np.empty((data.n, b.width)))
-            b.fill(data.rows, share, own, 0)
-            result += np.bincount(own.index.ravel(), own.value.ravel(), minlength=model.n_parameters)
-    return result
+    unit = prediction.unit
+    factors = {
+        Acts.GAIN: prediction.isotropic + unit * anisotropic,
+        Acts.SCALE: unit * (prediction.profile + anisotropic),
+        Acts.OFFSET: prediction.gain * model.profile(data.coordinates[:, S], True),
+        Acts.PROFILE: unit * (1 + prediction.smooth),
+        Acts.SMOOTH: unit * prediction.profile,
+    }
+    return np.stack([factors[acts] for acts in _ACTS])
 
 
 def chi2(prediction: Prediction, data: Observations, weights: Weights) -> float:
@@ -120,45 +114,146 @@ def _objective(weights: Weights, residual: np.ndarray, levels: list) -> float:
 def normal_equations(model: ScaleModel, prediction: Prediction, data: Observations, weights: Weights) -> Normal:
     """Normal equations of some observations.
 
+    An observation touches few of the parameters, and so do those that are multiplied together, if they are neighbours:
+    voxels are best in the order of |s|.
+
     prediction : of the data, by the model; weights : of the observations and priors of the voxels
     """
     weight, unit = weights.weight, prediction.unit
-    smooth = prediction.smooth * prediction.profile
     residual = data.net - prediction.expected
     levels = levels_of(prediction, data, weights, residual)
-    anisotropic, variance = most_probable(levels)[0]
-    derivatives = design(model, data, prediction, anisotropic[data.orbit] + smooth)
-    matrix, vector = np.zeros((model.n_parameters,) * 2), np.zeros(model.n_parameters)
-    add_normal(derivatives, *_neighbours(model, derivatives.index), weight, residual, matrix, vector)
-    vector -= _slope_of_logarithm(model, data, weight * unit**2 * variance[data.orbit])
-    voxels, *others = levels
-    above = np.zeros((len(others[0].net), model.n_parameters))
-    for start in range(0, len(anisotropic), _ORBITS):
-        mine = slice(start, min(start + _ORBITS, len(anisotropic)))
-        rows = slice(*np.searchsorted(data.orbit, [mine.start, mine.stop]))
-        coupling = np.zeros((mine.stop - mine.start, model.n_parameters))
-        own = Design(derivatives.index[rows], derivatives.value[rows])
-        add_orbits(own, weight[rows] * unit[rows], data.orbit[rows] - start, coupling)
-        vector -= anisotropic[mine] @ coupling
-        _add_to_parents(voxels.pull[mine], voxels.parent[mine], coupling, above)
-        _subtract(coupling, voxels.total[mine], matrix)
-    for level in others:
-        coupling, above = above, np.zeros((int(level.parent.max()) + 1, model.n_parameters))
-        _add_to_parents(level.pull, level.parent, coupling, above)
-        _subtract(coupling, level.total, matrix)
-    matrix += np.tril(matrix, -1).T
-    matrix = np.triu(matrix)
-    matrix += np.triu(matrix, 1).T
-    return Normal(matrix, vector, _objective(weights, residual, levels), int(np.count_nonzero(weight)))
+    anisotropic, variance = (x[data.orbit] for x in most_probable(levels)[0])
+    factors = _factors(model, data, prediction, anisotropic + prediction.smooth * prediction.profile)
+    gradient = factors * (weight * (residual - unit * anisotropic))
+    for acts in (Acts.GAIN, Acts.SCALE):  # half the derivative of the logarithms
+        gradient[_ACTS.index(acts)] -= weight * unit**2 * variance
+    sums = _Sums(model)
+    root = np.sqrt(weight)
+    factors *= root
+    sums.add_rows(data, factors, gradient)
+    above = sums.subtract_voxels(data, factors, root * unit, levels[0])
+    for level in levels[1:]:
+        above = sums.subtract(level, above)
+    return Normal(sums.whole(), sums.vector, _objective(weights, residual, levels), int(np.count_nonzero(weight)))
 
 
-def _add_to_parents(pull: np.ndarray, parent: np.ndarray, coupling: np.ndarray, above: np.ndarray) -> None:
-    """``above[parent] += pull coupling``; coupling : (k, p), above : (l, p) float64."""
-    touched, place = np.unique(parent, return_inverse=True)
-    above[touched] += sparse.csr_matrix((pull, (place.reshape(-1), np.arange(len(pull))))) @ coupling
+class _Sums:
+    """The upper half of a normal matrix, and the gradient, while they are added up.
 
+    The smooth anisotropic part has many parameters, which every observation touches: patterns of the voxel times a
+    spline in |s|. Its part of the matrix is that of one pattern, summed for each voxel, times the patterns.
+    """
 
-def _subtract(coupling: np.ndarray, total: np.ndarray, matrix: np.ndarray) -> None:
-    """Take what the values of a level explain from one half of the normal matrix; coupling (k, p) is overwritten."""
-    coupling /= np.sqrt(total)[:, None]
-    syrk(-1.0, coupling.T, 1.0, matrix.T, lower=1, overwrite_c=1)
+    def __init__(self, model: ScaleModel):
+        p, smooth = model.n_parameters, model.block(SmoothPart.key)
+        self.matrix, self.vector, self.smooth = np.zeros((p, p)), np.zeros(p), smooth
+        self.blocks = [b for b in model.blocks if b is not smooth]
+        self._acts = np.repeat([_ACTS.index(b.acts) for b in self.blocks], [b.width for b in self.blocks])
+        self._acts_and_smooth = np.append(self._acts, 3 * [_ACTS.index(smooth.acts)])
+        self._place, self._columns, self._buffer = np.empty(p, np.int64), np.empty(p, np.int64), np.empty(_TOGETHER * p)
+        # of the patterns and nodes: with the other parameters, and with each other
+        self._cross = np.zeros((smooth.n_sets, smooth.size, p))
+        self._square = np.zeros((smooth.n_sets, smooth.size, smooth.n_sets, smooth.size))
+
+    def _touched(self, design: Design) -> np.ndarray:
+        """(c,) parameters that a design touches; ``_place`` has their numbers."""
+        return self._columns[: number_columns(design.index, self._place, self._columns)].copy()
+
+    def add_rows(self, data: Observations, factors: np.ndarray, gradient: np.ndarray) -> None:
+        """Σ J Jᵀ of all but the smooth part, and Σ g J.
+
+        factors : of J, with the root of the weight; gradient : the same with g
+        """
+        order, alike = data.alike
+        ordered, slopes = (np.ascontiguousarray(x[:, order]) for x in (factors, gradient))
+        for start in range(0, data.n, _TOGETHER):
+            mine = slice(start, start + _TOGETHER)
+            design = basis_of(self.blocks, alike.at(mine))
+            columns, n = self._touched(design), len(design.index)
+            rows = self._buffer[: n * len(columns)].reshape(n, len(columns))
+            rows[:] = 0.0
+            add_dense(design, self._acts, ordered[:, mine], self._place, rows)
+            add_gradient(design, self._acts, slopes[:, mine], self.vector)
+            add_upper(syrk(1.0, rows.T, lower=1).T, columns, self.matrix)
+        self.vector[self.smooth.all] += self.smooth.gradient(data.rows, gradient[_ACTS.index(self.smooth.acts)])
+
+    def subtract_voxels(self, data: Observations, factors: np.ndarray, unit: np.ndarray, level: Level) -> np.ndarray:
+        """Take off what intensities of voxels explain, and add Σ J Jᵀ of the smooth part.
+
+        factors : of J, with the root of the weight; unit : (n,) with it, counts per unit of intensity
+
+        Returns
+        -------
+        (l, p) float64, couplings of the next level
+        """
+        above = np.zeros((int(level.parent.max()) + 1, len(self.vector)))
+        by_pattern = np.zeros((len(above), *self._cross.shape[:2]))
+        for start in range(0, len(level.net), _VOXELS):
+            mine = slice(start, min(start + _VOXELS, len(level.net)))
+            rows = slice(*np.searchsorted(data.orbit, [mine.start, mine.stop]))
+            short, columns, nodes = self._short(data.rows.at(rows))
+            m, c, k = mine.stop - start, len(columns), len(nodes)
+            coupling, products = np.zeros((m, c + k)), np.zeros((m, k, c + k))
+            voxel_sums(
+                short, self._acts_and_smooth, factors[:, rows], unit[rows], data.orbit[rows] - start, coupling, products
+            )
+            subtract_products(coupling, level.total[mine], products)
+            pattern, own, along = data.patterns[mine], np.ascontiguousarray(coupling[:, :c]), coupling[:, c:]
+            self._add_products(pattern, products, columns, nodes)
+            pull, parent = level.pull[mine], level.parent[mine]
+            add_to_parents(pull, parent, columns, own, above)
+            add_patterns_to_parents(pull, parent, nodes, along, pattern, by_pattern)
+            own /= np.sqrt(level.total[mine])[:, None]
+            add_upper(syrk(-1.0, own.T, lower=1).T, columns, self.matrix)
+        above[:, self.smooth.all] = by_pattern.reshape(len(above), -1)
+        return above
+
+    def _short(self, rows: Rows) -> tuple:
+        """Design with a single pattern, of 1, in the place of the smooth part, see ``voxel_sums``.
+
+        Its columns are numbers, and are followed by (c,) the parameters of the first, and (k,) the nodes of the last.
+        """
+        design, along = basis_of(self.blocks, rows), self.smooth.along_s(rows)
+        n, width = design.index.shape
+        number = np.empty((n, width + 3), dtype=np.int64)
+        columns = self._touched(design)
+        renumber(design.index, self._place, 0, number)
+        nodes = self._touched(along)
+        renumber(along.index, self._place, width, number)
+        number[:, width:] += len(columns)
+        return Design(number, np.hstack([design.value, along.value])), columns, nodes
+
+    def _add_products(self, pattern: np.ndarray, products: np.ndarray, columns: np.ndarray, nodes: np.ndarray) -> None:
+        """Sums over voxels of products, with one pattern, times the patterns (m, n)."""
+        (m, k, both), c = products.shape, len(columns)
+        cross = (pattern.T @ products.reshape(m, -1)).reshape(-1, k, both)
+        self._cross[:, nodes[:, None], columns] += cross[:, :, :c]
+        for a in range(k):
+            for b in range(a, k):
+                square = (pattern * products[:, a, c + b, None]).T @ pattern
+                self._square[:, nodes[a], :, nodes[b]] += square
+                if a != b:
+                    self._square[:, nodes[b], :, nodes[a]] += square
+
+    def subtract(self, level: Level, coupling: np.ndarray) -> np.ndarray:
+        """Take off what a level of neighbourhoods explains; coupling : (k, p) float64, is overwritten.
+
+        Returns
+        -------
+        (l, p) float64, couplings of the next level
+        """
+        above = np.zeros((int(level.parent.max()) + 1, len(self.vector)))
+        add_to_parents(level.pull, level.parent, np.arange(len(self.vector)), coupling, above)
+        coupling /= np.sqrt(level.total)[:, None]
+        syrk(-1.0, coupling.T, 1.0, self.matrix.T, lower=1, overwrite_c=1)
+        return above
+
+    def whole(self) -> np.ndarray:
+        """(p, p) float64, the symmetric matrix."""
+        matrix, own = np.triu(self.matrix) + np.triu(self.matrix, 1).T, self.smooth.all
+        n = own.stop - own.start
+        cross = self._cross.reshape(n, -1)
+        matrix[own] += cross
+        matrix[:, own] += cross.T
+        matrix[own, own] += self._square.reshape(n, n)
+        return matrix

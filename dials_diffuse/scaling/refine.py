@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,6 +24,7 @@ from dials_diffuse.scaling.normal import Normal, add, chi2, normal_equations
 from dials_diffuse.scaling.sample import Observations
 from dials_diffuse.scaling.scaling_parameters import ScalingParameters
 from dials_diffuse.scaling.solve import (
+    Space,
     System,
     judge_terms,
     make_space,
@@ -38,8 +41,8 @@ from dials_diffuse.scaling.uncertainty import ScaleErrors, scale_errors
 
 logger = logging.getLogger("dials.diffuse.scaling")
 
-#: observations on which the terms are tried
-_TRIAL_OBSERVATIONS = 150_000
+#: observations on which the terms are tried, and on which refinement begins: it starts far away
+_TRIAL_OBSERVATIONS, _FIRST_OBSERVATIONS = 150_000, 30_000
 
 #: steps, at most, without terms, with those that differ most between sweeps, with all of them, and with those that stay
 _FEW_STEPS, _TRIAL_STEPS = 3, 6
@@ -51,8 +54,27 @@ _AS_EXPECTED = 0.5
 #: ask for extrapolation
 _LEAST_IN_FOLD = 5
 
-#: steps end when χ² falls by less than this: no parameter then moves by a standard error
-_SMALL = 0.5
+#: steps end when χ² falls by less than this: no parameter then moves by a standard error. Tests of terms ask less
+_SMALL, _SMALL_FOR_TESTS = 0.5, 5.0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Where another refinement of nearly the same data can begin: before the last terms are tried.
+
+    Attributes
+    ----------
+    full : ScaleModel with all terms, the coefficients at their start
+    model, errors : ScaleModel and ErrorModel
+    strengths : key -> Strength
+    history : of Refinement, the steps until then
+    """
+
+    full: ScaleModel
+    model: ScaleModel
+    errors: ErrorModel
+    strengths: dict
+    history: list
 
 
 @dataclass(frozen=True)
@@ -67,6 +89,7 @@ class Refinement:
     history : list of dictionaries, one for each step: terms, χ² per observation before it and as expected after it,
         share of the step that was taken, rejected observations, largest step of each term
     scale_errors : how well the scale of an observation is known
+    trial : Trial, for the next refinement
     """
 
     model: ScaleModel
@@ -75,6 +98,7 @@ class Refinement:
     tests: list
     history: list
     scale_errors: ScaleErrors
+    trial: Trial
 
 
 @dataclass(frozen=True)
@@ -86,19 +110,29 @@ class _State:
     strengths: dict
 
 
+class _Step(NamedTuple):
+    """What the last step was found from: projected normal equations of each fold, their system, strengths; its fall."""
+
+    folds: list
+    system: System
+    strengths: dict
+    fall: float
+
+
 class _Refiner:
     """Steps of the refinement on one set of observations, in folds of blocks of voxels."""
 
-    def __init__(self, data: Observations, parameters: ScalingParameters, threads: int):
+    def __init__(self, data: Observations, parameters: ScalingParameters, threads: int, spaces: Callable):
         fold = fold_of_blocks(_kept_together(data, parameters.n_folds), parameters.n_folds, parameters.seed)
-        order = np.argsort(fold, kind="stable")
+        s = np.zeros(len(data.unique))
+        s[data.orbit] = data.s_voxel
+        order = np.lexsort((s, fold))  # neighbours in |s| touch the same parameters
         ends = np.searchsorted(fold[order], np.arange(parameters.n_folds + 1))
         self.data, self.parameters, self.threads = data.orbits(order), parameters, threads
         self.voxels = [slice(*ends[k : k + 2]) for k in range(parameters.n_folds)]
         self.rows = [slice(*np.searchsorted(self.data.orbit, [v.start, v.stop])) for v in self.voxels]
         self.folds = [self.data.part(v.start, v.stop) for v in self.voxels]
-        self.spaces: dict = {}
-        self.history: list = []
+        self.spaces, self.history, self.last = spaces, [], None
 
     def state(self, model: ScaleModel, errors: ErrorModel, strengths: dict) -> _State:
         prediction = self.predict(model)
@@ -127,13 +161,13 @@ class _Refiner:
         return sum(chi2(prediction.rows(rows), *x) for rows, *x in zip(self.rows, self.folds, weights))
 
     def system(self, state: _State) -> System:
-        terms = state.model.terms
-        if terms not in self.spaces:
-            self.spaces[terms] = make_space(state.model, self.data)
-        return make_system(state.model, self.spaces[terms], float(np.median(state.errors.spread)))
+        return make_system(state.model, self.spaces(state.model), float(np.median(state.errors.spread)))
 
-    def improve(self, state: _State, n_steps: int) -> _State:
-        """Up to ``n_steps`` Gauss-Newton steps, each with the most probable strengths of the priors."""
+    def improve(self, state: _State, n_steps: int, small: float = _SMALL) -> _State:
+        """Up to ``n_steps`` Gauss-Newton steps, each with the most probable strengths of the priors.
+
+        small : fall of χ² that ends them
+        """
         for number in range(n_steps):
             errors = update_errors(state.prediction, self.data, state.errors, state.rejected)
             state = replace(state, errors=errors)
@@ -141,7 +175,8 @@ class _Refiner:
                 limit = self.parameters.outlier_n_sigma
                 state = replace(state, rejected=find_outliers(state.prediction, self.data, errors, limit))
             weights, system = self.weights(state), self.system(state)
-            normal = projected(add(self.normals(state, weights)), system.space)
+            folds = [projected(fold, system.space) for fold in self.normals(state, weights)]
+            normal = add(folds)
             strengths = {**system.first, **state.strengths}
             strengths = most_probable_strengths(normal, system, strengths)
             state = replace(state, strengths={key: strengths[key] for key in system.first})
@@ -149,22 +184,25 @@ class _Refiner:
             step = found.step
             length, moved = self._moved(state, weights, normal, system, step)
             self._note(state, normal, system.space.free @ step, step, length)
+            self.last = _Step(folds, system, state.strengths, found.fall)
             state = moved
-            if number and found.fall < _SMALL:
+            if number and found.fall < small:
                 break
         return state
 
-    def test(self, state: _State, terms) -> list:
-        """TermTest of each of the terms."""
-        weights, system = self.weights(state), self.system(state)
-        folds = [projected(fold, system.space) for fold in self.normals(state, weights)]
-        return judge_terms(folds, system, state.strengths, terms)
+    def test(self, terms) -> list:
+        """TermTest of each of the terms, by the last step: the equations know where the minimum is."""
+        return judge_terms(self.last.folds, self.last.system, self.last.strengths, terms)
 
     def scale_errors(self, state: _State, n_sweeps: int) -> ScaleErrors:
+        """Of the state after the last step, which moved nothing by a standard error, or it is computed once more."""
         system = self.system(state)
-        normal = projected(add(self.normals(state, self.weights(state))), system.space)
-        free = system.space.free
-        covariance = free @ posterior(normal, system, state.strengths).covariance @ free.T
+        if self.last.fall < _SMALL:
+            normal = add(self.last.folds)
+        else:
+            normal = projected(add(self.normals(state, self.weights(state))), system.space)
+        covariance = posterior(normal, system, state.strengths).covariance
+        covariance = system.space.free @ covariance @ system.space.free.T
         return scale_errors(state.model, self.data, state.prediction, covariance, n_sweeps)
 
     def _moved(self, state, weights, normal, system, step) -> tuple:
@@ -205,31 +243,56 @@ def refine(
     threads: int = 1,
     progress: Progress = quiet,
     start: ScaleModel | None = None,
+    before: Trial | None = None,
 ) -> Refinement:
     """Refine all terms together against the intensities of the unique voxels.
 
-    On a part of the observations the terms are tested: each has to predict voxels that were kept out of the fit better
-    than the model without it. Then all that stayed are refined with all observations.
+    A few observations bring the model near. On a part of them the terms are tested: each has to predict voxels that
+    were kept out of the fit better than the model without it. Then all that stayed are refined with all observations.
 
     Parameters
     ----------
     data : observations of a random choice of unique voxels
     threads : for the normal equations
     start : model whose coefficients are those to begin with
+    before : of nearly the same data, to begin with; ``start`` is then not used
     """
-    full = start_model(data, layout, parameters) if start is None else start
-    share = min(1.0, _TRIAL_OBSERVATIONS / data.n)
-    some = np.flatnonzero(np.random.default_rng(parameters.seed).random(len(data.unique)) < share)
-    every = _Refiner(data, parameters, threads)
-    trial = every if share == 1 else _Refiner(data.orbits(some), parameters, threads)
-    state = trial.state(full.with_terms(()), first_error_model(trial.data), {})
+    known: dict = {}
+
+    def spaces(model: ScaleModel) -> Space:
+        if model.terms not in known:
+            known[model.terms] = make_space(model, data)
+        return known[model.terms]
+
+    def part(number: int) -> _Refiner:
+        share = min(1.0, number / data.n)
+        some = np.flatnonzero(np.random.default_rng(parameters.seed).random(len(data.unique)) < share)
+        return every if share == 1 else _Refiner(data.orbits(some), parameters, threads, spaces)
+
+    every = _Refiner(data, parameters, threads, spaces)
+    trial = part(_TRIAL_OBSERVATIONS)
+    first = part(_FIRST_OBSERVATIONS) if data.n > 2 * _FIRST_OBSERVATIONS else trial
+    if before is None:
+        full = start_model(data, layout, parameters) if start is None else start
+        before = Trial(full, full.with_terms(()), first_error_model(first.data), {}, [])
+        *stages, last = _stages(full)
+    else:
+        stages, last = [], _stages(before.full)[-1]
+    full, state = before.full, before
+    first.history = list(before.history)
+    for keys in progress([*stages, last], len(stages) + 1, "Trying the terms"):
+        if keys is last:
+            before = Trial(full, state.model, state.errors, state.strengths, list(first.history))
+        state = first.state(_extended(state.model, full, keys), state.errors, state.strengths)
+        state = first.improve(state, _TRIAL_STEPS if keys is last else _FEW_STEPS, _SMALL_FOR_TESTS)
+    if first is not trial:
+        trial.history = first.history
+        state = trial.state(state.model, state.errors, state.strengths)
+        state = trial.improve(state, _TRIAL_STEPS, _SMALL_FOR_TESTS)
     tests: list = []
-    for keys in progress(_stages(full), len(_stages(full)), "Trying the terms"):
-        state = trial.state(_extended(state.model, full, keys), state.errors, state.strengths)
-        state = trial.improve(state, _TRIAL_STEPS if state.model.terms == full.terms else _FEW_STEPS)
     if state.model.terms:
         terms = [full.block(term.key) for term in TERMS if term.key in full.terms]
-        tests = trial.test(state, terms)
+        tests = trial.test(terms)
         kept = [test.name for test in tests if test.kept or not parameters.automatic]
         state = trial.state(state.model.with_terms(kept), state.errors, state.strengths)
     every.history = trial.history
@@ -237,7 +300,7 @@ def refine(
     for _ in progress(range(1), 1, "Refining the scale model"):
         state = every.improve(state, parameters.n_cycles)
     errors = every.scale_errors(state, len(layout.start))
-    return Refinement(state.model, state.errors, state.strengths, tests, every.history, errors)
+    return Refinement(state.model, state.errors, state.strengths, tests, every.history, errors, before)
 
 
 def _stages(full: ScaleModel) -> list:

@@ -10,11 +10,14 @@ import numpy as np
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.voxels import Voxels, blocks_of_voxels
 from dials_diffuse.parallel import in_threads
-from dials_diffuse.scaling.layout import DIFFRACTED, Layout, Rows, coordinates
+from dials_diffuse.scaling.layout import DIFFRACTED, Layout, Rows, S, T, coordinates
 from dials_diffuse.scaling.patterns import absorption_functions, symmetric_patterns
 
 COLUMNS = ("index", "experiment", "panel", "counts", "norm", "background", "background_variance", "xyz", "s")
 
+
+#: rows of about the same |s| that are sorted by rotation, see Observations.alike
+_RING = 4096
 
 #: neighbourhoods are so many blocks wide
 TIMES = (1, 2, 4)
@@ -64,6 +67,11 @@ class Observations:
         return Rows(self.coordinates, self.experiment, self.harmonics, self.orbit, self.patterns)
 
     @cached_property
+    def first(self) -> np.ndarray:
+        """(m,) int, the first row of each voxel."""
+        return np.searchsorted(self.orbit, np.arange(len(self.unique)))
+
+    @cached_property
     def parents(self) -> tuple:
         """(m,) int, smallest neighbourhood of each voxel, and for each of these the next larger one; counted from 0."""
         result, names = [], self.neighbourhood
@@ -72,6 +80,13 @@ class Observations:
             result.append(parent.reshape(-1))
             names = names[first, 1:]
         return tuple(result)
+
+    @cached_property
+    def alike(self) -> tuple:
+        """(n,) int, an order in which neighbours touch the same parameters of most terms, and the Rows in it."""
+        ring = np.argsort(np.argsort(self.coordinates[:, S], kind="stable"), kind="stable") // _RING
+        order = np.lexsort((self.coordinates[:, T], ring, self.experiment))
+        return order, self.rows.at(order)
 
     def orbits(self, wanted: np.ndarray) -> Observations:
         """The rows of some voxels; wanted : (k,) int, rows of ``unique`` in the order that is wanted."""

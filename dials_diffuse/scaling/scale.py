@@ -21,9 +21,16 @@ from dials_diffuse.maps.laue_check import check_laue_group
 from dials_diffuse.maps.laue_group import LaueTest
 from dials_diffuse.maps.mates import SAMPLE_COLUMNS, LowAngles
 from dials_diffuse.maps.units import ARBITRARY, ELECTRONS
-from dials_diffuse.maps.voxels import Voxels, check_distinct, find_voxels, memory_of_voxels, numbered_blocks
+from dials_diffuse.maps.voxels import (
+    Voxels,
+    check_distinct,
+    find_voxels,
+    memory_of_voxels,
+    numbered_blocks,
+    refused_in_words,
+)
 from dials_diffuse.memory import check_memory
-from dials_diffuse.parallel import Progress, quiet
+from dials_diffuse.parallel import Progress, one_blas_thread, quiet
 from dials_diffuse.scaling.absolute import AbsoluteParameters, AbsoluteScale, absolute_scale
 from dials_diffuse.scaling.apply import (
     Predictions,
@@ -41,7 +48,7 @@ from dials_diffuse.scaling.image_decision import ImageDecision, refine_without_b
 from dials_diffuse.scaling.layout import Layout, S, make_layout
 from dials_diffuse.scaling.levels import Levels, find_levels
 from dials_diffuse.scaling.model import start_model
-from dials_diffuse.scaling.refine import Refinement, refine
+from dials_diffuse.scaling.refine import Refinement, Trial, refine
 from dials_diffuse.scaling.sample import COLUMNS, Observations, sample_observations
 from dials_diffuse.scaling.scaling_parameters import ScalingParameters
 from dials_diffuse.scaling.terms.absorption import AbsorptionOptions
@@ -106,7 +113,7 @@ class ScalingResult:
 
 def memory_estimate(grid: MapGrid, n_rows: int, n_sample: int) -> float:
     """Rough peak memory in bytes."""
-    return memory_of_voxels(grid, n_rows) + 34 * n_rows + 500 * n_sample + 8 * _ROWS * 250
+    return memory_of_voxels(grid, n_rows) + 34 * n_rows + 800 * n_sample + 8 * _ROWS * 250
 
 
 @dataclass(frozen=True)
@@ -187,6 +194,7 @@ def scale_observations(
     (6376, ['drift', 'offset'])
     """
     with ExitStack() as stack:
+        stack.enter_context(one_blas_thread())
         source = _open(paths, parameters, progress, stack)
         grid, experiments, n_rows = source.grid, source.experiments, source.n_rows
         bragg = read_bragg(source.files, source.first)
@@ -206,7 +214,7 @@ def scale_observations(
             "scale fewer files together, or integrate with a smaller grid.subdivide or a larger d_min",
         )
         blocks = (block for _, block in source.blocks(("index", "norm"), "Finding voxels"))
-        voxels, _ = find_voxels(blocks, grid, True, threads)
+        voxels, n_refused = find_voxels(blocks, grid, True, threads)
         if len(voxels.index) == 0:
             raise DiffuseError(f"{paths[0]}: no observation has a positive norm inside d_min; integrate again")
         layout = make_layout(experiments, grid)
@@ -214,11 +222,11 @@ def scale_observations(
         data = _sample(source, voxels, layout, parameters, threads, low)
         symmetry, symmetry_notes = check_laue_group(low, parameters.symmetry_check, paths[0])
 
-        def refined(data: Observations) -> Refinement:
+        def refined(data: Observations, before: Trial | None) -> Refinement:
             start = None
             if bragg_scales and np.any(bragg.inverse_scale_factor > 0):
                 start = start_from_bragg(start_model(data, layout, parameters), layout, bragg)
-            return refine(data, layout, parameters, threads, progress, start)
+            return refine(data, layout, parameters, threads, progress, start, before)
 
         refinement, data, images = refine_without_bad_images(data, layout, experiments, parameters, refined)
         scaler = Scaler(grid, voxels, layout, refinement.model, refinement.errors, refinement.scale_errors)
@@ -271,6 +279,7 @@ def scale_observations(
         images=images,
         origins=origins,
         warnings=[
+            *refused_in_words(n_refused, n_rows),
             *_too_many_outliers(n_outliers, n_rows),
             *_without_terms(layout, parameters),
             *_uncertain_scale(refinement, data),

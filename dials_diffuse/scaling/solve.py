@@ -81,11 +81,13 @@ class Space:
     free : (p, q) float64, orthonormal; each belongs to one term
     parts : key -> Part
     crystal : slice of the directions of P and Q, which are the crystal's
+    blocks : (slice of the coefficients, part of ``free``) of each term
     """
 
     free: np.ndarray
     parts: dict
     crystal: slice
+    blocks: tuple = ()
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class System:
 def make_space(model: ScaleModel, data: Observations) -> Space:
     """Directions of each term that no constraint fixes, from smooth to rough."""
     fixed = gauge(model, data)
-    free, parts, q = [], {}, 0
+    free, blocks, parts, q = [], [], {}, 0
     for block in model.blocks:
         own = fixed[np.any(fixed[:, block.all] != 0, axis=1), block.all]
         basis = linalg.null_space(own, rcond=1e-8) if len(own) else np.eye(block.all.stop - block.all.start)
@@ -126,10 +128,11 @@ def make_space(model: ScaleModel, data: Observations) -> Space:
         full = np.zeros((model.n_parameters, basis.shape[1]))
         full[block.all] = basis @ turn
         free.append(full)
+        blocks.append((block.all, full[block.all]))
         parts[block.key] = Part(slice(q, q + basis.shape[1]), np.maximum(roughness, 0.0))
         q += basis.shape[1]
     crystal = slice(0, parts[model.of_crystal[-1].key].at.stop)
-    return Space(np.ascontiguousarray(np.hstack(free)), parts, crystal)
+    return Space(np.ascontiguousarray(np.hstack(free)), parts, crystal, tuple(blocks))
 
 
 def make_system(model: ScaleModel, space: Space, spread: float) -> System:
@@ -144,20 +147,38 @@ def make_system(model: ScaleModel, space: Space, spread: float) -> System:
 
 
 def projected(normal: Normal, space: Space) -> Normal:
-    """Normal equations of the directions that are refined."""
-    return Normal(space.free.T @ normal.matrix @ space.free, space.free.T @ normal.vector, normal.chi2, normal.n)
+    """Normal equations of the directions that are refined, term by term: each direction belongs to one."""
+    half = np.hstack([normal.matrix[:, rows] @ free for rows, free in space.blocks])
+    matrix = np.vstack([free.T @ half[rows] for rows, free in space.blocks])
+    return Normal(matrix, space.free.T @ normal.vector, normal.chi2, normal.n)
 
 
-class Posterior(NamedTuple):
+@dataclass(frozen=True)
+class Posterior:
     """The most probable place, and what is known of it.
 
-    step : (q,) float64, to it; covariance : (q, q) float64, of where it is
+    step : (q,) float64, to it
     fall : of χ² and priors by the step
+    factor, unit : of the matrix, see :func:`_factor`
     """
 
     step: np.ndarray
-    covariance: np.ndarray
     fall: float
+    factor: np.ndarray
+    unit: np.ndarray
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """(q, q) float64, of where the place is."""
+        inverse, _ = linalg.lapack.dpotri(self.factor, lower=1)
+        inverse = np.tril(inverse)
+        return (inverse + np.tril(inverse, -1).T) * (self.unit[:, None] * self.unit)
+
+    @property
+    def variance(self) -> np.ndarray:
+        """(q,) its diagonal, in half the time."""
+        inverse, _ = linalg.lapack.dtrtri(self.factor, lower=1)
+        return np.einsum("ij,ij->j", inverse, np.tri(len(inverse)) * inverse) * self.unit**2
 
 
 def _factor(matrix: np.ndarray) -> tuple:
@@ -166,13 +187,19 @@ def _factor(matrix: np.ndarray) -> tuple:
     Penalties differ by many orders: with a unit diagonal, what keeps the solution finite is small for all parameters.
     """
     unit = 1 / np.sqrt(np.maximum(np.diag(matrix), 1e-300))
-    matrix = matrix * (unit[:, None] * unit)
+    matrix = matrix * unit[:, None]
+    matrix *= unit
     for tiny in (1e-12, 1e-9, 1e-6):
-        try:
-            return linalg.cho_factor(matrix + tiny * np.eye(len(matrix)), lower=True, overwrite_a=True), unit
-        except linalg.LinAlgError:
-            continue
+        factor, failed = linalg.lapack.dpotrf(_ridged(matrix, tiny).T, lower=1, overwrite_a=1, clean=0)
+        if not failed:
+            return (factor, True), unit
     raise linalg.LinAlgError("the normal equations of the scale model have no solution")
+
+
+def _ridged(matrix: np.ndarray, ridge: float) -> np.ndarray:
+    result = matrix.copy()
+    result.ravel()[:: len(result) + 1] += ridge
+    return result
 
 
 def _minimum(normal: Normal, precision: np.ndarray, position: np.ndarray) -> np.ndarray:
@@ -187,10 +214,7 @@ def posterior(normal: Normal, system: System, strengths: dict) -> Posterior:
     (factor, _), unit = _factor(normal.matrix + np.diag(precision))
     slope = normal.vector - precision * system.position
     step = unit * linalg.cho_solve((factor, True), unit * slope)
-    inverse, _ = linalg.lapack.dpotri(factor, lower=1)
-    inverse = np.tril(inverse)
-    inverse += np.tril(inverse, -1).T
-    return Posterior(step, inverse * (unit[:, None] * unit), float(slope @ step))
+    return Posterior(step, float(slope @ step), factor, unit)
 
 
 def most_probable_strengths(normal: Normal, system: System, strengths: dict, rounds: int = 3) -> dict:
@@ -211,7 +235,7 @@ def most_probable_strengths(normal: Normal, system: System, strengths: dict, rou
     """
     for _ in range(rounds):
         found = posterior(normal, system, strengths)
-        place, variance = system.position + found.step, np.diag(found.covariance)
+        place, variance = system.position + found.step, found.variance
         changed = dict(strengths)
         for key, (at, roughness) in system.space.parts.items():
             old, first, (by_size, by_roughness) = strengths[key], system.first[key], system.chosen[key]
@@ -242,7 +266,7 @@ def penalty(system: System, strengths: dict, step: np.ndarray, length: float) ->
 
 def determined(normal: Normal, system: System, strengths: dict) -> dict:
     """key -> number of parameters that the data determine, and not the priors; between 0 and all."""
-    variance, precision = np.diag(posterior(normal, system, strengths).covariance), system.precision(strengths)
+    variance, precision = posterior(normal, system, strengths).variance, system.precision(strengths)
     return {key: float(np.sum(1 - precision[at] * variance[at])) for key, (at, _) in system.space.parts.items()}
 
 

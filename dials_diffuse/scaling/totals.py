@@ -23,6 +23,9 @@ _MOST_LOST = 0.9
 #: points in a shell at which curves are averaged
 _POINTS = 10
 
+#: standard errors of what is no noise, and of what is none whatever the errors of single reflections are
+_SIGNIFICANT, _BEYOND_DOUBT = 5.0, 30.0
+
 #: Bragg intensities of so many times what is usual at their |s| are mistakes: exponentially distributed ones are not
 _OUTLIER = 100.0
 
@@ -145,6 +148,33 @@ def merge_bragg(grid: MapGrid, bragg: Bragg) -> UniqueBragg:
         intensity=np.bincount(row, bragg.intensity[known], len(hkl)) / divisor,
         variance=np.bincount(row, bragg.variance[known], len(hkl)) / divisor**2,
     )
+
+
+def only_noise(unique: UniqueBragg) -> str:
+    """A sentence if the Bragg reflections are not more than their errors, else empty: noise has no scale.
+
+    Those of a crystal are positive in the mean, and differ from each other at equal |s| by as much as they are strong.
+    """
+    use = unique.measured & (unique.variance > 0)
+    intensity, variance = unique.intensity[use], unique.variance[use]
+    order = np.argsort(unique.s[use])
+    if len(order) < _PER_SHELL:
+        return ""
+    mean, excess, freedom = 0.0, 0.0, 0
+    for part in np.array_split(order, max(1, len(order) // _PER_SHELL)):
+        weight = 1 / variance[part]
+        middle = float(weight @ intensity[part] / weight.sum())
+        mean += float(weight @ intensity[part])
+        excess += float(weight @ (intensity[part] - middle) ** 2)
+        freedom += len(part) - 1
+    significance = mean / math.sqrt(float(np.sum(1 / variance)))
+    chi2, error = excess / freedom, math.sqrt(2 / freedom)
+    if significance < _SIGNIFICANT or (significance < _BEYOND_DOUBT and chi2 < 1 + _SIGNIFICANT * error):
+        return (
+            f"the Bragg reflections are no more than noise: their mean is {significance:.1f} times its error, and they "
+            f"differ by {math.sqrt(chi2):.2f} times their errors; are they those of a crystal on these images?"
+        )
+    return ""
 
 
 def _lost_strong(seen: np.ndarray, possible: np.ndarray, n_unique: np.ndarray) -> np.ndarray:

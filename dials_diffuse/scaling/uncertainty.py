@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import sparse
 
+from dials_diffuse.kernels.normal import quadratic_forms
 from dials_diffuse.kernels.scaling import Design
 from dials_diffuse.scaling.layout import S, T, X, Y
 from dials_diffuse.scaling.model import Prediction, ScaleModel
@@ -19,9 +19,6 @@ _LEAST = 1e-3
 #: cells along the rotation of a sweep and along each edge of the detector, and observations in which they are filled
 _CELLS = (24, 8, 8)
 _ROWS = 30_000
-
-#: rows whose covariances are in memory together
-_TOGETHER = 4096
 
 
 @dataclass(frozen=True)
@@ -91,7 +88,6 @@ def _relative(model: ScaleModel, data: Observations, prediction: Prediction, som
     for block in model.of_experiment:
         block.fill(rows, factors[block.acts], design, at)
         at += block.width
-    pointer = np.arange(0, width * len(some) + 1, width)
-    basis = sparse.csr_matrix((design.value.ravel(), design.index.ravel(), pointer), (len(some), len(covariance)))
-    parts = (basis[first : first + _TOGETHER] for first in range(0, len(some), _TOGETHER))
-    return np.concatenate([np.asarray(part.multiply(part @ covariance).sum(axis=1))[:, 0] for part in parts])
+    result = np.empty(len(some))
+    quadratic_forms(design, covariance, result)
+    return result

@@ -101,7 +101,10 @@ class Structure:
 
     @cached_property
     def space_group(self) -> sgtbx.space_group:
-        return sgtbx.space_group(self.hall_symbol)
+        """The group of ``hall_symbol``, whose operators keep their order: the copies of atoms are numbered by it."""
+        group = sgtbx.space_group(self.hall_symbol)
+        group.make_tidy()  # many functions of cctbx do so, and by that sort the operators
+        return group
 
     @cached_property
     def orthogonalization(self) -> np.ndarray:

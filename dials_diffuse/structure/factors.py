@@ -15,6 +15,9 @@ from dials_diffuse.structure.crystal import Structure
 #: wk1995: X-rays, Waasmaier & Kirfel 1995; it1992: X-rays, International Tables C 1992; electron: Peng et al. 1996
 TABLES = ("wk1995", "it1992", "electron")
 
+#: in place of a table: every atom scatters as 1, whatever its element, as points of an even density do
+FLAT = "flat"
+
 #: a_i (electrons) and b_i (Å²) of S(x) = Z - sum a_i exp(-b_i x²), x = |s|/2: Balyuzi 1975, Acta Cryst. A31, 600
 _BALYUZI = {
     "C": ((0.7568, 82.2385), (2.5511, 31.7282), (0.7051, 11.9471), (1.4605, 1.4637), (0.5263, 0.5150)),
@@ -54,13 +57,15 @@ class Dispersive:
 def gaussian(scattering_type: str, table="wk1995"):
     """cctbx's sum of Gaussians for a scattering type.
 
-    table : one of TABLES, or Dispersive
+    table : one of TABLES, Dispersive, or FLAT
 
     Raises
     ------
     DiffuseError
         If the table is not one of TABLES, or does not know the type.
     """
+    if table == FLAT:
+        return xray_scattering.gaussian([], [], 1.0)
     if isinstance(table, Dispersive):
         extra = dispersion(scattering_type, table.wavelength)
         if table.imaginary:

@@ -18,7 +18,7 @@ from dials_diffuse.fitting.pairs.pair_freedom import PairFreedom
 from dials_diffuse.fitting.pairs.pair_minimisers import MOST_ELEMENTS
 from dials_diffuse.fitting.pairs.pair_objective import Sample
 from dials_diffuse.fitting.result import Estimate, Fit, ModelFit
-from dials_diffuse.fitting.uncertainty import other_minima
+from dials_diffuse.fitting.uncertainty import end_of_strengths, other_minima
 from dials_diffuse.models.checks import fitted as fitted_to_grid
 from dials_diffuse.models.covariance.covariance import Covariance
 from dials_diffuse.models.covariance.group_covariance import GroupCovariance
@@ -153,9 +153,4 @@ def _warnings(found: GroupFit) -> list:
     if not found.converged:
         warnings.append(f"no minimum after {found.iterations} steps; raise pairs.max_iterations")
     warnings += other_minima(found.reached, found.starts)
-    if len(found.trials) > 1 and found.strength in (found.trials[0][0], found.trials[-1][0]):
-        side = "strongest" if found.strength == found.trials[0][0] else "weakest"
-        warnings.append(
-            f"the {side} prior fits the free voxels best, {found.strength:g}: try more strengths on that side"
-        )
-    return warnings
+    return warnings + end_of_strengths(found.trials, found.strength)

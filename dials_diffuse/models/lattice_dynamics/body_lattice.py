@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.spatial import cKDTree
 
 from dials_diffuse.errors import DiffuseError
+from dials_diffuse.structure.block import crystal_block
 from dials_diffuse.structure.crystal import Structure
+from dials_diffuse.structure.groups import group_labels
 from dials_diffuse.structure.tls import rigid_motions
 
 #: motions of a body that displace its atoms by less than this fraction of others are none, such as turns of one atom
@@ -20,50 +23,118 @@ _TIE = 1e-6
 #: waves whose matrices are in memory together: numbers in them
 _NUMBERS = 1 << 22
 #: smallest square of a pivot of a wave's matrix relative to the largest, below which the wave is held by nothing
-_FREE = 1e-9
+FREE = 1e-9
 #: the same of any wave, acoustic ones of 1e-6 of a reciprocal-lattice step included
-_SINGULAR = 1e-13
+SINGULAR = 1e-13
+
+
+@dataclass(frozen=True, eq=False)
+class CrystalBodies:
+    """Rigid bodies in a cell, copy after copy, in each those of the asymmetric unit in the same order.
+
+    The coordinates w of a body are amplitudes of six motions (fewer of one atom, or of atoms in a row), each with a
+    mean square of 1 of its atoms' displacements. They turn with the copy: mates that move alike have the same w.
+
+    Attributes
+    ----------
+    content : the atoms of the cell, in P 1, copy after copy
+    labels : (n,) int64, the body of each of them
+    frames : (b, 6, 6) float64, t (Å) and w (radians, about the centre) of a body by its coordinates; columns of those
+        that it lacks are 0
+    centres, centres_frac : (b, 3) float64, Å, and fractional
+    active : (d,) int64, which of the 6 b coordinates there are
+    turns : (g, 3, 3) float64, Cartesian rotation of each copy
+    operators : (g, 3, 3) int64 and (g, 3) float64, from the fractional coordinates of the asymmetric unit to each copy
+    """
+
+    content: Structure
+    labels: np.ndarray
+    frames: np.ndarray
+    centres: np.ndarray
+    centres_frac: np.ndarray
+    active: np.ndarray
+    turns: np.ndarray
+    operators: tuple
+
+    @property
+    def n_atoms(self) -> int:
+        """Of one copy."""
+        return self.content.n_atoms // len(self.turns)
+
+    @property
+    def n_bodies(self) -> int:
+        """Of one copy."""
+        return len(self.frames) // len(self.turns)
+
+    def modes(self, sites: np.ndarray) -> np.ndarray:
+        """(n, 3, 6) float64, displacement of each atom of the cell by the coordinates of its body; sites : (n, 3), Å"""
+        return rigid_motions(sites - self.centres[self.labels]) @ self.frames[self.labels]
+
+
+def crystal_bodies(structure: Structure, groups: str, selections: tuple = ()) -> CrystalBodies:
+    """The bodies of a cell.
+
+    Parameters
+    ----------
+    structure : asymmetric unit; of an atom on a special position every copy has one, with its share
+    groups, selections : see :func:`structure.groups.group_labels`
+    """
+    labels = group_labels(structure, groups, selections)
+    everywhere = replace(
+        structure,
+        occupancy=structure.occupancy * structure.share,
+        multiplicity=np.full(structure.n_atoms, structure.space_group.order_z()),
+    )
+    content, labels = crystal_block(everywhere, labels, (1, 1, 1))
+    sites, turns = content.site_cart, np.array(structure.rotations)
+    centres = np.stack([np.bincount(labels, x) for x in sites.T], axis=1) / np.bincount(labels)[:, None]
+    motions = rigid_motions(sites - centres[labels])
+    own = np.stack([_frame(motions[labels == b]) for b in range(len(centres) // len(turns))])
+    turned = np.zeros((len(turns), 6, 6))
+    turned[:, :3, :3], turned[:, 3:, 3:] = turns, np.linalg.det(turns)[:, None, None] * turns
+    frames = (turned[:, None] @ own).reshape(-1, 6, 6)
+    matrices = np.array([np.rint(op.r().as_double()).reshape(3, 3) for op in structure.space_group]).astype(np.int64)
+    first = content.site_frac[:: structure.n_atoms]
+    return CrystalBodies(
+        content=content,
+        labels=labels,
+        frames=frames,
+        centres=centres,
+        centres_frac=centres @ np.linalg.inv(content.orthogonalization).T,
+        active=np.flatnonzero(np.tile(np.any(own != 0, axis=1), (len(turns), 1)).reshape(-1)),
+        turns=turns,
+        operators=(matrices, first - matrices @ structure.site_frac[0]),
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class BodyLattice:
     """Energy of rigid bodies in harmonic springs, E = sum over cells R, R' of w(R)ᵀ K(R' - R) w(R') / 2.
 
-    The coordinates w of a body are amplitudes of six motions (fewer of one atom, or of atoms in a row), each with a
-    mean square of 1 of its atoms' displacements.
-
     Attributes
     ----------
-    labels : (n,) int64, the body of each atom of the cell
-    frames : (b, 6, 6) float64, t (Å) and w (radians, about the centre) of a body by its coordinates; columns of those
-        that it lacks are 0
-    centres, centres_frac : (b, 3) float64, Å, and fractional
-    active : (d,) int64, which of the 6 b coordinates there are
+    bodies : with the coordinates w
     shifts : (m, 3) int64, R' - R in cells
     constants : (m, d, d) float64, K for springs of stiffness 1
     """
 
-    labels: np.ndarray
-    frames: np.ndarray
-    centres: np.ndarray
-    centres_frac: np.ndarray
-    active: np.ndarray
+    bodies: CrystalBodies
     shifts: np.ndarray
     constants: np.ndarray
 
     def matrices(self, hkl: np.ndarray) -> np.ndarray:
         """(n, d, d) complex128, D(k) = sum over R of K(R) exp(2 pi i hR); hkl : (n, 3) fractional indices of waves"""
         phase = np.exp(2j * np.pi * (hkl @ self.shifts.T))
-        d = len(self.active)
+        d = self.constants.shape[1]
         return (phase @ self.constants.reshape(len(phase.T), -1)).reshape(-1, d, d)
 
     def blocks(self, n: int) -> int:
         """How many of n waves to treat together."""
-        return max(1, min(n, _NUMBERS // len(self.active) ** 2))
+        return max(1, min(n, _NUMBERS // self.constants.shape[1] ** 2))
 
     def check(self) -> None:
         """Raise DiffuseError if springs do not connect the bodies along all three axes."""
-        _held(self.matrices(np.array([wave for wave in np.ndindex(2, 2, 2) if any(wave)]) / 2), _FREE)
+        held(self.matrices(np.array([wave for wave in np.ndindex(2, 2, 2) if any(wave)]) / 2), FREE)
 
     def solve(self, hkl: np.ndarray, v: np.ndarray) -> np.ndarray:
         """(n, d) complex128, D(k)^-1 v; v : (n, d)
@@ -73,7 +144,7 @@ class BodyLattice:
         DiffuseError
             If there is a motion that stretches no spring.
         """
-        return np.linalg.solve(_held(self.matrices(hkl), _SINGULAR), v[:, :, None])[:, :, 0]
+        return np.linalg.solve(held(self.matrices(hkl), SINGULAR), v[:, :, None])[:, :, 0]
 
     def mean_inverse(self, hkl: np.ndarray, weights: np.ndarray, centred: bool = False) -> np.ndarray:
         """(d, d) float64, mean of D^-1 over waves and their opposites, for which it is the complex conjugate.
@@ -88,29 +159,55 @@ class BodyLattice:
         DiffuseError
             If there is a motion that stretches no spring.
         """
-        total = np.zeros((len(self.active),) * 2)
+        total = np.zeros((len(self.bodies.active),) * 2)
         step = self.blocks(len(hkl))
         for first in range(0, len(hkl), step):
             waves = hkl[first : first + step]
-            inverse = np.linalg.inv(_held(self.matrices(waves), _FREE))
+            inverse = np.linalg.inv(held(self.matrices(waves), FREE))
             if centred:
-                phase = np.exp(-2j * np.pi * (waves @ self.centres_frac[self.active // 6].T))
+                phase = centre_phases(self.bodies, waves)
                 inverse = phase[:, :, None] * inverse * phase.conj()[:, None, :]
             total += np.tensordot(weights[first : first + step], inverse.real, axes=1)
         return total / weights.sum()
 
-    def modes(self, sites: np.ndarray) -> np.ndarray:
-        """(n, 3, 6) float64, displacement of each atom of the cell by the coordinates of its body; sites : (n, 3), Å"""
-        return rigid_motions(sites - self.centres[self.labels]) @ self.frames[self.labels]
+
+def centre_phases(bodies: CrystalBodies, waves: np.ndarray) -> np.ndarray:
+    """(n, d) complex128, exp(-2 pi i k c) for each coordinate, c the centre of its body; waves : (n, 3)"""
+    return np.exp(-2j * np.pi * (waves @ bodies.centres_frac[bodies.active // 6].T))
 
 
-def body_lattice(content: Structure, labels: np.ndarray, cutoff: float, central: bool) -> BodyLattice:
-    """Springs between all atoms of different bodies that are near to each other.
+def neighbours(bodies: CrystalBodies, cutoff: float, first: int) -> Iterator[tuple]:
+    """Atoms of different bodies that are near to each other.
 
     Parameters
     ----------
-    content : the atoms of the cell, in P 1
-    labels : (n,) int64, the body of each, from 0
+    cutoff : Å
+    first : of this many atoms, from the start of the content, the neighbours are wanted
+
+    Yields
+    ------
+    shift : tuple of three int, cells of the second atoms
+    i, j : (m,) int64, atoms of the content
+    distance : (m,) float64, Å
+    """
+    content, labels, o = bodies.content, bodies.labels, bodies.content.orthogonalization
+    sites = content.site_cart
+    reach = np.ceil(np.ptp(content.site_frac, axis=0) + cutoff * np.linalg.norm(np.linalg.inv(o), axis=1)).astype(int)
+    tree = cKDTree(sites[:first])
+    for shift in np.ndindex(*(2 * reach + 1)):
+        shift = np.array(shift) - reach
+        near = tree.sparse_distance_matrix(cKDTree(sites + o @ shift), cutoff * (1 + _TIE), output_type="ndarray")
+        i, j, distance = near["i"], near["j"], near["v"]
+        touching = (distance > _SAME_PLACE) & (shift.any() | (labels[i] != labels[j]))
+        if touching.any():
+            yield tuple(shift.tolist()), i[touching], j[touching], distance[touching]
+
+
+def body_lattice(bodies: CrystalBodies, cutoff: float, central: bool) -> BodyLattice:
+    """Springs of one stiffness between all atoms of different bodies that are near to each other.
+
+    Parameters
+    ----------
     cutoff : Å, length of the longest springs
     central : a spring resists only changes of its length, otherwise any displacement of one end from the other
 
@@ -119,30 +216,14 @@ def body_lattice(content: Structure, labels: np.ndarray, cutoff: float, central:
     DiffuseError
         If there are no springs.
     """
-    sites = content.site_cart
-    number = labels.max() + 1
-    centres = np.stack([np.bincount(labels, x) for x in sites.T], axis=1) / np.bincount(labels)[:, None]
-    motions = rigid_motions(sites - centres[labels])
-    frames = np.stack([_frame(motions[labels == b]) for b in range(number)])
-    modes = motions @ frames[labels]
-    active = np.flatnonzero(np.any(frames != 0, axis=1).reshape(-1))
-    o = content.orthogonalization
-    reach = np.ceil(np.ptp(content.site_frac, axis=0) + cutoff * np.linalg.norm(np.linalg.inv(o), axis=1)).astype(int)
-    tree = cKDTree(sites)
+    labels, sites, o = bodies.labels, bodies.content.site_cart, bodies.content.orthogonalization
+    number = len(bodies.frames)
+    modes = bodies.modes(sites)
     shifts, constants = [], []
     own = np.zeros((number, number, 6, 6))
-    for shift in np.ndindex(*(2 * reach + 1)):
-        shift = np.array(shift) - reach
-        moved = sites + o @ shift
-        near = tree.sparse_distance_matrix(cKDTree(moved), cutoff * (1 + _TIE), output_type="ndarray")
-        i, j = near["i"], near["j"]
-        springs = (near["v"] > _SAME_PLACE) & (shift.any() | (labels[i] != labels[j]))
-        i, j = i[springs], j[springs]
-        if len(i) == 0:
-            continue
+    for shift, i, j, distance in neighbours(bodies, cutoff, len(sites)):
         across = np.zeros_like(own)
-        direction = moved[j] - sites[i]
-        direction = direction / np.linalg.norm(direction, axis=1)[:, None]
+        direction = (sites[j] + o @ np.array(shift) - sites[i]) / distance[:, None] if central else None
         for axis in [direction] if central else [np.tile(e, (len(i), 1)) for e in np.eye(3)]:
             first = np.einsum("pc,pck->pk", axis, modes[i])
             second = np.einsum("pc,pck->pk", axis, modes[j])
@@ -152,12 +233,11 @@ def body_lattice(content: Structure, labels: np.ndarray, cutoff: float, central:
         constants.append(across)
     if not shifts:
         raise DiffuseError(f"lattice_dynamics.cutoff={cutoff:g}: no two bodies are that near; choose a larger one")
-    shifts.append(np.zeros(3, dtype=int))
+    shifts.append((0, 0, 0))
     constants.append(own)
     flat = np.stack(constants).transpose(0, 1, 3, 2, 4).reshape(len(shifts), 6 * number, 6 * number)
-    return BodyLattice(
-        labels, frames, centres, centres @ np.linalg.inv(o).T, active, np.array(shifts), flat[:, active][:, :, active]
-    )
+    active = bodies.active
+    return BodyLattice(bodies, np.array(shifts), flat[:, active][:, :, active])
 
 
 def _frame(motions: np.ndarray) -> np.ndarray:
@@ -168,7 +248,7 @@ def _frame(motions: np.ndarray) -> np.ndarray:
     return vectors.T * np.where(moving, 1 / np.where(moving, sizes, 1.0), 0.0)
 
 
-def _held(matrices: np.ndarray, lowest: float) -> np.ndarray:
+def held(matrices: np.ndarray, lowest: float) -> np.ndarray:
     """The matrices, (n, d, d), unless squares of the pivots of one are that small a fraction of the largest."""
     try:
         pivots = np.linalg.cholesky(matrices).real.diagonal(axis1=1, axis2=2)
@@ -177,7 +257,7 @@ def _held(matrices: np.ndarray, lowest: float) -> np.ndarray:
         held = False
     if not held:
         raise DiffuseError(
-            "lattice_dynamics: some bodies can move and stretch no spring; choose a larger lattice_dynamics.cutoff, or "
-            "lattice_dynamics.springs=gaussian"
+            "lattice_dynamics: some bodies can move and stretch no spring; choose a larger lattice_dynamics.cutoff "
+            "(springs=contacts: contacts.cutoff), or lattice_dynamics.springs=gaussian"
         )
     return matrices

@@ -39,6 +39,8 @@ from dials_diffuse.models.single_atoms import (
     squares,
 )
 from dials_diffuse.structure.crystal import Structure
+from dials_diffuse.structure.envelope import FlatSolvent, displaced_solvent
+from dials_diffuse.structure.factors import FLAT
 from dials_diffuse.structure.groups import GROUPS, group_labels
 from dials_diffuse.structure.tls import TlsGroup
 from dials_diffuse.structure.transform import lattice_transform, s_squared, transform_at
@@ -71,6 +73,8 @@ class RigidBody(DiffuseModel):
     selections : for ``selection``, one text for each body
     tls : the groups, each with its atoms; atoms in none stand still, or move by themselves if ``soft``
     soft : atoms have displacements of their own
+    solvent : is what bodies displace of the solvent part of their contrast? Not of those that rotate
+    k_sol, b_sol : of that solvent, electrons/Å³ and Å², see :class:`FlatSolvent`
     table : form factors, one of ``structure.factors.TABLES``
 
     Raises
@@ -93,12 +97,18 @@ class RigidBody(DiffuseModel):
     selections: tuple = ()
     tls: tuple[TlsGroup, ...] = ()
     soft: bool = False
+    solvent: bool = False
+    k_sol: float = 0.35
+    b_sol: float = 46.0
     table: str = "wk1995"
 
     def __post_init__(self):
         choice("rigid_body.body", self.body, BODIES)
         if (self.body == "tls") != bool(self.tls):
             raise DiffuseError("rigid_body: body=tls and TLS groups need each other")
+        FlatSolvent(self.k_sol, self.b_sol)
+        if self.solvent and self.body == "tls":
+            raise DiffuseError("rigid_body.solvent=True: not of bodies that rotate, body=tls; leave it out")
         if self.body != "tls":
             _ = self.displacements
         elif self.sigma is not None or self.V is not None or len(self.selections):
@@ -172,12 +182,15 @@ class RigidBody(DiffuseModel):
         copies, molecule = content.space_group.order_z(), content.molecule()
         if not self.soft:
             molecule = molecule.without_displacements()
+        displaced_points = self._displaced(molecule, labels)
         s2 = s_squared(grid)
         everything = np.arange(labels.max() + 1)
         for tensor, members in zip(self._of_bodies(labels), everything[:, None] if self.separate else [everything]):
             strength = np.zeros(grid.shape)
             for number in members:
                 amplitude = lattice_transform(molecule.take(labels == number), grid, self.table)
+                if displaced_points:
+                    amplitude -= lattice_transform(displaced_points[number], grid, FLAT)
                 strength += copies * (amplitude.real**2 + amplitude.imag**2)
                 del amplitude
             moving = content.take(np.isin(labels, members))
@@ -247,6 +260,7 @@ class RigidBody(DiffuseModel):
         tensors = self._of_bodies(labels)
         if self.soft and len(s):
             check_exponent("rigid_body", tensors, np.linalg.norm(s, axis=1).max())
+        points = self._displaced(molecule, labels)
         total = np.zeros(len(s))
         for turn in structure.rotations:
             turned = s @ turn
@@ -256,7 +270,10 @@ class RigidBody(DiffuseModel):
                 x = (2 * np.pi) ** 2 * np.einsum("ma,ab,mb->m", turned, tensor, turned)
                 moving = content.take(labels == number)
                 moving = moving if self.soft else moving.without_displacements()
-                f2 = np.abs(transform_at(body, turned, self.table)) ** 2
+                amplitude = transform_at(body, turned, self.table)
+                if points:
+                    amplitude = amplitude - transform_at(points[number], turned, FLAT)
+                f2 = np.abs(amplitude) ** 2
                 f2 += special_remainder_at(moving, turned, self.table)
                 if self.soft:  # the shares of atoms on special positions make up for their copies
                     whole = replace(body, occupancy=body.occupancy / np.sqrt(moving.share))
@@ -300,6 +317,13 @@ class RigidBody(DiffuseModel):
             return max(diameter(structure.take(structure.select(group.selection))) for group in self.tls)
         labels = self._labels(structure)
         return max(diameter(structure.take(labels == number)) for number in range(labels.max() + 1))
+
+    def imaginary_part(self, table) -> RigidBody:
+        return replace(self, table=table, solvent=False)
+
+    def _displaced(self, molecule: Structure, labels: np.ndarray) -> list:
+        """What each body displaces; empty if it moves in vacuum."""
+        return displaced_solvent(molecule, labels, FlatSolvent(self.k_sol, self.b_sol)) if self.solvent else []
 
     def _labels(self, structure: Structure) -> np.ndarray:
         groups = "molecule" if self.body in ("cell", "asu") else self.body

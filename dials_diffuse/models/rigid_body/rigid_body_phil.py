@@ -43,6 +43,15 @@ rigid_body {
   soft = False
     .type = bool
     .help = "Atoms also move by themselves, as their B factors say, and share the body's motion."
+  solvent = False
+    .type = bool
+    .help = "Bodies displace solvent when they move, so that their contrast is less. Not of TLS groups."
+  k_sol = 0.35
+    .type = float(value_min=0)
+    .help = "Density of that solvent, in electrons per cubic Angstrom."
+  b_sol = 46
+    .type = float(value_min=0)
+    .help = "Smoothness of its edge, in square Angstrom."
 }
 """
 

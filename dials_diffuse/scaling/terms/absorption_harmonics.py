@@ -89,7 +89,9 @@ class AbsorptionHarmonics(Term):
 
 def combinations_of(basis: np.ndarray, others: np.ndarray) -> np.ndarray:
     """(k, m) combinations of functions (n, m) that others (n, p) can make, almost, see ``absorption.overlaps``."""
-    made = others @ np.linalg.lstsq(others, basis, rcond=1e-6)[0]
+    q, r = np.linalg.qr(others)
+    left, size, _ = np.linalg.svd(r)
+    made = left[:, : len(size)][:, size > 1e-6 * size.max()].T @ (q.T @ basis)  # along orthonormal functions
     return overlaps(basis.T @ basis / len(basis), made.T @ made / len(basis), _ALIKE_SHARE)
 
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.kernels.scaling import Design, Patterns, Tensor, evaluate_block, evaluate_patterns, fill_patterns
+from dials_diffuse.kernels.scaling import (
+    Design,
+    Patterns,
+    Tensor,
+    evaluate_block,
+    evaluate_patterns,
+    fill_basis,
+    fill_patterns,
+)
 from dials_diffuse.scaling.layout import Rows, S
 from dials_diffuse.scaling.terms.base import Acts, Extent
 from dials_diffuse.scaling.terms.spline import Axis, Spline
@@ -107,6 +115,21 @@ class SmoothPart(Spline):
     def fill(self, rows: Rows, factor: np.ndarray, design: Design, at: int) -> None:
         patterns = Patterns(rows.patterns, rows.orbit)
         fill_patterns(rows.coordinates, self.start, self.tensor, factor, patterns, design, at)
+
+    def gradient(self, rows: Rows, slope: np.ndarray) -> np.ndarray:
+        """Σ slope times the functions; slope : (n,) float64."""
+        nodes, value = self.along_s(rows)
+        m = len(rows.patterns)
+        key = (rows.orbit[:, None] * self.size + nodes).ravel()
+        by_voxel = np.bincount(key, (value * slope[:, None]).ravel(), m * self.size).reshape(m, self.size)
+        return (rows.patterns.T @ by_voxel).ravel()
+
+    def along_s(self, rows: Rows) -> Design:
+        """(n, 3) nodes in |s|, from 0, and the values of the spline: one set of coefficients, with a pattern of 1."""
+        n = len(rows.experiment)
+        design = Design(np.empty((n, 3), dtype=np.int64), np.empty((n, 3)))
+        fill_basis(rows.coordinates, np.zeros(n, dtype=np.int64), self.tensor, np.ones(n), design, 0)
+        return design
 
     def ridge(self, spread: float) -> float:
         return spread**-2.0

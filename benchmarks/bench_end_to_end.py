@@ -1,0 +1,174 @@
+"""From images to a map: integrate, scale, merge; beside dials.integrate and mdx2 on the same frames, against the truth.
+
+Lysozyme with liquid-like motions on a 1-megapixel detector, 0.5° frames, 3 x 3 x 3, all with as many processes. mdx2
+comes from PyPI into an environment of its own, which is kept beside the frames. Frames are made and processed by DIALS
+where the folder does not have them yet: ``python benchmarks/bench_end_to_end.py [FOLDER] [IMAGES]``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+from usage import Usage, measure
+
+from dials_diffuse.compat import available_cores
+from dials_diffuse.files.nexus import read_map
+from dials_diffuse.maps.shells import anisotropic_correlation
+from dials_diffuse.maps.symmetry import map_to_asu
+from dials_diffuse.maps.voxels import rows_of
+
+CELL = "78.5,78.5,37.8,90,90,90"
+PREPARE = (
+    "dials.import simulated_1_*.cbf",
+    "dials.find_spots imported.expt",
+    f"dials.index imported.expt strong.refl space_group=P43212 unit_cell={CELL}",
+    "dials.refine indexed.expt indexed.refl",
+)
+INTEGRATE = "dials.integrate refined.expt refined.refl"
+SCALE = "dials.scale integrated.expt integrated.refl"
+SUBDIVIDE = 3
+
+#: pixels of a module, and the counts from which mdx2 takes a pixel for one of a Bragg peak, by the median of the counts
+MODULE, PEAK = "487,195", 4.0
+
+
+def make_frames(folder: Path, n_images: int) -> Usage | None:
+    """Simulated frames, through DIALS as if they were measured; what dials.integrate took, None where all is there."""
+    if (folder / "scaled.refl").exists():
+        return None
+    simulate = f"dials.diffuse_simulate structure=lysozyme model=llm scan.n_images={n_images} seed=4"
+    for command in (simulate, *PREPARE):
+        measure(["bash", "-c", command], folder)
+    used = measure(["bash", "-c", f"{INTEGRATE} nproc={available_cores()}"], folder)
+    measure(["bash", "-c", SCALE], folder)
+    return used
+
+
+def ours(folder: Path, out: Path) -> dict:
+    """What each of our programs took; kernels are compiled already where they ran once."""
+    steps = {
+        "integrate": f"{folder}/scaled.expt {folder}/scaled.refl grid.subdivide={SUBDIVIDE},{SUBDIVIDE},{SUBDIVIDE}",
+        "scale": "diffuse_integrated.h5",
+        "merge": "diffuse_scaled.h5 output.volume=False",
+    }
+    python = sys.executable
+    return {
+        name: measure([python, "-m", f"dials_diffuse.cli.{name}", *arguments.split()], out)
+        for name, arguments in steps.items()
+    }
+
+
+def environment(folder: Path) -> Path | None:
+    """Python of an environment with mdx2 beside the DIALS of this one; None, and a line, where it cannot be had."""
+    place = folder / "mdx2-environment"
+    python = place / "bin" / "python"
+    if not python.exists():
+        try:
+            measure([sys._base_executable, "-m", "venv", "--system-site-packages", place], folder)
+            cctbx = Path(sys.prefix, "lib", "cctbx")  # libtbx looks for its own there
+            if cctbx.exists():
+                os.symlink(cctbx.resolve(), place / "lib" / "cctbx")
+            measure([python, "-m", "pip", "install", "-q", "mdx2"], folder)
+        except SystemExit as error:
+            print(f"mdx2 is NOT compared: it cannot be installed: {' '.join(str(error).split())[-300:]}")
+            return None
+    return python
+
+
+def mdx2(folder: Path, out: Path) -> dict:
+    python = environment(folder)
+    if python is None:
+        return {}
+    expt, n = folder / "scaled.expt", available_cores()
+    threshold = PEAK * _median_counts(expt)
+    steps = (
+        f"import_data {expt} --nproc {n}",
+        f"import_geometry {expt} --nproc {n}",
+        f"find_peaks geometry.nxs data.nxs --count_threshold {threshold:.0f} --nproc {n}",
+        f"mask_peaks geometry.nxs data.nxs peaks.nxs --nproc {n}",
+        f"integrate geometry.nxs data.nxs --mask mask.nxs --subdivide {' '.join(3 * [str(SUBDIVIDE)])} --nproc {n}",
+        f"correct geometry.nxs integrated.nxs --nproc {n}",
+        f"scale corrected.nxs --nproc {n}",
+        f"merge corrected.nxs --scale scales.nxs --nproc {n}",
+    )
+    script = Path(__file__).parent / "mdx2_step.py"
+    found = {}
+    for step in steps:
+        try:
+            found[step.split()[0]] = measure([python, script, MODULE, *step.split()], out)
+        except SystemExit as error:
+            print(f"mdx2 is NOT compared: {step.split()[0]} failed: {' '.join(str(error).split())[-300:]}")
+            return {}
+    return found
+
+
+def _median_counts(expt: Path) -> float:
+    from dxtbx.model.experiment_list import ExperimentListFactory
+
+    image = ExperimentListFactory.from_json_file(str(expt))[0].imageset.get_raw_data(0)[0].as_numpy_array()
+    return float(np.median(image[image >= 0]))
+
+
+def correlation_of_mdx2(path: Path, truth) -> float:
+    """Of the anisotropic part from 10 Å on; NaN where no voxel is common."""
+    with h5py.File(path) as file:
+        table = file["entry/hkl_table"]
+        hkl = np.stack([table[name][:] for name in "hkl"], axis=1)
+        intensity = table["intensity"][:]
+    index = np.rint(hkl * np.array(truth.grid.subdivide)).astype(int)
+    unique, _ = map_to_asu(index, truth.grid.space_group, True)
+    row = rows_of(unique, truth.index)
+    use = (row >= 0) & np.isfinite(intensity)
+    return _correlation(truth, row[use], intensity[use])
+
+
+def _correlation(truth, row: np.ndarray, intensity: np.ndarray) -> float:
+    s = truth.grid.s_magnitude(truth.index[row])
+    use = s >= 0.1
+    return anisotropic_correlation(intensity[use], truth.intensity[row[use]], s[use])
+
+
+def table_row(name: str, used: Usage) -> str:
+    return f"{name:28} {used.cpu:8.1f} {used.wall:8.1f} {used.peak / 1e9:8.2f} {used.faults / 1e6:10.2f}"
+
+
+def main(folder=None, n_images: int = 180) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) if folder is None else Path(folder).resolve()
+        folder.mkdir(exist_ok=True)
+        dials = make_frames(folder, n_images)
+        with tempfile.TemporaryDirectory() as own, tempfile.TemporaryDirectory() as theirs:
+            mine, other = ours(folder, Path(own)), mdx2(folder, Path(theirs))
+            truth = read_map(folder / "truth.nxs")
+            merged = read_map(Path(own) / "diffuse_merged.nxs")
+            row = rows_of(merged.index, truth.index)
+            cc = {"dials_diffuse": _correlation(truth, row[row >= 0], merged.intensity[row >= 0])}
+            if other:
+                cc["mdx2"] = correlation_of_mdx2(Path(theirs) / "merged.nxs", truth)
+    print(f"{'':28} {'CPU s':>8} {'wall s':>8} {'peak GB':>8} {'M faults':>10}")
+    total = sum(mine.values(), Usage(0, 0, 0, 0))
+    rows = {f"dials.diffuse_{k}": v for k, v in mine.items()} | {"dials_diffuse, together": total}
+    if dials:
+        rows["dials.integrate"] = dials
+    if other:
+        rows |= {f"mdx2.{k}": v for k, v in other.items()}
+        rows["mdx2, together"] = sum(other.values(), Usage(0, 0, 0, 0))
+    for name, used in rows.items():
+        print(table_row(name, used))
+    if other:
+        them = rows["mdx2, together"]
+        print(f"mdx2 / dials_diffuse: CPU {them.cpu / total.cpu:.1f}, wall {them.wall / total.wall:.1f}")
+    if dials:
+        print(f"dials.integrate / dials_diffuse: CPU {dials.cpu / total.cpu:.1f}, wall {dials.wall / total.wall:.1f}")
+    print("correlation with the truth from 10 Å on: " + ", ".join(f"{k} {v:.4f}" for k, v in cc.items()))
+    print("RESULT " + json.dumps({"steps": {k: v.figures for k, v in rows.items()}, "correlation": cc}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:2], *map(int, sys.argv[2:3]))
