@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from cctbx import uctbx
 from dials.array_family import flex
+from dxtbx import flumpy
 from dxtbx.format.image import ImageBool
 from dxtbx.model import Crystal
 from helpers.builders import PROVENANCE
@@ -17,11 +18,11 @@ from helpers.synthetic import experiment_list, make_crystal, make_detector, make
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.experiment.common_grid import choose_grid
 from dials_diffuse.experiment.detector import panel_geometry
-from dials_diffuse.experiment.images import static_mask
+from dials_diffuse.experiment.images import read_raw, static_mask
 from dials_diffuse.experiment.scan import sub_steps
 from dials_diffuse.experiment.spot_prediction import predict_spots, spot_size
 from dials_diffuse.files.observations import ObservationFile
-from dials_diffuse.kernels.image import excess_variance, shell_statistics
+from dials_diffuse.kernels.image import excess_variance, select, shell_statistics
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.reduction import voxel_sums
 from dials_diffuse.reduction.background import measure_background
@@ -448,3 +449,19 @@ def test_resolution_limits_are_those_of_the_voxels(tmp_path):
         s = result.grid.s_magnitude(result.read("index")["index"])
     assert s.min() >= 1 / 8.0 and s.max() <= 1 / 2.5 + 1e-9
     assert s.max() > 0.39 and s.min() < 0.135
+
+
+def test_selection_is_that_of_numpy():
+    rng = np.random.default_rng(4)
+    for n in (1, 2, 3, 10, 77):
+        for values in (rng.normal(size=n), rng.integers(0, 3, n).astype(float), np.arange(n, 0.0, -1), np.zeros(n)):
+            for k in {0, n // 4, n // 2, n - 1}:
+                mine = values.copy()
+                assert select(mine, n, k) == np.sort(values)[k]
+                assert np.all(mine[:k] <= mine[k]) and np.all(mine[k:] >= mine[k])
+
+
+def test_raw_values_share_the_memory_of_dxtbx():
+    experiment = make_experiment(detector=big_detector())
+    array = read_raw(experiment.imageset, 0)[0]
+    assert array.dtype == np.int32 and np.shares_memory(array, flumpy.to_numpy(experiment.imageset.get_raw_data(0)[0]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from dxtbx import flumpy
@@ -11,6 +12,7 @@ from dxtbx.model import Detector
 from scitbx.array_family import flex
 
 from dials_diffuse.compat import trusted_bounds
+from dials_diffuse.experiment.polynomials import direction_tiles
 from dials_diffuse.kernels.image import Reading
 
 
@@ -39,6 +41,11 @@ class PanelGeometry:
     @property
     def shape(self) -> tuple:
         return self.distance.shape
+
+    @cached_property
+    def polynomials(self) -> tuple:
+        """The directions in tiles, and their largest errors: see :func:`direction_tiles`."""
+        return direction_tiles(self.directions)
 
 
 def panel_geometry(panel, offset=(0.5, 0.5)) -> PanelGeometry:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import numpy as np
+from dxtbx import flumpy
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.experiment.detector import panel_reading
@@ -76,6 +77,8 @@ def _photons(raw: np.ndarray, reading: Reading, pedestal: np.ndarray, gain: np.n
 def read_raw(imageset, i: int) -> list:
     """Raw values of image ``i`` (0-based within the imageset), one (ny, nx) array per panel, int32 or float64.
 
+    The memory is that of dxtbx, which may keep the image: the values are not to be changed.
+
     Raises
     ------
     DiffuseError
@@ -100,7 +103,7 @@ def read_raw(imageset, i: int) -> list:
         raise DiffuseError(f"{path}: {len(data)} panels, the experiment says {len(panels)}; import the images again")
     arrays = []
     for part, panel in zip(data, panels):
-        array = part.as_numpy_array()
+        array = flumpy.to_numpy(part)
         nx, ny = panel.get_image_size()
         if array.shape != (ny, nx):
             raise DiffuseError(
@@ -137,7 +140,7 @@ def image_mask(imageset, i: int) -> list | None:
     """Masks that change from image to image (goniometer shadows), True = usable; None when there are none."""
     if not imageset.has_dynamic_mask():
         return None
-    return [part.as_numpy_array() for part in imageset.get_mask(i)]
+    return [flumpy.to_numpy(part) for part in imageset.get_mask(i)]
 
 
 def image_shift(own, other) -> int | None:

@@ -45,47 +45,6 @@ class Reading(NamedTuple):
         return (raw - self.pedestal) / self.gain
 
 
-class Discs(NamedTuple):
-    """Spots on a panel.
-
-    centre : (n, 2) float64, positions x, y in pixels
-    direction : (n, 3) float64 unit vectors
-    cos_radius : (n,) float64, cosine of the angular radius
-    radius_px : (n,) float64, half width of the box that is searched, pixels
-    """
-
-    centre: np.ndarray
-    direction: np.ndarray
-    cos_radius: np.ndarray
-    radius_px: np.ndarray
-
-
-@njit
-def paint_discs(mask, image, directions, discs):
-    """Mark the pixels whose direction lies within an angle of a spot's direction.
-
-    Parameters
-    ----------
-    mask : (ny, nx) int32, set to ``image`` inside the discs
-    image : int
-    directions : (3, ny, nx) float64 unit vectors to the pixels
-    discs : Discs
-    """
-    centres, spot_directions, cos_radius, radius_px = discs
-    ny, nx = mask.shape
-    for i in range(centres.shape[0]):
-        x0 = max(0, int(math.floor(centres[i, 0] - radius_px[i])))
-        x1 = min(nx, int(math.ceil(centres[i, 0] + radius_px[i])) + 1)
-        y0 = max(0, int(math.floor(centres[i, 1] - radius_px[i])))
-        y1 = min(ny, int(math.ceil(centres[i, 1] + radius_px[i])) + 1)
-        ux, uy, uz = spot_directions[i, 0], spot_directions[i, 1], spot_directions[i, 2]
-        for y in range(y0, y1):
-            for x in range(x0, x1):
-                cosine = directions[0, y, x] * ux + directions[1, y, x] * uy + directions[2, y, x] * uz
-                if cosine >= cos_radius[i]:
-                    mask[y, x] = image
-
-
 class Outlines(NamedTuple):
     """Masked regions of spots on a panel; the angle about a spot is that of (e1, e2).
 
@@ -158,6 +117,69 @@ def sector_of(e1, e2, n_sectors):
 
 
 @njit
+def gather_rates(raw, bragg, image, reading, sample, mine, norm, rates):
+    """C/c of sample pixels in one panel of one image, NaN where they are not trusted or lie in a Bragg peak.
+
+    Parameters
+    ----------
+    raw, bragg, image, reading : as in Pixels, and Reading of the panel
+    sample : (n, 2) int32, y and x of the pixels; mine : (m,) int64, which of them lie in this panel
+    norm : (n,) float64 c; rates : (n,) float64, written
+    """
+    for j in range(mine.shape[0]):
+        i = mine[j]
+        y, x = sample[i, 0], sample[i, 1]
+        value = raw[y, x]
+        if bragg[y, x] == image or not (reading.low <= value <= reading.high):
+            rates[i] = np.nan
+        else:
+            rates[i] = (value - reading.pedestal) / reading.gain / norm[i]
+
+
+@njit
+def select(values, n, k):
+    """The k-th smallest (from 0) of the first n values, which are rearranged: none before it is larger, none after it
+    smaller (Hoare's quickselect, the median of three as pivot; ``np.partition`` takes seconds to compile)."""
+    left, right = 0, n - 1
+    while left < right:
+        a, b, c = values[left], values[(left + right) // 2], values[right]
+        pivot = max(min(a, b), min(max(a, b), c))
+        i, j = left, right
+        while i <= j:
+            while values[i] < pivot:
+                i += 1
+            while values[j] > pivot:
+                j -= 1
+            if i <= j:
+                values[i], values[j] = values[j], values[i]
+                i += 1
+                j -= 1
+        if k <= j:
+            right = j
+        elif k >= i:
+            left = i
+        else:
+            break
+    return values[k]
+
+
+@njit
+def _median(values, n):
+    """Median of the first n values, which are rearranged."""
+    upper = select(values, n, n // 2)
+    if n % 2 == 1:
+        return upper
+    return 0.5 * (upper + np.max(values[: n // 2]))
+
+
+@njit
+def _quartile_range(values, n):
+    """Distance of the quartiles of the first n values, which are rearranged."""
+    upper = select(values, n, (3 * n) // 4)
+    return upper - select(values, (3 * n) // 4 + 1, n // 4)
+
+
+@njit
 def shell_statistics(rates, corrections, starts, min_pixels):
     """Robust centre and spread of C/c in resolution shells.
 
@@ -179,19 +201,30 @@ def shell_statistics(rates, corrections, starts, min_pixels):
     n_bins = starts.shape[0] - 1
     centre = np.full(n_bins, np.nan)
     spread = np.ones(n_bins)
+    most = np.max(np.diff(starts)) if n_bins > 0 else 0
+    z, arranged, c = np.empty(most), np.empty(most), np.empty(most)
+    counts = np.empty(most)
     for b in range(n_bins):
-        part = rates[starts[b] : starts[b + 1]]
-        good = np.isfinite(part)
-        values = part[good]
-        if values.shape[0] < min_pixels:
+        n = 0
+        for i in range(starts[b], starts[b + 1]):
+            if math.isfinite(rates[i]):
+                arranged[n] = rates[i]
+                c[n] = corrections[i]
+                counts[n] = rates[i] * corrections[i]
+                n += 1
+        if n < min_pixels:
             continue
-        c = corrections[starts[b] : starts[b + 1]][good]
-        counts = values * c
-        expected = np.median(values) * c
-        z = 2.0 * (np.sqrt(np.maximum(counts, 0.0) + 0.375) - np.sqrt(np.maximum(expected, 0.0) + 0.375))
-        spread[b] = max(1.0, _quartile_range(z) / 1.349)
-        usual = np.abs(z) <= 6.0 * spread[b]
-        centre[b] = np.sum(counts[usual]) / np.sum(c[usual])
+        median = _median(arranged, n)
+        for i in range(n):
+            expected = max(median * c[i], 0.0) + 0.375
+            z[i] = arranged[i] = 2.0 * (math.sqrt(max(counts[i], 0.0) + 0.375) - math.sqrt(expected))
+        spread[b] = max(1.0, _quartile_range(arranged, n) / 1.349)
+        sum_counts = sum_c = 0.0
+        for i in range(n):
+            if abs(z[i]) <= 6.0 * spread[b]:
+                sum_counts += counts[i]
+                sum_c += c[i]
+        centre[b] = sum_counts / sum_c
     return centre, spread
 
 
@@ -203,22 +236,19 @@ def excess_variance(rates, corrections, starts, centre):
     """
     n_bins = starts.shape[0] - 1
     excess = np.full(n_bins, np.nan)
+    residual = np.empty(np.max(np.diff(starts)) if n_bins > 0 else 0)
     for b in range(n_bins):
         if math.isnan(centre[b]):
             continue
-        part = rates[starts[b] : starts[b + 1]]
-        good = np.isfinite(part)
-        c = corrections[starts[b] : starts[b + 1]][good]
-        residual = (part[good] - centre[b]) * c
-        excess[b] = (_quartile_range(residual) / 1.349) ** 2 - centre[b] * np.mean(c)
+        n = 0
+        sum_c = 0.0
+        for i in range(starts[b], starts[b + 1]):
+            if math.isfinite(rates[i]):
+                residual[n] = (rates[i] - centre[b]) * corrections[i]
+                sum_c += corrections[i]
+                n += 1
+        excess[b] = (_quartile_range(residual, n) / 1.349) ** 2 - centre[b] * sum_c / n
     return excess
-
-
-@njit
-def _quartile_range(values):
-    lower, upper = values.shape[0] // 4, (3 * values.shape[0]) // 4
-    part = np.partition(values, upper)
-    return part[upper] - np.partition(part[: upper + 1], lower)[lower]
 
 
 @njit

@@ -9,7 +9,8 @@ import numpy as np
 
 from dials_diffuse.experiment.images import image_mask, read_image
 from dials_diffuse.experiment.spot_prediction import PredictedSpots
-from dials_diffuse.kernels.image import Discs, paint_discs, paint_outlines
+from dials_diffuse.kernels.discs import Discs, paint_discs
+from dials_diffuse.kernels.image import paint_outlines
 from dials_diffuse.reduction.job import Job
 from dials_diffuse.reduction.outliers import Frame, relative_flux, shape_difference
 from dials_diffuse.reduction.spot_mask import outlines, pixel_angle
@@ -83,7 +84,7 @@ def _paint_ellipsoids(job: Job, spots: PredictedSpots, masks: list, image: int) 
             np.cos(radius),
             radius / pixel_angle(spots, mine, panel) + 2,
         )
-        paint_discs(masks[p], image + 1, panel.directions, discs)
+        paint_discs(masks[p], image + 1, panel.directions, *panel.polynomials, discs)
 
 
 def background_profile(job: Job, image: int) -> np.ndarray:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 from dxtbx.imageset import ImageSequence
 
 from dials_diffuse.experiment.detector import DetectorSetup, PanelGeometry, s_magnitude
+from dials_diffuse.experiment.polynomials import direction_tiles
 from dials_diffuse.experiment.scan import ScanGeometry
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.reduction.background import Background
+from dials_diffuse.reduction.brick_table import directory_fits
 from dials_diffuse.reduction.corrections import pixel_corrections, switched_on, varying
 from dials_diffuse.reduction.outliers import ShellSample, UsualProfile, resolution_shells, sample_shells
 from dials_diffuse.reduction.peak_result import PeakCheck
 from dials_diffuse.reduction.reduction_parameters import ReductionParameters
+from dials_diffuse.reduction.tiling import tiles_of_panel, why_row_by_row
+
+logger = logging.getLogger("dials.diffuse.reduction")
 
 
 class PixelArrays(NamedTuple):
@@ -100,7 +107,7 @@ class Job:
     peak_check: PeakCheck | None = None
 
     def __getstate__(self) -> dict:
-        computed = ("corrections", "varying", "shells")
+        computed = ("corrections", "varying", "shells", "_direction_tiles", "_middle_tiles")
         state = {name: value for name, value in self.__dict__.items() if name not in computed}
         return {**state, "bad": [np.packbits(bad) for bad in self.bad]}
 
@@ -124,6 +131,40 @@ class Job:
         """The job with more bad pixels; (ny, nx) bool per panel."""
         bad = [b | more.astype(np.uint8) for b, more in zip(self.bad, pixels)]
         return replace(self, bad=bad, sample=sample_shells(self.shells, bad, self.corrections))
+
+    @cached_property
+    def _direction_tiles(self) -> list:
+        """Polynomials of the directions of every panel, for each sub-pixel."""
+        if len(self.detector.sub_pixels) == 1:
+            return [[panel.polynomials for panel in self.panels]]
+        return [[direction_tiles(u) for u in directions] for _, directions in self.detector.sub_pixels]
+
+    def _tiles(self, corrections: list) -> list:
+        reason = why_row_by_row(self.background, self.panels, directory_fits(self.grid, len(self.panels)))
+        if reason:
+            logger.debug("Pass over the images row by row: %s", reason)
+            return [[None] * len(self.panels) for _ in self.detector.sub_pixels]
+        matrix, _ = self.scan.to_lattice(self.scan.n_images / 2, self.grid.subdivide)
+        voxels = 1.01 * float(np.linalg.norm(matrix, axis=1).max())  # rotation does not change it, a drift hardly
+        return [
+            [tiles_of_panel(*panel, voxels) for panel in zip(directions, corrections, self.shells)]
+            for directions in self._direction_tiles
+        ]
+
+    @cached_property
+    def _middle_tiles(self) -> list:
+        return self._tiles(self.corrections)
+
+    def prepare_tiles(self) -> list:
+        """What :meth:`tiles_at` starts from; computed now, processes that are forked later inherit it."""
+        return self._middle_tiles if self.varying is None else self._direction_tiles
+
+    def tiles_at(self, image: int, corrections: list) -> list:
+        """Tiles of every panel for each sub-pixel, None where a panel goes row by row.
+
+        corrections : of :meth:`corrections_at`
+        """
+        return self._middle_tiles if self.varying is None else self._tiles(corrections)
 
     def corrections_at(self, image: int) -> list:
         """Pixel corrections of one image, (ny, nx) float32 per panel."""

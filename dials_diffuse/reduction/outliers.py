@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
 from scipy import ndimage
 
-from dials_diffuse.kernels.image import Pixels, excess_variance, shell_statistics
+from dials_diffuse.kernels.image import Pixels, excess_variance, gather_rates, shell_statistics
 
 N_SHELLS = 120
 MIN_SAMPLE = 60
@@ -100,18 +100,27 @@ class ShellSample:
         excess = excess_variance(rates, self.correction * exposure, self.starts, centre)
         return float(max(np.nanmin(excess), 0.0)) if np.isfinite(excess).any() else 0.0
 
+    def __getstate__(self) -> dict:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @cached_property
+    def _position(self) -> np.ndarray:
+        return np.stack([self.y, self.x], axis=1).astype(np.int32)
+
+    @cached_property
+    def _in_panel(self) -> list:
+        """Which of the pixels lie in each panel."""
+        return [np.flatnonzero(self.panel == p) for p in range(int(self.panel.max(initial=-1)) + 1)]
+
     def _rates(self, frame: Frame, panels, exposure: float) -> np.ndarray:
         """(n,) C/c of the sample in one image, NaN where it is masked."""
-        rates = np.full(len(self.x), np.nan)
-        for p, geometry in enumerate(panels):
-            mine = self.panel == p
-            y, x = self.y[mine], self.x[mine]
-            values = frame.raw[p][y, x]
-            good = geometry.reading.trusted(values)
-            good &= frame.bragg[p][y, x] != frame.number
+        rates = np.empty(len(self.x))
+        norm = self.correction * exposure
+        for p, mine in enumerate(self._in_panel):
+            raw, bragg = frame.raw[p], frame.bragg[p]
+            gather_rates(raw, bragg, frame.number, panels[p].reading, self._position, mine, norm, rates)
             if frame.usable is not None:
-                good &= frame.usable[p][y, x]
-            rates[mine] = np.where(good, geometry.reading.counts(values) / (self.correction[mine] * exposure), np.nan)
+                rates[mine[~frame.usable[p][self.y[mine], self.x[mine]]]] = np.nan
         return rates
 
     def shell_means(self, blocks: list, block: int) -> np.ndarray:

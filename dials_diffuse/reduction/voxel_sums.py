@@ -12,10 +12,14 @@ from scipy.ndimage import map_coordinates
 
 from dials_diffuse.files.observations import OBSERVATION_DTYPE
 from dials_diffuse.kernels import accumulate as kernel
+from dials_diffuse.kernels.image import Pixels, Reading
+from dials_diffuse.kernels.tiles import Tiles, add_tiles
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.parallel import SERIAL, Executor
+from dials_diffuse.reduction.brick_table import BrickTable
 from dials_diffuse.reduction.frames import ShellProfile, empty_bragg, read_frame, shell_profile
 from dials_diffuse.reduction.job import Job
+from dials_diffuse.reduction.outliers import Frame
 
 logger = logging.getLogger("dials.diffuse.reduction")
 
@@ -77,63 +81,162 @@ def _empty_rows(extent: np.ndarray, capacity: int) -> kernel.VoxelRows:
     )
 
 
+class Tables:
+    """The sums of a block of images: in bricks where panels go tile by tile, in a hash table where they go row by row.
+
+    The hash table is made when it is needed.
+    """
+
+    def __init__(self, job: Job):
+        self._extent = job.grid.extent
+        self.bricks = BrickTable(job.grid, job.n_sub_steps)
+        self._voxels: VoxelTable | None = None
+
+    def voxels(self) -> VoxelTable:
+        if self._voxels is None:
+            self._voxels = VoxelTable(self._extent)
+        return self._voxels
+
+    def sorted_rows(self) -> tuple:
+        """(keys, sums) of all rows."""
+        if self._voxels is None:
+            return self.bricks.sorted_rows()
+        if self.bricks.n_bricks == 0:
+            return self._voxels.sorted_rows()
+        both = self.bricks.sorted_rows(), self._voxels.sorted_rows()
+        return _joined(*(np.concatenate(column) for column in zip(*both)))
+
+
+def _joined(keys: np.ndarray, table: np.ndarray) -> tuple:
+    """Rows with every key once, sorted."""
+    unique, row = np.unique(keys, return_inverse=True)
+    sums = np.zeros((len(unique), kernel.N_COLUMNS))
+    sums[:, kernel.FIRST_IMAGE], sums[:, kernel.LAST_IMAGE] = np.inf, -np.inf
+    np.add.at(sums[:, : kernel.FIRST_IMAGE], row, table[:, : kernel.FIRST_IMAGE])
+    np.minimum.at(sums[:, kernel.FIRST_IMAGE], row, table[:, kernel.FIRST_IMAGE])
+    np.maximum.at(sums[:, kernel.LAST_IMAGE], row, table[:, kernel.LAST_IMAGE])
+    return unique, sums
+
+
 def reduce_block(job: Job, images) -> BlockSums:
     """Sums over some images of a job; ``images`` are positions counted from the start of the scan, in any order."""
-    voxels = VoxelTable(job.grid.extent)
+    tables = Tables(job)
     bragg = empty_bragg(job)
     tally = np.zeros(kernel.N_TALLY, dtype=np.int64)
     profiles, refused = {}, {}
     for image in map(int, images):
         before = tally.copy()
-        profiles[image] = _add_image(job, image, voxels, bragg, tally)
+        profiles[image] = _add_image(job, image, tables, bragg, tally)
         refused[image] = int((tally - before)[[kernel.UNTRUSTED, kernel.OUTLIER]].sum())
     flux = {image: profile.flux for image, profile in profiles.items()}
     unfit = {image: profile.unfit for image, profile in profiles.items() if profile.unfit}
-    keys, table = voxels.sorted_rows()
+    keys, table = tables.sorted_rows()
     return BlockSums(keys, table, tally, flux, unfit, refused, max(flux) + 1)
 
 
-def _add_image(job: Job, image: int, voxels: VoxelTable, bragg: list, tally: np.ndarray) -> ShellProfile:
-    """Add one image to the voxel table, unless it is unfit; returns its profile."""
+@dataclass(frozen=True)
+class _Panel:
+    """What the kernels need of one panel of one image, a tuple of each kind, and which image and panel it is."""
+
+    number: int
+    image: int
+    pixels: Pixels
+    reading: Reading
+    norm: kernel.Norm
+    guard: kernel.Guard
+    background: kernel.BackgroundBlocks
+    view: kernel.View
+    steps: kernel.Steps
+
+
+def _add_image(job: Job, image: int, tables: Tables, bragg: list, tally: np.ndarray) -> ShellProfile:
+    """Add one image to the tables, unless it is unfit; returns its profile."""
     frame = read_frame(job, image, bragg)
     profile = shell_profile(job, frame)
-    if profile.unfit:
-        return profile
+    if not profile.unfit:
+        add_frame(job, frame, profile, tables, tally)
+    return profile
+
+
+def add_frame(job: Job, frame: Frame, profile: ShellProfile, tables: Tables, tally: np.ndarray) -> None:
+    """Add one image, of which the profile is known, to the tables.
+
+    tally : (N_TALLY,) int64, pixels by fate, incremented
+    """
+    image = frame.number - 1
     corrections = job.corrections_at(image)
+    tiles = job.tiles_at(image, corrections)
     exposure = job.exposure(image) * profile.flux
     expected = profile.expected / profile.flux
     background, background_sigma = job.background.at(job.scan.angle(image + 0.5), job.exposure(image))
     steps = _sub_steps(job, image)
     ignored = np.zeros_like(tally)
     for sub, (offset, directions) in enumerate(job.detector.sub_pixels):
-        for p, panel in enumerate(job.panels):
-            pixels = frame.pixels(p, job.bad[p])
-            norm = kernel.Norm(corrections[p], exposure)
-            guard = kernel.Guard(job.shells[p], expected, profile.threshold)
-            blocks = kernel.BackgroundBlocks(background[p], background_sigma[p], job.background.block)
-            view = kernel.View(directions[p], np.array(offset), 1.0 / len(job.detector.sub_pixels))
-            key_offset = 2 * p * job.grid.n_voxels
-            row = 0
-            while True:
-                row, voxels.n_rows = kernel.accumulate(
-                    pixels,
-                    panel.reading,
-                    norm,
-                    guard,
-                    blocks,
-                    view,
-                    steps,
-                    voxels.rows,
-                    voxels.n_rows,
-                    key_offset,
-                    image % 2 == 1,
-                    row,
-                    tally if sub == 0 else ignored,
-                )
-                if row == panel.shape[0]:
-                    break
-                voxels.grow()
-    return profile
+        for p, geometry in enumerate(job.panels):
+            panel = _Panel(
+                p,
+                image,
+                frame.pixels(p, job.bad[p]),
+                geometry.reading,
+                kernel.Norm(corrections[p], exposure),
+                kernel.Guard(job.shells[p], expected, profile.threshold),
+                kernel.BackgroundBlocks(background[p], background_sigma[p], job.background.block),
+                kernel.View(directions[p], np.array(offset), 1.0 / len(job.detector.sub_pixels)),
+                steps,
+            )
+            fates = tally if sub == 0 else ignored
+            if tiles[sub][p] is not None and panel.pixels.raw.dtype == np.int32:
+                _add_tiles(panel, tiles[sub][p], tables.bricks, fates)
+            else:
+                _add_rows(panel, 2 * p * job.grid.n_voxels, tables.voxels(), fates)
+
+
+def _add_tiles(panel: _Panel, tiles: Tiles, bricks: BrickTable, tally: np.ndarray) -> None:
+    """Add a panel tile by tile."""
+    tile = 0
+    while True:
+        tile, bricks.n_bricks = add_tiles(
+            panel.pixels,
+            panel.reading,
+            panel.norm,
+            panel.guard,
+            panel.view,
+            panel.steps,
+            tiles,
+            bricks.panel(panel.number),
+            bricks.n_bricks,
+            bricks.first_place(panel.number),
+            panel.image % 2 == 1,
+            tile,
+            tally,
+        )
+        if tile == tiles.exact.size:
+            return
+        bricks.grow()
+
+
+def _add_rows(panel: _Panel, key_offset: int, voxels: VoxelTable, tally: np.ndarray) -> None:
+    """Add a panel row by row, whatever it is like."""
+    row = 0
+    while True:
+        row, voxels.n_rows = kernel.accumulate(
+            panel.pixels,
+            panel.reading,
+            panel.norm,
+            panel.guard,
+            panel.background,
+            panel.view,
+            panel.steps,
+            voxels.rows,
+            voxels.n_rows,
+            key_offset,
+            panel.image % 2 == 1,
+            row,
+            tally,
+        )
+        if row == len(panel.pixels.raw):
+            return
+        voxels.grow()
 
 
 def _sub_steps(job: Job, image: int) -> kernel.Steps:
@@ -242,6 +345,7 @@ def blocks_of_images(job: Job) -> list:
 
 def reduce_blocks(job: Job, executor: Executor = SERIAL) -> Iterator[BlockSums]:
     """Sums of all blocks in order."""
+    job.prepare_tiles()  # once, before processes are forked
     return executor.map(reduce_block, job, blocks_of_images(job))
 
 

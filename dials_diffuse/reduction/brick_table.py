@@ -1,0 +1,69 @@
+"""A growing table of bricks of voxels, with the rows that they hold at the end."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from dials_diffuse.kernels import bricks as kernel
+from dials_diffuse.kernels.tile_cells import SIZE
+from dials_diffuse.maps.grid import MapGrid
+
+FIRST_CAPACITY = 2048  # bricks
+MAX_DIRECTORY = 1 << 29  # bytes, of all panels; only what is used takes memory
+
+
+def directory_shape(grid: MapGrid) -> tuple:
+    return (*(-(-n // kernel.EDGE) for n in grid.shape), 2)
+
+
+def directory_fits(grid: MapGrid, n_panels: int) -> bool:
+    """Is the grid small enough for a directory of its bricks, for each panel?"""
+    return 4 * math.prod(directory_shape(grid)) * n_panels <= MAX_DIRECTORY
+
+
+class BrickTable:
+    """Sums of voxels in bricks, for the panels of one detector; panels without pixels take no memory.
+
+    n_steps : rotation sub-steps of an image: what one tile adds at a time must find room
+    """
+
+    def __init__(self, grid: MapGrid, n_steps: int):
+        self._grid = grid
+        self._directories: dict = {}
+        self.n_bricks = 0
+        self._sums, self._seen, self._place = _empty(FIRST_CAPACITY + 2 * SIZE * n_steps)
+
+    def panel(self, p: int) -> kernel.Bricks:
+        """The bricks of a panel; they hold until :meth:`grow`."""
+        if p not in self._directories:
+            self._directories[p] = np.zeros(directory_shape(self._grid), dtype=np.int32)
+        extent = np.array(self._grid.extent, dtype=np.int64)
+        return kernel.Bricks(self._directories[p], self._sums, self._seen, self._place, extent)
+
+    def first_place(self, p: int) -> int:
+        """Places in the directories of the panels before."""
+        return p * math.prod(directory_shape(self._grid))
+
+    def grow(self) -> None:
+        used = slice(self.n_bricks + 1)
+        old = self._sums, self._seen, self._place
+        self._sums, self._seen, self._place = _empty(2 * len(self._place))
+        for new, before in zip((self._sums, self._seen, self._place), old):
+            new[used] = before[used]
+
+    def sorted_rows(self) -> tuple:
+        """(keys, sums) of all voxels with pixels."""
+        shape = np.array(directory_shape(self._grid), dtype=np.int64)
+        size = np.array(self._grid.shape, dtype=np.int64)
+        return kernel.brick_rows(self._place, self._sums, self._seen, self.n_bricks, shape, size)
+
+
+def _empty(capacity: int) -> tuple:
+    """Arrays of Bricks; the first brick is none."""
+    return (
+        np.empty((capacity, 2, kernel.VOXELS, kernel.N_COLUMNS)),
+        np.empty((capacity, kernel.VOXELS, 2), dtype=np.int32),
+        np.empty(capacity, dtype=np.int64),
+    )
