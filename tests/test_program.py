@@ -24,7 +24,7 @@ from dials_diffuse.files.atomic import atomic_path
 from dials_diffuse.files.interrupts import interrupt
 from dials_diffuse.files.protected import protect
 from dials_diffuse.files.record import write_json
-from dials_diffuse.files.together import together
+from dials_diffuse.files.together import together, where_is
 
 PHIL = parse(
     """
@@ -386,6 +386,7 @@ def test_outputs_appear_together(capsys):
         for name in ("result.txt", "a.png"):
             with atomic_path(name) as temporary:
                 temporary.write_text("new")
+            assert where_is(name).read_text() == "new"
         assert Path("result.txt").read_text() == "old" and not Path("a.png").exists()
         if fail:
             raise fail[0]

@@ -33,6 +33,10 @@ class Together:
             earlier.unlink(missing_ok=True)
         self._waiting[_real(path)] = temporary, path
 
+    def place_of(self, path: Path) -> Path:
+        """Where the content of a file is now."""
+        return self._waiting.get(_real(path), (path, path))[0]
+
     def publish(self) -> None:
         """Give all files their names; signals wait meanwhile.
 
@@ -101,3 +105,9 @@ def note_written(path) -> None:
     block = _current.get()
     if block is not None:
         block.written.append(Path(path))
+
+
+def where_is(path) -> Path:
+    """Where to read an output of this run: under its name, or where it waits for the others."""
+    block = _current.get()
+    return Path(path) if block is None else block.place_of(Path(path))
