@@ -8,24 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from dials.algorithms.image.threshold import DispersionThreshold
 from dxtbx.format.Registry import get_format_class_for_file
 from dxtbx.model.experiment_list import ExperimentList, ExperimentListFactory
 from dxtbx.sequence_filenames import template_regex
-from scitbx.array_family import flex
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.experiment.images import image_readings, read_image, static_mask
 from dials_diffuse.experiment.imagesets import image_paths
+from dials_diffuse.experiment.peaks import find_peaks
 
 #: one file holds the whole series
 _CONTAINERS = (".nxs", "_master.h5")
-
-#: kernel, sigma of background and of strong pixels, least counts: the defaults of dials.find_spots
-_KERNEL, _N_SIGMA_B, _N_SIGMA_S, _MIN_COUNT = (3, 3), 6.0, 3.0, 2
-
-#: pixels of a spot, at least
-_SPOT_PIXELS = 3
 
 #: images that are looked at in each series
 _N_IMAGES = 5
@@ -105,7 +98,7 @@ def open_first(series: Series) -> ExperimentList:
 
 
 def median_spots(imageset, positions: Sequence[int]) -> float:
-    """Spots of an image, as ``dials.find_spots threshold.algorithm=dispersion`` finds them: median of a few positions.
+    """Spots of an image, see :func:`find_peaks`: the median of a few positions.
 
     Raises
     ------
@@ -118,21 +111,8 @@ def median_spots(imageset, positions: Sequence[int]) -> float:
     counts = []
     for i in chosen:
         panels = zip(read_image(imageset, int(i)), readings, good)
-        counts.append(sum(_spots_of_panel(v, usable & reading.trusted(v)) for v, reading, usable in panels))
+        counts.append(sum(len(find_peaks(r.counts(v), usable & r.trusted(v))[1]) for v, r, usable in panels))
     return float(np.median(counts))
-
-
-def _spots_of_panel(values: np.ndarray, usable: np.ndarray) -> int:
-    from scipy.ndimage import label, sum_labels
-
-    image = flex.double(np.where(usable, values, 0).astype(float))
-    strong = flex.bool(flex.grid(values.shape))
-    threshold = DispersionThreshold(values.shape, _KERNEL, _N_SIGMA_B, _N_SIGMA_S, 0.0, _MIN_COUNT)
-    threshold(image, flex.bool(np.ascontiguousarray(usable)), strong)
-    places = strong.as_numpy_array()
-    labels, number = label(places)
-    sizes = sum_labels(places, labels, np.arange(1, number + 1))
-    return int(np.count_nonzero(sizes >= _SPOT_PIXELS))
 
 
 def _folders_in(folder: str) -> list:

@@ -16,6 +16,7 @@ from dials_diffuse.files.atomic import atomic_path
 from dials_diffuse.files.checksum import CHECKSUM, header_checksum
 from dials_diffuse.files.interrupts import hold
 from dials_diffuse.files.protected import protect
+from dials_diffuse.files.together import where_is
 
 
 class _Sink(io.FileIO):
@@ -106,17 +107,20 @@ def write_root(handle: h5py.File, schema: str) -> None:
 def open_schema(path, schema: str) -> h5py.File:
     """Open an HDF5 file for reading and refuse one that is not of the given schema.
 
+    An output of this run can be read before it appears under its name, see :func:`together`.
+
     Raises
     ------
     DiffuseError
         If the file is missing, unreadable or of another schema.
     """
-    path = Path(path)
-    if not path.exists():
+    path, place = Path(path), where_is(path)
+    if not place.exists():
         raise DiffuseError(f"{path}: no such file")
-    protect([path])
+    if place == path:
+        protect([path])
     try:
-        handle = h5py.File(path, "r")
+        handle = h5py.File(place, "r")
     except OSError as error:
         raise DiffuseError(f"{path}: {_reason(path, error)}") from None
     try:
