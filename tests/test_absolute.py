@@ -156,9 +156,9 @@ def test_b_starts_from_the_scales_of_dials(closed, tmp_path, monkeypatch):
     folder, _, _ = closed
     starts = []
 
-    def spy(data, layout, parameters, threads, progress, start):
+    def spy(data, layout, parameters, threads, progress, start, *more):
         starts.append(start)
-        return refine(data, layout, parameters, threads, progress, start)
+        return refine(data, layout, parameters, threads, progress, start, *more)
 
     monkeypatch.setattr("dials_diffuse.scaling.scale.refine", spy)
     parameters = ScalingParameters(terms=("b",), max_observations=4000)

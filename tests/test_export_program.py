@@ -267,7 +267,7 @@ def test_the_commands_of_the_page_run(folder):
     for name in ("diffuse_merged.nxs", "diffuse_fit.nxs"):
         save_map(
             name,
-            DiffuseMap(grid, True, model.index, model.intensity, 0.1 * model.intensity, n),
+            DiffuseMap(grid, True, model.index, model.intensity, 0.1 * abs(model.intensity) + 1, n),
             PROVENANCE,
             collections={"fit": {"model": model.intensity, "residual": 0 * model.intensity}},
         )

@@ -433,16 +433,29 @@ def test_observations_of_the_same_images(two_files, capsys, run):
     fails(run, two_files, capsys, words=["two.h5 (experiment 0)", "same images as one.h5 (experiment 0)"])
 
 
-def test_observations_of_older_versions_are_merged(two_files):
-    """They do not say which images they are from."""
-    for path in two_files:
-        with edited(path) as handle:
-            experiments = json.loads(handle.attrs["experiments"])
-            assert all(len(e.pop("images")) >= 3 for e in experiments)
-            handle.attrs["experiments"] = json.dumps(experiments)
-    merge.run([*two_files, "statistics.n_shells=3", "symmetry.check=none"])  # the images are noise
-    with ObservationFile("one.h5") as file:
+def without_images(path) -> None:
+    """As older versions wrote it: it does not say which images it is from."""
+    with edited(path) as handle:
+        experiments = json.loads(handle.attrs["experiments"])
+        assert all(len(e.pop("images")) >= 3 for e in experiments)
+        handle.attrs["experiments"] = json.dumps(experiments)
+    with ObservationFile(path) as file:
         assert file.experiments[0].images == ()
+
+
+def test_observations_of_older_versions_of_the_same_images(two_files, capsys):
+    """Their counts tell."""
+    for path in two_files:
+        without_images(path)
+    fails(merge.run, two_files, capsys, words=["two.h5 (experiment 0)", "one.h5 (experiment 0)"])
+
+
+def test_observations_of_older_versions_are_merged(sweep):
+    reprocessed("other", "one", angles=(70, -10, 5))
+    for name in ("one", "other"):
+        program.run([f"{name}.expt", *QUIET, f"output.observations={name}.h5", "output.json=None"])
+        without_images(f"{name}.h5")
+    merge.run(["one.h5", "other.h5", "statistics.n_shells=3", "symmetry.check=none"])  # the images are noise
 
 
 def test_observations_of_different_crystals_on_the_same_images_are_merged(sweep):

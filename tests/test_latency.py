@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import pickle
 import subprocess
 import sys
 
-import numpy as np
 from helpers.checkout import ROOT
-
-from dials_diffuse.kernels.image import across
-from dials_diffuse.kernels.jit import Kernel, load_numba
-from dials_diffuse.kernels.merging import count_rows
 
 #: large packages that only some of the work needs
 LATE = ("dask", "distributed", "finufft", "matplotlib", "numba", "plotly")
@@ -41,20 +35,26 @@ def test_help_of_all_programs_imports_no_large_package():
     assert not set(LATE) & set(new)
 
 
+KERNELS = """
+import pickle
+import numpy as np
+from dials_diffuse.kernels import image, merging, spot_bins
+from dials_diffuse.kernels.jit import Kernel, load_numba
+
+kernel = merging.count_rows
+assert isinstance(kernel, Kernel) and kernel.dispatcher is None
+counts, again = np.zeros((2, 3), dtype=np.int32)
+kernel(np.array([0, 2, -1, 2]), counts)
+assert counts.tolist() == [1, 0, 2]
+load_numba()  # again: nothing is left to do
+assert kernel.dispatcher.signatures
+pickle.loads(pickle.dumps(kernel))(np.array([0, 2, -1, 2]), again)
+assert again.tolist() == [1, 0, 2]
+# in the modules themselves they are numba's own from then on: compiled functions know no others
+assert not isinstance(image.across, Kernel) and spot_bins.across is image.across
+"""
+
+
 def test_kernels_are_compiled_when_they_are_called():
-    counts = np.zeros(3, dtype=np.int32)
-    count_rows(np.array([0, 2, -1, 2]), counts)
-    np.testing.assert_array_equal(counts, [1, 0, 2])
-    load_numba()  # again: nothing is left to do
-    assert count_rows.dispatcher.signatures
-    again = np.zeros(3, dtype=np.int32)
-    pickle.loads(pickle.dumps(count_rows))(np.array([0, 2, -1, 2]), again)
-    np.testing.assert_array_equal(again, counts)
-
-
-def test_kernels_of_one_module_call_those_of_another():
-    """In the modules themselves they are numba's own from then on: compiled functions know no others."""
-    load_numba()
-    from dials_diffuse.kernels import image, spot_bins
-
-    assert not isinstance(image.across, Kernel) and spot_bins.across is image.across is across.dispatcher
+    """In a process of its own: elsewhere they may have been called before."""
+    subprocess.run([sys.executable, "-c", KERNELS], cwd=ROOT, check=True)

@@ -66,7 +66,7 @@ def contents(folder: Path) -> dict:
             handle.visit(paths.append)
             datasets = [path for path in paths if isinstance(handle[path], h5py.Dataset)]
             result.update({f"{name} {path}": handle[path][()] for path in datasets})
-    own = {"command_line", "inputs", "phil", "parameters", "steps", "outputs"}
+    own = {"command_line", "inputs", "phil", "parameters", "modified", "steps", "outputs"}
     record = json.loads((folder / "dials.diffuse_process.json").read_text())
     result["record"] = {key: value for key, value in record.items() if key not in own}
     return {key: value for key, value in result.items() if key.split("/")[-1] not in own}

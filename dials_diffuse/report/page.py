@@ -19,6 +19,8 @@ logger = logging.getLogger("dials.diffuse.report")
 #: of this folder, put into each page
 _STYLE, _SCRIPTS = "page.css", ("unpack.js", "plots.js", "colours.js", "lattice.js", "paint.js", "slices.js")
 
+_DEBIAN_PLOTLY = Path("/usr/share/python3-plotly/plotly.js")
+
 
 def write_page(path, title: str, chapters: Sequence[Chapter], record: dict) -> None:
     """Write a page; everything that it needs is inside it.
@@ -96,4 +98,8 @@ def plotly_script() -> str:
     except ImportError:
         logger.warning("Warning: plotly is not installed: pages show tables in place of plots (pip install plotly)")
         return ""
-    return base64.b64encode(zlib.compress(get_plotlyjs().encode("utf-8"), 6)).decode("ascii")
+    try:
+        script = get_plotlyjs()
+    except UnicodeDecodeError:  # Debian's opens its file as text of the terminal
+        script = _DEBIAN_PLOTLY.read_text(encoding="utf-8")
+    return base64.b64encode(zlib.compress(script.encode("utf-8"), 6)).decode("ascii")
