@@ -157,7 +157,7 @@ def test_tiles_are_like_rows(case, monkeypatch):
 def test_the_cases_are_what_they_say(monkeypatch):
     """Outliers, untrusted and Bragg pixels there are, and pixels on both sides of the rotation axis."""
     tally = in_tiles(CASES["strange"]()).tally
-    assert tally[row.OUTLIER] > 100 and tally[row.UNTRUSTED] > 400
+    assert tally[row.OUTLIER] > 100 and tally[row.UNTRUSTED] > 200  # newer DIALS trusts the limits themselves
     assert in_tiles(CASES["bragg"]()).tally[row.BRAGG] > 300
     assert in_tiles(CASES["signed"]()).tally[row.UNTRUSTED] > 50
     entering = in_tiles(CASES["plain"]()).keys % 2

@@ -60,9 +60,12 @@ def start(name: str, nproc: int, folder: Path) -> int:
         code = 0
     except SystemExit as stop:
         code = stop.code or 0
+    except KeyboardInterrupt:  # before or after the program's own part
+        code = 1
     except BaseException:
         traceback.print_exc()
     finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -116,7 +119,7 @@ def one_case(name: str, nproc: int, kind: tuple, delay: float, work: Path) -> li
     errors = (work.parent / "stderr").read_text(errors="replace").strip()
     expected = {"KILL": (-9,), "INT": (1, 0, -number)}.get(word, (128 + number, 0, -number))  # -number: not begun
     if code not in expected:
-        faults.append("crash" if code < 0 else "wrong code")
+        faults.append("crash" if code < 0 else f"wrong code {code}")
     if "Traceback" in errors:
         faults.append("traceback")
     elif len(errors.splitlines()) > 1:

@@ -186,6 +186,7 @@ def _parse(name, help_text, phil, args, without_files, folders):
     _check_surroundings(args)
     usage = f"{name} [options] [param=value ...] [param.phil] files"
     parser = ArgumentParser(usage=usage, phil=phil, epilog=help_text)
+    parser.error = _refuse  # in place of several lines
     try:
         params, options, unhandled = parser.parse_args(args, show_diff_phil=False, return_unhandled=True)
     except SystemExit:
@@ -238,6 +239,10 @@ def _check_surroundings(args: list) -> None:
             item.encode("utf-8")
         except UnicodeEncodeError:
             raise CommandLineError(f"{spell(item)}: not UTF-8; rename the file, or correct the parameter") from None
+
+
+def _refuse(message: str) -> None:
+    raise CommandLineError(message)
 
 
 def keep_words(phil, params) -> None:
