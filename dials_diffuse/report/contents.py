@@ -16,6 +16,7 @@ from dials_diffuse.files.record import grid_record, read_json
 from dials_diffuse.maps.counting import count_unique
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.shells import TOLERANCE
+from dials_diffuse.report.merge import SHELL_COLUMNS
 from dials_diffuse.report.tables import Column, text_table
 
 #: begin of the schemas of records
@@ -23,19 +24,6 @@ _RECORD = "dials.diffuse_"
 
 #: keys of a record that all have, and what is too long to print
 _HEAD = ("schema", "version", "dials_version", "command_line", "inputs", "parameters", "outputs", "warnings")
-
-_SHELLS = (
-    ("d_max", "d_max", 8, ".2f"),
-    ("d_min", "d_min", 8, ".2f"),
-    ("n", "n", 9, ".0f"),
-    ("completeness", "compl.", 8, ".3f"),
-    ("multiplicity", "mult.", 8, ".1f"),
-    ("mean", "<I>", 11, ".4g"),
-    ("mean_sigma", "<sigma>", 10, ".3g"),
-    ("rms_anisotropic", "rms(aniso)", 11, ".4g"),
-    ("cc_half", "CC1/2", 7, ".3f"),
-    ("cc_friedel", "CC(F+-)", 9, ".3f"),
-)
 
 
 def file_contents(path) -> dict:
@@ -208,7 +196,7 @@ def _part(part: str, values) -> list:
     if part == "experiments":
         return [line.rstrip() for line in text_table(_EXPERIMENTS, values).splitlines()]
     if part == "statistics":
-        known = [row for row in _SHELLS if row[0] in values["overall"]]
+        known = [row for row in SHELL_COLUMNS if row[0] in values["overall"]]
         columns = [Column(head, width, how, lambda row, name=name: row.get(name)) for name, head, width, how in known]
         return text_table(columns, values["shells"], [values["overall"]]).splitlines() if columns else ["none"]
     if isinstance(values, dict):

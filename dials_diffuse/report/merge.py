@@ -11,23 +11,23 @@ from dials_diffuse.merging.laue import MergeResult
 from dials_diffuse.merging.statistics import ShellTable, shells_away_from_bragg
 from dials_diffuse.report.tables import Column, cells, heads, text_table
 
-_COLUMNS = tuple(
-    Column(head, width, how, itemgetter(name))
-    for name, head, width, how in (
-        ("d_max", "d_max", 8, ".2f"),
-        ("d_min", "d_min", 8, ".2f"),
-        ("n", "n", 9, ".0f"),
-        ("completeness", "compl.", 8, ".3f"),
-        ("multiplicity", "mult.", 8, ".1f"),
-        ("mean", "<I>", 11, ".4g"),
-        ("mean_sigma", "<sigma>", 10, ".3g"),
-        ("rms_anisotropic", "rms(aniso)", 11, ".4g"),
-        ("cc_half", "CC1/2", 7, ".3f"),
-        ("cc_friedel", "CC(F+-)", 9, ".3f"),
-        ("r_sym", "Rsym", 7, ".3f"),
-        ("chi2_sym", "chi2", 9, ".4g"),
-    )
+#: (name in a record, heading, width, format) of what is told of a shell
+SHELL_COLUMNS = (
+    ("d_max", "d_max", 8, ".2f"),
+    ("d_min", "d_min", 8, ".2f"),
+    ("n", "n", 9, ".0f"),
+    ("completeness", "compl.", 8, ".3f"),
+    ("multiplicity", "mult.", 8, ".1f"),
+    ("mean", "<I>", 11, ".4g"),
+    ("mean_sigma", "<sigma>", 10, ".3g"),
+    ("rms_anisotropic", "rms(aniso)", 11, ".4g"),
+    ("cc_half", "CC1/2", 7, ".3f"),
+    ("cc_friedel", "CC(F+-)", 9, ".3f"),
+    ("r_sym", "Rsym", 7, ".3f"),
+    ("chi2_sym", "chi2", 9, ".4g"),
 )
+
+_COLUMNS = tuple(Column(head, width, how, itemgetter(name)) for name, head, width, how in SHELL_COLUMNS)
 
 
 def format_statistics(table: ShellTable) -> str:
