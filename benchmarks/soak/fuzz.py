@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import resource
 import shutil
@@ -119,13 +120,15 @@ def fuzz(reader: Reader, n: int, first: int = 0, report=print) -> Counter:
 
 
 def fuzz_all(n: int, only: str = "", report=print) -> list:
-    """(name, outcomes, seconds) of each reader, ``n`` cases each."""
+    """(name, outcomes, seconds) of each reader, about ``n`` cases in all."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for reader in make_readers(Path(folder)):
+        readers = make_readers(Path(folder))
+        each = n / sum(reader.share for reader in readers)
+        for reader in readers:
             if only in reader.name:
                 start = time.monotonic()
-                outcomes = fuzz(reader, n, report=report)
+                outcomes = fuzz(reader, math.ceil(each * reader.share), report=report)
                 rows.append((reader.name, outcomes, time.monotonic() - start))
                 report(f"{reader.name}: {dict(outcomes)}, {rows[-1][2]:.0f} s")
     return rows

@@ -53,6 +53,7 @@ class Reader:
     mutate : content of the file, random generator -> damaged content
     in_place : called with the path of a copy, damages it; takes turns with ``mutate``
     silent : may a damaged file be read as something else? False where checksums forbid it
+    share : of the cases, relative to the others; less for those that start a process for each file
     """
 
     name: str
@@ -61,6 +62,7 @@ class Reader:
     mutate: Callable
     in_place: Callable | None = None
     silent: bool = True
+    share: float = 1.0
 
 
 def _map(path):
@@ -87,6 +89,10 @@ def _image(path):
     return FormatCBFMini.get_imageset([str(path)]) and read_raw(FormatCBFMini.get_imageset([str(path)]), 0)
 
 
+def _pixels(path, name: str):
+    return read_map_file(str(path), name, "x")[0].all()
+
+
 def _state(path):
     state = State(Path(path))
     return state.finished("Merging", Fingerprint("1", {"a": "b"}, {"c": None}))
@@ -110,7 +116,7 @@ def make_readers(folder: Path) -> list:
     """All readers; their valid files are written into ``folder``."""
     rng = np.random.default_rng(0)
     write_map(folder / "map.nxs", example_map(), PROVENANCE)
-    grid = small_grid("P 1", (12, 12, 18, 90, 90, 90))
+    grid = small_grid("P 1", (8, 8, 12, 90, 90, 90))
     experiment = ExperimentSummary("id-1", (1, 10), (0.0, 0.1), 10, 1.0, 1, (100, 100), tuple(range(9)))
     bragg = np.zeros(20, BRAGG_DTYPE)
     with write_observations(folder / "observations.h5", grid, [experiment], PROVENANCE) as writer:
@@ -155,8 +161,8 @@ def make_readers(folder: Path) -> list:
             byte,
         ),
         Reader("image .cbf", folder / "image_00002.cbf", _image, byte),
-        Reader("mask, pickled", folder / "pixels.mask", lambda p: read_map_file(str(p), "mask", "x")[0].all(), byte),
-        Reader("gain, pickled", folder / "gain.pickle", lambda p: read_map_file(str(p), "gain", "x")[0].all(), byte),
+        Reader("mask, pickled", folder / "pixels.mask", lambda p: _pixels(p, "mask"), byte, share=0.3),
+        Reader("gain, pickled", folder / "gain.pickle", lambda p: _pixels(p, "gain"), byte, share=0.3),
         Reader("coordinates .pdb", folder / "model.pdb", lambda p: load_structure(p).n_atoms, text),
         Reader("coordinates .cif", folder / "model.cif", lambda p: load_structure(p).n_atoms, text),
         Reader("small molecule .cif", folder / "small.cif", lambda p: load_structure(p).n_atoms, text),
