@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import math
 import os
@@ -77,6 +78,7 @@ def _child(reader: Reader, numbers, pipe: int, expected: str, content: bytes) ->
         for number in numbers:
             print(json.dumps(["begin", number, folder]), file=out, flush=True)
             signal.alarm(SECONDS)
+            faulthandler.dump_traceback_later(2 * SECONDS, exit=True)  # a loop in C hears no signal
             outcome, message = one_case(reader, number, Path(folder), expected, content)
             signal.alarm(0)
             print(json.dumps(["end", outcome, message[-3000:]]), file=out, flush=True)

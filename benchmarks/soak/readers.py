@@ -37,6 +37,7 @@ from dials_diffuse.files.record import read_json, write_record
 from dials_diffuse.models.covariance.covariance_phil import read_array
 from dials_diffuse.pipeline.sources import find_sources
 from dials_diffuse.pipeline.state import Done, Fingerprint, State
+from dials_diffuse.report.contents import file_contents
 from dials_diffuse.structure.atoms import load_structure
 from soak import mutate
 
@@ -152,6 +153,8 @@ def make_readers(folder: Path) -> list:
     return [
         Reader("map .nxs", folder / "map.nxs", _map, byte, mutate.hdf5, silent=False),
         Reader("observations .h5", folder / "observations.h5", _observations, byte, mutate.hdf5, silent=False),
+        Reader("shown map .nxs", folder / "map.nxs", file_contents, byte, mutate.hdf5),
+        Reader("shown observations .h5", folder / "observations.h5", file_contents, byte, mutate.hdf5),
         Reader("experiments .expt", folder / "sweep.expt", lambda p: len(load_input([str(p)]).experiments), tree),
         Reader("models of .expt", folder / "sweep.expt", lambda p: len(experiments_from_file(p)), tree),
         Reader(

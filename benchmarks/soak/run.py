@@ -1,7 +1,7 @@
 """Try to break the package: ``make soak``, or ``make soak SOAK="--cases 100000 --kills 200"``.
 
 Damaged files for every reader, signals at random moments, numbers that are far too large, full disks and other bad
-surroundings. Prints a table in Markdown for each part, and everything that went wrong before it; exit code 1 if anything
+surroundings. Prints a table in Markdown for each part, and before it everything that went wrong; exit code 1 if anything
 did. docs/trust.md has the last figures, which ``--write`` puts there.
 """
 
@@ -20,6 +20,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from blocks import fill  # noqa: E402
+
 from soak.fuzz import OUTCOMES, fuzz_all  # noqa: E402
 from soak.kills import kills  # noqa: E402
 from soak.limits import limits  # noqa: E402

@@ -23,6 +23,7 @@ from dials_diffuse.parallel import SERIAL, Executor, Progress, quiet
 from dials_diffuse.reduction.bragg_rows import bragg_rows
 from dials_diffuse.reduction.frames import NO_BEAM, OTHER_PROFILE
 from dials_diffuse.reduction.job import Job
+from dials_diffuse.reduction.mask_check import MaskCheck, check_masks, masks_in_words
 from dials_diffuse.reduction.outliers import outliers_in_words
 from dials_diffuse.reduction.peak_result import PeakCheck
 from dials_diffuse.reduction.prepare import prepare_job
@@ -37,8 +38,8 @@ class ExperimentReport:
     """What happened to one experiment.
 
     Pixels by fate, summed over the images used, the flux of all images, which of them were left out, and a
-    MaskReport of each crystal whose Bragg masks follow its peaks, the ice rings that are masked, and the comparison of
-    peaks on some images with predictions.
+    MaskReport of each crystal whose Bragg masks follow its peaks, the ice rings that are masked, the comparison of
+    peaks on some images with predictions, and that of the pixels in Bragg masks with those beside them.
     """
 
     identifier: str
@@ -57,6 +58,7 @@ class ExperimentReport:
     ice_rings: list
     warnings: list
     peaks: PeakCheck | None = None
+    masks: MaskCheck | None = None
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,10 @@ def _reduce_experiment(
     warnings = [*job.warnings, *_unfit_in_words(job.number, {first + i: why for i, why in sorted(unfit.items())})]
     warnings += outliers_in_words(job.number, int(tally[kernel.OUTLIER]), int(tally[kernel.USED]))
     n_images = len(flux) - len(unfit)
+    masks = None
+    if job.parameters.geometry_check != "none":
+        masks = check_masks(job, np.array([i for i in sorted(flux) if i not in unfit], dtype=int))
+        warnings += masks_in_words(job.number, masks)
     fit = {i: f for i, f in flux.items() if i not in unfit}
     bragg = bragg_rows(job, reflections, fit) if reflections is not None else None
     if bragg is not None:
@@ -234,6 +240,7 @@ def _reduce_experiment(
         ice_rings=list(job.ice_rings),
         warnings=warnings,
         peaks=job.peak_check,
+        masks=masks,
     )
     fates = report.never_used, report.used, report.untrusted, report.bragg, report.outlier, report.off_grid
     total = max(sum(fates), 1)
