@@ -1,8 +1,8 @@
 """Try to break the package: ``make soak``, or ``make soak SOAK="--cases 100000 --kills 200"``.
 
 Damaged files for every reader, signals at random moments, numbers that are far too large, full disks and other bad
-surroundings. Prints a table in Markdown for each part, and before it everything that went wrong; exit code 1 if anything
-did. docs/trust.md has the last figures, which ``--write`` puts there.
+surroundings. Prints a table in Markdown for each part, and before it what went wrong; exit code 1 if anything did.
+docs/trust.md has the last figures, which ``--write`` puts there.
 """
 
 from __future__ import annotations
