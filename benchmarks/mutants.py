@@ -3,8 +3,8 @@
     python benchmarks/mutants.py [--number 60] [--seed 0] [--only kernels]
 
 One change at a time, in a copy of the checkout: another operator, a number that is a tenth or one larger, a condition
-the other way round. A change that no test notices is a survivor; docs/trust.md argues about each. Prints a line for each
-change and a table at the end. The modules of TESTS must pass as they are.
+the other way round. A change that no test notices is a survivor; docs/trust.md argues about each. Prints a line for
+each change and a table at the end. The modules of TESTS must pass as they are.
 """
 
 from __future__ import annotations

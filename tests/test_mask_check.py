@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers.drawn import D_MIN, MASKS, drawn, moved_beam, true_experiment, turned
 from helpers.jobs import job_of
 from helpers.synthetic import experiment_list, make_crystal
-from test_peak_check import D_MIN, MASKS, drawn, moved_beam, true_experiment, turned
 
 from dials_diffuse.reduction.frames import empty_bragg, paint_bragg
 from dials_diffuse.reduction.mask_check import MaskCheck, check_masks, masks_in_words

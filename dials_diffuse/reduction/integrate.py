@@ -28,6 +28,7 @@ from dials_diffuse.reduction.outliers import outliers_in_words
 from dials_diffuse.reduction.peak_result import PeakCheck
 from dials_diffuse.reduction.prepare import prepare_job
 from dials_diffuse.reduction.reduction_parameters import ReductionParameters
+from dials_diffuse.reduction.refl_check import ReflectionCheck
 from dials_diffuse.reduction.voxel_sums import blocks_of_images, memory_estimate, observations, reduce_blocks
 
 logger = logging.getLogger("dials.diffuse.reduction")
@@ -39,7 +40,8 @@ class ExperimentReport:
 
     Pixels by fate, summed over the images used, the flux of all images, which of them were left out, and a
     MaskReport of each crystal whose Bragg masks follow its peaks, the ice rings that are masked, the comparison of
-    peaks on some images with predictions, and that of the pixels in Bragg masks with those beside them.
+    peaks on some images with predictions, that of the pixels in Bragg masks with those beside them, and that of the
+    reflections with predictions.
     """
 
     identifier: str
@@ -59,6 +61,7 @@ class ExperimentReport:
     warnings: list
     peaks: PeakCheck | None = None
     masks: MaskCheck | None = None
+    predictions: ReflectionCheck | None = None
 
 
 @dataclass(frozen=True)
@@ -241,6 +244,7 @@ def _reduce_experiment(
         warnings=warnings,
         peaks=job.peak_check,
         masks=masks,
+        predictions=job.reflection_check,
     )
     fates = report.never_used, report.used, report.untrusted, report.bragg, report.outlier, report.off_grid
     total = max(sum(fates), 1)
