@@ -54,7 +54,7 @@ class Reader:
     mutate : content of the file, random generator -> damaged content
     in_place : called with the path of a copy, damages it; takes turns with ``mutate``
     silent : may a damaged file be read as something else? False where checksums forbid it
-    share : of the cases, relative to the others; less for those that start a process for each file
+    share : of the cases, relative to the others; less for those that take long
     """
 
     name: str
@@ -120,7 +120,8 @@ def make_readers(folder: Path) -> list:
     grid = small_grid("P 1", (8, 8, 12, 90, 90, 90))
     experiment = ExperimentSummary("id-1", (1, 10), (0.0, 0.1), 10, 1.0, 1, (100, 100), tuple(range(9)))
     bragg = np.zeros(20, BRAGG_DTYPE)
-    with write_observations(folder / "observations.h5", grid, [experiment], PROVENANCE) as writer:
+    observations = folder / "observations.h5"
+    with write_observations(observations, grid, [experiment], PROVENANCE) as writer:
         writer.append(observation_rows(grid, all_voxels(grid), np.ones(len(all_voxels(grid))), rng))
         writer.append_bragg(bragg, np.ones(20))
     names = write_images(folder, "image_", noise(0, 4))
@@ -151,10 +152,6 @@ def make_readers(folder: Path) -> list:
     )
     byte, text, tree = mutate.as_bytes, mutate.as_text, mutate.as_json
     return [
-        Reader("map .nxs", folder / "map.nxs", _map, byte, mutate.hdf5, silent=False),
-        Reader("observations .h5", folder / "observations.h5", _observations, byte, mutate.hdf5, silent=False),
-        Reader("shown map .nxs", folder / "map.nxs", file_contents, byte, mutate.hdf5),
-        Reader("shown observations .h5", folder / "observations.h5", file_contents, byte, mutate.hdf5),
         Reader("experiments .expt", folder / "sweep.expt", lambda p: len(load_input([str(p)]).experiments), tree),
         Reader("models of .expt", folder / "sweep.expt", lambda p: len(experiments_from_file(p)), tree),
         Reader(
@@ -174,6 +171,10 @@ def make_readers(folder: Path) -> list:
         Reader("state of a run", folder / "state.json", _state, tree),
         Reader("xia2.json", folder / "xia2" / "xia2.json", _xia2, tree),
         Reader("parameters .phil", folder / "some.phil", _program, text),
+        Reader("map .nxs", folder / "map.nxs", _map, byte, mutate.hdf5, silent=False, share=0.3),
+        Reader("observations .h5", observations, _observations, byte, mutate.hdf5, silent=False, share=0.3),
+        Reader("shown map .nxs", folder / "map.nxs", file_contents, byte, mutate.hdf5, share=0.3),
+        Reader("shown observations .h5", observations, file_contents, byte, mutate.hdf5, share=0.3),
     ]
 
 
