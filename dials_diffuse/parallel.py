@@ -174,7 +174,7 @@ def in_flight(pool, function: Callable, items: Iterable, number: int) -> Iterato
 
     pool : has ``submit(function, item)``, whose result has ``result()``
     """
-    waiting = deque()
+    waiting: deque = deque()
     for item in items:
         waiting.append(pool.submit(function, item))
         if len(waiting) >= number:
