@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 
@@ -96,6 +96,41 @@ class Forked(Executor):
 
 #: for work that is not worth a second process
 SERIAL = Serial()
+
+
+class WhenNeeded(Executor):
+    """Another Executor, in a ``with`` block, that is started when it is first asked for something.
+
+    start : makes what the other one lives in, a context manager that gives it
+    """
+
+    def __init__(self, start: Callable[[], AbstractContextManager[Executor]]):
+        self._start, self._stack, self._started = start, ExitStack(), None
+
+    def __enter__(self) -> WhenNeeded:
+        return self
+
+    def __exit__(self, *error) -> bool | None:
+        return self._stack.__exit__(*error)
+
+    def _own(self) -> Executor:
+        if self._started is None:
+            self._started = self._stack.enter_context(self._start())
+        return self._started
+
+    @property
+    def workers(self) -> int:
+        return self._own().workers
+
+    @property
+    def worker_memory(self) -> float | None:
+        return self._own().worker_memory
+
+    def map(self, function: Callable, shared, items: Iterable) -> Iterator:
+        items = iter(items)
+        first = list(islice(items, 1))
+        if first:
+            yield from self._own().map(function, shared, chain(first, items))
 
 
 def make_executor(nproc: int) -> Executor:

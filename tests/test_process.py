@@ -101,7 +101,8 @@ def test_a_crystal_with_diffuse_scattering(result):
     assert record["d_min"] == pytest.approx(3.2, abs=0.05)
     assert [step["name"] for step in record["steps"]] == ["Choices", "Integration", "Scaling", "Merging", "Fit"]
     assert all(step["repeated"] and step["peak_memory"] > 1e8 for step in record["steps"])
-    assert record["spots"][0]["distance"] < 0.3 and record["spots"][0]["height"] > 10
+    (peaks,) = record["peaks"]
+    assert peaks["verdict"] == "good" and peaks["share"] > 0.9 and peaks["offset"] < 0.3 and peaks["words"] == ""
     parameters = record["fit"]["parameters"]
     assert parameters["sigma"]["value"] == pytest.approx(0.3, abs=0.05)  # at this resolution nearly the same as scale
     assert parameters["gamma"]["value"] == pytest.approx(10, rel=0.05)
@@ -150,6 +151,11 @@ def test_a_second_run_repeats_nothing_and_a_changed_one_what_follows(good, tmp_p
     assert times == {p: p.stat().st_mtime_ns for p in Path().glob("diffuse_*")}
     own = {"command_line", "steps", "parameters"}
     assert {k: v for k, v in first.items() if k not in own} == {k: v for k, v in second.items() if k not in own}
+
+    pytest.importorskip("distributed", reason="NO WORKERS WITHOUT WORK NOT TESTED: install dask, distributed")
+    nowhere = ["executor=dask", "dask.scheduler=tcp://127.0.0.1:1", "dask.timeout=1"]
+    again = processed(*files(good), *nowhere)  # nothing to do: nobody looks for workers
+    assert [step["repeated"] for step in again["steps"]] == [False] * 4
 
     third = processed(*files(good), "merge.half_sets=frame")
     assert [step["repeated"] for step in third["steps"]] == [False, False, False, True]
@@ -210,7 +216,7 @@ def changed(good: Path, folder: Path, change) -> list:
 def shift_beam(experiment) -> None:
     for panel in experiment.detector:
         fast, slow, origin = (matrix.col(x) for x in (panel.get_fast_axis(), panel.get_slow_axis(), panel.get_origin()))
-        panel.set_frame(fast, slow, origin + 4 * panel.get_pixel_size()[0] * fast)
+        panel.set_frame(fast, slow, origin + 1.5 * panel.get_pixel_size()[0] * fast)  # spots are 3.7 apart
 
 
 def turn_crystal(experiment) -> None:
@@ -219,12 +225,23 @@ def turn_crystal(experiment) -> None:
 
 
 @pytest.mark.parametrize(
-    "change, words", [(shift_beam, "spots are 4.0 pixels from"), (turn_crystal, "no spots where they are predicted")]
+    "change, verdict, words",
+    [
+        (shift_beam, "doubtful", "the beam centre seems to be off by +1.5 pixels along the fast"),
+        (turn_crystal, "wrong", "is the orientation that of this crystal"),
+    ],
 )
-def test_models_that_are_not_those_of_the_images_are_doubtful(good, tmp_path, monkeypatch, change, words):
+def test_models_that_are_not_those_of_the_images_are_doubtful(
+    good, tmp_path, monkeypatch, capsys, change, verdict, words
+):
     monkeypatch.chdir(tmp_path)
-    record = processed(*changed(good, tmp_path, change), "grid.subdivide=1,1,1")
+    models = changed(good, tmp_path, change)
+    record = processed(*models, "grid.subdivide=1,1,1")
     assert record["verdict"] == "doubtful" and words in record["reasons"][0]
+    assert record["reasons"][0].startswith("experiment 0: ") and record["peaks"][0]["verdict"] == verdict
+    assert any(words in warning for warning in record["warnings"])
+    if verdict == "wrong":  # an error for those who want it
+        fails(run, [*models, *SHORT, "grid.subdivide=1,1,1", "integrate.geometry.check=error"], capsys, words=[words])
 
 
 def test_two_crystals_of_different_size(good, tmp_path, monkeypatch):
@@ -237,7 +254,7 @@ def test_two_crystals_of_different_size(good, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     record = processed(*files(good), *files(small))
     assert record["verdict"] == "good" and record["n_images_used"] == 60
-    assert len(record["spots"]) == 2
+    assert [(peaks["experiment"], peaks["verdict"]) for peaks in record["peaks"]] == [(0, "good"), (1, "good")]
 
 
 def test_a_folder_of_xia2_whose_images_have_moved(good, tmp_path, monkeypatch):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 from dials_diffuse.compat import available_cores
 from dials_diffuse.errors import CommandLineError, DiffuseError
-from dials_diffuse.parallel import Executor, make_executor
+from dials_diffuse.parallel import Executor, WhenNeeded, make_executor
 
 EXECUTOR_PHIL = """
 executor = *local dask
@@ -54,10 +55,12 @@ dask {
 def executor_from_phil(params) -> AbstractContextManager[Executor]:
     """The executor that the parameters of EXECUTOR_PHIL ask for, to be used in a ``with`` block.
 
+    Workers of dask are started when the first work comes.
+
     Raises
     ------
     DiffuseError
-        If dask is not installed, or a parameter of it is wrong; the block raises what :func:`dask_executor` does.
+        If dask is not installed, or a parameter of it is wrong; the first work raises what :func:`dask_executor` does.
     """
     if params.executor == "local":
         return nullcontext(make_executor(params.nproc if isinstance(params.nproc, int) else available_cores()))
@@ -80,7 +83,7 @@ def executor_from_phil(params) -> AbstractContextManager[Executor]:
         options=tuple(parse_option(text) for text in dask.options or [] if text),
         timeout=dask.timeout,
     )
-    return dask_executor(parameters)
+    return WhenNeeded(partial(dask_executor, parameters))
 
 
 def parse_option(text: str) -> tuple:

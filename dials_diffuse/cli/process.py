@@ -49,6 +49,14 @@ _STEPS = (
 )
 
 
+#: for the verdict, not the end of the work
+_CHECKS = """
+integrate.geometry.check = warn
+scale.symmetry.check = warn
+merge.symmetry.check = warn
+"""
+
+
 def _phil_of_steps() -> str:
     text = ""
     for program, left_out in _STEPS:
@@ -108,7 +116,7 @@ output {
     .help = "The log file; None for no such file."
 }
 """
-)
+).fetch(parse(_CHECKS))
 
 
 def parameters_from_phil(params) -> ProcessParameters:

@@ -51,7 +51,7 @@ def process_content(result: ProcessResult) -> dict:
         "absolute_scale": absolute and {name: absolute[name] for name in ("k", "esd", "method")},
         "fit": _fit(result.records.get("fit")),
         "choices": [asdict(choice) for choice in result.choices],
-        "spots": list(result.checks),
+        "peaks": [{"experiment": e["experiment"], **e["peaks"]} for e in integrated["experiments"] if e["peaks"]],
         "xia2": result.sources.xia2 or None,
         "steps": [
             {"name": step.name, "repeated": step.repeated, "why": step.why, **step.done.resources}
