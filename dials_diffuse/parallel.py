@@ -24,6 +24,7 @@ from itertools import chain, islice
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from dials_diffuse.compat import available_cores
 from dials_diffuse.errors import DiffuseError
 
 
@@ -54,6 +55,46 @@ class Executor(ABC):
         DiffuseError
             If a worker is lost. What the function raises is raised here.
         """
+
+    def kept(self, make: Callable, shared, items: Iterable) -> Kept:
+        """Make ``make(shared, item)`` for each item, to be kept where they are made and called again and again.
+
+        Parameters
+        ----------
+        make : a function of a module
+        shared, items : as for :meth:`map`
+
+        Raises
+        ------
+        DiffuseError
+            As :meth:`map`, now or at a call.
+        """
+        return KeptHere([make(shared, item) for item in items])
+
+
+class Kept(ABC):
+    """Objects that an Executor keeps, one for each item."""
+
+    @abstractmethod
+    def call(self, function: Callable, arguments: Iterable) -> Iterator:
+        """Yield ``function(object, argument)`` for each object, in order.
+
+        Parameters
+        ----------
+        function : a function of a module
+        arguments : one for each object
+        """
+
+
+@dataclass(frozen=True)
+class KeptHere(Kept):
+    """Objects of this process."""
+
+    objects: list
+
+    def call(self, function: Callable, arguments: Iterable) -> Iterator:
+        for item, argument in zip(self.objects, arguments):
+            yield function(item, argument)
 
 
 class Serial(Executor):
@@ -132,6 +173,9 @@ class WhenNeeded(Executor):
         if first:
             yield from self._own().map(function, shared, chain(first, items))
 
+    def kept(self, make: Callable, shared, items: Iterable) -> Kept:
+        return self._own().kept(make, shared, items)
+
 
 def make_executor(nproc: int) -> Executor:
     """The executor for ``nproc`` processes on this machine; Serial on a system that cannot fork."""
@@ -191,6 +235,30 @@ def in_threads(function: Callable, items: Iterable, threads: int) -> Iterator:
         yield from in_flight(pool, function, items, threads + 2)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+class _Share(threading.local):
+    """Cores that the work of this thread may use; None: all."""
+
+    cores: int | None = None
+
+
+_SHARE = _Share()
+
+
+def cores() -> int:
+    """Threads that work may be spread over: all of the job, or one in a worker that is one of many."""
+    return _SHARE.cores or available_cores()
+
+
+@contextmanager
+def on_one_core() -> Iterator[None]:
+    """In this block, and thread, :func:`cores` is 1."""
+    before, _SHARE.cores = _SHARE.cores, 1
+    try:
+        yield
+    finally:
+        _SHARE.cores = before
 
 
 @contextmanager

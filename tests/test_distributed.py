@@ -24,7 +24,7 @@ from helpers.workers import broken, killed, scaled, stuck_at_first
 
 from dials_diffuse.cli import integrate as program
 from dials_diffuse.cli import process
-from dials_diffuse.cli.executor import executor_from_phil, parse_option
+from dials_diffuse.cli.executor import executor_from_phil, parse_option, processes
 from dials_diffuse.errors import CommandLineError, DiffuseError
 from dials_diffuse.experiment.load import load_input
 from dials_diffuse.parallel import SERIAL, Forked
@@ -317,7 +317,8 @@ def test_phil_becomes_parameters(monkeypatch):
     options = (("interface", "ib0"), ("job_extra_directives", ["--qos=a=b"]))
     expected = DaskParameters(None, "pbs", 8, "3GB", 4, "long", "01:00:00", options, 20)
     assert asked == [DaskParameters(), expected]
-    with executor_from_phil(params("nproc=3")) as local, executor_from_phil(params("nproc=1")) as serial:
+    assert [processes(params(f"nproc={n}")) for n in (3, 1)] == [3, 1]
+    with executor_from_phil(params(), 3) as local, executor_from_phil(params()) as serial:
         assert (local, serial) == (Forked(3), SERIAL)
 
 

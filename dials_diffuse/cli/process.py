@@ -10,11 +10,10 @@ from pathlib import Path
 from libtbx.phil import parse
 
 from dials_diffuse.cli import fit, integrate, merge, scale
-from dials_diffuse.cli.executor import EXECUTOR_PHIL, executor_from_phil
+from dials_diffuse.cli.executor import EXECUTOR_PHIL, executor_from_phil, processes
 from dials_diffuse.cli.fit_models import parameters_from_phil as fit_parameters_from_phil
 from dials_diffuse.cli.fit_models import requests_from_phil
 from dials_diffuse.cli.program import run_program, track
-from dials_diffuse.compat import available_cores
 from dials_diffuse.errors import CommandLineError, DiffuseError
 from dials_diffuse.pipeline.process import process
 from dials_diffuse.pipeline.process_parameters import ProcessFiles, ProcessParameters
@@ -191,12 +190,12 @@ def place_outputs(params) -> None:
 
 def main(params, files, provenance, warnings) -> None:
     """Process ``files`` and write what ``params.output`` asks for."""
-    nproc = params.nproc if isinstance(params.nproc, int) else available_cores()
+    nproc = processes(params)
     parameters = parameters_from_phil(params)
     sources = find_sources(files)
     provenance = replace(provenance, inputs=tuple(files))
     output = ProcessFiles(params.output.directory or ".", params.output.prefix or "")
-    with executor_from_phil(params) as executor:
+    with executor_from_phil(params, nproc) as executor:
         result = process(sources, parameters, output, provenance, warnings, executor, nproc, track)
     write_process(result, params.output.json, params.output.html, provenance, warnings)
     if result.verdict.word == "doubtful":

@@ -95,7 +95,7 @@ def process(
     ----------
     warnings : sentences that were logged so far; it has to grow with what is logged, and gets those of steps that were
         done before
-    executor, threads : for work on images, and for the rest
+    executor, threads : for images and for models that take long, and for the rest
 
     Raises
     ------
@@ -296,7 +296,7 @@ class _Run:
         def work():
             provenance = replace(self.provenance, inputs=(p.coordinates, source))
             structure = load_structure(p.coordinates, p.selection)
-            result = fit_map(read_map(source), structure, p.requests, fitting, self.progress, source)
+            result = fit_map(read_map(source), structure, p.requests, fitting, self.progress, source, self.executor)
             log_result(result)
             names = FitFiles()
             files = replace(names, **{key: value and path(value) for key, value in asdict(names).items()})
