@@ -20,11 +20,16 @@ from helpers.checkout import ROOT
 from helpers.pages import Page
 from helpers.programs import fails
 from helpers.structures import random_structure
+from PIL import Image
 from scitbx import matrix
 
 from dials_diffuse.cli import integrate, merge, scale, simulate
 from dials_diffuse.cli.process import run
+from dials_diffuse.experiment.load import load_input
+from dials_diffuse.pipeline import choices
+from dials_diffuse.pipeline.choices import choose_subdivision, memory_needed
 from dials_diffuse.pipeline.record import SCHEMA_FILE, check_record
+from dials_diffuse.pipeline.sources import find_sources, other_symmetry
 
 PDB = str(ROOT / "dials_diffuse" / "simulation" / "data" / "193l.pdb")
 
@@ -107,11 +112,17 @@ def test_a_crystal_with_diffuse_scattering(result):
     assert parameters["sigma"]["value"] == pytest.approx(0.3, abs=0.05)  # at this resolution nearly the same as scale
     assert parameters["gamma"]["value"] == pytest.approx(10, rel=0.05)
     assert record["absolute_scale"]["method"] == "model"
-    (choice,) = (c for c in record["choices"] if c["name"] == "grid.subdivide")
+    decided = {choice["name"]: choice for choice in record["choices"]}
+    assert list(decided) == ["grid.subdivide", "mask.bragg.mode", "scale.model", "images left out", "fit.d_min"]
+    choice = decided["grid.subdivide"]
     assert choice["value"] == ",".join(map(str, record["subdivide"])) and "wide" in choice["reason"]
+    assert decided["images left out"]["value"] == "0"
+    assert "predicted better with drift" in decided["scale.model"]["reason"]
     names = {Path(output["path"]).name for output in record["outputs"]}
     assert {"diffuse_integrated.h5", "diffuse_scaled.h5", "diffuse_merged.nxs", "diffuse_fit.html"} <= names
     assert {"diffuse_integrated.html", "diffuse_scaled.html", "diffuse_merged.html"} <= names
+    with Image.open(folder / "dials.diffuse_process.png") as thumbnail:
+        assert max(thumbnail.size) == 400 and np.asarray(thumbnail.convert("L")).std() > 10
     page = Page(folder / "dials.diffuse_process.html")
     assert "good: anisotropic diffuse signal" in page.text and not page.links
     assert [head for head in dict.fromkeys(page.heads) if head in CHAPTERS] == CHAPTERS
@@ -274,6 +285,12 @@ def test_a_folder_of_xia2_whose_images_have_moved(good, tmp_path, monkeypatch):
     assert record["verdict"] == "good"
     assert record["xia2"] == {"folder": str(tmp_path / "xia2"), "space_group": "P43212", "unit_cell": [78.5] * 6}
     assert any("/gone/visit/images" in warning and str(good) in warning for warning in record["warnings"])
+    assert not any("settled on" in warning for warning in record["warnings"])
+    for path, group, told in (("xia2.json", "P422", False), ("xia2.json", "P4", True), ("xia2.json", "none", False)):
+        settled["_crystals"]["DEFAULT"]["_scaler"]["_scalr_likely_spacegroups"] = [group]
+        (tmp_path / "xia2" / path).write_text(json.dumps(settled))
+        text = other_symmetry(find_sources([str(tmp_path / "xia2")]), sgtbx.space_group_info("P43212").group())
+        assert ("xia2 settled on P4, " in text) == told and bool(text) == told
 
 
 def fails_to_find(folder) -> str:
@@ -282,6 +299,18 @@ def fails_to_find(folder) -> str:
     )
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
     return done.stderr
+
+
+def test_a_folder_of_xia2_multiplex(good, tmp_path):
+    """scaled.expt and scaled.refl of all sweeps, beside those of clusters and of the steps before."""
+    both = ExperimentList.from_file(str(good / "simulated.expt"), check_format=False)
+    for name in ("scaled", "2_scaled", "symmetrized"):
+        both.as_file(str(tmp_path / f"{name}.expt"))
+        shutil.copy(good / "simulated.refl", tmp_path / f"{name}.refl")
+    (tmp_path / "xia2.multiplex.json").write_text("{}")
+    sources = find_sources([str(tmp_path)])
+    assert sources.files == (str(tmp_path / "scaled.expt"), str(tmp_path / "scaled.refl")) and sources.xia2 == {}
+    assert len(load_input(sources.files).experiments) == len(both)
 
 
 def test_images_that_moved_with_their_models_are_found(good, tmp_path, monkeypatch):
@@ -337,6 +366,18 @@ def test_a_record_that_breaks_the_schema_is_not_written(result):
     for key, value in (("verdict", "fine"), ("unit_cell", [1, 2]), ("d_min", "2"), ("outputs", [{"path": "a"}])):
         with pytest.raises(Exception, match=key):
             check_record({**record, key: value})
+
+
+def test_voxels_for_which_there_is_no_memory(good, monkeypatch):
+    data = load_input(files(good))
+    options = list(data.experiments), [data.reflections], 3.2
+    free, _ = choose_subdivision(*options)
+    needed = memory_needed(free, options[0], 3.2)
+    assert max(free) > 1 and memory_needed((1, 1, 1), options[0], 3.2) < needed
+    monkeypatch.setattr(choices, "total_memory", lambda: needed - 1)
+    fewer, choice = choose_subdivision(*options)
+    assert max(fewer) < max(free) and "GB of memory" in choice.reason
+    assert memory_needed(fewer, options[0], 3.2) < needed
 
 
 def test_flags_of_the_reflections_do_not_matter(good, tmp_path, monkeypatch):

@@ -110,6 +110,9 @@ output {
   html = dials.diffuse_process.html
     .type = path
     .help = "A page with what all steps found, which any browser opens without a network; None for no such file."
+  png = dials.diffuse_process.png
+    .type = path
+    .help = "A small picture of the map, 400 pixels, for lists of results; None for no such file."
   log = dials.diffuse_process.log
     .type = path
     .help = "The log file; None for no such file."
@@ -182,7 +185,7 @@ def place_outputs(params) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DiffuseError(f"output.directory={folder}: no folder ({error.strerror}); choose another") from None
-    for name in ("json", "html", "log"):
+    for name in ("json", "html", "png", "log"):
         value = getattr(output, name)
         if value and not Path(value).is_absolute():
             setattr(output, name, str(Path(folder) / f"{prefix}{value}"))
@@ -197,7 +200,8 @@ def main(params, files, provenance, warnings) -> None:
     output = ProcessFiles(params.output.directory or ".", params.output.prefix or "")
     with executor_from_phil(params, nproc) as executor:
         result = process(sources, parameters, output, provenance, warnings, executor, nproc, track)
-    write_process(result, params.output.json, params.output.html, provenance, warnings)
+    names = params.output
+    write_process(result, names.json, names.html, names.png, provenance, warnings)
     if result.verdict.word == "doubtful":
         logger.info(
             "Look at the report before using the map: %s", shlex.quote(params.output.html or params.output.json)

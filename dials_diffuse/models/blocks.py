@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import repeat
@@ -14,6 +15,8 @@ from dials_diffuse.models.prepared import Prepared
 from dials_diffuse.models.prior import Prior
 from dials_diffuse.parallel import Executor
 from dials_diffuse.structure.crystal import Structure
+
+logger = logging.getLogger("dials.diffuse.models")
 
 
 def prepare_in_blocks(
@@ -34,6 +37,7 @@ def prepare_in_blocks(
         return prepare_dispersive(model, structure, grid, index, means, wavelength)
     order = np.argsort(grid.s_magnitude(index), kind="stable")
     rows = np.array_split(order, number)
+    logger.info("%s: %d blocks of %d voxels", model.name, number, max(map(len, rows)))
     task = _Task(model, structure, grid, means, wavelength)
     return PreparedBlocks(task, rows, executor.kept(_prepared, task, [index[part] for part in rows]))
 

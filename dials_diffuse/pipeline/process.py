@@ -21,11 +21,11 @@ from dials_diffuse.files.unfinished import remove_leftovers
 from dials_diffuse.fitting.run import fit_map
 from dials_diffuse.merging.laue import merge_observations
 from dials_diffuse.parallel import SERIAL, Executor, Progress, quiet
-from dials_diffuse.pipeline.choices import Choice, choose_backgrounds, choose_subdivision
+from dials_diffuse.pipeline.choices import Choice, choices_of_steps, choose_backgrounds, choose_subdivision
 from dials_diffuse.pipeline.process_parameters import ProcessFiles, ProcessParameters
 from dials_diffuse.pipeline.resources import measured
 from dials_diffuse.pipeline.significance import Significance, signal_of
-from dials_diffuse.pipeline.sources import Sources
+from dials_diffuse.pipeline.sources import Sources, other_symmetry
 from dials_diffuse.pipeline.state import Done, Fingerprint, State, files_fingerprint, locked_state
 from dials_diffuse.pipeline.verdict import Verdict, judge
 from dials_diffuse.reduction.integrate import integrate
@@ -106,6 +106,9 @@ def process(
         remove_leftovers(files.folder)
         run = _Run(state, parameters, files, provenance, warnings, executor, threads, progress)
         data = load_input(sources.files, parameters.excluded, parameters.images_root)
+        crystals = [experiment.crystal for experiment in data.experiments if experiment.crystal is not None]
+        if crystals and (text := other_symmetry(sources, crystals[0].get_space_group())):
+            logger.warning(text)
         steps = [run.choose(sources, data)]
         chosen = steps[0].done.result
         beside = tuple(Series(**item) for item in chosen["backgrounds"])
@@ -114,6 +117,7 @@ def process(
         records = {name: read_json(files.path(f"diffuse_{name}.json")) for name in ("integrated", "scaled", "merged")}
         verdict = judge(signal, *records.values())
         choices = [Choice(**item) for item in chosen["choices"]]
+        choices += choices_of_steps(records["integrated"], records["scaled"])
         if parameters.coordinates:
             choices.append(_limit_of_fit(parameters, signal, records["merged"]["d_min"]))
             if signal.significant:

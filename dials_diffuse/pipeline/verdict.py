@@ -125,6 +125,8 @@ def _limits(signal: Significance, overall: Mapping, integration: Mapping) -> tup
     masked = [e["bragg"] / max(e["bragg"] + e["used"], 1) for e in integration["experiments"]]
     if masked and max(masked) > 0.3:
         limits.append("Bragg peaks")
+    if any(ring["excess"] is not None for e in integration["experiments"] for ring in e["ice_rings"]):
+        limits.append("ice")
     smooth = signal.cc_smooth
     if math.isfinite(smooth) and math.isfinite(signal.cc_half) and smooth - max(signal.cc_half, 0) > 0.3:
         limits.append("errors that are smooth in direction (absorption, background)")

@@ -96,10 +96,7 @@ def masks(material: Material) -> Section | None:
     rings, bragg = [], []
     for e in material.record["experiments"]:
         i = f"{e['experiment']}"
-        rings += [
-            [i, number(r["d"], ".3f"), "yes" if r["ice"] else "no", number(r["excess"], ".3f")]
-            for r in e.get("ice_rings") or []
-        ]
+        rings += [[i, number(r["d"], ".3f"), r["ice"], number(r["excess"], ".3f")] for r in e.get("ice_rings") or []]
         bragg += [
             [
                 i,
