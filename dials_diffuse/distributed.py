@@ -63,12 +63,12 @@ class Dask(Executor):
         first = list(islice(items, 1))
         if not first:
             return
-        with self._failures_in_words():
+        with self.failures_in_words():
             sender = _Sender(self, self._luggage(function, shared))
             yield from in_flight(sender, _work, chain(first, items), 2 * self.workers)
 
     def kept(self, make: Callable, shared, items: Iterable) -> KeptThere:
-        with self._failures_in_words():
+        with self.failures_in_words():
             luggage = self._luggage(make, shared)
             return KeptThere(self, [self.client.submit(_make, luggage, item, pure=False) for item in items])
 
@@ -80,7 +80,8 @@ class Dask(Executor):
         return self.client.submit(_receive, uuid.uuid4().hex, luggage, pure=False)
 
     @contextmanager
-    def _failures_in_words(self) -> Iterator[None]:
+    def failures_in_words(self) -> Iterator[None]:
+        """In this block what happens to workers and scheduler is a DiffuseError."""
         place = self.parameters.place
         try:
             yield
@@ -107,7 +108,7 @@ class KeptThere(Kept):
     objects: list
 
     def call(self, function: Callable, arguments: Iterable) -> Iterator:
-        with self.executor._failures_in_words():
+        with self.executor.failures_in_words():
             slowest = _Sender(self.executor, None)
             sent = [_Sent(slowest, _call, item, (function, x)) for item, x in zip(self.objects, arguments)]
             for one in sent:
