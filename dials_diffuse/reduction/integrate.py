@@ -34,13 +34,14 @@ logger = logging.getLogger("dials.diffuse.reduction")
 
 @dataclass(frozen=True)
 class ExperimentReport:
-    """What happened to one experiment.
+    """What happened to one experiment, of this number among all.
 
     Pixels by fate, summed over the images used, the flux of all images, which of them were left out, and a
     MaskReport of each crystal whose Bragg masks follow its peaks, the ice rings that are masked, and the comparison of
     peaks on some images with predictions.
     """
 
+    experiment: int
     identifier: str
     n_images: int
     n_observations: int
@@ -218,6 +219,7 @@ def _reduce_experiment(
         writer.append_bragg(*bragg)
         logger.info("%d integrated Bragg reflections, for the absolute scale", len(bragg[0]))
     report = ExperimentReport(
+        experiment=job.number,
         identifier=identifier,
         n_images=n_images,
         n_observations=writer.n_rows - before,
