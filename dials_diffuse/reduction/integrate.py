@@ -36,7 +36,7 @@ logger = logging.getLogger("dials.diffuse.reduction")
 
 @dataclass(frozen=True)
 class ExperimentReport:
-    """What happened to one experiment.
+    """What happened to one experiment, of this number among all.
 
     Pixels by fate, summed over the images used, the flux of all images, which of them were left out, and a
     MaskReport of each crystal whose Bragg masks follow its peaks, the ice rings that are masked, the comparison of
@@ -44,6 +44,7 @@ class ExperimentReport:
     reflections with predictions.
     """
 
+    experiment: int
     identifier: str
     n_images: int
     n_observations: int
@@ -226,6 +227,7 @@ def _reduce_experiment(
         writer.append_bragg(*bragg)
         logger.info("%d integrated Bragg reflections, for the absolute scale", len(bragg[0]))
     report = ExperimentReport(
+        experiment=job.number,
         identifier=identifier,
         n_images=n_images,
         n_observations=writer.n_rows - before,
