@@ -23,6 +23,7 @@ BENCHMARKS = {
     "merge": ("bench_merge.main()", "bench_merge.main()"),
     "end_to_end": ("bench_end_to_end.main()", "bench_end_to_end.main(None, 40)"),
     "models": ("bench_models.main()", "bench_models.main()"),
+    "engines": ("bench_engines.main()", "bench_engines.main(1)"),
     "fit": ("bench_fit.main()", None),
     "few_mates": ("bench_few_mates.main()", "bench_few_mates.main(('P1_1_0_low',))"),
     "closed_loop": ("bench_closed_loop.main()", None),

@@ -100,7 +100,7 @@ def _json(content):
 def plotly_script() -> str:
     """The JavaScript of plotly, packed; empty where the package is not installed: pages then have tables of numbers.
 
-    The file is read without the package: importing ``plotly.offline`` takes a second, most of it for IPython and pandas.
+    The file is read without the package: importing ``plotly.offline`` takes a second, for IPython and pandas.
     """
     found = find_spec("plotly")
     own = [Path(place) / _PLOTLY for place in found.submodule_search_locations] if found else []

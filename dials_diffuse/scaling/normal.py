@@ -146,7 +146,7 @@ class Part(NamedTuple):
 
 
 def normal_equations(model: ScaleModel, parts: Iterable[Part]) -> Normal:
-    """Normal equations of all parts together; of neighbourhoods that are in several parts, those in each are for themselves.
+    """Normal equations of all parts together. Neighbourhoods end where parts do.
 
     An observation touches few of the parameters, and so do those that are multiplied together, if they are neighbours:
     voxels are best in the order of |s|, and of the rotation.
