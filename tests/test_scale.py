@@ -30,6 +30,7 @@ from dials_diffuse.maps.symmetry import laue_operators
 from dials_diffuse.maps.voxels import BLOCK, blocks_of_rows, find_voxels
 from dials_diffuse.merging.laue import MergeParameters, merge_observations
 from dials_diffuse.report.scaling import scaling_text
+from dials_diffuse.scaling import error_model
 from dials_diffuse.scaling.apply import Predictions, Scaler, apply_levels, predict_all, scaled_rows
 from dials_diffuse.scaling.error_model import first_error_model, reject, weigh
 from dials_diffuse.scaling.layout import DIFFRACTED, Rows, S, T, coordinates, make_layout, places
@@ -117,6 +118,17 @@ def test_normal_equations_equal_dense_algebra(tmp_path):
     whole = np.linalg.slogdet(total)[1] - np.log(prior).sum()
     least = np.sum(w * residual**2) - (member.T @ (w * residual)) @ np.linalg.solve(total, member.T @ (w * residual))
     assert normal.chi2 == pytest.approx(least + whole)
+
+
+def test_relative_error_from_sampling_makes_the_median_that_of_chi2():
+    rng = np.random.default_rng(0)
+    poisson, signal = rng.uniform(1, 50, 1001), rng.uniform(1, 50, 1001) ** 2
+    r2 = rng.normal(size=1001) ** 2 * (poisson + 0.15**2 * signal)
+    found = error_model._excess(r2, poisson, signal)
+    assert found == pytest.approx(0.15, rel=0.1)
+    assert np.median(r2 / (poisson + found**2 * signal)) == pytest.approx(error_model._MEDIAN_CHI2, rel=1e-9)
+    assert error_model._excess(0.9 * poisson * rng.normal(size=1001) ** 2, poisson, signal) == 0
+    assert error_model._excess(4 * signal, poisson, signal) == 1
 
 
 def test_the_model_is_the_same_for_any_number_of_threads(tmp_path):
