@@ -54,8 +54,12 @@ _AS_EXPECTED = 0.5
 #: ask for extrapolation
 _LEAST_IN_FOLD = 5
 
-#: steps end when χ² falls by less than this: no parameter then moves by a standard error. Tests of terms ask less
+#: steps end when χ² will fall by less than this: no parameter then moves by a standard error. Tests of terms ask less
 _SMALL, _SMALL_FOR_TESTS = 0.5, 5.0
+
+#: what the next step brings is told by the last two only when the last one brought less than so many times that: weights
+#: and priors change, too
+_NEAR = 20.0
 
 
 @dataclass(frozen=True)
@@ -200,7 +204,7 @@ class _Refiner:
             left = found.fall * (min(1.0, found.fall / before) if length == 1 else 1.0)
             self.last = _Step(folds, normal, system, state.strengths, left)
             state = moved
-            if before < np.inf and left < small:
+            if before < np.inf and left < small and found.fall < _NEAR * small:
                 break
             before = found.fall
         return state
