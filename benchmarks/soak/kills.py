@@ -117,7 +117,8 @@ def one_case(name: str, nproc: int, kind: tuple, delay: float, work: Path) -> li
         faults.append("orphans")
         os.killpg(child, signal.SIGKILL)
     errors = (work.parent / "stderr").read_text(errors="replace").strip()
-    expected = {"KILL": (-9,), "INT": (1, 0, -number)}.get(word, (128 + number, 0, -number))  # -number: not begun
+    # 0: it ended while the signal was on its way; -number: the program had not begun
+    expected = {"KILL": (0, -9), "INT": (1, 0, -number)}.get(word, (128 + number, 0, -number))
     if code not in expected:
         faults.append("crash" if code < 0 else f"wrong code {code}")
     if "Traceback" in errors:

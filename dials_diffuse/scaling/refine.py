@@ -57,8 +57,8 @@ _LEAST_IN_FOLD = 5
 #: steps end when χ² will fall by less than this: no parameter then moves by a standard error. Tests of terms ask less
 _SMALL, _SMALL_FOR_TESTS = 0.5, 5.0
 
-#: what the next step brings is told by the last two only when the last one brought less than so many times that: weights
-#: and priors change, too
+#: what the next step brings is told by the last two only when the last one brought less than so many times that:
+#: weights and priors change, too
 _NEAR = 20.0
 
 
