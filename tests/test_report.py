@@ -27,7 +27,7 @@ from dials_diffuse.reduction.overview import overview
 from dials_diffuse.report import page as page_module
 from dials_diffuse.report import pages, slices
 from dials_diffuse.report.fit_matrices import edge_shapes
-from dials_diffuse.report.quantised import UNMEASURED, entropy, packed, scale_of
+from dials_diffuse.report.quantised import UNMEASURED, entropy, packed, spread_of
 from dials_diffuse.report.section import Plot, Section, Table, column, line, middle, resolution_axis
 from dials_diffuse.structure.groups import group_names
 from dials_diffuse.structure.secondary import secondary_structure
@@ -140,7 +140,7 @@ def test_codes_are_as_exact_as_they_say(levels):
     rng = np.random.default_rng(0)
     values = np.sinh(2 * rng.normal(size=5000)) * 100
     values[::7] = np.nan
-    scale = scale_of(values, levels)
+    scale = spread_of(values).scale(levels)
     codes = scale.codes(values)
     found = scale.values(codes)
     known = np.isfinite(values)
@@ -153,9 +153,10 @@ def test_codes_are_as_exact_as_they_say(levels):
 
 def test_codes_of_counts_are_exact():
     values = np.array([1.0, 2, 3, 7, 100, np.nan])
-    scale = scale_of(values, 120)
+    scale = spread_of(values).scale(120)
     np.testing.assert_allclose(scale.values(scale.codes(values)), values, atol=1e-12)
-    assert scale_of(np.zeros(3), 8).values(scale_of(np.zeros(3), 8).codes(np.zeros(3))).tolist() == [0, 0, 0]
+    flat = spread_of(np.zeros(3)).scale(8)
+    assert flat.values(flat.codes(np.zeros(3))).tolist() == [0, 0, 0]
 
 
 def test_entropy_says_how_large_codes_get():
