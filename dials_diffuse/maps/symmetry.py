@@ -20,8 +20,8 @@ from dials_diffuse.maps.grid import MapGrid
 #: voxels that are looked at together when a whole grid is enumerated
 _BLOCK = 1 << 21
 
-#: voxels up to so many times 1/d_min are moved to the asymmetric unit before the limit is tested there: cells may deviate
-#: a little from the symmetry of their group, and with them the lengths of symmetry mates
+#: voxels up to so many times 1/d_min are moved to the asymmetric unit before the limit is tested there: cells may
+#: deviate a little from the symmetry of their group, and with them the lengths of symmetry mates
 _MARGIN = 1.02
 
 
