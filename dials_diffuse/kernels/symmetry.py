@@ -35,7 +35,7 @@ def extreme_keys(index, weights, lowest, highest):
 
 @njit
 def canonical_in_box(first, last, extent, weights, friedel, metric, longest, found):
-    """Voxels of a slab of a box, inside an ellipsoid, that have the largest key among all their mates: one of every orbit.
+    """Voxels of a slab of a box, inside an ellipsoid, that have the largest key among their mates: one of every orbit.
 
     Parameters
     ----------
