@@ -27,6 +27,7 @@ from dials_diffuse.reduction.overview import overview
 from dials_diffuse.report import page as page_module
 from dials_diffuse.report import pages, slices
 from dials_diffuse.report.fit_matrices import edge_shapes
+from dials_diffuse.report.overview_plots import image_plots
 from dials_diffuse.report.quantised import UNMEASURED, entropy, packed, spread_of
 from dials_diffuse.report.section import Plot, Section, Table, column, line, middle, resolution_axis
 from dials_diffuse.structure.groups import group_names
@@ -331,3 +332,16 @@ def test_records_of_older_versions(merged, here):
     page = Page("old.html")
     assert page.pre == [record["parameters"]] and "This file does not tell which ones" in page.text
     assert read_map(merged / "diffuse_merged.nxs").units in ("a.u.",)
+
+
+def test_what_is_left_out_of_each_image():
+    """Numbers of images are their own, also where some were excluded. Records of former versions have no such plot."""
+    sweep = {"first": 5, "images": 1, "pixels": [10, 10], "ratio": [1.0, 1.0]}
+    images = {"image": [5, 8], "used": [70, 40], "bragg": [20, 0], "outlier": [10, 50], "untrusted": [0, 10]}
+    plots = image_plots({"sweeps": [sweep]}, [{"flux": [1.0, 0.9], "images": images}])
+    (masked,) = [plot for plot in plots if plot.id == "masked"]
+    found = {trace["name"]: (trace["x"], trace["y"]) for trace in masked.traces}
+    assert found["Bragg mask 0"] == ([5, 8], [20.0, None])  # nothing to draw on a logarithmic axis
+    assert found["outliers 0"] == ([5, 8], [10.0, 50.0]) and found["untrusted 0"] == ([5, 8], [None, 10.0])
+    assert plots[0].traces[0]["x"] == [5, 8]
+    assert [plot.id for plot in image_plots({"sweeps": [sweep]}, [{"flux": [1.0]}])] == ["images", "pixels"]
