@@ -45,9 +45,9 @@ _FATES = {
 class ExperimentReport:
     """What happened to one experiment.
 
-    Pixels by fate, summed over the images used and, in ``images``, of each image with its number. The flux of all images,
-    and which of them were left out. A MaskReport of each crystal whose Bragg masks follow its peaks, the ice rings that
-    are masked, and the comparison of peaks on some images with predictions.
+    Pixels by fate, summed over the images used and, in ``images``, of each image with its number. The flux of all
+    images, and which of them were left out. A MaskReport of each crystal whose Bragg masks follow its peaks, the ice
+    rings that are masked, and the comparison of peaks on some images with predictions.
     """
 
     identifier: str
