@@ -96,9 +96,11 @@ def _text(node) -> str:
 
 
 def _warnings(tree) -> list:
-    """Literal texts of what is logged as a warning, or gathered under that name."""
+    """Literal texts of what is logged as a warning, gathered under that name, or returned by functions of that name."""
     places = []
     for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.name in ("warning", "warnings"):
+            places += node.body[bool(ast.get_docstring(node)) :]
         if isinstance(node, ast.Call) and re.search(r"(^|\.)(warn|warning|warnings\.append)$", ast.unparse(node.func)):
             places += node.args[:1]
         elif isinstance(node, (ast.Assign, ast.AugAssign)):
