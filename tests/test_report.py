@@ -345,3 +345,6 @@ def test_what_is_left_out_of_each_image():
     assert found["outliers 0"] == ([5, 8], [10.0, 50.0]) and found["untrusted 0"] == ([5, 8], [None, 10.0])
     assert plots[0].traces[0]["x"] == [5, 8]
     assert [plot.id for plot in image_plots({"sweeps": [sweep]}, [{"flux": [1.0]}])] == ["images", "pixels"]
+    second = image_plots({"sweeps": [sweep, sweep]}, [{"experiment": 1, "flux": [1.0, 0.9], "images": images}])
+    assert [trace["name"] for trace in second[0].traces] == ["rate 0", "flux 1", "rate 1"]
+    assert second[2].traces[0]["name"] == "Bragg mask 1"

@@ -49,8 +49,8 @@ class ExperimentReport:
 
     Pixels by fate, summed over the images used and, in ``images``, of each image with its number. The flux of all
     images, and which of them were left out. A MaskReport of each crystal whose Bragg masks follow its peaks, the ice
-    rings that are masked, the comparison of peaks on some images with predictions, that of the pixels in Bragg masks with
-    those beside them, and that of the reflections with predictions.
+    rings that are masked, the comparison of peaks on some images with predictions, that of the pixels in Bragg masks
+    with those beside them, and that of the reflections with predictions.
     """
 
     experiment: int

@@ -19,11 +19,13 @@ def image_plots(overview: dict, experiments: Sequence = ()) -> tuple:
     experiments : of the record of an integration, with ``flux`` and ``images``; of former versions they lack the latter
     """
     rates, pixels = [], []
+    by_number = _numbered(experiments)
     for i, sweep in enumerate(overview["sweeps"]):
         images = _images(sweep)
-        flux = experiments[i].get("flux") if i < len(experiments) else None
+        mine = by_number.get(i, {})
+        flux = mine.get("flux")
         if flux:
-            numbers = experiments[i].get("images", {}).get("image") or range(sweep["first"], sweep["first"] + len(flux))
+            numbers = mine.get("images", {}).get("image") or range(sweep["first"], sweep["first"] + len(flux))
             rates.append(line(f"flux {i}", numbers, flux, "lines", line={"dash": "dot"}))
         rates.append(line(f"rate {i}", images, sweep["ratio"], "lines"))
         pixels.append(line(f"sweep {i}", images, [x / sweep["images"] for x in sweep["pixels"]], "lines"))
@@ -49,10 +51,15 @@ def image_plots(overview: dict, experiments: Sequence = ()) -> tuple:
     )
 
 
+def _numbered(experiments: Sequence) -> dict:
+    """Experiments by their number: those of which no image is used are not in a record."""
+    return {experiment.get("experiment", i): experiment for i, experiment in enumerate(experiments)}
+
+
 def _left_out(experiments: Sequence) -> tuple:
     """Shares of the pixels of each image behind Bragg masks, of outliers, and of untrusted ones."""
     traces = []
-    for i, experiment in enumerate(experiments):
+    for i, experiment in _numbered(experiments).items():
         images = experiment.get("images")
         if not images:
             continue
