@@ -39,7 +39,7 @@ class BlockSums:
     tally : (N_TALLY,) int64, pixels by fate
     flux : relative intensity of each image, by position
     unfit : why images were not used, by position
-    refused : number of untrusted pixels and outliers of each image, by position
+    fates : (N_TALLY,) int64 of each image, by position: its part of the tally
     last_image : 1-based position of the last image of the block
     """
 
@@ -48,7 +48,7 @@ class BlockSums:
     tally: np.ndarray
     flux: dict
     unfit: dict
-    refused: dict
+    fates: dict
     last_image: int
 
 
@@ -123,15 +123,15 @@ def reduce_block(job: Job, images) -> BlockSums:
     tables = Tables(job)
     bragg = empty_bragg(job)
     tally = np.zeros(kernel.N_TALLY, dtype=np.int64)
-    profiles, refused = {}, {}
+    profiles, fates = {}, {}
     for image in map(int, images):
         before = tally.copy()
         profiles[image] = _add_image(job, image, tables, bragg, tally)
-        refused[image] = int((tally - before)[[kernel.UNTRUSTED, kernel.OUTLIER]].sum())
+        fates[image] = tally - before
     flux = {image: profile.flux for image, profile in profiles.items()}
     unfit = {image: profile.unfit for image, profile in profiles.items() if profile.unfit}
     keys, table = tables.sorted_rows()
-    return BlockSums(keys, table, tally, flux, unfit, refused, max(flux) + 1)
+    return BlockSums(keys, table, tally, flux, unfit, fates, max(flux) + 1)
 
 
 @dataclass(frozen=True)
