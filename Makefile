@@ -14,7 +14,7 @@ help:
 	@echo "                                           in this process only   make test PYTEST_ARGS='-n 0'"
 	@echo "make demo   simulated images to a diffuse map, compared with the truth, in demo-output/"
 	@echo "make snase  the images of a real crystal to a map   make snase DIALS_DIFFUSE_DATA=/path/to/data"
-	@echo "make bench  run the benchmarks             make bench BENCH_ARGS='--quick'"
+	@echo "make bench  run the benchmarks             make bench BENCH_ARGS='--whole'"
 	@echo "make soak   try to break everything            make soak SOAK='--cases 100000 --kills 200'"
 	@echo "make docs   build the documentation, in build/docs/"
 	@echo "make types  check the types of public modules"
