@@ -241,9 +241,9 @@ def _new_column(group: h5py.Group, column: Column, n_rows: int = 0, packed: bool
     dtype = np.dtype(column.dtype)
     dataset = group.create_dataset(
         column.name,
-        shape=(n_rows, *column.shape),
-        maxshape=(None, *column.shape),
-        chunks=(CHUNK, *column.shape),
+        shape=(n_rows, *(column.shape or ())),
+        maxshape=(None, *(column.shape or ())),
+        chunks=(CHUNK, *(column.shape or ())),
         dtype=dtype,
         compression="lzf" if packed else None,
         shuffle=packed,
