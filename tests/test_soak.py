@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections import Counter
+import time
 from dataclasses import replace
 
 import pytest
@@ -83,12 +83,14 @@ def folder(tmp_path_factory):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_signals_full_disks_and_limits(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    outcomes: Counter = Counter()
+    shutil.copytree(folder, tmp_path / "whole")
+    begun = time.monotonic()
+    assert kills.wait(kills.start("integrate", 1, tmp_path / "whole"), kills.SECONDS) == 0
+    length = time.monotonic() - begun
     for number, kind in enumerate(kills.SIGNALS):
         work = tmp_path / f"kill{number}"
         shutil.copytree(folder, work)
-        for fault in kills.one_case("integrate", 1 + number % 2, kind, 0.3 + 0.3 * number, work):
-            outcomes[fault.split(":")[0]] += 1
+        for fault in kills.one_case("integrate", 1 + number % 2, kind, (0.2 + 0.2 * number) * length, work):
             assert fault in ("clean", "ended"), fault
     chosen = [c for c in surroundings.cases() if c[1] == "integrate"]
     for what, _, words, before in [c for c in chosen if c[0] in ("files of 5000 bytes", "6 open files", "ASCII only")]:
