@@ -75,7 +75,8 @@ mask {
               "fixed, or without these: the same mask for all reflections."
     leak = 2.0
       .type = float(value_min=1e-6)
-      .help = "adaptive: what a pixel outside the mask may have of a peak before it is subtracted, over the diffuse rms."
+      .help = "adaptive: what a pixel outside the mask may have of a peak, before that is subtracted, over the rms of"
+              "the diffuse counts."
     n_sigma = None
       .type = float(value_min=0.1)
       .help = "Radius of the fixed mask in units of the profile model's sigma_b (on the detector) and sigma_m"

@@ -70,8 +70,8 @@ def holes(grid: MapGrid) -> tuple:
 def missing(grid: MapGrid, friedel: bool, index, pixels, intensity, sigma) -> tuple:
     """What the rims of voxels at lattice points lack.
 
-    Over a voxel the intensity is taken for a quadratic, whose second derivatives are differences of the map along the axes of
-    the grid. The size of the hole in the voxel is that of the sphere which leaves as many pixels.
+    Over a voxel the intensity is taken for a quadratic. Its second derivatives are second differences of the map along
+    the axes of the grid. The size of the hole in the voxel is that of the sphere which leaves as many pixels.
     What single voxels lack is shrunk to the mean of their shell as far as it is noise.
 
     Parameters

@@ -319,7 +319,7 @@ def _fill_holes(sums, multiplicity, grid: MapGrid, index, parameters: MergeParam
         len(rows), float(np.median(part)), float(delta[:, 0].mean()), float(np.sqrt(np.mean(delta[:, 0] ** 2)))
     )
     logger.info(
-        "Bragg masks leave %.0f %% of %d voxels at lattice points (median), their rims: %.4g is added (mean) to what these have",
+        "Bragg masks leave %.0f %% (median) of %d voxels at lattice points, their rims; %.4g is added (mean)",
         100 * found.pixels,
         found.voxels,
         found.added,

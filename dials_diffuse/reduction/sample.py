@@ -36,7 +36,7 @@ class MaskReport:
     reflections : predicted on the images
     unmasked : of these, too weak to matter
     measured, mates, wilson : all predictions, by the source of their intensity
-    leak_mean, leak_95 : estimated leak into the voxel at a lattice point over the diffuse rms, when the expected tails are
+    leak_mean, leak_95 : estimated leak into the voxel at a lattice point over the diffuse rms, with expected tails
         subtracted; mean, and what 95 % are below
     tail_seen_to : distance to which spots were seen in each resolution range, in their own widths
     ranges : 1/Å, where the ranges end

@@ -31,8 +31,8 @@ class SpotSurvey:
     Parameters
     ----------
     spots : PredictedSpots
-    photons : SpotPhotons of these. Only those that were measured are looked at: among those that look strongest would be
-        others of which too much is assumed
+    photons : SpotPhotons of these. Only those that were measured are looked at: of others too much may be assumed, and
+        they would be among those that look strongest
     job : Job
     """
 
