@@ -168,7 +168,14 @@ def test_the_scale_is_absolute_with_coordinates_and_without(processed, known):
     if not integrated.exists():
         names = [str(processed / f"integrated.{suffix}") for suffix in ("expt", "refl")]
         integrate.run(
-            [*names, "grid.subdivide=2,2,2", f"output.observations={integrated}", "output.json=None", "output.log=None"]
+            [
+                *names,
+                "grid.subdivide=2,2,2",
+                f"output.observations={integrated}",
+                "output.json=None",
+                "output.log=None",
+                "output.html=None",
+            ]
         )
     contents = {"model": str(example_path("lysozyme"))} if known == "model" else {}
     parameters = ScalingParameters(terms=(), max_observations=20_000)
