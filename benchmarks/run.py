@@ -10,10 +10,10 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import re
 import sys
 from pathlib import Path
 
+from blocks import filled
 from usage import measure
 
 #: name -> call of the usual, small benchmark, and of the whole one; None: left out of the small run
@@ -24,8 +24,9 @@ BENCHMARKS = {
     "merge": ("bench_merge.main()", "bench_merge.main()"),
     "end_to_end": ("bench_end_to_end.main(None, 40)", "bench_end_to_end.main()"),
     "models": ("bench_models.main()", "bench_models.main()"),
+    "engines": ("bench_engines.main(1)", "bench_engines.main()"),
     "fit": (None, "bench_fit.main()"),
-    "few_mates": (None, "bench_few_mates.main()"),
+    "few_mates": ("bench_few_mates.main(('P1_1_0_low',))", "bench_few_mates.main()"),
     "closed_loop": (None, "bench_closed_loop.main()"),
     "cluster": (None, "bench_cluster.main()"),
     "process": (None, "bench_process.main()"),
@@ -36,7 +37,6 @@ BENCHMARKS = {
 }
 HERE = Path(__file__).parent
 TABLES = HERE.parent / "docs" / "performance.md"
-BEGIN, END = "<!-- measured: {} -->", "<!-- end -->"
 
 
 def run(name: str, call: str) -> dict:
@@ -55,10 +55,7 @@ def run(name: str, call: str) -> dict:
 def with_tables(page: str, found: dict) -> str:
     """The page with what was printed between the marks of each benchmark that ran."""
     for name, result in found.items():
-        begin = BEGIN.format(name)
-        block = "\n".join([begin, "```", *(line for line in result["text"] if line), "```", END])
-        pattern = re.compile(re.escape(begin) + ".*?" + re.escape(END), re.DOTALL)
-        page = pattern.sub(lambda _, block=block: block, page)
+        page = filled(page, name, ["```", *(line for line in result["text"] if line), "```"])
     return page
 
 

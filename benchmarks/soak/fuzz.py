@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
+import math
 import os
 import resource
 import shutil
@@ -20,7 +22,7 @@ import numpy as np
 from soak.readers import REFUSALS, Reader, make_readers
 
 BATCH = 200  # cases of one child process
-SECONDS = 30  # for one case
+SECONDS = 30  # of the processor, for one case
 MEMORY = 6 << 30  # bytes of address space of a child
 
 #: what can come of a case; all but the first two are faults
@@ -67,7 +69,7 @@ def _child(reader: Reader, numbers, pipe: int, expected: str, content: bytes) ->
     def too_slow(*_):
         raise _TooSlow
 
-    signal.signal(signal.SIGALRM, too_slow)
+    signal.signal(signal.SIGPROF, too_slow)
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)
@@ -75,9 +77,10 @@ def _child(reader: Reader, numbers, pipe: int, expected: str, content: bytes) ->
         os.chdir(folder)
         for number in numbers:
             print(json.dumps(["begin", number, folder]), file=out, flush=True)
-            signal.alarm(SECONDS)
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)
+            faulthandler.dump_traceback_later(20 * SECONDS, exit=True)  # a loop in C hears no signal
             outcome, message = one_case(reader, number, Path(folder), expected, content)
-            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
             print(json.dumps(["end", outcome, message[-3000:]]), file=out, flush=True)
 
 
@@ -119,13 +122,15 @@ def fuzz(reader: Reader, n: int, first: int = 0, report=print) -> Counter:
 
 
 def fuzz_all(n: int, only: str = "", report=print) -> list:
-    """(name, outcomes, seconds) of each reader, ``n`` cases each."""
+    """(name, outcomes, seconds) of each reader, about ``n`` cases in all; after Ctrl-C those that are complete."""
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        for reader in make_readers(Path(folder)):
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(KeyboardInterrupt):
+        readers = make_readers(Path(folder))
+        each = n / sum(reader.share for reader in readers)
+        for reader in readers:
             if only in reader.name:
                 start = time.monotonic()
-                outcomes = fuzz(reader, n, report=report)
+                outcomes = fuzz(reader, math.ceil(each * reader.share), report=report)
                 rows.append((reader.name, outcomes, time.monotonic() - start))
                 report(f"{reader.name}: {dict(outcomes)}, {rows[-1][2]:.0f} s")
     return rows

@@ -23,24 +23,37 @@ from dials_diffuse.parallel import SERIAL, Executor, Progress, quiet
 from dials_diffuse.reduction.bragg_rows import bragg_rows
 from dials_diffuse.reduction.frames import NO_BEAM, OTHER_PROFILE
 from dials_diffuse.reduction.job import Job
+from dials_diffuse.reduction.mask_check import MaskCheck, check_masks, masks_in_words
 from dials_diffuse.reduction.outliers import outliers_in_words
 from dials_diffuse.reduction.peak_result import PeakCheck
 from dials_diffuse.reduction.prepare import prepare_job
 from dials_diffuse.reduction.reduction_parameters import ReductionParameters
+from dials_diffuse.reduction.refl_check import ReflectionCheck
 from dials_diffuse.reduction.voxel_sums import blocks_of_images, memory_estimate, observations, reduce_blocks
 
 logger = logging.getLogger("dials.diffuse.reduction")
 
+#: what is told of the pixels of each image, those that are masked on all images left out
+_FATES = {
+    "used": kernel.USED,
+    "bragg": kernel.BRAGG,
+    "outlier": kernel.OUTLIER,
+    "untrusted": kernel.UNTRUSTED,
+    "off_grid": kernel.OFF_GRID,
+}
+
 
 @dataclass(frozen=True)
 class ExperimentReport:
-    """What happened to one experiment.
+    """What happened to one experiment, of this number among all.
 
-    Pixels by fate, summed over the images used, the flux of all images, which of them were left out, and a
-    MaskReport of each crystal whose Bragg masks follow its peaks, the ice rings that are masked, and the comparison of
-    peaks on some images with predictions.
+    Pixels by fate, summed over the images used and, in ``images``, of each image with its number. The flux of all
+    images, and which of them were left out. A MaskReport of each crystal whose Bragg masks follow its peaks, the ice
+    rings that are masked, the comparison of peaks on some images with predictions, that of the pixels in Bragg masks
+    with those beside them, and that of the reflections with predictions.
     """
 
+    experiment: int
     identifier: str
     n_images: int
     n_observations: int
@@ -52,11 +65,14 @@ class ExperimentReport:
     outlier: int
     off_grid: int
     flux: list
+    images: dict
     left_out: list
     bragg_masks: list
     ice_rings: list
     warnings: list
     peaks: PeakCheck | None = None
+    masks: MaskCheck | None = None
+    predictions: ReflectionCheck | None = None
 
 
 @dataclass(frozen=True)
@@ -123,7 +139,7 @@ def integrate(
     )
     reports = []
     setup: DetectorSetup | None = None
-    previous = None
+    seen = None
     with write_observations(path, grid, summaries, provenance) as writer:
         for number, experiment in enumerate(experiments):
             if len(images[number]) == 0:
@@ -131,9 +147,8 @@ def integrate(
                 continue
             logger.info("\nExperiment %d: %d images", number, len(images[number]))
             warnings += _check_memory(number, grid, experiment, parameters.sampling.pixel, executor)
-            if previous is None or previous.detector != experiment.detector:
-                setup = detector_setup(experiment.detector, parameters.sampling.pixel)
-            previous = experiment
+            if setup is None or seen != experiment.detector:
+                setup, seen = detector_setup(experiment.detector, parameters.sampling.pixel), experiment.detector
             sample = chosen_positions(experiment.scan.get_oscillation(), images[number])
             first = experiment.scan.get_image_range()[0]
             has_md5 = check_images(number, experiment.imageset, first, sample)
@@ -196,7 +211,7 @@ def _reduce_experiment(
     before = writer.n_rows
     flux: dict = {}
     unfit: dict = {}
-    refused: dict = {}
+    by_image: dict = {}
     blocks = blocks_of_images(job)
     if job.n_sub_steps > 1:
         logger.info("Each image is divided into %d rotation sub-steps (sampling.oscillation)", job.n_sub_steps)
@@ -204,20 +219,26 @@ def _reduce_experiment(
         tally += block.tally
         flux.update(block.flux)
         unfit.update(block.unfit)
-        refused.update(block.refused)
+        by_image.update(block.fates)
     first = job.scan.first_index + 1
+    refused = {i: int(fates[[kernel.UNTRUSTED, kernel.OUTLIER]].sum()) for i, fates in by_image.items()}
     if has_md5:  # damage moves the counts in the rest of an image
         odd = {*odd_images(flux), *odd_images(refused), *(i for i, why in unfit.items() if why == OTHER_PROFILE)}
         check_images(job.number, job.imageset, first, sorted(odd), known_to_tell=True)
     warnings = [*job.warnings, *_unfit_in_words(job.number, {first + i: why for i, why in sorted(unfit.items())})]
     warnings += outliers_in_words(job.number, int(tally[kernel.OUTLIER]), int(tally[kernel.USED]))
     n_images = len(flux) - len(unfit)
+    masks = None
+    if job.parameters.geometry_check != "none":
+        masks = check_masks(job, np.array([i for i in sorted(flux) if i not in unfit], dtype=int))
+        warnings += masks_in_words(job.number, masks)
     fit = {i: f for i, f in flux.items() if i not in unfit}
     bragg = bragg_rows(job, reflections, fit) if reflections is not None else None
     if bragg is not None:
         writer.append_bragg(*bragg)
         logger.info("%d integrated Bragg reflections, for the absolute scale", len(bragg[0]))
     report = ExperimentReport(
+        experiment=job.number,
         identifier=identifier,
         n_images=n_images,
         n_observations=writer.n_rows - before,
@@ -229,11 +250,17 @@ def _reduce_experiment(
         outlier=int(tally[kernel.OUTLIER]),
         off_grid=int(tally[kernel.OFF_GRID]),
         flux=[flux[i] for i in sorted(flux)],
+        images={
+            "image": [first + i for i in sorted(flux)],
+            **{name: [int(by_image[i][fate]) for i in sorted(flux)] for name, fate in _FATES.items()},
+        },
         left_out=[{"image": first + i, "reason": unfit[i]} for i in sorted(unfit)],
         bragg_masks=list(job.mask_reports),
         ice_rings=list(job.ice_rings),
         warnings=warnings,
         peaks=job.peak_check,
+        masks=masks,
+        predictions=job.reflection_check,
     )
     fates = report.never_used, report.used, report.untrusted, report.bragg, report.outlier, report.off_grid
     total = max(sum(fates), 1)
