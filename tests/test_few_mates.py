@@ -12,7 +12,7 @@ from dials_diffuse.files.observations import ObservationFile
 from dials_diffuse.kernels.normal import quadratic_forms
 from dials_diffuse.kernels.scaling import Design, Tensor
 from dials_diffuse.maps.voxels import blocks_of_rows, blocks_of_voxels, find_voxels
-from dials_diffuse.scaling.error_model import first_error_model, weigh
+from dials_diffuse.scaling.error_model import first_error_model, update_errors, weigh
 from dials_diffuse.scaling.intensities import levels_of, most_probable, own_squares
 from dials_diffuse.scaling.layout import make_layout
 from dials_diffuse.scaling.model import start_model
@@ -115,6 +115,24 @@ def test_sizes_of_what_neighbours_share_against_the_dense_posterior(one_sweep):
     anisotropic = (member @ mean)[np.searchsorted(data.orbit, np.arange(len(data.unique)))]
     first = np.searchsorted(data.orbit, np.arange(len(data.unique)))
     np.testing.assert_allclose(most_probable(levels)[0][0], anisotropic / prediction.unit[first], rtol=1e-6)
+
+
+@pytest.mark.parametrize("large", [1.0, 3.0])
+def test_how_much_the_size_of_the_anisotropic_part_tells(one_sweep, large):
+    """Of the scale it tells less by 2 / (kurtosis - 1), which is 1 for a normal distribution."""
+    data, layout, _, _ = read(one_sweep[0])
+    rng, m = np.random.default_rng(1), len(data.unique)
+    own = rng.normal(size=m) * np.where(rng.random(m) < 0.05, large, 0.7 if large > 1 else 1.0)
+    model = start_model(data, layout, ScalingParameters(terms=()))
+    expected = 1e4 * model.predict_observations(replace(data, norm=np.ones(data.n))).profile
+    counts = rng.poisson(np.maximum(expected * (1 + 0.1 * own[data.orbit]), 0)).astype(float)
+    data = replace(data, norm=np.full(data.n, 1e4), counts=counts, background=np.zeros(data.n))
+    errors, prediction = first_error_model(data), model.predict_observations(data)
+    for _ in range(30):
+        errors = update_errors(prediction, data, errors, np.zeros(data.n, dtype=bool))
+    kurtosis = np.mean(own**4) / np.mean(own**2) ** 2
+    assert kurtosis == pytest.approx(3, rel=0.05) if large == 1 else kurtosis > 12
+    assert np.median(errors.tails) == pytest.approx(2 / (kurtosis - 1), rel=0.2)
 
 
 def system_of(position, origin, roughness, first):

@@ -75,8 +75,11 @@ def test_normal_equations_equal_dense_algebra(tmp_path):
     model = start_model(data, layout, ScalingParameters(**SMALL))
     model = model.moved(0.03 * rng.normal(size=model.n_parameters) * np.maximum(model.coefficients, 1))
     prediction = model.predict_observations(data)
-    weights = weigh(prediction, data, first_error_model(data), rng.random(data.n) < 0.1)
+    errors = first_error_model(data)
+    errors = replace(errors, tails=rng.random(len(errors.tails)))
+    weights = weigh(prediction, data, errors, rng.random(data.n) < 0.1)
     w = weights.weight
+    assert 0 < weights.held.min() < weights.held.max() < 1
     normal = normal_equations(model, prediction, data, weights)
 
     q = model.smooth_anisotropic(data)

@@ -33,7 +33,7 @@ from dials_diffuse.kernels.normal import (
     voxel_sums,
 )
 from dials_diffuse.kernels.scaling import Design
-from dials_diffuse.scaling.intensities import Level, Weights, levels_of, most_probable
+from dials_diffuse.scaling.intensities import Level, Weights, levels_of, most_probable, sizes_tell
 from dials_diffuse.scaling.layout import Rows, S
 from dials_diffuse.scaling.model import Prediction, ScaleModel
 from dials_diffuse.scaling.sample import Observations
@@ -125,8 +125,10 @@ def normal_equations(model: ScaleModel, prediction: Prediction, data: Observatio
     anisotropic, variance = (x[data.orbit] for x in most_probable(levels)[0])
     factors = _factors(model, data, prediction, anisotropic + prediction.smooth * prediction.profile)
     gradient = factors * (weight * (residual - unit * anisotropic))
-    for acts in (Acts.GAIN, Acts.SCALE):  # half the derivative of the logarithms
-        gradient[_ACTS.index(acts)] -= weight * unit**2 * variance
+    share = weight * unit**2
+    held = weights.held * sizes_tell(levels) / np.maximum(levels[0].square, np.finfo(float).tiny)
+    for acts in (Acts.GAIN, Acts.SCALE):  # half the derivative of the logarithms, and what sizes do not tell
+        gradient[_ACTS.index(acts)] -= share * (variance + held[data.orbit])
     sums = _Sums(model)
     root = np.sqrt(weight)
     factors *= root

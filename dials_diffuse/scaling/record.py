@@ -47,6 +47,7 @@ def scaling_record(result: ScalingResult) -> dict:
             "spread": refinement.errors.spread,
             "bands": refinement.errors.bands,
             "common": [list(row) for row in refinement.errors.common],
+            "tails": refinement.errors.tails,
         },
         "profile": _profile(model),
         "absolute_scale": _absolute(result.absolute) if result.absolute else None,
