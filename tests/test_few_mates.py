@@ -14,6 +14,7 @@ from dials_diffuse.kernels.scaling import Design, Tensor
 from dials_diffuse.maps.voxels import blocks_of_rows, blocks_of_voxels, find_voxels
 from dials_diffuse.scaling.error_model import first_error_model, update_errors, weigh
 from dials_diffuse.scaling.intensities import levels_of, most_probable, own_squares
+from dials_diffuse.scaling.judging import judge_terms
 from dials_diffuse.scaling.layout import make_layout
 from dials_diffuse.scaling.model import start_model
 from dials_diffuse.scaling.normal import Normal
@@ -26,7 +27,6 @@ from dials_diffuse.scaling.solve import (
     Strength,
     System,
     determined,
-    judge_terms,
     most_probable_strengths,
     posterior,
 )
@@ -185,6 +185,20 @@ def test_strengths_are_those_of_the_truth():
     assert found.roughness == pytest.approx(truth.roughness, rel=0.3)
 
 
+def turned(normal: Normal) -> Normal:
+    """The last parameter, the crystal's, first."""
+    order = np.roll(np.arange(len(normal.vector)), 1)
+    return Normal(normal.matrix[np.ix_(order, order)], normal.vector[order], 0.0, normal.n)
+
+
+def system_of_term(kind, n: int) -> tuple:
+    """(System, strengths) of a term of n coefficients of 2 %, after a parameter of the crystal."""
+    parts = {"p": Part(slice(0, 1), np.zeros(1)), kind.key: Part(slice(1, n + 1), np.zeros(n))}
+    strengths = {"p": Strength(0.0, 0.0), kind.key: Strength(1 / 0.02**2, 0.0)}
+    space, zero = Space(np.eye(n + 1), parts, slice(0, 1)), np.zeros(n + 1)
+    return System(space, zero, zero, strengths, {"p": (False, False), kind.key: (True, False)}), strengths
+
+
 @pytest.mark.parametrize("size", [0.0, 0.02])
 def test_terms_are_judged_by_evidence_and_by_what_is_kept_out(size):
     """Coefficients of a size, measured in six folds with an error of 0.3 %; none is made up, what is there is kept."""
@@ -197,16 +211,47 @@ def test_terms_are_judged_by_evidence_and_by_what_is_kept_out(size):
         measured = truth + 0.003 * np.sqrt(6) * rng.normal(size=n + 1)
         folds.append(Normal(matrix, matrix @ measured, 0.0, 2000))
     for kind in (Drift, Modules):
-        parts = {"p": Part(slice(0, 1), np.zeros(1)), kind.key: Part(slice(1, n + 1), np.zeros(n))}
-        strengths = {"p": Strength(0.0, 0.0), kind.key: Strength(1 / 0.02**2, 0.0)}
-        space, zero = Space(np.eye(n + 1), parts, slice(0, 1)), np.zeros(n + 1)
-        system = System(space, zero, zero, strengths, {"p": (False, False), kind.key: (True, False)})
-        order = np.roll(np.arange(n + 1), 1)
-        turned = [Normal(f.matrix[np.ix_(order, order)], f.vector[order], 0.0, f.n) for f in folds]
-        (test,) = judge_terms(turned, system, strengths, [kind(1, 1, tensor)])
+        system, strengths = system_of_term(kind, n)
+        judgement = judge_terms([turned(f) for f in folds], [], system, strengths, [kind(1, 1, tensor)])
+        (test,) = judgement.tests
         assert test.kept == (size > 0)
+        assert judgement.together.mean == (test.gain if test.kept else 0.0)
         # the density of the data with and without coefficients, by the covariance of their mean
         mean = (sum(f.vector for f in folds) / sum(np.diag(f.matrix) for f in folds))[:n]
         variances = 0.003**2 + 0.02**2, 0.003**2
         logs = [-0.5 * np.sum(mean**2 / v + np.log(v)) for v in variances]
         assert test.evidence == pytest.approx(logs[0] - logs[1], rel=1e-6)
+
+
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_a_pattern_that_other_images_contradict_is_none_of_the_detector(everywhere):
+    """On the average of all images it is the same; it is on all of them, or on a quarter. Drift is each image's own."""
+    rng, n, error = np.random.default_rng(3), 20, 0.003
+    truth = np.append(0.02 * rng.normal(size=n), 0.0)
+
+    def measured(number, times):
+        matrix = np.diag(np.full(n + 1, 1 / error**2 / number))
+        return Normal(matrix, matrix @ (times * truth + error * np.sqrt(number) * rng.normal(size=n + 1)), 0.0, 2000)
+
+    folds = [turned(measured(6, 1)) for _ in range(6)]
+    stretches = [turned(measured(4, 1 if everywhere else 4 * (k == 2))) for k in range(4)]
+    for kind in (Drift, Modules):
+        terms = [kind(1, 1, Tensor(np.array([[0, n]]), np.zeros((1, 2))))]
+        (test,) = judge_terms(folds, stretches, *system_of_term(kind, n), terms).tests
+        assert test.gain > 3 * test.esd
+        assert (test.images is None) == (kind is Drift)
+        assert test.kept == (everywhere or kind is Drift)
+
+
+def test_no_term_is_kept_where_no_scaling_predicts_better():
+    """One block of voxels asks for a drift that the others hardly have: it is worse by less than its own scatter."""
+    n, error, pattern = 20, 0.003, np.append(0.02 * np.random.default_rng(3).normal(size=20), 0.0)
+    matrix = np.diag(np.full(n + 1, 1 / error**2 / 6))
+    for least, kept in ((0.3, False), (0.6, True)):
+        folds = [turned(Normal(matrix, matrix @ (x * pattern), 0.0, 2000)) for x in (5.0, *5 * (least,))]
+        terms = [Drift(1, 1, Tensor(np.array([[0, n]]), np.zeros((1, 2))))]
+        judgement = judge_terms(folds, [], *system_of_term(Drift, n), terms)
+        (test,) = judgement.tests
+        assert test.gain > -test.esd and test.evidence > 100
+        assert judgement.together.mean == pytest.approx(test.gain)
+        assert test.kept == (test.gain > 0) == kept

@@ -314,7 +314,7 @@ def test_weak_data_are_not_biased(tmp_path):
 def test_terms_that_do_nothing_are_left_out(tmp_path):
     rows = make_rows(np.random.default_rng(7), a=False, c=False, d=False)
     result = scale(tmp_path, rows, max_observations=20_000)
-    kept = {t.name: t.kept for t in result.refinement.tests}
+    kept = {t.name: t.kept for t in result.refinement.judgement.tests}
     assert kept["b"]
     assert not kept["a"] and not kept["c"]
 

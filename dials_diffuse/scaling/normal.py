@@ -72,6 +72,11 @@ def add(parts) -> Normal:
     )
 
 
+def subtract(whole: Normal, part: Normal) -> Normal:
+    """What is left of normal equations without a part of them."""
+    return Normal(whole.matrix - part.matrix, whole.vector - part.vector, whole.chi2 - part.chi2, whole.n - part.n)
+
+
 def basis_of(blocks, rows: Rows) -> Design:
     """The functions of some terms at some observations: derivatives by the coefficients, for a factor of 1."""
     n, width = len(rows.experiment), sum(b.width for b in blocks)
