@@ -11,7 +11,8 @@ more voxels a neighbourhood has, the surer it is of it.
 
 With a prior on J the best scales are not those of the smallest χ²: larger scales make J smaller, which the prior likes.
 Integrated over J, the likelihood has the term Σ log(Σ w u² + 1/τ²), and those of neighbourhoods, that balance this;
-they are part of "χ²" here.
+they are part of "χ²" here. What the size of J says of a scale that all observations of a voxel share is reduced to what
+its long tails allow (:func:`~dials_diffuse.scaling.intensities.held_unit`): in the gradient, the matrix has all of it.
 """
 
 from __future__ import annotations

@@ -258,7 +258,9 @@ def scale_observations(
     n_outliers = int(rejected.sum()) - n_left_out
     lost = [t.label for t in refinement.judgement.tests if not t.kept]
     if parameters.automatic and lost:
-        logger.info("Left out, because held-out voxels are not predicted better with them: %s", ", ".join(lost))
+        logger.info(
+            "Left out, because what is kept out of the fit is not predicted better with them: %s", ", ".join(lost)
+        )
     prediction = refinement.model.predict_observations(data)
     rejected = find_outliers(prediction, data, refinement.errors, parameters.outlier_n_sigma)
     batches = residuals_by_batch(prediction, data, refinement.errors, experiments, rejected)
