@@ -117,6 +117,26 @@ def test_sizes_of_what_neighbours_share_against_the_dense_posterior(one_sweep):
     np.testing.assert_allclose(most_probable(levels)[0][0], anisotropic / prediction.unit[first], rtol=1e-6)
 
 
+def test_what_mates_share_is_taken_by_the_anisotropic_part(one_sweep):
+    """A factor of all observations of a voxel changes nothing where sizes tell nothing; one of some of them does."""
+    data, layout, _, _ = read(one_sweep[0])
+    prediction = start_model(data, layout, ScalingParameters(terms=())).predict_observations(data)
+    rng, residual = np.random.default_rng(4), data.net - prediction.expected
+    shared, single = rng.uniform(0.8, 1.2, len(data.unique))[data.orbit], rng.uniform(0.8, 1.2, data.n)
+
+    def nets(factor, tails):
+        errors = first_error_model(data)
+        errors = replace(errors, tails=np.full(len(errors.tails), tails))
+        weights = weigh(prediction, data, errors, np.zeros(data.n, dtype=bool))
+        return levels_of(replace(prediction, gain=prediction.gain * factor), data, weights, residual)[0].net
+
+    np.testing.assert_allclose(nets(shared, 0.0), nets(1.0, 0.0), rtol=1e-9)
+    np.testing.assert_allclose(nets(shared, 1.0), nets(1.0, 1.0) * shared[data.first], rtol=1e-9)
+    two = np.bincount(data.orbit) == 2
+    assert np.std((nets(single, 0.0) / nets(1.0, 0.0))[two]) > 0.01
+    np.testing.assert_allclose(nets(single, 0.0)[~two], nets(1.0, 0.0)[~two], rtol=1e-9)
+
+
 @pytest.mark.parametrize("large", [1.0, 3.0])
 def test_how_much_the_size_of_the_anisotropic_part_tells(one_sweep, large):
     """Of the scale it tells less by 2 / (kurtosis - 1), which is 1 for a normal distribution."""
