@@ -14,10 +14,10 @@ from dials_diffuse.kernels.scaling import Design, Tensor
 from dials_diffuse.maps.voxels import blocks_of_rows, blocks_of_voxels, find_voxels
 from dials_diffuse.scaling.error_model import first_error_model, update_errors, weigh
 from dials_diffuse.scaling.intensities import levels_of, most_probable, own_squares
-from dials_diffuse.scaling.judging import judge_terms
+from dials_diffuse.scaling.judging import Stretch, judge_terms
 from dials_diffuse.scaling.layout import make_layout
 from dials_diffuse.scaling.model import start_model
-from dials_diffuse.scaling.normal import Normal
+from dials_diffuse.scaling.normal import Normal, add
 from dials_diffuse.scaling.sample import COLUMNS, sample_observations
 from dials_diffuse.scaling.scale import scale_observations
 from dials_diffuse.scaling.scaling_parameters import ScalingParameters
@@ -254,7 +254,8 @@ def test_a_pattern_that_other_images_contradict_is_none_of_the_detector(everywhe
         return Normal(matrix, matrix @ (times * truth + error * np.sqrt(number) * rng.normal(size=n + 1)), 0.0, 2000)
 
     folds = [turned(measured(6, 1)) for _ in range(6)]
-    stretches = [turned(measured(4, 1 if everywhere else 4 * (k == 2))) for k in range(4)]
+    images = [turned(measured(4, 1 if everywhere else 4 * (k == 2))) for k in range(4)]
+    stretches = [Stretch(images[k], add(images[:k] + images[k + 1 :])) for k in range(4)]
     for kind in (Drift, Modules):
         terms = [kind(1, 1, Tensor(np.array([[0, n]]), np.zeros((1, 2))))]
         (test,) = judge_terms(folds, stretches, *system_of_term(kind, n), terms).tests

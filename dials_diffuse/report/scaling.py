@@ -39,7 +39,7 @@ def _size(row) -> str:
 
 def _of_images(row) -> str:
     images = row[0].images
-    return "each its own" if images is None else f"{images.mean:.4f} +- {images.esd:.4f}"
+    return "-" if images is None else f"{images.mean:.4f} +- {images.esd:.4f}"
 
 
 #: rows : (TermTest, Refinement)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from scipy import linalg
@@ -33,7 +34,8 @@ class TermTest:
     ----------
     name, label : key of the term, and what people call it
     gain, esd : see Gain; of voxels that were kept out
-    images : Gain of images that were kept out; None for terms that only an image itself can tell
+    images : Gain of images that were kept out; None for terms that only an image itself can tell, and for those that
+        failed the other tests
     evidence : logarithm of the ratio of the probabilities of the data with and without the term
     n_parameters, determined : directions in which it can change, and how many of them the data determine
     kept : was it kept
@@ -64,6 +66,13 @@ class Judgement:
     together: Gain
 
 
+class Stretch(NamedTuple):
+    """Projected normal equations of some images: what their observations add to those of the rest, and of the rest."""
+
+    own: Normal
+    rest: Normal
+
+
 @dataclass(frozen=True)
 class _KeptOut:
     """Folds of which each was once kept out; others : equations of the rest; local : (q,) bool, fitted to each fold."""
@@ -82,7 +91,9 @@ class _KeptOut:
         step = _without(other, self.system, self.strengths, lost)
         own = self.local & _split(self.system, lost)
         if np.any(own):
-            rest = Normal(fold.matrix[np.ix_(own, own)], (fold.vector - fold.matrix @ step)[own], 0.0, 0)
+            # the curvature of all: that of the fold alone is a difference, and need not be positive
+            curvature = (fold.matrix + other.matrix)[np.ix_(own, own)]
+            rest = Normal(curvature, (fold.vector - fold.matrix @ step)[own], 0.0, 0)
             precision = self.system.precision(self.strengths)[own]
             step[own] += minimum(rest, precision, (self.system.position + step)[own])
         return fold.at(step)
@@ -93,14 +104,23 @@ class _KeptOut:
         return Gain(float(gains.sum()), float(np.std(gains, ddof=1) * np.sqrt(len(gains))))
 
 
-def _kept_out(folds: list, local, system: System, strengths: dict) -> _KeptOut:
-    """local : keys of terms that are fitted to what was kept out."""
+def _voxels(folds: list, system: System, strengths: dict) -> _KeptOut:
     everything, others, crystal = add(folds), [], system.space.crystal
     for fold in folds:
         matrix = everything.matrix - fold.matrix
         matrix[crystal, crystal] += fold.matrix[crystal, crystal]
         others.append(Normal(matrix, everything.vector - fold.vector, 0.0, 0))
-    return _KeptOut(folds, others, ~_split(system, local), system, strengths)
+    return _KeptOut(folds, others, np.zeros(len(system.position), dtype=bool), system, strengths)
+
+
+def _images(stretches: list, local, system: System, strengths: dict) -> _KeptOut:
+    """local : keys of terms that are fitted to what was kept out."""
+    others, crystal = [], system.space.crystal
+    for _, rest in stretches:
+        matrix = rest.matrix.copy()
+        matrix[crystal, crystal] *= len(stretches) / (len(stretches) - 1)
+        others.append(Normal(matrix, rest.vector, 0.0, 0))
+    return _KeptOut([s.own for s in stretches], others, ~_split(system, local), system, strengths)
 
 
 def judge_terms(folds: list, stretches: list, system: System, strengths: dict, terms) -> Judgement:
@@ -120,7 +140,7 @@ def judge_terms(folds: list, stretches: list, system: System, strengths: dict, t
     Parameters
     ----------
     folds : projected normal equations of disjoint sets of voxels
-    stretches : of disjoint sets of images, each what its observations add to those of the others; may be empty
+    stretches : of Stretch, disjoint sets of images; may be empty
     terms : of Term, those to test
 
     Returns
@@ -129,25 +149,26 @@ def judge_terms(folds: list, stretches: list, system: System, strengths: dict, t
     """
     everything = add(folds)
     number = determined(everything, system, strengths)
-    voxels = _kept_out(folds, [], system, strengths)
-    images = _kept_out(stretches, [t.key for t in terms if t.local], system, strengths) if stretches else None
+    voxels = _voxels(folds, system, strengths)
+    images = _images(stretches, [t.key for t in terms if t.local], system, strengths) if stretches else None
     result: dict = {}
     lost: list = []
     wanted = list(terms)
     while wanted:
         tests, having = [], voxels.scores(lost)
-        having_images = images.scores(lost) if images else None
         for term in wanted:
             without = [*lost, term.key]
             gain = voxels.gain(having, without)
-            of_images = images.gain(having_images, without) if images and not term.local else None
             evidence = _evidence(everything, system, strengths, term.key, lost)
             enough = -gain.esd if term.usual else max(3 * gain.esd, _LEAST_GAIN)
             kept = gain.mean > enough and evidence > _LEAST_EVIDENCE
-            kept &= of_images is None or of_images.mean > -of_images.esd
             n = len(system.space.parts[term.key].roughness)
             label, known = term.label, number[term.key]
-            tests.append(TermTest(term.key, label, gain.mean, gain.esd, of_images, evidence, n, known, bool(kept)))
+            tests.append(TermTest(term.key, label, gain.mean, gain.esd, None, evidence, n, known, bool(kept)))
+        if images and all(test.kept for test in tests):
+            having = images.scores(lost)
+            gains = [None if term.local else images.gain(having, [*lost, term.key]) for term in wanted]
+            tests = [replace(x, images=g, kept=g is None or g.mean > -g.esd) for x, g in zip(tests, gains)]
         result.update((test.name, test) for test in tests)
         useless = [test for test in tests if not test.kept]
         if not useless:

@@ -18,7 +18,7 @@ from dials_diffuse.scaling.error_model import (
     update_errors,
     weigh,
 )
-from dials_diffuse.scaling.judging import Gain, Judgement, judge_terms
+from dials_diffuse.scaling.judging import Gain, Judgement, Stretch, judge_terms
 from dials_diffuse.scaling.layout import Layout, T
 from dials_diffuse.scaling.model import Prediction, ScaleModel, start_model
 from dials_diffuse.scaling.normal import Normal, add, chi2, normal_equations, subtract
@@ -201,14 +201,14 @@ class _Refiner:
         return judge_terms(self.last.folds, stretches, self.last.system, self.last.strengths, terms)
 
     def stretches(self, state: _State) -> list:
-        """Projected normal equations of stretches of images of each sweep: what each adds to those of the others."""
+        """Stretches of images, each of the same share of every sweep."""
         space, number = self.spaces(state.model), np.minimum(self.data.coordinates[:, T] * _STRETCHES, _STRETCHES - 1)
         of_all = projected(add(self.normals(state, self.weights(state))), space)
         result = []
         for k in range(_STRETCHES):
             rest = replace(state, rejected=state.rejected | (number.astype(int) == k))
             others = projected(add(self.normals(rest, self.weights(rest))), space)
-            result.append(subtract(of_all, others))
+            result.append(Stretch(subtract(of_all, others), others))
         return result
 
     def scale_errors(self, state: _State, n_sweeps: int) -> ScaleErrors:
