@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import json
 import math
 from dataclasses import replace
@@ -122,15 +121,8 @@ def test_files_without_a_page(here, capsys, merged):
 
 
 def test_plotly_is_not_installed(merged, here, monkeypatch, caplog):
-    real = builtins.__import__
-
-    def refuse(name, *args):
-        if name.startswith("plotly"):
-            raise ImportError(name)
-        return real(name, *args)
-
     page_module.plotly_script.cache_clear()
-    monkeypatch.setattr(builtins, "__import__", refuse)
+    monkeypatch.setattr(page_module, "find_spec", lambda name: None)
     try:
         run([str(merged / "diffuse_merged.nxs")])
     finally:

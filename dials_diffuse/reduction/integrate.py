@@ -139,7 +139,7 @@ def integrate(
     )
     reports = []
     setup: DetectorSetup | None = None
-    previous = None
+    seen = None
     with write_observations(path, grid, summaries, provenance) as writer:
         for number, experiment in enumerate(experiments):
             if len(images[number]) == 0:
@@ -147,9 +147,8 @@ def integrate(
                 continue
             logger.info("\nExperiment %d: %d images", number, len(images[number]))
             warnings += _check_memory(number, grid, experiment, parameters.sampling.pixel, executor)
-            if previous is None or previous.detector != experiment.detector:
-                setup = detector_setup(experiment.detector, parameters.sampling.pixel)
-            previous = experiment
+            if setup is None or seen != experiment.detector:
+                setup, seen = detector_setup(experiment.detector, parameters.sampling.pixel), experiment.detector
             sample = chosen_positions(experiment.scan.get_oscillation(), images[number])
             first = experiment.scan.get_image_range()[0]
             has_md5 = check_images(number, experiment.imageset, first, sample)

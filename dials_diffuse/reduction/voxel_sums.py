@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.ndimage import map_coordinates
 
 from dials_diffuse.files.observations import OBSERVATION_DTYPE
 from dials_diffuse.kernels import accumulate as kernel
 from dials_diffuse.kernels.image import Pixels, Reading
+from dials_diffuse.kernels.sampled import sampled_s as s_at_positions
 from dials_diffuse.kernels.tiles import Tiles, add_tiles
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.parallel import SERIAL, Executor
@@ -317,15 +317,12 @@ def sampled_s(job: Job, panel: np.ndarray, xyz: np.ndarray) -> np.ndarray:
     panel : (n,) int; xyz : (n, 3) mean position: px, px, rotation angle in degrees
     """
     start, width = job.scan.oscillation
-    s0 = np.broadcast_to(job.scan.s0_at((xyz[:, 2] - start) / width), xyz.shape)
+    s0 = np.atleast_2d(job.scan.s0_at((xyz[:, 2] - start) / width))
     s = np.empty(len(xyz))
     for p in np.unique(panel):
         mine = panel == p
-        directions = job.panels[p].directions
-        at = xyz[mine, 1::-1].T - 0.5  # pixel centres are at i + 0.5
-        u = np.stack([map_coordinates(component, at, order=1, mode="nearest") for component in directions], axis=1)
-        u *= (np.linalg.norm(s0[mine], axis=1) / np.linalg.norm(u, axis=1))[:, None]
-        s[mine] = np.linalg.norm(u - s0[mine], axis=1)
+        beams = np.ascontiguousarray(s0 if len(s0) == 1 else s0[mine])
+        s[mine] = s_at_positions(job.panels[p].directions, np.ascontiguousarray(xyz[mine, :2]), beams)
     return s
 
 
