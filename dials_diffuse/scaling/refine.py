@@ -89,7 +89,7 @@ class Refinement:
     history : list of dictionaries, one for each step: terms, χ² per observation before it and as expected after it,
         share of the step that was taken, rejected observations, largest step of each term
     scale_errors : how well the scale of an observation is known
-    trial : Trial, for the next refinement
+    trial : Trial, for the next refinement; None of a model that another run refined
     """
 
     model: ScaleModel
@@ -98,7 +98,7 @@ class Refinement:
     tests: list
     history: list
     scale_errors: ScaleErrors
-    trial: Trial
+    trial: Trial | None
 
 
 @dataclass(frozen=True)
