@@ -26,6 +26,7 @@ from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.maps.symmetry import possible_voxels
 from dials_diffuse.models.compute import model_map
+from dials_diffuse.models.covariance.covariance import Covariance
 from dials_diffuse.models.lattice_dynamics.lattice_dynamics import LatticeDynamics
 from dials_diffuse.models.lattice_dynamics.phonons import BLOCKS, Phonons
 from dials_diffuse.models.prepared import prepare
@@ -229,29 +230,33 @@ def test_priors_leave_the_common_level_to_a_known_scale():
     assert joined([None, None], [1, 2]) is None and both.n_held == 4
 
 
-def test_sums(ready, structure):
-    """Beside bodies that move by themselves: both come back, the prior holds the stiffnesses only."""
+@pytest.mark.parametrize(
+    "other, true, start",
+    [(RigidBody(0.15), [0.15], [0.1]), (Covariance(sigma=0.2, gamma=3.0), [0.2, 3.0], [0.15, 2.0])],
+    ids=["bodies", "covariance"],
+)
+def test_sums(ready, structure, other, true, start):
+    """Beside bodies or atoms that move by themselves: both come back, the prior holds the stiffnesses only."""
     grid, _, index = ready
-    body = RigidBody(0.15)
-    other = prepare(body, structure, grid, index, means=True)
     model = replace(MODEL, stiffness="by_contact")
-    contacts = prepare(model, structure, grid, index, means=True)
-    p = len(contacts.parameters)
+    contacts, internal = (prepare(m, structure, grid, index, means=True) for m in (model, other))
+    p, free = len(contacts.parameters), len(true)
     truth = 0.4 * np.random.default_rng(0).normal(size=p)
-    intensity = contacts.intensity(truth) + other.intensity([0.15])
+    intensity = contacts.intensity(truth) + internal.intensity(true)
     sigma = np.full(len(index), 0.02 * np.std(intensity))
     noise = np.random.default_rng(1).normal(size=len(index))
     data = select(
         DiffuseMap(grid, True, index, intensity + sigma * noise, sigma, np.full(len(index), 4)), Selection(bragg=True)
     )
-    parts = [prepare(m, structure, data.grid, data.index, True) for m in (model, body)]
-    both = PreparedSum(parts, ["lattice_dynamics", "rigid_body"], structure)
-    assert both.prior.metric[-1] == 0 and both.prior.n_held == p
+    parts = [prepare(m, structure, data.grid, data.index, True) for m in (model, other)]
+    both = PreparedSum(parts, ["lattice_dynamics", other.name], structure)
+    assert both.means and both.prior.metric[p:].tolist() == [0] * free and both.prior.n_held == p
     options = FitOptions(scale=1.0, background=0, starts=1, profile=False, strengths=(1e-6,))
-    (fit,) = fit_models(data, [Candidate("both", both, np.array([*np.zeros(p), 0.1]))], options)
-    assert fit.estimates[-1].value == pytest.approx(0.15, abs=4 * fit.estimates[-1].esd)
-    assert max(abs(e.value - t) / e.esd for e, t in zip(fit.estimates, truth)) < 4
-    assert fit.prior.share[-1] == pytest.approx(1.0, abs=1e-6) and fit.details[1] == {}
+    (fit,) = fit_models(data, [Candidate("both", both, np.array([*np.zeros(p), *start]))], options)
+    assert fit.converged
+    assert max(abs(e.value - t) / e.esd for e, t in zip(fit.estimates, [*truth, *true])) < 4
+    np.testing.assert_allclose(fit.prior.share[p:], 1.0, atol=1e-6)
+    assert fit.details[1] == {}
 
 
 def test_details(ready, structure):
