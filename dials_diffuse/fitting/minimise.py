@@ -76,14 +76,16 @@ def minimise(prepared: Prepared, projection: Projection, start, fixed=None) -> M
             raise DiffuseError("the model's intensity is not finite; start from smaller displacements")
         gradient, matrix = projection.normal(intensity, jacobian[:, moving])
         little, diagonal = 0.5 * max(_TOLERANCE * objective / n, noise), np.diag(matrix)
+        matrices = [matrix]
         if iterations >= _GAUSS_NEWTON:
             hessian = projection.hessian(intensity, jacobian, partial(prepared.second, values))
-            matrix = reduced(hessian, len(values))[np.ix_(moving, moving)]
-        here = matrix, diagonal, gradient, region, values, moving, little
-        if _step(*here, min(damping, _UNDAMPED))[1] <= little:
+            matrices = [reduced(hessian, len(values))[np.ix_(moving, moving)], matrix]
+        here = diagonal, gradient, region, values, moving, little
+        # beside a curved valley the Hessian promises less than there is, the other matrix where residuals are large
+        if all(_step(m, *here, min(damping, _UNDAMPED))[1] <= little for m in matrices):
             return Minimum(values, objective, iterations, True)
         while damping < _MAX_DAMPING:
-            step, promised = _step(*here, damping)
+            step, promised = _step(matrices[0], *here, damping)
             trial = values.copy()
             trial[moving] += step
             found = projection.objective(prepared.intensity(trial))
