@@ -24,13 +24,16 @@ from dials_diffuse.experiment.common_grid import choose_grid
 from dials_diffuse.experiment.detector import detector_setup
 from dials_diffuse.experiment.images import read_image
 from dials_diffuse.experiment.load import load_experiments
-from dials_diffuse.files.observations import ObservationFile
+from dials_diffuse.files.observations import OBSERVATION_DTYPE, ObservationFile
 from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.parallel import SERIAL, Executor
 from dials_diffuse.reduction.integrate import integrate
 from dials_diffuse.reduction.prepare import prepare_job
 from dials_diffuse.reduction.reduction_parameters import ReductionParameters
 from dials_diffuse.reduction.voxel_sums import blocks_of_images, reduce_block
+from dials_diffuse.scaling.sample import COLUMNS
+from dials_diffuse.scaling.scale import scale_observations
+from dials_diffuse.scaling.scaling_parameters import ScalingParameters
 
 N_IMAGES = 80
 PARAMETERS = ReductionParameters(d_min=1.5)
@@ -98,6 +101,42 @@ def one_run(expt: Path, folder: Path, executor: Executor, worker_cpu) -> tuple:
     return stopwatch.wall, stopwatch.cpu, worker_cpu() - before, path
 
 
+class Passes:
+    """Progress that takes the CPU time of each pass over a file, in seconds."""
+
+    def __init__(self):
+        self.seconds: dict = {}
+
+    def progress(self, items, total, label):
+        start = time.process_time()
+        yield from items
+        self.seconds[label] = self.seconds.get(label, 0.0) + time.process_time() - start
+
+
+def what_scaling_costs(path: Path, folder: Path) -> None:
+    """CPU seconds of each pass over the rows of a file and of all else; bytes that workers would read and return."""
+    with ObservationFile(path) as file:
+        n = file.n_rows
+        dtypes = {name: OBSERVATION_DTYPE[name] for name in OBSERVATION_DTYPE.names}
+    passes = Passes()
+    start = time.process_time()
+    scale_observations([path], ScalingParameters(), folder / "s.h5", Provenance("bench", "", ""), 1, passes.progress)
+    rest = time.process_time() - start - sum(passes.seconds.values())
+
+    def size(names) -> int:
+        return sum(dtypes[name].itemsize for name in names)
+
+    row = size(dtypes)
+    back = {"Finding voxels": 8, "Finding outliers": 30, "Writing": row}
+    read = {"Finding voxels": size(("index", "norm")), "Writing": row}
+    print(f"dials.diffuse_scale, {n} rows of {row} bytes ({path.stat().st_size / n:.0f} in the file)")
+    print(f"{'pass':24}{'CPU, us per row':>16}{'bytes read':>12}{'sent back':>11}")
+    for label, seconds in passes.seconds.items():
+        sent = str(back.get(label, "few"))
+        print(f"{label:24}{1e6 * seconds / n:16.2f}{read.get(label, size(COLUMNS)):12}{sent:>11}")
+    print(f"all else, refinement on a sample most of all: {rest:.1f} s")
+
+
 def checksum(path: Path) -> int:
     with ObservationFile(path) as file:
         columns = file.read("index", "counts", "norm", "xyz", "s")
@@ -131,6 +170,7 @@ def main() -> None:
             expected = expected or mine
             name = f"dask, {workers} workers" if workers else "one process"
             print(f"{name:24}{wall:10.1f}{cpu:18.1f}{other:10.1f}  {'the same' if mine == expected else 'OTHER'}")
+        what_scaling_costs(path, folder)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         print(f"peak memory of the program {peak:.2f} GB, of the largest child {_children():.2f} GB")
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import re
 import sys
 from pathlib import Path
 
+from blocks import filled
 from usage import measure
 
 #: name -> call of the whole benchmark, and of the quick one; None: left out of the quick run
@@ -35,7 +35,6 @@ BENCHMARKS = {
 }
 HERE = Path(__file__).parent
 TABLES = HERE.parent / "docs" / "performance.md"
-BEGIN, END = "<!-- measured: {} -->", "<!-- end -->"
 
 
 def run(name: str, call: str) -> dict:
@@ -54,10 +53,7 @@ def run(name: str, call: str) -> dict:
 def with_tables(page: str, found: dict) -> str:
     """The page with what was printed between the marks of each benchmark that ran."""
     for name, result in found.items():
-        begin = BEGIN.format(name)
-        block = "\n".join([begin, "```", *(line for line in result["text"] if line), "```", END])
-        pattern = re.compile(re.escape(begin) + ".*?" + re.escape(END), re.DOTALL)
-        page = pattern.sub(lambda _, block=block: block, page)
+        page = filled(page, name, ["```", *(line for line in result["text"] if line), "```"])
     return page
 
 

@@ -26,7 +26,7 @@ from dials_diffuse import __version__
 from dials_diffuse.clusters import DaskParameters, started
 from dials_diffuse.compat import dials_version
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.parallel import Executor, in_flight
+from dials_diffuse.parallel import Executor, Kept, in_flight, on_one_core
 
 logger = logging.getLogger("dials.diffuse.distributed")
 
@@ -63,16 +63,25 @@ class Dask(Executor):
         first = list(islice(items, 1))
         if not first:
             return
+        with self.failures_in_words():
+            sender = _Sender(self, self._luggage(function, shared))
+            yield from in_flight(sender, _work, chain(first, items), 2 * self.workers)
+
+    def kept(self, make: Callable, shared, items: Iterable) -> KeptThere:
+        with self.failures_in_words():
+            luggage = self._luggage(make, shared)
+            return KeptThere(self, [self.client.submit(_make, luggage, item, pure=False) for item in items])
+
+    def _luggage(self, function: Callable, shared):
         luggage = pickle.dumps((function, shared), protocol=pickle.HIGHEST_PROTOCOL)
         logger.info("Sending %.1f MB to each worker", len(luggage) / 1e6)
-        with self._failures_in_words():
-            # A task and not scattered: dask can make it again after the last worker that had it is lost. Workers get it
-            # from each other, once, with the first item that they do.
-            luggage = self.client.submit(_receive, uuid.uuid4().hex, luggage, pure=False)
-            yield from in_flight(_Sender(self, luggage), _work, chain(first, items), 2 * self.workers)
+        # A task and not scattered: dask can make it again after the last worker that had it is lost. Workers get it
+        # from each other, once, with the first item that they do.
+        return self.client.submit(_receive, uuid.uuid4().hex, luggage, pure=False)
 
     @contextmanager
-    def _failures_in_words(self) -> Iterator[None]:
+    def failures_in_words(self) -> Iterator[None]:
+        """In this block what happens to workers and scheduler is a DiffuseError."""
         place = self.parameters.place
         try:
             yield
@@ -88,6 +97,24 @@ class Dask(Executor):
             raise DiffuseError(f"{place}: the scheduler was lost ({' '.join(str(error).split())})") from None
 
 
+@dataclass(frozen=True, eq=False)
+class KeptThere(Kept):
+    """Objects that are kept by workers, each by the one that made it; those of a lost worker are made again.
+
+    objects : futures of _Object
+    """
+
+    executor: Dask
+    objects: list
+
+    def call(self, function: Callable, arguments: Iterable) -> Iterator:
+        with self.executor.failures_in_words():
+            slowest = _Sender(self.executor, None)
+            sent = [_Sent(slowest, _call, item, (function, x)) for item, x in zip(self.objects, arguments)]
+            for one in sent:
+                yield one.result()
+
+
 class _Sender:
     """What :func:`in_flight` sees of the workers."""
 
@@ -98,7 +125,7 @@ class _Sender:
         self.longest = 0.0  # seconds that an item took from being sent to being done
 
     def submit(self, function: Callable, item) -> _Sent:
-        return _Sent(self, function, item)
+        return _Sent(self, function, self.luggage, item)
 
     def note(self, seconds: float) -> None:
         self.longest = max(self.longest, seconds)
@@ -107,15 +134,15 @@ class _Sender:
 class _Sent:
     """An item on its way."""
 
-    def __init__(self, sender: _Sender, function: Callable, item):
-        self._sender, self._function, self._item = sender, function, item
+    def __init__(self, sender: _Sender, function: Callable, luggage, item):
+        self._sender, self._function, self._luggage, self._item = sender, function, luggage, item
         self._since = time.monotonic()
         self._arrived = threading.Event()
         self._copies = [self._send()]
 
     def _send(self, workers=None):
         sender = self._sender
-        future = sender.client.submit(self._function, sender.luggage, self._item, pure=False, workers=workers)
+        future = sender.client.submit(self._function, self._luggage, self._item, pure=False, workers=workers)
         future.add_done_callback(self._arrive)
         return future
 
@@ -191,11 +218,38 @@ def _work(luggage: tuple, item):
         if key not in _UNPACKED:
             _UNPACKED.clear()
             _UNPACKED[key] = pickle.loads(packed)
-        function, shared = _UNPACKED[key]
-        try:
-            return function(shared, item)
-        except DiffuseError as error:  # not raised: the worker would print a traceback
-            return _Refused(f"{error} (says worker {get_worker().address} on {socket.gethostname()})")
+        return _result(*_UNPACKED[key], item)
+
+
+def _result(function: Callable, first, second):
+    """What the function makes of both, on one core, or _Refused."""
+    try:
+        with on_one_core():
+            return function(first, second)
+    except DiffuseError as error:  # not raised: the worker would print a traceback
+        return _Refused(f"{error} (says worker {get_worker().address} on {socket.gethostname()})")
+
+
+class _Object:
+    """What a worker keeps. dask asks how large it is, before it would move it to another worker."""
+
+    def __init__(self, value):
+        self.value, self._size = value, len(pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL))
+
+    def __sizeof__(self) -> int:
+        return self._size
+
+
+def _make(luggage: tuple, item) -> _Object:
+    return _Object(_work(luggage, item))
+
+
+def _call(kept: _Object, task: tuple):
+    if isinstance(kept.value, _Refused):
+        return kept.value
+    function, argument = task
+    with _ONE_AT_A_TIME:
+        return _result(function, kept.value, argument)
 
 
 def _describe(dask_worker) -> tuple:

@@ -17,13 +17,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from dials_diffuse.compat import available_cores
 from dials_diffuse.errors import DiffuseError
 
 
@@ -54,6 +55,46 @@ class Executor(ABC):
         DiffuseError
             If a worker is lost. What the function raises is raised here.
         """
+
+    def kept(self, make: Callable, shared, items: Iterable) -> Kept:
+        """Make ``make(shared, item)`` for each item, to be kept where they are made and called again and again.
+
+        Parameters
+        ----------
+        make : a function of a module
+        shared, items : as for :meth:`map`
+
+        Raises
+        ------
+        DiffuseError
+            As :meth:`map`, now or at a call.
+        """
+        return KeptHere([make(shared, item) for item in items])
+
+
+class Kept(ABC):
+    """Objects that an Executor keeps, one for each item."""
+
+    @abstractmethod
+    def call(self, function: Callable, arguments: Iterable) -> Iterator:
+        """Yield ``function(object, argument)`` for each object, in order.
+
+        Parameters
+        ----------
+        function : a function of a module
+        arguments : one for each object
+        """
+
+
+@dataclass(frozen=True)
+class KeptHere(Kept):
+    """Objects of this process."""
+
+    objects: list
+
+    def call(self, function: Callable, arguments: Iterable) -> Iterator:
+        for item, argument in zip(self.objects, arguments):
+            yield function(item, argument)
 
 
 class Serial(Executor):
@@ -96,6 +137,44 @@ class Forked(Executor):
 
 #: for work that is not worth a second process
 SERIAL = Serial()
+
+
+class WhenNeeded(Executor):
+    """Another Executor, in a ``with`` block, that is started when it is first asked for something.
+
+    start : makes what the other one lives in, a context manager that gives it
+    """
+
+    def __init__(self, start: Callable[[], AbstractContextManager[Executor]]):
+        self._start, self._stack, self._started = start, ExitStack(), None
+
+    def __enter__(self) -> WhenNeeded:
+        return self
+
+    def __exit__(self, *error) -> bool | None:
+        return self._stack.__exit__(*error)
+
+    def _own(self) -> Executor:
+        if self._started is None:
+            self._started = self._stack.enter_context(self._start())
+        return self._started
+
+    @property
+    def workers(self) -> int:
+        return self._own().workers
+
+    @property
+    def worker_memory(self) -> float | None:
+        return self._own().worker_memory
+
+    def map(self, function: Callable, shared, items: Iterable) -> Iterator:
+        items = iter(items)
+        first = list(islice(items, 1))
+        if first:
+            yield from self._own().map(function, shared, chain(first, items))
+
+    def kept(self, make: Callable, shared, items: Iterable) -> Kept:
+        return self._own().kept(make, shared, items)
 
 
 def make_executor(nproc: int) -> Executor:
@@ -156,6 +235,30 @@ def in_threads(function: Callable, items: Iterable, threads: int) -> Iterator:
         yield from in_flight(pool, function, items, threads + 2)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+class _Share(threading.local):
+    """Cores that the work of this thread may use; None: all."""
+
+    cores: int | None = None
+
+
+_SHARE = _Share()
+
+
+def cores() -> int:
+    """Threads that work may be spread over: all of the job, or one in a worker that is one of many."""
+    return _SHARE.cores or available_cores()
+
+
+@contextmanager
+def on_one_core() -> Iterator[None]:
+    """In this block, and thread, :func:`cores` is 1."""
+    before, _SHARE.cores = _SHARE.cores, 1
+    try:
+        yield
+    finally:
+        _SHARE.cores = before
 
 
 @contextmanager

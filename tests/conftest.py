@@ -38,6 +38,15 @@ def pytest_xdist_auto_num_workers(config):
     return cores if cores > 1 else 0
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_litter():
+    """Tests leave nothing in the checkout, but for what tools keep there."""
+    before = set(os.listdir(ROOT))
+    yield
+    left = {name for name in set(os.listdir(ROOT)) - before if not name.startswith((".", "build"))}
+    assert not {name for name in left if not name.endswith(".egg-info")}
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder with the real data (snase/, pdb/): $DIALS_DIFFUSE_DATA, or ../shared/data beside the checkout."""

@@ -14,7 +14,7 @@ from helpers.programs import fails
 from dials_diffuse.cli import integrate as program
 from dials_diffuse.experiment.image_md5 import agrees, check_images, odd_images
 
-QUIET = ["corrections.flux=False", "output.log=None"]
+QUIET = ["corrections.flux=False", "output.log=None", "output.html=None"]
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from helpers.workers import broken, killed, scaled, stuck_at_first
 
 from dials_diffuse.cli import integrate as program
 from dials_diffuse.cli import process
-from dials_diffuse.cli.executor import executor_from_phil, parse_option
+from dials_diffuse.cli.executor import executor_from_phil, parse_option, processes
 from dials_diffuse.errors import CommandLineError, DiffuseError
 from dials_diffuse.experiment.load import load_input
 from dials_diffuse.parallel import SERIAL, Forked
@@ -285,9 +285,15 @@ def params(*words: str):
 
 def test_phil_becomes_parameters(monkeypatch):
     asked = []
-    monkeypatch.setattr(module, "dask_executor", lambda parameters: asked.append(parameters))
-    executor_from_phil(params("executor=dask"))
-    executor_from_phil(
+
+    @contextmanager
+    def pretended(parameters):
+        asked.append(parameters)
+        yield SERIAL
+
+    monkeypatch.setattr(module, "dask_executor", pretended)
+    asked_for = [
+        params("executor=dask"),
         params(
             "executor=dask",
             "dask.cluster=pbs",
@@ -299,12 +305,20 @@ def test_phil_becomes_parameters(monkeypatch):
             "dask.timeout=20",
             "dask.options=interface=ib0",
             "dask.options=job_extra_directives=['--qos=a=b']",
-        )
-    )
+        ),
+    ]
+    for asked_of in asked_for:
+        before = len(asked)
+        with executor_from_phil(asked_of) as executor:
+            assert len(asked) == before and list(executor.map(scaled, 2, [])) == []
+            assert len(asked) == before  # no work, no workers
+            assert list(executor.map(scaled, 2, [1, 2])) == [2, 4] and executor.workers == 1
+        assert len(asked) == before + 1
     options = (("interface", "ib0"), ("job_extra_directives", ["--qos=a=b"]))
     expected = DaskParameters(None, "pbs", 8, "3GB", 4, "long", "01:00:00", options, 20)
     assert asked == [DaskParameters(), expected]
-    with executor_from_phil(params("nproc=3")) as local, executor_from_phil(params("nproc=1")) as serial:
+    assert [processes(params(f"nproc={n}")) for n in (3, 1)] == [3, 1]
+    with executor_from_phil(params(), 3) as local, executor_from_phil(params()) as serial:
         assert (local, serial) == (Forked(3), SERIAL)
 
 

@@ -29,7 +29,7 @@ from dials_diffuse.experiment.spot_prediction import spot_size
 from dials_diffuse.files.observations import ObservationFile
 
 NAMES = ("a", "b", "c")
-QUIET = ["mask.persistent=False", "corrections.flux=False", "output.log=None"]
+QUIET = ["mask.persistent=False", "corrections.flux=False", "output.log=None", "output.html=None"]
 
 
 @pytest.fixture(scope="module")

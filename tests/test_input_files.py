@@ -26,7 +26,7 @@ from dials_diffuse.files.atomic import Staging, atomic_path
 from dials_diffuse.files.hdf5 import open_schema, why_not_opened
 from dials_diffuse.files.observations import ObservationFile
 
-QUIET = ["corrections.flux=False", "output.log=None"]
+QUIET = ["corrections.flux=False", "output.log=None", "output.html=None"]
 
 #: of pint and of h5py, with which dxtbx reads NeXus
 pytestmark = [

@@ -42,7 +42,7 @@ from dials_diffuse.files.observations import ObservationFile
 from dials_diffuse.reduction.reduction_parameters import Masking
 
 GUARDED = Masking(bragg=False, persistent=False)
-QUIET = ["corrections.flux=False", "output.log=None"]
+QUIET = ["corrections.flux=False", "output.log=None", "output.html=None"]
 
 
 @pytest.fixture

@@ -20,11 +20,16 @@ from helpers.checkout import ROOT
 from helpers.pages import Page
 from helpers.programs import fails
 from helpers.structures import random_structure
+from PIL import Image
 from scitbx import matrix
 
 from dials_diffuse.cli import integrate, merge, scale, simulate
 from dials_diffuse.cli.process import run
+from dials_diffuse.experiment.load import load_input
+from dials_diffuse.pipeline import choices
+from dials_diffuse.pipeline.choices import choose_subdivision, memory_needed
 from dials_diffuse.pipeline.record import SCHEMA_FILE, check_record
+from dials_diffuse.pipeline.sources import find_sources, other_symmetry
 
 PDB = str(ROOT / "dials_diffuse" / "simulation" / "data" / "193l.pdb")
 
@@ -101,16 +106,23 @@ def test_a_crystal_with_diffuse_scattering(result):
     assert record["d_min"] == pytest.approx(3.2, abs=0.05)
     assert [step["name"] for step in record["steps"]] == ["Choices", "Integration", "Scaling", "Merging", "Fit"]
     assert all(step["repeated"] and step["peak_memory"] > 1e8 for step in record["steps"])
-    assert record["spots"][0]["distance"] < 0.3 and record["spots"][0]["height"] > 10
+    (peaks,) = record["peaks"]
+    assert peaks["verdict"] == "good" and peaks["share"] > 0.9 and peaks["offset"] < 0.3 and peaks["words"] == ""
     parameters = record["fit"]["parameters"]
     assert parameters["sigma"]["value"] == pytest.approx(0.3, abs=0.05)  # at this resolution nearly the same as scale
     assert parameters["gamma"]["value"] == pytest.approx(10, rel=0.05)
     assert record["absolute_scale"]["method"] == "model"
-    (choice,) = (c for c in record["choices"] if c["name"] == "grid.subdivide")
+    decided = {choice["name"]: choice for choice in record["choices"]}
+    assert list(decided) == ["grid.subdivide", "mask.bragg.mode", "scale.model", "images left out", "fit.d_min"]
+    choice = decided["grid.subdivide"]
     assert choice["value"] == ",".join(map(str, record["subdivide"])) and "wide" in choice["reason"]
+    assert decided["images left out"]["value"] == "0"
+    assert "predicted better with drift" in decided["scale.model"]["reason"]
     names = {Path(output["path"]).name for output in record["outputs"]}
     assert {"diffuse_integrated.h5", "diffuse_scaled.h5", "diffuse_merged.nxs", "diffuse_fit.html"} <= names
     assert {"diffuse_integrated.html", "diffuse_scaled.html", "diffuse_merged.html"} <= names
+    with Image.open(folder / "dials.diffuse_process.png") as thumbnail:
+        assert max(thumbnail.size) == 400 and np.asarray(thumbnail.convert("L")).std() > 10
     page = Page(folder / "dials.diffuse_process.html")
     assert "good: anisotropic diffuse signal" in page.text and not page.links
     assert [head for head in dict.fromkeys(page.heads) if head in CHAPTERS] == CHAPTERS
@@ -150,6 +162,11 @@ def test_a_second_run_repeats_nothing_and_a_changed_one_what_follows(good, tmp_p
     assert times == {p: p.stat().st_mtime_ns for p in Path().glob("diffuse_*")}
     own = {"command_line", "steps", "parameters"}
     assert {k: v for k, v in first.items() if k not in own} == {k: v for k, v in second.items() if k not in own}
+
+    pytest.importorskip("distributed", reason="NO WORKERS WITHOUT WORK NOT TESTED: install dask, distributed")
+    nowhere = ["executor=dask", "dask.scheduler=tcp://127.0.0.1:1", "dask.timeout=1"]
+    again = processed(*files(good), *nowhere)  # nothing to do: nobody looks for workers
+    assert [step["repeated"] for step in again["steps"]] == [False] * 4
 
     third = processed(*files(good), "merge.half_sets=frame")
     assert [step["repeated"] for step in third["steps"]] == [False, False, False, True]
@@ -210,7 +227,7 @@ def changed(good: Path, folder: Path, change) -> list:
 def shift_beam(experiment) -> None:
     for panel in experiment.detector:
         fast, slow, origin = (matrix.col(x) for x in (panel.get_fast_axis(), panel.get_slow_axis(), panel.get_origin()))
-        panel.set_frame(fast, slow, origin + 4 * panel.get_pixel_size()[0] * fast)
+        panel.set_frame(fast, slow, origin + 1.5 * panel.get_pixel_size()[0] * fast)  # spots are 3.7 apart
 
 
 def turn_crystal(experiment) -> None:
@@ -219,12 +236,23 @@ def turn_crystal(experiment) -> None:
 
 
 @pytest.mark.parametrize(
-    "change, words", [(shift_beam, "spots are 4.0 pixels from"), (turn_crystal, "no spots where they are predicted")]
+    "change, verdict, words",
+    [
+        (shift_beam, "doubtful", "the beam centre seems to be off by +1.5 pixels along the fast"),
+        (turn_crystal, "wrong", "is the orientation that of this crystal"),
+    ],
 )
-def test_models_that_are_not_those_of_the_images_are_doubtful(good, tmp_path, monkeypatch, change, words):
+def test_models_that_are_not_those_of_the_images_are_doubtful(
+    good, tmp_path, monkeypatch, capsys, change, verdict, words
+):
     monkeypatch.chdir(tmp_path)
-    record = processed(*changed(good, tmp_path, change), "grid.subdivide=1,1,1")
+    models = changed(good, tmp_path, change)
+    record = processed(*models, "grid.subdivide=1,1,1")
     assert record["verdict"] == "doubtful" and words in record["reasons"][0]
+    assert record["reasons"][0].startswith("experiment 0: ") and record["peaks"][0]["verdict"] == verdict
+    assert any(words in warning for warning in record["warnings"])
+    if verdict == "wrong":  # an error for those who want it
+        fails(run, [*models, *SHORT, "grid.subdivide=1,1,1", "integrate.geometry.check=error"], capsys, words=[words])
 
 
 def test_two_crystals_of_different_size(good, tmp_path, monkeypatch):
@@ -237,7 +265,7 @@ def test_two_crystals_of_different_size(good, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     record = processed(*files(good), *files(small))
     assert record["verdict"] == "good" and record["n_images_used"] == 60
-    assert len(record["spots"]) == 2
+    assert [(peaks["experiment"], peaks["verdict"]) for peaks in record["peaks"]] == [(0, "good"), (1, "good")]
 
 
 def test_a_folder_of_xia2_whose_images_have_moved(good, tmp_path, monkeypatch):
@@ -257,6 +285,12 @@ def test_a_folder_of_xia2_whose_images_have_moved(good, tmp_path, monkeypatch):
     assert record["verdict"] == "good"
     assert record["xia2"] == {"folder": str(tmp_path / "xia2"), "space_group": "P43212", "unit_cell": [78.5] * 6}
     assert any("/gone/visit/images" in warning and str(good) in warning for warning in record["warnings"])
+    assert not any("settled on" in warning for warning in record["warnings"])
+    for path, group, told in (("xia2.json", "P422", False), ("xia2.json", "P4", True), ("xia2.json", "none", False)):
+        settled["_crystals"]["DEFAULT"]["_scaler"]["_scalr_likely_spacegroups"] = [group]
+        (tmp_path / "xia2" / path).write_text(json.dumps(settled))
+        text = other_symmetry(find_sources([str(tmp_path / "xia2")]), sgtbx.space_group_info("P43212").group())
+        assert ("xia2 settled on P4, " in text) == told and bool(text) == told
 
 
 def fails_to_find(folder) -> str:
@@ -265,6 +299,18 @@ def fails_to_find(folder) -> str:
     )
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
     return done.stderr
+
+
+def test_a_folder_of_xia2_multiplex(good, tmp_path):
+    """scaled.expt and scaled.refl of all sweeps, beside those of clusters and of the steps before."""
+    both = ExperimentList.from_file(str(good / "simulated.expt"), check_format=False)
+    for name in ("scaled", "2_scaled", "symmetrized"):
+        both.as_file(str(tmp_path / f"{name}.expt"))
+        shutil.copy(good / "simulated.refl", tmp_path / f"{name}.refl")
+    (tmp_path / "xia2.multiplex.json").write_text("{}")
+    sources = find_sources([str(tmp_path)])
+    assert sources.files == (str(tmp_path / "scaled.expt"), str(tmp_path / "scaled.refl")) and sources.xia2 == {}
+    assert len(load_input(sources.files).experiments) == len(both)
 
 
 def test_images_that_moved_with_their_models_are_found(good, tmp_path, monkeypatch):
@@ -320,6 +366,18 @@ def test_a_record_that_breaks_the_schema_is_not_written(result):
     for key, value in (("verdict", "fine"), ("unit_cell", [1, 2]), ("d_min", "2"), ("outputs", [{"path": "a"}])):
         with pytest.raises(Exception, match=key):
             check_record({**record, key: value})
+
+
+def test_voxels_for_which_there_is_no_memory(good, monkeypatch):
+    data = load_input(files(good))
+    options = list(data.experiments), [data.reflections], 3.2
+    free, _ = choose_subdivision(*options)
+    needed = memory_needed(free, options[0], 3.2)
+    assert max(free) > 1 and memory_needed((1, 1, 1), options[0], 3.2) < needed
+    monkeypatch.setattr(choices, "total_memory", lambda: needed - 1)
+    fewer, choice = choose_subdivision(*options)
+    assert max(fewer) < max(free) and "GB of memory" in choice.reason
+    assert memory_needed(fewer, options[0], 3.2) < needed
 
 
 def test_flags_of_the_reflections_do_not_matter(good, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import time
@@ -10,6 +11,8 @@ from dataclasses import replace
 
 import pytest
 from helpers.checkout import ROOT
+
+from dials_diffuse.errors import DiffuseError
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -19,6 +22,8 @@ CASES = 24
 NAMES = (
     "map",
     "observations",
+    "shown map",
+    "shown observations",
     "experiments",
     "models",
     "reflections",
@@ -45,7 +50,7 @@ def all_readers(tmp_path_factory):
 @pytest.mark.parametrize("name", NAMES)
 def test_damaged_files(all_readers, name):
     """None crashes, hangs, ends in a traceback, or is taken for another one where checksums forbid it."""
-    (reader,) = (r for r in all_readers if name in r.name)
+    reader = next(r for r in all_readers if name in r.name)
     said: list = []
     outcomes = fuzz.fuzz(reader, CASES, first=1_000_000, report=said.append)
     assert sum(outcomes.values()) == CASES
@@ -55,7 +60,7 @@ def test_damaged_files(all_readers, name):
 
 def test_fuzzing_finds_faults(all_readers):
     """A reader that fails in each way is told from one that does not."""
-    (map_reader,) = (r for r in all_readers if "map" in r.name)
+    map_reader = next(r for r in all_readers if "map" in r.name)
 
     def fails(path):
         data = path.read_bytes()
@@ -105,3 +110,27 @@ def test_signals_full_disks_and_limits(folder, tmp_path, monkeypatch):
         code, errors, _ = limits.in_child(run, work)
         errors = "\n".join(line for line in errors.splitlines() if not line.startswith("Warning: "))
         assert limits.verdict(code, errors) in ("done", "refused"), (what, errors)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", ["map", "observations", "shown map"])
+@pytest.mark.parametrize(
+    "head", [b"\0\0" + bytes(14), b"\1\0" + bytes(6) + b"\xf0" + 7 * b"\xff"], ids=["free", "wraps"]
+)
+def test_texts_without_end(all_readers, tmp_path, name, head):
+    """HDF5 would walk through these heaps for ever, and no signal would stop it."""
+    reader = next(r for r in all_readers if name in r.name)
+    content = reader.path.read_bytes()
+    places = [m.start() for m in re.finditer(re.escape(b"GCOL\1\0\0\0"), content)]
+    assert places
+    for place in places:
+        path = tmp_path / reader.path.name
+        path.write_bytes(content[: place + 16] + head + content[place + 32 :])
+
+        def read(path=path):
+            with pytest.raises(DiffuseError, match="lengths of its texts are wrong") as error:
+                reader.read(path)
+            print(error.value, file=sys.stderr)
+
+        code, said, _ = limits.in_child(read, tmp_path, seconds=60)
+        assert code == 0 and path.name in said and len(said.splitlines()) == 1, said

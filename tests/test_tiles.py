@@ -178,6 +178,7 @@ def test_bricks_grow_in_mid_image(capacity, monkeypatch):
     job = fine_job(n_images=2, sampling=Sampling(oscillation=2))
     whole = in_tiles(job)
     monkeypatch.setattr(brick_table, "FIRST_CAPACITY", capacity)
+    monkeypatch.setattr(brick_table, "_used", [])
     monkeypatch.setattr(brick_table, "SIZE", 264)  # stops when the last 1024 of 1056 + capacity bricks begin
     table = brick_table.BrickTable(job.grid, job.n_sub_steps)
     assert len(table.panel(0).place) == capacity + 1056

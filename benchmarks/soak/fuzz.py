@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
+import math
 import os
 import resource
 import shutil
@@ -76,6 +78,7 @@ def _child(reader: Reader, numbers, pipe: int, expected: str, content: bytes) ->
         for number in numbers:
             print(json.dumps(["begin", number, folder]), file=out, flush=True)
             signal.alarm(SECONDS)
+            faulthandler.dump_traceback_later(2 * SECONDS, exit=True)  # a loop in C hears no signal
             outcome, message = one_case(reader, number, Path(folder), expected, content)
             signal.alarm(0)
             print(json.dumps(["end", outcome, message[-3000:]]), file=out, flush=True)
@@ -119,13 +122,15 @@ def fuzz(reader: Reader, n: int, first: int = 0, report=print) -> Counter:
 
 
 def fuzz_all(n: int, only: str = "", report=print) -> list:
-    """(name, outcomes, seconds) of each reader, ``n`` cases each."""
+    """(name, outcomes, seconds) of each reader, about ``n`` cases in all; after Ctrl-C those that are complete."""
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        for reader in make_readers(Path(folder)):
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(KeyboardInterrupt):
+        readers = make_readers(Path(folder))
+        each = n / sum(reader.share for reader in readers)
+        for reader in readers:
             if only in reader.name:
                 start = time.monotonic()
-                outcomes = fuzz(reader, n, report=report)
+                outcomes = fuzz(reader, math.ceil(each * reader.share), report=report)
                 rows.append((reader.name, outcomes, time.monotonic() - start))
                 report(f"{reader.name}: {dict(outcomes)}, {rows[-1][2]:.0f} s")
     return rows

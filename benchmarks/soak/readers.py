@@ -37,6 +37,7 @@ from dials_diffuse.files.record import read_json, write_record
 from dials_diffuse.models.covariance.covariance_phil import read_array
 from dials_diffuse.pipeline.sources import find_sources
 from dials_diffuse.pipeline.state import Done, Fingerprint, State
+from dials_diffuse.report.contents import file_contents
 from dials_diffuse.structure.atoms import load_structure
 from soak import mutate
 
@@ -53,6 +54,7 @@ class Reader:
     mutate : content of the file, random generator -> damaged content
     in_place : called with the path of a copy, damages it; takes turns with ``mutate``
     silent : may a damaged file be read as something else? False where checksums forbid it
+    share : of the cases, relative to the others; less for those that take long
     """
 
     name: str
@@ -61,6 +63,7 @@ class Reader:
     mutate: Callable
     in_place: Callable | None = None
     silent: bool = True
+    share: float = 1.0
 
 
 def _map(path):
@@ -87,6 +90,10 @@ def _image(path):
     return FormatCBFMini.get_imageset([str(path)]) and read_raw(FormatCBFMini.get_imageset([str(path)]), 0)
 
 
+def _pixels(path, name: str):
+    return read_map_file(str(path), name, "x")[0].all()
+
+
 def _state(path):
     state = State(Path(path))
     return state.finished("Merging", Fingerprint("1", {"a": "b"}, {"c": None}))
@@ -110,10 +117,11 @@ def make_readers(folder: Path) -> list:
     """All readers; their valid files are written into ``folder``."""
     rng = np.random.default_rng(0)
     write_map(folder / "map.nxs", example_map(), PROVENANCE)
-    grid = small_grid("P 1", (12, 12, 18, 90, 90, 90))
+    grid = small_grid("P 1", (8, 8, 12, 90, 90, 90))
     experiment = ExperimentSummary("id-1", (1, 10), (0.0, 0.1), 10, 1.0, 1, (100, 100), tuple(range(9)))
     bragg = np.zeros(20, BRAGG_DTYPE)
-    with write_observations(folder / "observations.h5", grid, [experiment], PROVENANCE) as writer:
+    observations = folder / "observations.h5"
+    with write_observations(observations, grid, [experiment], PROVENANCE) as writer:
         writer.append(observation_rows(grid, all_voxels(grid), np.ones(len(all_voxels(grid))), rng))
         writer.append_bragg(bragg, np.ones(20))
     names = write_images(folder, "image_", noise(0, 4))
@@ -144,8 +152,6 @@ def make_readers(folder: Path) -> list:
     )
     byte, text, tree = mutate.as_bytes, mutate.as_text, mutate.as_json
     return [
-        Reader("map .nxs", folder / "map.nxs", _map, byte, mutate.hdf5, silent=False),
-        Reader("observations .h5", folder / "observations.h5", _observations, byte, mutate.hdf5, silent=False),
         Reader("experiments .expt", folder / "sweep.expt", lambda p: len(load_input([str(p)]).experiments), tree),
         Reader("models of .expt", folder / "sweep.expt", lambda p: len(experiments_from_file(p)), tree),
         Reader(
@@ -155,8 +161,8 @@ def make_readers(folder: Path) -> list:
             byte,
         ),
         Reader("image .cbf", folder / "image_00002.cbf", _image, byte),
-        Reader("mask, pickled", folder / "pixels.mask", lambda p: read_map_file(str(p), "mask", "x")[0].all(), byte),
-        Reader("gain, pickled", folder / "gain.pickle", lambda p: read_map_file(str(p), "gain", "x")[0].all(), byte),
+        Reader("mask, pickled", folder / "pixels.mask", lambda p: _pixels(p, "mask"), byte, share=0.3),
+        Reader("gain, pickled", folder / "gain.pickle", lambda p: _pixels(p, "gain"), byte, share=0.3),
         Reader("coordinates .pdb", folder / "model.pdb", lambda p: load_structure(p).n_atoms, text),
         Reader("coordinates .cif", folder / "model.cif", lambda p: load_structure(p).n_atoms, text),
         Reader("small molecule .cif", folder / "small.cif", lambda p: load_structure(p).n_atoms, text),
@@ -165,6 +171,10 @@ def make_readers(folder: Path) -> list:
         Reader("state of a run", folder / "state.json", _state, tree),
         Reader("xia2.json", folder / "xia2" / "xia2.json", _xia2, tree),
         Reader("parameters .phil", folder / "some.phil", _program, text),
+        Reader("map .nxs", folder / "map.nxs", _map, byte, mutate.hdf5, silent=False, share=0.3),
+        Reader("observations .h5", observations, _observations, byte, mutate.hdf5, silent=False, share=0.3),
+        Reader("shown map .nxs", folder / "map.nxs", file_contents, byte, mutate.hdf5, share=0.3),
+        Reader("shown observations .h5", observations, file_contents, byte, mutate.hdf5, share=0.3),
     ]
 
 

@@ -1,8 +1,8 @@
 """Try to break the package: ``make soak``, or ``make soak SOAK="--cases 100000 --kills 200"``.
 
 Damaged files for every reader, signals at random moments, numbers that are far too large, full disks and other bad
-surroundings. Prints a table in Markdown, and everything that went wrong before it; exit code 1 if anything did.
-docs/trust.md has the last figures.
+surroundings. Prints a table in Markdown for each part, and before it what went wrong; exit code 1 if anything did.
+docs/trust.md has the last figures, which ``--write`` puts there.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / "tests"), str(HERE.paren
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from blocks import fill  # noqa: E402
+
 from soak.fuzz import OUTCOMES, fuzz_all  # noqa: E402
 from soak.kills import kills  # noqa: E402
 from soak.limits import limits  # noqa: E402
 from soak.surroundings import surroundings  # noqa: E402
 
+PAGE = HERE.parents[1] / "docs" / "trust.md"
 #: outcomes that are as they should be
 GOOD = {*OUTCOMES[:2], "clean", "ended", "done", "no memory"}
 
@@ -36,35 +39,55 @@ def row(name: str, outcomes: Counter, seconds: float) -> tuple:
     return f"| {name} | {sum(outcomes.values())} | {good} | {wrong} | {seconds:.0f} |", bad
 
 
+def damaged(options) -> list:
+    """What to try, outcomes and seconds of each reader, and of all together."""
+    rows = [(f"damaged {name}", *rest) for name, *rest in fuzz_all(options.cases, options.only, report=_say)]
+    return [*rows, ("all of these", sum((found for _, found, _ in rows), Counter()), sum(row[2] for row in rows))]
+
+
+def killed(options) -> list:
+    """The same of each program and signal."""
+    rows, start = [], time.monotonic()
+    for name, nproc, word, outcomes in kills(options.kills, report=_say):
+        rows.append((f"SIG{word} to {name}, {nproc} process{'es' * (nproc > 1)}", outcomes, time.monotonic() - start))
+        start = time.monotonic()
+    return [*rows, ("all of these", sum((found for _, found, _ in rows), Counter()), sum(row[2] for row in rows))]
+
+
+def huge(options) -> list:
+    return _by_program("a parameter of 10⁹", limits, options)
+
+
+def poor(options) -> list:
+    return _by_program("full disk, few files, bad names and folders", surroundings, options)
+
+
+def _by_program(what: str, function, options) -> list:
+    start = time.monotonic()
+    found = Counter(line[2] for line in function(options.only, report=_say))
+    return [(what, found, time.monotonic() - start)]
+
+
+PARTS = {"fuzz": damaged, "kills": killed, "limits": huge, "surroundings": poor}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=16_000, help="damaged files, of all readers together")
     parser.add_argument("--kills", type=int, default=56)
-    parser.add_argument("--parts", default="fuzz,kills,limits,surroundings")
+    parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--only", default="", help="readers, programs or parameters whose names have this")
+    parser.add_argument("--write", action="store_true", help="write the tables into docs/trust.md")
     options = parser.parse_args()
-    parts = options.parts.split(",")
-    rows = []
-    if "fuzz" in parts:
-        each = max(1, options.cases // 16)
-        rows += [(f"damaged {name}", *rest) for name, *rest in fuzz_all(each, options.only, report=_say)]
-    if "kills" in parts:
-        start = time.monotonic()
-        for name, nproc, word, outcomes in kills(options.kills, report=_say):
-            rows.append(
-                (f"SIG{word} to {name}, {nproc} process{'es' * (nproc > 1)}", outcomes, time.monotonic() - start)
-            )
-            start = time.monotonic()
-    for part, function in (("limits", limits), ("surroundings", surroundings)):
-        if part in parts:
-            start = time.monotonic()
-            found = Counter(line[2] for line in function(options.only, report=_say))
-            name = "a parameter of 10⁹" if part == "limits" else "full disk, few files, bad names and folders"
-            rows.append((name, found, time.monotonic() - start))
-    lines, faults = zip(*(row(*item) for item in rows))
-    print("\n| tried | cases | as it should be | faults | s |\n|---|---|---|---|---|")
-    print("\n".join(lines), flush=True)
-    return 1 if sum(faults) else 0
+    faults = 0
+    for part in options.parts.split(","):
+        lines, bad = zip(*(row(*item) for item in PARTS[part](options)))
+        faults += sum(bad)
+        table = ["", "| tried | cases | as it should be | faults | s |", "|---|---|---|---|---|", *lines, ""]
+        print("\n".join(table), flush=True)
+        if options.write:
+            fill(PAGE, f"soak {part}", table)
+    return 1 if faults else 0
 
 
 def _say(text: str) -> None:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import ast
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 from dials_diffuse.compat import available_cores
 from dials_diffuse.errors import CommandLineError, DiffuseError
-from dials_diffuse.parallel import Executor, make_executor
+from dials_diffuse.parallel import Executor, WhenNeeded, make_executor
 
-EXECUTOR_PHIL = """
+#: of programs whose work goes to threads of this computer, or to dask
+DASK_PHIL = """
 executor = *local dask
   .type = choice
-  .help = "Who reduces the images. local: nproc processes of this computer; dask: workers of dask, here or elsewhere."
-nproc = Auto
-  .type = int(value_min=1)
-  .help = "Processes on this computer. Auto: the cores that this job may use."
+  .help = "Who does the work that takes long. local: this computer; dask: workers of dask, here or elsewhere."
 dask {
   scheduler = None
     .type = str
@@ -50,17 +49,31 @@ dask {
 }
 """
 
+#: of programs that reduce images, in processes
+EXECUTOR_PHIL = (
+    """
+nproc = Auto
+  .type = int(value_min=1)
+  .help = "Processes on this computer. Auto: the cores that this job may use."
+"""
+    + DASK_PHIL
+)
 
-def executor_from_phil(params) -> AbstractContextManager[Executor]:
+
+def executor_from_phil(params, nproc: int = 1) -> AbstractContextManager[Executor]:
     """The executor that the parameters of EXECUTOR_PHIL ask for, to be used in a ``with`` block.
+
+    Workers of dask are started when the first work comes.
+
+    nproc : of this computer, if it is there that work is done
 
     Raises
     ------
     DiffuseError
-        If dask is not installed, or a parameter of it is wrong; the block raises what :func:`dask_executor` does.
+        If dask is not installed, or a parameter of it is wrong; the first work raises what :func:`dask_executor` does.
     """
     if params.executor == "local":
-        return nullcontext(make_executor(params.nproc if isinstance(params.nproc, int) else available_cores()))
+        return nullcontext(make_executor(nproc))
     try:
         from dials_diffuse.clusters import DaskParameters
         from dials_diffuse.distributed import dask_executor
@@ -80,7 +93,12 @@ def executor_from_phil(params) -> AbstractContextManager[Executor]:
         options=tuple(parse_option(text) for text in dask.options or [] if text),
         timeout=dask.timeout,
     )
-    return dask_executor(parameters)
+    return WhenNeeded(partial(dask_executor, parameters))
+
+
+def processes(params) -> int:
+    """What ``nproc`` of EXECUTOR_PHIL says."""
+    return params.nproc if isinstance(params.nproc, int) else available_cores()
 
 
 def parse_option(text: str) -> tuple:

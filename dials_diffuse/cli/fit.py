@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from libtbx.phil import parse
 
+from dials_diffuse.cli.executor import DASK_PHIL, executor_from_phil
 from dials_diffuse.cli.fit_models import files_from_phil, parameters_from_phil, requests_from_phil
 from dials_diffuse.cli.model import sort_files
 from dials_diffuse.cli.model_scope import FORM_FACTOR_PHIL, SCOPES_PHIL
@@ -127,6 +128,7 @@ profile = True
 """
     + SCOPES_PHIL
     + FORM_FACTOR_PHIL
+    + DASK_PHIL
     + """
 statistics.n_shells = 10
   .type = int(value_min=1, value_max=10000)
@@ -184,7 +186,8 @@ def main(params, files, provenance, warnings) -> None:
     logger.info(
         "Structure: %s, %d atoms, %s", coordinates, structure.n_atoms, structure.crystal_symmetry.space_group_info()
     )
-    result = fit_map(data, structure, requests, parameters, track, map_path)
+    with executor_from_phil(params) as executor:
+        result = fit_map(data, structure, requests, parameters, track, map_path, executor)
     log_result(result)
     provenance = replace(provenance, inputs=(str(coordinates), str(map_path)))
     write_result(result, files_from_phil(params), provenance, warnings, secondary_structure(coordinates))

@@ -19,7 +19,7 @@ import re
 from iotbx.phil import parse
 from libtbx import Auto
 
-from dials_diffuse.cli.executor import EXECUTOR_PHIL, executor_from_phil
+from dials_diffuse.cli.executor import EXECUTOR_PHIL, executor_from_phil, processes
 from dials_diffuse.cli.program import run_program, track
 from dials_diffuse.errors import CommandLineError
 from dials_diffuse.experiment.load import load_experiments, load_input
@@ -158,7 +158,7 @@ def _main(params, files, provenance, warnings) -> None:
     excluded = parse_exclude_images(params.exclude_images)
     data = load_input(files, excluded, params.images.root)
     background = [e for path in params.background or [] if path for e in load_experiments(path, params.images.root)]
-    with executor_from_phil(params) as executor:
+    with executor_from_phil(params, processes(params)) as executor:
         result = integrate(
             data.experiments,
             parameters,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from libtbx.phil import parse
 
+from dials_diffuse.cli.executor import DASK_PHIL, executor_from_phil
 from dials_diffuse.cli.model_scope import FORM_FACTOR_PHIL, MODEL_PHIL, automatic_orders, model_from_phil
 from dials_diffuse.cli.program import flag, run_program
 from dials_diffuse.errors import CommandLineError, DiffuseError
@@ -51,6 +52,7 @@ selection = None
   .help = "Atoms to use, in the syntax of cctbx, e.g. 'not element H'. Default: all."
 {MODEL_PHIL}
 {FORM_FACTOR_PHIL}
+{DASK_PHIL}
 """
     + """
 voxels = *auto mean centre
@@ -100,16 +102,18 @@ def main(params, files, provenance, warnings) -> None:
         "Structure: %s, %d atoms, %s", coordinates, structure.n_atoms, structure.crystal_symmetry.space_group_info()
     )
     grid = grid_from_phil(params, data, structure)
-    found = compute_model(
-        structure,
-        grid,
-        model,
-        data,
-        params.voxels,
-        params.wavelength,
-        automatic_orders(params, model.name),
-        params.statistics.n_shells,
-    )
+    with executor_from_phil(params) as executor:
+        found = compute_model(
+            structure,
+            grid,
+            model,
+            data,
+            params.voxels,
+            params.wavelength,
+            automatic_orders(params, model.name),
+            params.statistics.n_shells,
+            executor,
+        )
     result, comparison = found.map, found.comparison
     if comparison is not None:
         logger.info("Agreement of %s with the model:\n\n%s\n", map_path, format_comparison(comparison))

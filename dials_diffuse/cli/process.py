@@ -10,11 +10,10 @@ from pathlib import Path
 from libtbx.phil import parse
 
 from dials_diffuse.cli import fit, integrate, merge, scale
-from dials_diffuse.cli.executor import EXECUTOR_PHIL, executor_from_phil
+from dials_diffuse.cli.executor import EXECUTOR_PHIL, executor_from_phil, processes
 from dials_diffuse.cli.fit_models import parameters_from_phil as fit_parameters_from_phil
 from dials_diffuse.cli.fit_models import requests_from_phil
 from dials_diffuse.cli.program import run_program, track
-from dials_diffuse.compat import available_cores
 from dials_diffuse.errors import CommandLineError, DiffuseError
 from dials_diffuse.pipeline.process import process
 from dials_diffuse.pipeline.process_parameters import ProcessFiles, ProcessParameters
@@ -47,6 +46,14 @@ _STEPS = (
     (merge, ("reference",)),
     (fit, ("map", "selection")),
 )
+
+
+#: for the verdict, not the end of the work
+_CHECKS = """
+integrate.geometry.check = warn
+scale.symmetry.check = warn
+merge.symmetry.check = warn
+"""
 
 
 def _phil_of_steps() -> str:
@@ -103,12 +110,15 @@ output {
   html = dials.diffuse_process.html
     .type = path
     .help = "A page with what all steps found, which any browser opens without a network; None for no such file."
+  png = dials.diffuse_process.png
+    .type = path
+    .help = "A small picture of the map, 400 pixels, for lists of results; None for no such file."
   log = dials.diffuse_process.log
     .type = path
     .help = "The log file; None for no such file."
 }
 """
-)
+).fetch(parse(_CHECKS))
 
 
 def parameters_from_phil(params) -> ProcessParameters:
@@ -175,7 +185,7 @@ def place_outputs(params) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DiffuseError(f"output.directory={folder}: no folder ({error.strerror}); choose another") from None
-    for name in ("json", "html", "log"):
+    for name in ("json", "html", "png", "log"):
         value = getattr(output, name)
         if value and not Path(value).is_absolute():
             setattr(output, name, str(Path(folder) / f"{prefix}{value}"))
@@ -183,14 +193,15 @@ def place_outputs(params) -> None:
 
 def main(params, files, provenance, warnings) -> None:
     """Process ``files`` and write what ``params.output`` asks for."""
-    nproc = params.nproc if isinstance(params.nproc, int) else available_cores()
+    nproc = processes(params)
     parameters = parameters_from_phil(params)
     sources = find_sources(files)
     provenance = replace(provenance, inputs=tuple(files))
     output = ProcessFiles(params.output.directory or ".", params.output.prefix or "")
-    with executor_from_phil(params) as executor:
+    with executor_from_phil(params, nproc) as executor:
         result = process(sources, parameters, output, provenance, warnings, executor, nproc, track)
-    write_process(result, params.output.json, params.output.html, provenance, warnings)
+    names = params.output
+    write_process(result, names.json, names.html, names.png, provenance, warnings)
     if result.verdict.word == "doubtful":
         logger.info(
             "Look at the report before using the map: %s", shlex.quote(params.output.html or params.output.json)

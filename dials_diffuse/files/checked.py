@@ -17,7 +17,8 @@ import numpy as np
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.files.checksum import CHECKSUM, header_checksum
 from dials_diffuse.files.columns import Column
-from dials_diffuse.files.hdf5 import open_schema
+from dials_diffuse.files.hdf5 import guarded, open_schema
+from dials_diffuse.files.together import where_is
 from dials_diffuse.memory import check_memory
 
 
@@ -42,8 +43,10 @@ class CheckedFile:
         self._found: dict = {}
         try:
             with self.reading("the head of the file"):
-                stored = self._handle.attrs.get(CHECKSUM)  # older versions have none
-                if stored is not None and stored != header_checksum(self._handle):
+                with guarded(where_is(path)) as head:
+                    stored = head.attrs.get(CHECKSUM)  # older versions have none
+                    found = header_checksum(head)  # whether or not: it passes all texts
+                if stored not in (None, found):
                     raise ValueError(
                         f"its texts, single values or layout changed after it was written; if that was on purpose, "
                         f"delete the root attribute {CHECKSUM}"

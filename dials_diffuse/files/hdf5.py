@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,6 +98,72 @@ def create_hdf5(path, schema: str) -> Iterator[NewFile]:
             handle.check()
 
 
+class _Source(io.FileIO):
+    """What HDF5 reads texts from; those with which it would never end are hidden from it, and remembered.
+
+    HDF5 keeps texts in heaps. It walks through a heap from one length to the next, and a damaged length can be none.
+    """
+
+    damaged: bool = False
+
+    def readinto(self, buffer) -> int:
+        view = memoryview(buffer).cast("B")
+        start, n = self.tell(), 0
+        while n < len(view):
+            read = super().readinto(view[n:])
+            if not read:
+                break
+            n += read
+        around = os.pread(self.fileno(), n + 2 * len(_HEAP), max(start - len(_HEAP), 0))
+        place = around.find(_HEAP)
+        while place >= 0:
+            if not self._heap_ends(place + max(start - len(_HEAP), 0)):
+                self.damaged = True
+                view[:n] = bytes(n)
+            place = around.find(_HEAP, place + 1)
+        return n
+
+    def _heap_ends(self, place: int) -> bool:
+        """Does a walk through the heap at this place of the file come to its end?
+
+        Source: HDF5 File Format Specification 3.0, III.E (Disk Format: Level 1E - Global Heap)
+        """
+        size = int.from_bytes(os.pread(self.fileno(), 8, place + len(_HEAP)), "little")
+        heap = os.pread(self.fileno(), min(size, os.fstat(self.fileno()).st_size), place)
+        at = 16
+        while at + 16 <= len(heap):
+            length = int.from_bytes(heap[at + 8 : at + 16], "little")
+            step = (
+                length if heap[at : at + 2] == b"\0\0" else 16 + (length + 7) // 8 * 8
+            )  # 0: the free space, with its head
+            if step <= 0 or step > len(heap) - at:
+                return False
+            at += step
+        return True
+
+
+@contextlib.contextmanager
+def guarded(path) -> Iterator[h5py.File]:
+    """Yield a file for its texts, attributes and layout; what passes here may be read with HDF5 itself.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read.
+    ValueError
+        If it is damaged so that HDF5 would never end.
+    """
+    with _Source(path, "r") as source:
+        try:
+            with h5py.File(source, "r") as handle:
+                yield handle
+        except Exception:
+            if not source.damaged:
+                raise
+        if source.damaged:
+            raise ValueError("lengths of its texts are wrong")
+
+
 def write_root(handle: h5py.File, schema: str) -> None:
     """Root attributes that every file of the project carries."""
     handle.attrs["creator"] = "dials_diffuse"
@@ -124,10 +191,10 @@ def open_schema(path, schema: str) -> h5py.File:
     except OSError as error:
         raise DiffuseError(f"{path}: {_reason(path, error)}") from None
     try:
-        found = str(handle.attrs.get("schema", "none"))
-    except Exception as error:  # h5py has no common class for what it raises on damaged files
+        found = _schema_in(path, place)
+    except DiffuseError:
         handle.close()
-        raise DiffuseError(f"{path}: damaged ({' '.join(str(error).split())}); write it again") from None
+        raise
     if found != schema:
         handle.close()
         raise DiffuseError(
@@ -147,12 +214,20 @@ def schema_of(path) -> str:
     path = Path(path)
     if not path.exists():
         raise DiffuseError(f"{path}: no such file")
+    reason = why_not_opened(path)
+    if reason:
+        raise DiffuseError(f"{path}: {reason}")
+    return _schema_in(path, path)
+
+
+def _schema_in(path: Path, place: Path) -> str:
+    """The schema of a file that can be opened; ``path`` is its name in messages."""
     try:
-        with h5py.File(path, "r") as handle:
-            found = handle.attrs.get("schema", "none")
+        with guarded(place) as head:
+            found = head.attrs.get("schema", "none")
             return found.decode() if isinstance(found, bytes) else str(found)
-    except OSError as error:
-        raise DiffuseError(f"{path}: {_reason(path, error)}") from None
+    except Exception as error:  # h5py has no common class for what it raises on damaged files
+        raise DiffuseError(f"{path}: damaged ({' '.join(str(error).split())}); write it again") from None
 
 
 def is_hdf5(path) -> bool:
@@ -163,6 +238,9 @@ def is_hdf5(path) -> bool:
     except OSError:
         return Path(path).suffix in (".h5", ".hdf5", ".nxs")
 
+
+#: begin of a heap of texts, with its version
+_HEAP = b"GCOL\x01\0\0\0"
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 

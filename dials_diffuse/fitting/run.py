@@ -24,7 +24,7 @@ from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.maps.units import ELECTRON_DIFFRACTION, ELECTRONS
 from dials_diffuse.models.checks import lacking_symmetry
 from dials_diffuse.models.map_setting import in_map_setting
-from dials_diffuse.parallel import Progress, quiet
+from dials_diffuse.parallel import SERIAL, Executor, Progress, quiet
 from dials_diffuse.structure.crystal import Structure
 
 logger = logging.getLogger("dials.diffuse.fit")
@@ -79,6 +79,7 @@ def fit_map(
     parameters: FitParameters | None = None,
     progress: Progress = quiet,
     source: str = "the map",
+    executor: Executor = SERIAL,
 ) -> FitResult:
     """Fit models to a map and compare them.
 
@@ -90,6 +91,7 @@ def fit_map(
     parameters : by default those of a FitParameters
     progress : ``progress(items, total, label)`` passes items through and shows how far they are
     source : what messages call the map
+    executor : evaluates models that take long, in blocks of voxels; the result does not depend on it
 
     Raises
     ------
@@ -140,7 +142,7 @@ def fit_map(
     _tell_voxels(voxels, parameters)
     means = parameters.voxels == "mean" or (parameters.voxels == "auto" and not data.at_centres)
     models, pairs = _fitted(
-        requests, Preparation(voxels, structure, means, parameters.wavelength), parameters, progress
+        requests, Preparation(voxels, structure, means, parameters.wavelength, executor), parameters, progress
     )
     fits = (*models, *pairs)
     choice = choose(fits, voxels)
@@ -155,7 +157,10 @@ def fit_map(
 def _fitted(requests, preparation: Preparation, parameters: FitParameters, progress: Progress) -> tuple:
     """Fits of models, and of pairs, as in FitResult."""
     kernels = {request.kernel.name: request.kernel for request in requests}
-    candidates = [preparation.candidate(r) for r in progress(kernels.values(), len(kernels), "preparing")]
+    whole = {request.kernel.name for request in requests if request.pairs}
+    candidates = [
+        preparation.candidate(r, r.name in whole) for r in progress(kernels.values(), len(kernels), "preparing")
+    ]
     data, options = preparation.data, parameters.options
     models = fit_with_enough_orders(data, candidates, options, preparation.prepare, progress)
     found = {fit.name: (fit, candidate.prepared.groups) for fit, candidate in zip(models, candidates)}

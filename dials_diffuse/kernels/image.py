@@ -8,6 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from dials_diffuse.kernels.jit import njit
+from dials_diffuse.kernels.vectors import fetch
+
+_AHEAD = 24  # pixels; so far ahead memory is asked for what is scattered in it
 
 
 class Pixels(NamedTuple):
@@ -122,11 +125,17 @@ def gather_rates(raw, bragg, image, reading, sample, mine, norm, rates):
 
     Parameters
     ----------
-    raw, bragg, image, reading : as in Pixels, and Reading of the panel
+    raw, bragg, image, reading : as in Pixels, and Reading of the panel; contiguous
     sample : (n, 2) int32, y and x of the pixels; mine : (m,) int64, which of them lie in this panel
     norm : (n,) float64 c; rates : (n,) float64, written
     """
-    for j in range(mine.shape[0]):
+    nx = raw.shape[1]
+    n = mine.shape[0]
+    for j in range(n):
+        ahead = mine[min(j + _AHEAD, n - 1)]
+        place = np.uint64(sample[ahead, 0] * nx + sample[ahead, 1])
+        fetch(raw, place)
+        fetch(bragg, place)
         i = mine[j]
         y, x = sample[i, 0], sample[i, 1]
         value = raw[y, x]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from functools import update_wrapper
+from functools import cached_property, update_wrapper
 from pkgutil import resolve_name
 
 _lock = threading.RLock()
@@ -41,6 +41,24 @@ def njit(function) -> Kernel:
     return kernel
 
 
+class Intrinsic:
+    """A function that writes instructions for numba where kernels call it; see ``numba.extending.intrinsic``."""
+
+    def __init__(self, function):
+        self.function = function
+
+    @cached_property
+    def dispatcher(self):
+        from numba.extending import intrinsic as of_numba
+
+        return of_numba(self.function)
+
+
+def intrinsic(function) -> Intrinsic:
+    """``numba.extending.intrinsic``, imported when the first kernel is called."""
+    return Intrinsic(function)
+
+
 def load_numba() -> None:
     """Hand all kernels to numba. Worth a call before processes are forked, which would each import it."""
     with _lock:
@@ -51,7 +69,7 @@ def load_numba() -> None:
             kernel.dispatcher = _dispatcher(numba, kernel.function)
         for kernel in kernels:  # kernels that call each other are compiled together
             names = kernel.function.__globals__
-            names.update({k: v.dispatcher for k, v in names.items() if isinstance(v, Kernel)})
+            names.update({k: v.dispatcher for k, v in names.items() if isinstance(v, (Kernel, Intrinsic))})
         del _waiting[: len(kernels)]
 
 

@@ -12,9 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from dials_diffuse.kernels.accumulate import BRAGG, OFF_GRID, OUTLIER, UNTRUSTED, USED, is_outlier
-from dials_diffuse.kernels.bricks import new_brick, voxel_of
+from dials_diffuse.kernels.bricks import N_COLUMNS, new_brick, voxel_of
 from dials_diffuse.kernels.jit import njit
 from dials_diffuse.kernels.tile_cells import (
+    CELL_SIZE,
     CELL_WORDS,
     CUBIC,
     MAX_CELL_BITS,
@@ -30,18 +31,18 @@ from dials_diffuse.kernels.tile_cells import (
     enter,
     find_voxels,
     packing,
-    reach,
     run_starts,
-    running_sums,
 )
+from dials_diffuse.kernels.vectors import running_sums
 
-LOWEST_BASE = -(1 << 16)  # of the values of a tile, where nothing else limits them
+LOWEST = -(1 << 16)  # counted value of a tile, where nothing else limits them
+BELOW = 1 << (VALUE_BITS - 1)  # so far below the lowest counted value there is room for those that pass the exact tests
 
 
 class Tiles(NamedTuple):
     """One panel in tiles, from the corner of the first pixel; those at the far edges may be cut.
 
-    directions : (ty, tx, 3, CUBIC) float64, polynomials of (x - 15.5, y - 7.5), x and y pixels within the tile, with
+    directions : (ty, 3, CUBIC, tx) float64, polynomials of (x - 15.5, y - 7.5), x and y pixels within the tile, with
         the terms 1, x, y, x², xy, y², x³, x²y, xy², y³
     corrections : (ty, tx, 3, 6) float64, of c, 1/c and 1/c²; polynomials of (x, y)
     c_range : (ty, tx, 2) float64, smallest and largest c
@@ -78,18 +79,18 @@ def _counted_values(first, last, c_low, c_high, low, high, rates, thresholds, ex
         if root * root > 0.375 and root > 0.0:
             bottom = (root * root - 0.375) * (1.0 + 1e-9) * gain + pedestal
             lowest = max(lowest, np.int64(math.ceil(min(bottom, 2e9))))
-    lowest = max(lowest, LOWEST_BASE)
+    lowest = max(lowest, LOWEST)
     return lowest, min(highest, lowest + (1 << VALUE_BITS) - 1)
 
 
 @njit
-def _mask(raw, bad, bragg, image, y0, bases, spans, low, trusted_span, value, facts):
+def _mask(raw, bad, bragg, image, y0, bases, firsts, spans, low, trusted_span, value, facts):
     """Which pixels of a row of tiles count, and what.
 
     Parameters
     ----------
     raw, bad, bragg, image : as in Pixels; y0 : first row of pixels
-    bases, spans : (tiles,) uint32; counted are base + (0 .. span)
+    bases, firsts, spans : (tiles,) uint32; counted are first + (0 .. span), and written relative to base
     low, trusted_span : uint32; trusted are low + (0 .. trusted_span)
     value : (tiles, SIZE) int32, written: 2 (raw - base) + 1 where the pixel counts, else 0
     facts : (tiles, 3) int64, written: pixels that count, pixels covered by Bragg peaks, nonzero if a pixel must be
@@ -109,34 +110,35 @@ def _mask(raw, bad, bragg, image, y0, bases, spans, low, trusted_span, value, fa
         first = v * np.uint64(TILE_X)
         for t in range(np.uint64(len(bases))):
             x0 = t * np.uint64(TILE_X)
-            base, span = bases[t], spans[t]
+            base, lowest, span = bases[t], firsts[t], spans[t]
             n_counted = np.int32(0)
             n_covered = np.int32(0)
             strange = np.int32(0)
             for u in range(np.uint64(min(TILE_X, nx - np.int64(x0)))):
                 x = x0 + u
                 r = np.uint32(raw[y, x])
-                d = np.uint32(r - base)
                 trusted = np.int32(np.uint32(r - low) <= trusted_span)
                 usable = np.int32(bad[y, x] == np.uint8(0))
                 covered = np.int32(bragg[y, x] == image)
                 free = np.int32(usable & np.int32(covered ^ np.int32(1)))
-                count = np.int32(np.int32(free & np.int32(d <= span)) & trusted)
+                count = np.int32(np.int32(free & np.int32(np.uint32(r - lowest) <= span)) & trusted)
                 strange |= np.int32(np.int32(usable & np.int32(trusted ^ np.int32(1))) | np.int32(free ^ count))
                 n_counted = np.int32(n_counted + count)
                 n_covered = np.int32(n_covered + np.int32(np.int32(usable & covered) & trusted))
-                value[t, first + u] = np.int32(np.int32(np.int32(d) * np.int32(2)) + np.int32(1)) & np.int32(-count)
+                value[t, first + u] = np.int32(
+                    np.int32(np.int32(np.uint32(r - base)) * np.int32(2)) + np.int32(1)
+                ) & np.int32(-count)
             facts[t, zero] += n_counted
             facts[t, one] += n_covered
             facts[t, two] |= strange
 
 
 @njit
-def _look(pixels, reading, norm, guard, tile, y0, x0, base, span, value, special, fates):
+def _look(pixels, reading, norm, guard, tile, y0, x0, base, value, special, fates):
     """The exact tests for the pixels of a tile that :func:`_mask` could not count.
 
     pixels, reading, norm, guard : as in add_tiles; tile : uint64, column of the tile; y0, x0 : its first pixel
-    base, span : as in _mask, int64; value : (tiles, SIZE) of _mask, changed
+    base : as in _mask, int64; value : (tiles, SIZE) of _mask, changed
     special : (SIZE,) int64, written: places of pixels to be added one by one, because they are so bright
     fates : (2,) int64, incremented by pixels that are not trusted and by outliers
 
@@ -149,14 +151,14 @@ def _look(pixels, reading, norm, guard, tile, y0, x0, base, span, value, special
     for v in range(min(TILE_Y, ny - y0)):
         for u in range(min(TILE_X, nx - x0)):
             y, x = y0 + v, x0 + u
-            raw = pixels.raw[y, x]
-            if pixels.bad[y, x] != 0:
+            place = v * TILE_X + u
+            if value[tile, place] != 0 or pixels.bad[y, x] != 0:
                 continue
+            raw = pixels.raw[y, x]
             if not (reading.low <= raw <= reading.high):
                 fates[0] += 1
                 continue
-            d = np.int64(raw) - base
-            if pixels.bragg[y, x] == pixels.number or 0 <= d <= span:
+            if pixels.bragg[y, x] == pixels.number:
                 continue
             shell = guard.shell[y, x]
             limit = guard.threshold[shell]
@@ -165,7 +167,7 @@ def _look(pixels, reading, norm, guard, tile, y0, x0, base, span, value, special
                 fates[1] += 1
                 continue
             n_counted += 1
-            place = v * TILE_X + u
+            d = np.int64(raw) - base
             if 0 <= d < (1 << VALUE_BITS):
                 value[tile, place] = 2 * d + 1
             else:
@@ -241,21 +243,26 @@ def add_tiles(pixels, reading, norm, guard, view, steps, tiles, bricks, n_bricks
     capacity = places.shape[0] - 1
     rows, columns = exact.shape
     value, facts = np.empty((columns, SIZE), dtype=np.int32), np.empty((columns, 3), dtype=np.int64)
-    bases, spans = np.empty(columns, dtype=np.uint32), np.empty(columns, dtype=np.uint32)
-    word, running = np.empty((2, SIZE), dtype=np.int64), np.empty((2, SIZE + 1), dtype=np.int64)
-    cell = np.empty(SIZE, dtype=np.int32)
-    start, filled = np.empty(SIZE + 1, dtype=np.int64), np.empty(SIZE + 1, dtype=np.int64)
+    bases, firsts = np.empty(columns, dtype=np.uint32), np.empty(columns, dtype=np.uint32)
+    spans = np.empty(columns, dtype=np.uint32)
+    running = np.empty(4 * (SIZE + 1), dtype=np.int64)
+    cell = np.zeros(SIZE + 1, dtype=np.int32)
+    start, filled = np.empty(SIZE + 8, dtype=np.int64), np.empty(SIZE + 1, dtype=np.int64)
     special = np.empty(SIZE, dtype=np.int64)
-    found, words = np.empty((SIZE, 2), dtype=np.uint64), np.empty((CELL_WORDS, SIZE), dtype=np.int64)
-    out = np.empty((8, SIZE))
-    cells = np.zeros((1 << MAX_CELL_BITS, 8), dtype=np.int64)
+    found, words = np.empty((SIZE, 2), dtype=np.uint64), np.zeros(CELL_WORDS * SIZE, dtype=np.int64)
+    out = np.empty(N_COLUMNS * SIZE)
+    cells = np.zeros(CELL_SIZE << MAX_CELL_BITS, dtype=np.int64)
     fates = np.zeros(2, dtype=np.int64)
-    position = np.empty((4, SIZE), dtype=np.int64)
-    middle = np.empty(TILE_X, dtype=np.float32)
-    packing(position, middle)
-    q, along = np.empty((3, CUBIC)), np.empty((1, CUBIC))
+    table, factors = np.empty(4 * TILE_X, dtype=np.int64), np.empty(CELL_SIZE * TILE_Y, dtype=np.int64)
+    middle, along_rows = np.empty(TILE_X, dtype=np.float32), np.empty(3 * 4 * TILE_Y, dtype=np.float32)
+    packing(table, factors, middle)
+    q, q_far = np.empty((3 * n_steps, CUBIC, columns)), np.empty((3 * n_steps, columns))
+    along, along_far = np.empty((1, CUBIC, columns)), np.empty((1, columns))
     origin, bits, shape = np.empty(3, dtype=np.int64), np.empty(3, dtype=np.int64), np.empty(3, dtype=np.int64)
-    shift = np.empty(3)
+    shifts = np.empty((n_steps, 3))
+    for sub in range(n_steps):
+        for a in range(3):
+            shifts[sub, a] = 0.5 + extent[a] - origins[sub, a]
     n_used = n_bragg = n_off_grid = 0
     tile = first_tile
     room = capacity - SIZE * n_steps
@@ -279,10 +286,25 @@ def add_tiles(pixels, reading, norm, guard, view, steps, tiles, bricks, n_bricks
             )
             if last < first:  # no value is certain: the only one that is not looked at is one that is not trusted
                 first = last = int_high + 1 if int_high < 2147483647 else int_low - 1
-            bases[tx], spans[tx] = np.uint32(first), np.uint32(last - first)
+            base = max(int_low, first - BELOW)
+            last = min(last, base + (1 << VALUE_BITS) - 1)
+            bases[tx], firsts[tx], spans[tx] = np.uint32(base), np.uint32(first), np.uint32(last - first)
         _mask(
-            raw, bad, bragg, number, y0, bases, spans, np.uint32(int_low), np.uint32(int_high - int_low), value, facts
+            raw,
+            bad,
+            bragg,
+            number,
+            y0,
+            bases,
+            firsts,
+            spans,
+            np.uint32(int_low),
+            np.uint32(int_high - int_low),
+            value,
+            facts,
         )
+        combine(polynomials, ty, matrices.reshape((3 * n_steps, 3)), shifts.reshape(3 * n_steps), q, q_far)
+        combine(polynomials, ty, axis.reshape((1, 3)), np.zeros(1), along, along_far)
         for t in range(tile % columns, columns):
             if n_bricks > room:
                 break
@@ -294,40 +316,25 @@ def add_tiles(pixels, reading, norm, guard, view, steps, tiles, bricks, n_bricks
             n_bragg += facts[tx, 1]
             n_special = 0
             if facts[tx, 2] != 0:
-                more, n_special = _look(
-                    pixels, reading, norm, guard, tx, y0, x0, base, np.int64(spans[tx]), value, special, fates
-                )
+                more, n_special = _look(pixels, reading, norm, guard, tx, y0, x0, base, value, special, fates)
                 n_counted += more
             if n_counted == 0:
                 continue
             n_used += n_counted
             whole = exact[ty, tx] == 0
             if whole:
-                running_sums(value, tx, position, word, running)
-            combine(polynomials, ty, tx, np.uint64(0), axis[0], axis[1], axis[2], 0.0, along)
-            mixed = abs(along[0, 0]) <= reach(along, np.uint64(0))
-            entering = np.uint64(1) if along[0, 0] > 0.0 and not mixed else np.uint64(0)
+                running_sums(value, tx * np.uint64(SIZE), np.uint64(SIZE), table, running)
+            mixed = abs(along[0, 0, tx]) <= along_far[0, tx]
+            entering = np.uint64(1) if along[0, 0, tx] > 0.0 and not mixed else np.uint64(0)
             for sub in range(n_steps):
                 outside = 0
                 inside = True
-                for a in range(3):
-                    shift[a] = 0.5 + extent[a] - origins[sub, a]
+                first_axis = np.uint64(3 * sub)
                 fits = whole
                 if fits:
                     for a in range(np.uint64(3)):
-                        combine(
-                            polynomials,
-                            ty,
-                            tx,
-                            a,
-                            matrices[sub, a, 0],
-                            matrices[sub, a, 1],
-                            matrices[sub, a, 2],
-                            shift[a],
-                            q,
-                        )
-                        far = reach(q, a) + 1e-5
-                        low_end, high_end = math.floor(q[a, 0] - far), math.floor(q[a, 0] + far)
+                        middle_at, far = q[first_axis + a, 0, tx], q_far[first_axis + a, tx] + 1e-5
+                        low_end, high_end = math.floor(middle_at - far), math.floor(middle_at + far)
                         origin[a] = np.int64(low_end)
                         bits[a] = 0
                         while (np.int64(high_end) - origin[a]) >> bits[a] > 0:
@@ -338,11 +345,11 @@ def add_tiles(pixels, reading, norm, guard, view, steps, tiles, bricks, n_bricks
                     shape[2] = shape[0] + bits[0]
                     fits = shape[2] + mixed <= MAX_CELL_BITS
                 if fits:
-                    cells_of_pixels(q, origin, shape[0], shape[1], middle, cell)
+                    cells_of_pixels(q, first_axis, tx, origin, shape[0], shape[1], middle, along_rows, cell)
                     if mixed:
-                        enter(along, np.int32(1 << shape[2]), cell)
+                        enter(along, tx, np.int32(1 << shape[2]), cell)
                     n_runs = run_starts(cell, start)
-                    n_filled = add_runs(running, cell, start, n_runs, cells, filled)
+                    n_filled = add_runs(running, factors, cell, start, n_runs, cells, filled)
                     n_bricks, n_cells, outside = find_voxels(
                         cells,
                         filled,
@@ -358,12 +365,13 @@ def add_tiles(pixels, reading, norm, guard, view, steps, tiles, bricks, n_bricks
                         first_place,
                         n_bricks,
                         entering,
+                        half,
                         found,
                         words,
                     )
                     at = x0 + offset[0], y0 + offset[1], angles[sub]
-                    cell_sums(words, n_cells, c_polynomials, ty, tx, (base - pedestal, gain, exposure), at, out)
-                    add_cells(sums, seen, found, n_cells, out, half, image, w)
+                    cell_sums(words, n_cells, c_polynomials, ty, tx, (base - pedestal, gain, exposure), at, w, out)
+                    add_cells(sums, seen, found, n_cells, out, half, image)
                 n_alone = n_special
                 if not fits:
                     for k in range(SIZE):
@@ -373,7 +381,7 @@ def add_tiles(pixels, reading, norm, guard, view, steps, tiles, bricks, n_bricks
                 for k in range(n_alone):
                     y, x = y0 + special[k] // TILE_X, x0 + special[k] % TILE_X
                     n_bricks, off = _add_pixel(
-                        pixels, reading, norm, view, steps, sub, shift, y, x, bricks, first_place, n_bricks, odd
+                        pixels, reading, norm, view, steps, sub, shifts[sub], y, x, bricks, first_place, n_bricks, odd
                     )
                     outside += off
                 if sub == 0:

@@ -69,6 +69,7 @@ class DiffuseModel(ABC):
     about : what scatters, for the help of ``model=``: "... of (about)"
     phil : text of its scope, ``name { ... }``; empty for none
     words : of ``diffuse_fit``
+    in_blocks : does :meth:`intensity` take an Executor as its last argument, which computes blocks of points?
     table : form factors, one of ``structure.factors.TABLES``, or ``Dispersive``; a field of every model
 
     Examples
@@ -91,6 +92,7 @@ class DiffuseModel(ABC):
     about: ClassVar[str]
     phil: ClassVar[str] = ""
     words: ClassVar[Words] = Words()
+    in_blocks: ClassVar[bool] = False
 
     table: str
 
@@ -268,6 +270,13 @@ class DiffuseModel(ABC):
         if means and self.has_means:
             return averaged(self.prepare_centres, structure, grid, index)
         return self.prepare_centres(structure, grid, index)
+
+    def blocks_of_voxels(self, structure: Structure, grid: MapGrid, n: int, means: bool) -> tuple:
+        """Into how many blocks n voxels are divided for :meth:`prepare`, and whether they are averaged over voxels.
+
+        More than one where evaluations take so long that workers may share them. means : shall they be averaged?
+        """
+        return 1, means
 
     def prepare_centres(self, structure: Structure, grid: MapGrid, index: np.ndarray) -> Prepared:
         """:meth:`prepare` for the centres of voxels."""

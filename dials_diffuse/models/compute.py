@@ -21,8 +21,9 @@ from dials_diffuse.models.checks import check_symmetry, lacking_symmetry
 from dials_diffuse.models.dispersive import dispersive_parts
 from dials_diffuse.models.laue import laue_average
 from dials_diffuse.models.map_setting import in_map_setting
-from dials_diffuse.models.prepared import Fixed, Prepared, over_lacking_symmetry, prepare
+from dials_diffuse.models.prepared import Fixed, Prepared, intensity_of, over_lacking_symmetry, prepare
 from dials_diffuse.models.voxel_means import averaged
+from dials_diffuse.parallel import SERIAL, Executor
 from dials_diffuse.structure.crystal import Structure
 from dials_diffuse.structure.transform import check_cells
 
@@ -57,6 +58,7 @@ def compute_model(
     wavelength: float | None = None,
     choose_orders: bool = False,
     n_shells: int = 10,
+    executor: Executor = SERIAL,
 ) -> ComputedModel:
     """Compute the diffuse scattering of a model on a grid, and compare it with data.
 
@@ -70,6 +72,7 @@ def compute_model(
     wavelength : Å; form factors with f', f'' at it; None: without
     choose_orders : compute as many orders as the model needs at d_min, instead of the model's own number
     n_shells : resolution shells of the comparison
+    executor : computes blocks of points of models that are sums over pairs at each point (``in_blocks``)
 
     Returns
     -------
@@ -106,7 +109,7 @@ def compute_model(
     means = voxels == "mean" or (voxels == "auto" and data is not None and not data.at_centres)
     if means:
         logger.info("Intensities are averaged over the voxels, which takes longer than voxels=centre")
-    result = model_map(model, structure, grid, data is None or data.friedel, wavelength, means)
+    result = model_map(model, structure, grid, data is None or data.friedel, wavelength, means, executor)
     if data is None:
         return ComputedModel(model, result, None)
     s = grid.s_magnitude(result.index)
@@ -130,6 +133,7 @@ def model_map(
     friedel: bool = True,
     wavelength: float | None = None,
     means: bool = False,
+    executor: Executor = SERIAL,
 ) -> DiffuseMap:
     """Compute a model on the voxels of a grid that are unique under the grid's own symmetry.
 
@@ -145,6 +149,7 @@ def model_map(
         8 times the time and memory; the halos of liquid-like motions in a crystal as the fit averages them. Not of
         lattice dynamics but those of contacts, and of ensembles of blocks of cells, which have no intensity between the
         voxels.
+    executor : see :func:`compute_model`
 
     Returns
     -------
@@ -168,9 +173,9 @@ def model_map(
     index = np.concatenate(list(possible_voxels(grid, friedel)))
     parts = dispersive_parts(model, structure, wavelength)
     if means:
-        intensity = sum(_means(part, structure, grid, index) for part in parts)
+        intensity = sum(_means(part, structure, grid, index, executor) for part in parts)
     else:
-        volume = sum(part.intensity(structure, grid) for part in parts)
+        volume = sum(intensity_of(part, structure, grid, executor) for part in parts)
         volume = laue_average(volume, grid) if lacking else volume
         intensity = volume.reshape(-1)[grid.key(index)]
     if not np.all(np.isfinite(intensity)):
@@ -190,14 +195,16 @@ def model_map(
     )
 
 
-def _means(model: DiffuseModel, structure: Structure, grid: MapGrid, index: np.ndarray) -> np.ndarray:
+def _means(
+    model: DiffuseModel, structure: Structure, grid: MapGrid, index: np.ndarray, executor: Executor
+) -> np.ndarray:
     """(n,) float64, the intensity averaged over voxels."""
     if model.halos:
         prepared = prepare(model, structure, grid, index, means=True)
         return prepared.intensity([parameter.value for parameter in prepared.parameters])
 
     def means(structure: Structure, grid: MapGrid, index: np.ndarray) -> Prepared:
-        return averaged(partial(Fixed, model), structure, grid, index)
+        return averaged(partial(Fixed, model, executor=executor), structure, grid, index)
 
     return over_lacking_symmetry(means, structure, grid, index).intensity(())
 

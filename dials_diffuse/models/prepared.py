@@ -13,6 +13,7 @@ from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import laue_operators
 from dials_diffuse.models.prior import Prior
 from dials_diffuse.models.refinable import Parameter, TensorComponents
+from dials_diffuse.parallel import SERIAL, Executor
 from dials_diffuse.structure.crystal import Structure
 
 
@@ -83,9 +84,9 @@ class Prepared(ABC):
 class Fixed(Prepared):
     """A model without parameters at the voxels of a grid."""
 
-    def __init__(self, model, structure: Structure, grid: MapGrid, index: np.ndarray):
+    def __init__(self, model, structure: Structure, grid: MapGrid, index: np.ndarray, executor: Executor = SERIAL):
         self.origin, self.structure, self.parameters = model, structure, ()
-        self._values = model.intensity(structure, grid).reshape(-1)[grid.key(index)]
+        self._values = intensity_of(model, structure, grid, executor).reshape(-1)[grid.key(index)]
 
     def jacobian(self, values) -> tuple:
         self._checked(values)
@@ -114,6 +115,13 @@ class Averaged(Prepared):
 
     def second(self, values, weights) -> np.ndarray:
         return self._inner.second(values, np.tile(weights, self._copies) / self._copies)
+
+
+def intensity_of(model, structure: Structure, grid: MapGrid, executor: Executor) -> np.ndarray:
+    """The intensity of a model on a grid, in blocks by an executor if the model has such."""
+    if model.in_blocks:
+        return model.intensity(structure, grid, executor)
+    return model.intensity(structure, grid)
 
 
 def prepare(model, structure: Structure, grid: MapGrid, index, means: bool = False) -> Prepared:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +12,14 @@ from cctbx import uctbx
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.experiment.background_search import median_spots, open_first, open_series, series_beside
+from dials_diffuse.experiment.common_grid import choose_grid
 from dials_diffuse.experiment.spot_prediction import spot_size
 from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.memory import total_memory
 from dials_diffuse.reduction.background import check_detector, check_wavelength
+from dials_diffuse.reduction.voxel_sums import rows_estimate
+from dials_diffuse.scaling.scale import memory_estimate as scaling_memory
+from dials_diffuse.scaling.scaling_parameters import ScalingParameters
 
 logger = logging.getLogger("dials.diffuse.process")
 
@@ -52,7 +57,7 @@ def choose_subdivision(experiments: Sequence, reflections: Sequence, d_min: floa
     A voxel is not finer than a Bragg spot, whose tails would be in all of them, nor than a pixel. The number is
     odd, so that Bragg positions are at centres of voxels and the rest is away from them. It is three, which separates
     halos from Bragg peaks; more where the lattice is so open that five or seven voxels fit between peaks; and one where
-    it is so dense that a third of a step is less than half a spot.
+    it is so dense that a third of a step is less than half a spot. It is smaller where memory is short.
 
     Parameters
     ----------
@@ -80,12 +85,58 @@ def choose_subdivision(experiments: Sequence, reflections: Sequence, d_min: floa
         pixels.append(lengths / pixel)
     numbers = _alike(np.min(finest, axis=0), experiments[0].crystal)
     width, apart = np.max(spots, axis=0), np.min(pixels, axis=0)
-    text = ",".join(map(str, numbers))
     reason = (
         f"Bragg spots are {_three(width)} of a step along a*, b*, c* wide at {1 / s:.1f} Å, steps are "
         f"{_three(apart)} pixels long"
     )
-    return numbers, Choice("grid.subdivide", text, reason)
+    numbers, short = _within_memory(numbers, experiments, d_min)
+    return numbers, Choice("grid.subdivide", ",".join(map(str, numbers)), reason + short)
+
+
+def _within_memory(numbers: tuple, experiments: Sequence, d_min: float) -> tuple:
+    """As many voxels as scaling and merging have memory for, and why there are no more."""
+    there = total_memory()
+    wanted = needed = memory_needed(numbers, experiments, d_min)
+    while needed > there and max(numbers) > 1:
+        numbers = _alike([max(n - 2, 1) for n in numbers], experiments[0].crystal)
+        needed = memory_needed(numbers, experiments, d_min)
+    if wanted <= there:
+        return numbers, ""
+    return numbers, f"; finer voxels would take about {wanted / 1e9:.1f} GB of memory, there are {there / 1e9:.1f}"
+
+
+def memory_needed(subdivide: tuple, experiments: Sequence, d_min: float) -> float:
+    """Bytes that the steps after the images take for a map with so many voxels, roughly."""
+    grid = choose_grid(experiments, d_min, subdivide=subdivide)
+    turns = (float(np.ptp(e.scan.get_oscillation_range())) for e in experiments)
+    rows = sum(rows_estimate(grid, e, min(turn, 360.0)) for e, turn in zip(experiments, turns))
+    return scaling_memory(grid, int(rows), ScalingParameters().max_observations)
+
+
+def choices_of_steps(integrated: Mapping, scaled: Mapping) -> list:
+    """What the steps decided from the data, by their records."""
+    widths = [e["peaks"]["spot_sigma"] for e in integrated["experiments"] if e["peaks"]]
+    found = []
+    if widths:
+        reason = f"masks follow the width of the spots, sigma_b of {max(widths):.1f} pixels"
+        adaptive = any(e["bragg_masks"] for e in integrated["experiments"])
+        found.append(Choice("mask.bragg.mode", "adaptive" if adaptive else "fixed", reason))
+    tests = scaled["terms"]["tests"]
+    if tests:
+        kept, lost = ([t["label"] for t in tests if t["kept"] == use] for use in (True, False))
+        reason = f"voxels kept out of the fit are predicted better with {', '.join(kept) or 'none'}"
+        reason += f", not with {', '.join(lost)}" if lost else ""
+        found.append(Choice("scale.model", ",".join(scaled["terms"]["used"]) or "None", reason))
+    why = [
+        f"image {item['image']} of experiment {e['experiment']}: {item['reason']}"
+        for e in integrated["experiments"]
+        for item in e["left_out"]
+    ]
+    bad = scaled["images"]["bad"] if scaled["images"]["left_out"] else []
+    number = len(why) + sum(item["last"] - item["first"] + 1 for item in bad)
+    why += [item["words"] for item in bad]
+    found.append(Choice("images left out", f"{number}", "; ".join(why[:5]) or "all agree with the others"))
+    return found
 
 
 def _odd(step: float, spot: float, pixel: float) -> int:

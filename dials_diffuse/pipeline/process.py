@@ -8,26 +8,24 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
 from dials_diffuse import __version__
-from dials_diffuse.experiment.background_search import Series, open_series
+from dials_diffuse.experiment.background_search import Series, open_series, series_beside
 from dials_diffuse.experiment.common_grid import resolution_limit
 from dials_diffuse.experiment.exclusion import images_to_use
 from dials_diffuse.experiment.imagesets import image_paths
 from dials_diffuse.experiment.load import InputData, load_experiments, load_input
-from dials_diffuse.experiment.spot_check import check_spots
 from dials_diffuse.files.nexus import read_map
 from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.files.record import Output, finite, read_json
 from dials_diffuse.files.together import together
 from dials_diffuse.files.unfinished import remove_leftovers
 from dials_diffuse.fitting.run import fit_map
-from dials_diffuse.maps.laue_check import ERROR, WARN
 from dials_diffuse.merging.laue import merge_observations
 from dials_diffuse.parallel import SERIAL, Executor, Progress, quiet
-from dials_diffuse.pipeline.choices import Choice, choose_backgrounds, choose_subdivision
+from dials_diffuse.pipeline.choices import Choice, choices_of_steps, choose_backgrounds, choose_subdivision
 from dials_diffuse.pipeline.process_parameters import ProcessFiles, ProcessParameters
 from dials_diffuse.pipeline.resources import measured
 from dials_diffuse.pipeline.significance import Significance, signal_of
-from dials_diffuse.pipeline.sources import Sources
+from dials_diffuse.pipeline.sources import Sources, other_symmetry
 from dials_diffuse.pipeline.state import Done, Fingerprint, State, files_fingerprint, locked_state
 from dials_diffuse.pipeline.verdict import Verdict, judge
 from dials_diffuse.reduction.integrate import integrate
@@ -66,7 +64,6 @@ class ProcessResult:
     verdict : Verdict
     signal : Significance of the map
     choices : tuple of Choice, what was decided from the data
-    checks : record of the spot check of each experiment
     records : records of the steps by name, as their JSON files have them
     steps : tuple of Step
     sources : Sources
@@ -76,7 +73,6 @@ class ProcessResult:
     verdict: Verdict
     signal: Significance
     choices: tuple
-    checks: tuple
     records: dict
     steps: tuple
     sources: Sources
@@ -99,7 +95,7 @@ def process(
     ----------
     warnings : sentences that were logged so far; it has to grow with what is logged, and gets those of steps that were
         done before
-    executor, threads : for work on images, and for the rest
+    executor, threads : for images and for models that take long, and for the rest
 
     Raises
     ------
@@ -110,14 +106,18 @@ def process(
         remove_leftovers(files.folder)
         run = _Run(state, parameters, files, provenance, warnings, executor, threads, progress)
         data = load_input(sources.files, parameters.excluded, parameters.images_root)
+        crystals = [experiment.crystal for experiment in data.experiments if experiment.crystal is not None]
+        if crystals and (text := other_symmetry(sources, crystals[0].get_space_group())):
+            logger.warning(text)
         steps = [run.choose(sources, data)]
         chosen = steps[0].done.result
         beside = tuple(Series(**item) for item in chosen["backgrounds"])
         steps += [run.integrate(sources, data, tuple(chosen["subdivide"]), beside), run.scale(), run.merge()]
         signal = signal_of(read_map(files.path("diffuse_merged.nxs")))
         records = {name: read_json(files.path(f"diffuse_{name}.json")) for name in ("integrated", "scaled", "merged")}
-        verdict = judge(signal, chosen["checks"], *records.values())
+        verdict = judge(signal, *records.values())
         choices = [Choice(**item) for item in chosen["choices"]]
+        choices += choices_of_steps(records["integrated"], records["scaled"])
         if parameters.coordinates:
             choices.append(_limit_of_fit(parameters, signal, records["merged"]["d_min"]))
             if signal.significant:
@@ -126,9 +126,7 @@ def process(
             else:
                 logger.info("\nNo models are fitted: %s", verdict.reasons[-1])
     outputs = tuple(Output(**item) for step in steps for item in step.done.listed)
-    return ProcessResult(
-        verdict, signal, tuple(choices), tuple(chosen["checks"]), records, tuple(steps), sources, outputs
-    )
+    return ProcessResult(verdict, signal, tuple(choices), records, tuple(steps), sources, outputs)
 
 
 def _limit_of_fit(parameters: ProcessParameters, signal: Significance, d_min: float) -> Choice:
@@ -154,14 +152,6 @@ class _Run:
         threads: int,
         progress: Progress,
     ):
-        # models that do not fit and a space group that is too high are for the verdict, not the end of the work
-        checks = {"symmetry_check": WARN}
-        if parameters.scaling.symmetry_check == ERROR:
-            parameters = replace(parameters, scaling=replace(parameters.scaling, **checks))
-        if parameters.reduction.geometry_check == ERROR:
-            parameters = replace(parameters, reduction=replace(parameters.reduction, geometry_check=WARN))
-        if parameters.merging.symmetry_check == ERROR:
-            parameters = replace(parameters, merging=replace(parameters.merging, **checks))
         self.state, self.parameters, self.files = state, parameters, files
         self.provenance, self.warnings = provenance, warnings
         self.executor, self.threads, self.progress = executor, threads, progress
@@ -200,7 +190,7 @@ class _Run:
         return Step(name, True, why, done)
 
     def choose(self, sources: Sources, data: InputData) -> Step:
-        """Look at some images, and decide what nobody has decided."""
+        """Decide what nobody has decided."""
         used = self._positions(data)
         numbers = [i for i, positions in enumerate(used) if len(positions)]
         tables = self._tables(data)
@@ -208,17 +198,6 @@ class _Run:
         def work():
             experiments = [data.experiments[i] for i in numbers]
             d_min = resolution_limit(experiments, self.parameters.reduction.d_min)
-            checks = []
-            for i in numbers:
-                check = check_spots(data.experiments[i], tables[i], max(d_min, 2.5), used[i])
-                checks.append({**asdict(check), "distance": check.distance, "missing": check.missing, "experiment": i})
-                logger.info(
-                    "Experiment %d: spots stand out by %.0f standard deviations on %d images, %s",
-                    i,
-                    check.height,
-                    check.n_images,
-                    f"{check.distance:.2f} pixels from where they are predicted" if check.found else "nowhere",
-                )
             if self.parameters.subdivide is None:
                 subdivide, choice = choose_subdivision(experiments, [tables[i] for i in numbers], d_min)
             else:
@@ -234,16 +213,18 @@ class _Run:
                 "subdivide": subdivide,
                 "backgrounds": [asdict(item) for item in backgrounds],
                 "choices": [asdict(choice) for choice in choices],
-                "checks": checks,
             }
 
         told = {
             "grid.subdivide": self.parameters.subdivide,
             "d_min": self.parameters.reduction.d_min,
             "exclude_images": self.parameters.excluded,
-            "background": self.parameters.backgrounds is None,
         }
-        return self.step("Choices", told, [*sources.files, *self._images(data, used)], work)
+        inputs = list(sources.files)
+        if self.parameters.backgrounds is None:  # then images are looked at, and what else there is
+            told["images beside the data"] = series_beside([data.experiments[i] for i in numbers])
+            inputs += self._images(data, used)
+        return self.step("Choices", told, inputs, work)
 
     def integrate(self, sources: Sources, data: InputData, subdivide: tuple, beside: tuple) -> Step:
         """beside : Series of background images that were found"""
@@ -319,7 +300,7 @@ class _Run:
         def work():
             provenance = replace(self.provenance, inputs=(p.coordinates, source))
             structure = load_structure(p.coordinates, p.selection)
-            result = fit_map(read_map(source), structure, p.requests, fitting, self.progress, source)
+            result = fit_map(read_map(source), structure, p.requests, fitting, self.progress, source, self.executor)
             log_result(result)
             names = FitFiles()
             files = replace(names, **{key: value and path(value) for key, value in asdict(names).items()})

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dials_diffuse.fitting.fit_parameters import FitParameters
+from dials_diffuse.maps.laue_check import WARN
 from dials_diffuse.merging.laue import MergeParameters
 from dials_diffuse.reduction.reduction_parameters import ReductionParameters
 from dials_diffuse.scaling.absolute import AbsoluteParameters
@@ -18,6 +19,9 @@ logger = logging.getLogger("dials.diffuse.process")
 @dataclass(frozen=True)
 class ProcessParameters:
     """What to do, step by step; what is None is decided from the data.
+
+    Models that do not fit the images and a space group that is too high are for the verdict, unless the checks of the
+    steps are told that they are errors.
 
     Attributes
     ----------
@@ -33,12 +37,12 @@ class ProcessParameters:
     images_root : where to look for images that have moved
     """
 
-    reduction: ReductionParameters = field(default_factory=ReductionParameters)
+    reduction: ReductionParameters = field(default_factory=lambda: ReductionParameters(geometry_check=WARN))
     subdivide: tuple | None = None
-    scaling: ScalingParameters = field(default_factory=ScalingParameters)
+    scaling: ScalingParameters = field(default_factory=lambda: ScalingParameters(symmetry_check=WARN))
     absolute: AbsoluteParameters = field(default_factory=AbsoluteParameters)
     bragg_scales: bool = True
-    merging: MergeParameters = field(default_factory=MergeParameters)
+    merging: MergeParameters = field(default_factory=lambda: MergeParameters(symmetry_check=WARN))
     reference: str | None = None
     requests: tuple = ()
     fitting: FitParameters = field(default_factory=FitParameters)

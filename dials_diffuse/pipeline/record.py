@@ -11,6 +11,7 @@ from dials_diffuse.errors import DiffuseError
 from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.files.record import Output, finite, make_record, write_json
 from dials_diffuse.pipeline.process import ProcessResult
+from dials_diffuse.report.figures import write_thumbnail
 from dials_diffuse.report.material import load_materials
 from dials_diffuse.report.pages import write_report
 from dials_diffuse.report.process import process_text
@@ -23,6 +24,9 @@ SCHEMA = "dials.diffuse_process/1"
 
 #: what the record has to be, as JSON Schema
 SCHEMA_FILE = Path(__file__).with_name("process.schema.json")
+
+#: picture of the map, after the prefix
+_MAP = "diffuse_merged.png"
 
 _SHELL = ("d_max", "d_min", "n", "completeness", "multiplicity", "mean", "rms_anisotropic", "cc_half", "cc_friedel")
 
@@ -51,7 +55,7 @@ def process_content(result: ProcessResult) -> dict:
         "absolute_scale": absolute and {name: absolute[name] for name in ("k", "esd", "method")},
         "fit": _fit(result.records.get("fit")),
         "choices": [asdict(choice) for choice in result.choices],
-        "spots": list(result.checks),
+        "peaks": [{"experiment": e["experiment"], **e["peaks"]} for e in integrated["experiments"] if e["peaks"]],
         "xia2": result.sources.xia2 or None,
         "steps": [
             {"name": step.name, "repeated": step.repeated, "why": step.why, **step.done.resources}
@@ -99,12 +103,14 @@ def _records_of(result: ProcessResult) -> list:
     return [output.path for output in result.outputs if output.kind == "statistics"]
 
 
-def write_process(result: ProcessResult, json_path, html_path, provenance: Provenance, warnings: list) -> dict:
+def write_process(
+    result: ProcessResult, json_path, html_path, png_path, provenance: Provenance, warnings: list
+) -> dict:
     """Log the verdict, write record and report; the record.
 
     Parameters
     ----------
-    json_path : of the record; html_path : of the report, None for no such file
+    json_path : of the record; html_path : of the report, png_path : of a thumbnail of the map; None for no such file
     warnings : sentences for the record
 
     Raises
@@ -112,7 +118,13 @@ def write_process(result: ProcessResult, json_path, html_path, provenance: Prove
     DiffuseError
         If a file cannot be written.
     """
-    outputs = [Output(json_path, "statistics"), *([Output(html_path, "report")] if html_path else []), *result.outputs]
+    outputs = [Output(json_path, "statistics")]
+    if html_path:
+        outputs.append(Output(html_path, "report"))
+    if png_path:
+        write_thumbnail(png_path, next(o.path for o in result.outputs if Path(o.path).name.endswith(_MAP)))
+        outputs.append(Output(png_path, "thumbnail", "aid"))
+    outputs += result.outputs
     record = finite(make_record(SCHEMA, provenance, outputs, warnings, **process_content(result)))
     check_record(record)
     logger.info("\n%s", process_text(record))

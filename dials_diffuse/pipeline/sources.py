@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cctbx import sgtbx
+
 from dials_diffuse.errors import DiffuseError
 
 #: where the results of a run are, best first; all that the first fitting row finds are taken together
@@ -17,6 +19,7 @@ _PLACES = (
     "DataFiles/*INTEGRATE*.expt",
     "DataFiles/*SWEEP*.expt",
     "integrated.expt",
+    "refined.expt",
 )
 
 
@@ -54,6 +57,21 @@ def find_sources(names: Sequence[str]) -> Sources:
             f"{', '.join(map(str, names))}: no .expt file; give integrated.expt integrated.refl, or a folder of xia2"
         )
     return Sources(tuple(files), facts)
+
+
+def other_symmetry(sources: Sources, space_group: sgtbx.space_group) -> str:
+    """A sentence where xia2 settled on a space group of another Laue group than that of the files; else empty."""
+    settled = sources.xia2.get("space_group")
+    try:
+        theirs = sgtbx.space_group_info(settled).group() if settled else space_group
+    except RuntimeError:  # not a symbol
+        return ""
+    if theirs.build_derived_laue_group() == space_group.build_derived_laue_group():
+        return ""
+    return (
+        f"{sources.xia2['folder']}: xia2 settled on {settled}, {sources.files[0]} has {space_group.info()}; the map "
+        "has the symmetry of the latter, dials.reindex changes it"
+    )
 
 
 def _of_folder(folder: Path) -> list:

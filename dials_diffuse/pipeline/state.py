@@ -166,5 +166,7 @@ def locked_state(folder, prefix: str = "") -> Iterator[State]:
         handle.truncate(0)
         handle.write(f"process {os.getpid()} on {socket.gethostname()}")
         handle.flush()
-        yield State(folder / (prefix + _STATE))
-        handle.truncate(0)
+        try:
+            yield State(folder / (prefix + _STATE))
+        finally:
+            handle.truncate(0)

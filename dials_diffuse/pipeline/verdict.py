@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dials_diffuse.merging.statistics import mates_in_words
@@ -15,9 +15,6 @@ WORDS = ("good", "weak", "none", "doubtful")
 
 #: half sets of a good map agree so well, away from Bragg positions, and to this resolution or to that of the map
 _GOOD_CC, _GOOD_D_MIN = 0.5, 4.0
-
-#: pixels between predicted and observed spots; DIALS refines to a fraction of one
-_OFFSET = 1.5
 
 #: shares below or above which something is said to limit a map
 _COMPLETE, _NOISE = 0.9, 0.5
@@ -40,19 +37,15 @@ class Verdict:
     limits: tuple
 
 
-def judge(
-    signal: Significance, checks: Sequence[Mapping], integration: Mapping, scaling: Mapping, merged: Mapping
-) -> Verdict:
+def judge(signal: Significance, integration: Mapping, scaling: Mapping, merged: Mapping) -> Verdict:
     """Judge a map by its half sets and by the records of the steps that made it.
 
     Parameters
     ----------
-    checks : record of the spot check of each experiment
     integration, scaling, merged : records of the steps, see docs/files.md
     """
     overall = merged["statistics"]["overall"]
     doubts = [
-        *_spots(checks),
         *_peaks(integration),
         *_symmetry(merged["symmetry"]),
         *_pixels(integration),
@@ -83,35 +76,15 @@ def _signal_in_words(signal: Significance) -> str:
     return f"anisotropic signal to {signal.d_min:.2f} Å: {found}, {chance}"
 
 
-def _spots(checks: Sequence[Mapping]) -> list:
-    doubts = []
-    for number, check in enumerate(checks):
-        distance = check["distance"]
-        if distance is not None and distance > _OFFSET:
-            x, y = check["offset"]
-            doubts.append(
-                f"experiment {number}: spots are {distance:.1f} pixels from where they are predicted "
-                f"({x:+.1f} along the fast axis, {y:+.1f} along the slow one): is the beam centre right?"
-            )
-        elif check["missing"]:
-            doubts.append(
-                f"experiment {number}: no spots where they are predicted on {check['n_images']} images: are "
-                "orientation, wavelength, distance and images those of this crystal?"
-            )
-    return doubts
-
-
 def _peaks(integration: Mapping) -> list:
     """What peaks on the images tell of the models."""
-    checks = [(number, experiment["peaks"]) for number, experiment in enumerate(integration["experiments"])]
+    checks = [(e["experiment"], e["peaks"]) for e in integration["experiments"]]
     return [f"experiment {number}: {check['words']}" for number, check in checks if check and check["words"]]
 
 
 def _pixels(integration: Mapping) -> list:
     return [
-        text
-        for number, e in enumerate(integration["experiments"])
-        for text in outliers_in_words(number, e["outlier"], e["used"])
+        text for e in integration["experiments"] for text in outliers_in_words(e["experiment"], e["outlier"], e["used"])
     ]
 
 
@@ -152,6 +125,8 @@ def _limits(signal: Significance, overall: Mapping, integration: Mapping) -> tup
     masked = [e["bragg"] / max(e["bragg"] + e["used"], 1) for e in integration["experiments"]]
     if masked and max(masked) > 0.3:
         limits.append("Bragg peaks")
+    if any(ring["excess"] is not None for e in integration["experiments"] for ring in e["ice_rings"]):
+        limits.append("ice")
     smooth = signal.cc_smooth
     if math.isfinite(smooth) and math.isfinite(signal.cc_half) and smooth - max(signal.cc_half, 0) > 0.3:
         limits.append("errors that are smooth in direction (absorption, background)")

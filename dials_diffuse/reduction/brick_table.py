@@ -11,6 +11,7 @@ from dials_diffuse.kernels.tile_cells import SIZE
 from dials_diffuse.maps.grid import MapGrid
 
 FIRST_CAPACITY = 2048  # bricks
+LINE = 64  # bytes of a cache line: a voxel is in one
 MAX_DIRECTORY = 1 << 29  # bytes, of all panels; only what is used takes memory
 
 
@@ -33,7 +34,7 @@ class BrickTable:
         self._grid = grid
         self._directories: dict = {}
         self.n_bricks = 0
-        self._sums, self._seen, self._place = _empty(FIRST_CAPACITY + 2 * SIZE * n_steps)
+        self._sums, self._seen, self._place = _arrays(FIRST_CAPACITY + 2 * SIZE * n_steps)
 
     def panel(self, p: int) -> kernel.Bricks:
         """The bricks of a panel; they hold until :meth:`grow`."""
@@ -49,21 +50,40 @@ class BrickTable:
     def grow(self) -> None:
         used = slice(self.n_bricks + 1)
         old = self._sums, self._seen, self._place
-        self._sums, self._seen, self._place = _empty(2 * len(self._place))
+        self._sums, self._seen, self._place = _arrays(2 * len(self._place))
         for new, before in zip((self._sums, self._seen, self._place), old):
             new[used] = before[used]
 
     def sorted_rows(self) -> tuple:
-        """(keys, sums) of all voxels with pixels."""
+        """(keys, sums) of all voxels with pixels; the table is empty then."""
         shape = np.array(directory_shape(self._grid), dtype=np.int64)
         size = np.array(self._grid.shape, dtype=np.int64)
-        return kernel.brick_rows(self._place, self._sums, self._seen, self.n_bricks, shape, size)
+        rows = kernel.brick_rows(self._place, self._sums, self._seen, self.n_bricks, shape, size)
+        _used.append((self._sums, self._seen, self._place))
+        del self._sums, self._seen, self._place
+        return rows
 
 
-def _empty(capacity: int) -> tuple:
-    """Arrays of Bricks; the first brick is none."""
+#: arrays of tables that are read out: new memory takes a page fault for every 4096 bytes, the next table has none
+_used: list = []
+
+
+def _arrays(capacity: int) -> tuple:
+    """Arrays of Bricks, for so many at least; the first brick is none."""
+    while _used:
+        arrays = _used.pop()
+        if len(arrays[2]) >= capacity:
+            return arrays
     return (
-        np.empty((capacity, 2, kernel.VOXELS, kernel.N_COLUMNS)),
+        _aligned((capacity, 2, kernel.VOXELS, kernel.N_COLUMNS)),
         np.empty((capacity, kernel.VOXELS, 2), dtype=np.int32),
         np.empty(capacity, dtype=np.int64),
     )
+
+
+def _aligned(shape: tuple) -> np.ndarray:
+    """An empty float64 array that begins with a cache line."""
+    n = math.prod(shape)
+    memory = np.empty(n + LINE // 8)
+    start = -memory.ctypes.data % LINE // 8
+    return memory[start : start + n].reshape(shape)

@@ -23,10 +23,12 @@ from dials_diffuse.parallel import SERIAL, Executor, Progress, quiet
 from dials_diffuse.reduction.bragg_rows import bragg_rows
 from dials_diffuse.reduction.frames import NO_BEAM, OTHER_PROFILE
 from dials_diffuse.reduction.job import Job
+from dials_diffuse.reduction.mask_check import MaskCheck, check_masks, masks_in_words
 from dials_diffuse.reduction.outliers import outliers_in_words
 from dials_diffuse.reduction.peak_result import PeakCheck
 from dials_diffuse.reduction.prepare import prepare_job
 from dials_diffuse.reduction.reduction_parameters import ReductionParameters
+from dials_diffuse.reduction.refl_check import ReflectionCheck
 from dials_diffuse.reduction.voxel_sums import blocks_of_images, memory_estimate, observations, reduce_blocks
 
 logger = logging.getLogger("dials.diffuse.reduction")
@@ -34,13 +36,15 @@ logger = logging.getLogger("dials.diffuse.reduction")
 
 @dataclass(frozen=True)
 class ExperimentReport:
-    """What happened to one experiment.
+    """What happened to one experiment, of this number among all.
 
     Pixels by fate, summed over the images used, the flux of all images, which of them were left out, and a
-    MaskReport of each crystal whose Bragg masks follow its peaks, the ice rings that are masked, and the comparison of
-    peaks on some images with predictions.
+    MaskReport of each crystal whose Bragg masks follow its peaks, the ice rings that are masked, the comparison of
+    peaks on some images with predictions, that of the pixels in Bragg masks with those beside them, and that of the
+    reflections with predictions.
     """
 
+    experiment: int
     identifier: str
     n_images: int
     n_observations: int
@@ -57,6 +61,8 @@ class ExperimentReport:
     ice_rings: list
     warnings: list
     peaks: PeakCheck | None = None
+    masks: MaskCheck | None = None
+    predictions: ReflectionCheck | None = None
 
 
 @dataclass(frozen=True)
@@ -212,12 +218,17 @@ def _reduce_experiment(
     warnings = [*job.warnings, *_unfit_in_words(job.number, {first + i: why for i, why in sorted(unfit.items())})]
     warnings += outliers_in_words(job.number, int(tally[kernel.OUTLIER]), int(tally[kernel.USED]))
     n_images = len(flux) - len(unfit)
+    masks = None
+    if job.parameters.geometry_check != "none":
+        masks = check_masks(job, np.array([i for i in sorted(flux) if i not in unfit], dtype=int))
+        warnings += masks_in_words(job.number, masks)
     fit = {i: f for i, f in flux.items() if i not in unfit}
     bragg = bragg_rows(job, reflections, fit) if reflections is not None else None
     if bragg is not None:
         writer.append_bragg(*bragg)
         logger.info("%d integrated Bragg reflections, for the absolute scale", len(bragg[0]))
     report = ExperimentReport(
+        experiment=job.number,
         identifier=identifier,
         n_images=n_images,
         n_observations=writer.n_rows - before,
@@ -234,6 +245,8 @@ def _reduce_experiment(
         ice_rings=list(job.ice_rings),
         warnings=warnings,
         peaks=job.peak_check,
+        masks=masks,
+        predictions=job.reflection_check,
     )
     fates = report.never_used, report.used, report.untrusted, report.bragg, report.outlier, report.off_grid
     total = max(sum(fates), 1)

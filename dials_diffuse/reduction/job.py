@@ -20,6 +20,7 @@ from dials_diffuse.reduction.corrections import pixel_corrections, switched_on, 
 from dials_diffuse.reduction.outliers import ShellSample, UsualProfile, resolution_shells, sample_shells
 from dials_diffuse.reduction.peak_result import PeakCheck
 from dials_diffuse.reduction.reduction_parameters import ReductionParameters
+from dials_diffuse.reduction.refl_check import ReflectionCheck
 from dials_diffuse.reduction.tiling import tiles_of_panel, why_row_by_row
 
 logger = logging.getLogger("dials.diffuse.reduction")
@@ -79,6 +80,7 @@ class Job:
     ice_rings : IceRing whose bands are masked
     warnings : what the user should know
     peak_check : PeakCheck of the images; None where nobody asked
+    reflection_check : ReflectionCheck of the reflections; None likewise, or without predictions in them
     """
 
     number: int
@@ -105,6 +107,7 @@ class Job:
     ice_rings: tuple = ()
     warnings: tuple = ()
     peak_check: PeakCheck | None = None
+    reflection_check: ReflectionCheck | None = None
 
     def __getstate__(self) -> dict:
         computed = ("corrections", "varying", "shells", "_direction_tiles", "_middle_tiles")

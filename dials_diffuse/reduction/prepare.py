@@ -12,7 +12,7 @@ from dials_diffuse.errors import DiffuseError
 from dials_diffuse.experiment.detector import DetectorSetup
 from dials_diffuse.experiment.images import image_readings, image_shift, read_image, static_mask
 from dials_diffuse.experiment.scan import scan_geometry, sub_steps
-from dials_diffuse.experiment.spot_prediction import SpotSize, predict_spots, spot_size
+from dials_diffuse.experiment.spot_prediction import PredictedSpots, SpotSize, predict_spots, spot_size
 from dials_diffuse.kernels.image import Tracked, Usual, track_outliers, track_range
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.parallel import Progress, quiet
@@ -40,6 +40,7 @@ from dials_diffuse.reduction.outliers import (
 from dials_diffuse.reduction.peak_check import check_peaks
 from dials_diffuse.reduction.peak_result import UNKNOWN, WRONG
 from dials_diffuse.reduction.reduction_parameters import ReductionParameters
+from dials_diffuse.reduction.refl_check import check_reflections
 from dials_diffuse.reduction.sample import look_at_images, photons_of, spot_margin
 
 logger = logging.getLogger("dials.diffuse.reduction")
@@ -168,6 +169,7 @@ def _with_peaks_checked(job: Job, experiment, crystals: list, reflections) -> Jo
     own = [spots for i, spots, _ in crystals if i == job.number]
     if wanted == "none" or not own:
         return job
+    job = _with_reflections_checked(job, experiment, own[0], reflections)
     check = check_peaks(job, experiment, own[0], [spots for i, spots, _ in crystals if i != job.number], reflections)
     text = f"experiment {job.number} ({experiment.imageset.get_path(0) or experiment.identifier}): {check.words}"
     if check.verdict == WRONG and wanted == "error":
@@ -185,6 +187,16 @@ def _with_peaks_checked(job: Job, experiment, crystals: list, reflections) -> Jo
         )
     warnings = (*job.warnings, *([text] if check.words else ()))
     return replace(job, peak_check=check, warnings=warnings)
+
+
+def _with_reflections_checked(job: Job, experiment, own: PredictedSpots, reflections) -> Job:
+    """Compare the predictions in the reflection table with those of the models; a difference is a warning."""
+    check = check_reflections(own, reflections, experiment, job.grid.d_min)
+    if check is None:
+        return job
+    logger.info("Reflections: %.0f %% of %d are where the models predict them", 100 * check.same, check.n)
+    words = (f"experiment {job.number}: {check.words}",) if check.words else ()
+    return replace(job, reflection_check=check, warnings=(*job.warnings, *words))
 
 
 def _reflections_of(reflections, i: int):

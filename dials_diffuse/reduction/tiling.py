@@ -70,6 +70,7 @@ def make_tiles(directions: tuple, corrections: np.ndarray, shells: np.ndarray, v
     polynomials, error = directions
     c, relative, limits = correction_tiles(corrections)
     exact = (error * voxels > MAX_SHIFT) | (relative > MAX_CORRECTION_ERROR)
+    polynomials = np.ascontiguousarray(polynomials.transpose(0, 2, 3, 1))
     return Tiles(polynomials, c, limits, shell_range(shells), exact.astype(np.uint8))
 
 

@@ -357,6 +357,15 @@ def observations(job: Job, blocks) -> Iterator[tuple]:
     yield to_observations(*joiner.finish(), job), None
 
 
+def rows_estimate(grid: MapGrid, experiment, width: float) -> float:
+    """Rough number of rows of a rotation by so many degrees, of up to half a turn or so."""
+    s_max = min(1 / grid.d_min, 2 / experiment.beam.get_wavelength())
+    density = math.prod(grid.subdivide) / abs(np.linalg.det(grid.reciprocal_matrix))
+    edge = density ** (-1 / 3)
+    sphere = math.pi * s_max**2  # area of the Ewald sphere inside the resolution limit
+    return min(sphere * (math.radians(width) * s_max / 2 + 2 * edge) * density, 2 * grid.n_voxels)
+
+
 def memory_estimate(grid: MapGrid, experiment, sub_pixel: int, workers: int) -> float:
     """Rough peak memory in bytes: pixel arrays are shared by the workers, voxel tables and images are per worker.
 
@@ -364,12 +373,9 @@ def memory_estimate(grid: MapGrid, experiment, sub_pixel: int, workers: int) -> 
     """
     pixels = sum(math.prod(panel.get_image_size()) for panel in experiment.detector)
     shared = pixels * (24 * (1 + (sub_pixel**2 if sub_pixel > 1 else 0)) + 40)
-    width = min(BLOCK_ANGLE, MAX_BLOCK_IMAGES * abs(experiment.scan.get_oscillation()[1]))
-    s_max = min(1 / grid.d_min, 2 / experiment.beam.get_wavelength())
-    density = math.prod(grid.subdivide) / abs(np.linalg.det(grid.reciprocal_matrix))
-    edge = density ** (-1 / 3)
-    sphere = math.pi * s_max**2  # area of the Ewald sphere inside the resolution limit
-    rows = min(sphere * (math.radians(width) * s_max / 2 + 2 * edge) * density, 2 * grid.n_voxels)
+    rows = rows_estimate(
+        grid, experiment, min(BLOCK_ANGLE, MAX_BLOCK_IMAGES * abs(experiment.scan.get_oscillation()[1]))
+    )
     row_bytes = 8 * kernel.N_COLUMNS
     per_worker = pixels * 24 + 3 * rows * (row_bytes + 24)
     waiting = (2 * workers if workers > 1 else 1) + 2  # finished blocks, and what the joiner holds

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.files import nexus, observations
-from dials_diffuse.files.hdf5 import is_hdf5, why_not_opened
+from dials_diffuse.files.checked import CheckedFile
+from dials_diffuse.files.columns import Column as FileColumn
+from dials_diffuse.files.hdf5 import is_hdf5, schema_of
 from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.files.record import grid_record, read_json
 from dials_diffuse.maps.counting import count_unique
@@ -18,6 +19,8 @@ from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.shells import TOLERANCE
 from dials_diffuse.report.merge import SHELL_COLUMNS
 from dials_diffuse.report.tables import Column, text_table
+
+_REMEDY = "write it again"
 
 #: begin of the schemas of records
 _RECORD = "dials.diffuse_"
@@ -42,14 +45,12 @@ def file_contents(path) -> dict:
     path = Path(path)
     head = {"file": str(path), "bytes": path.stat().st_size if path.is_file() else None}
     if is_hdf5(path):
-        reason = why_not_opened(path)
-        if reason:
-            raise DiffuseError(f"{path}: {reason}")
-        with h5py.File(path, "r") as handle:
-            schema, version = (str(handle.attrs.get(name, "none")) for name in ("schema", "creator_version"))
+        schema = schema_of(path)
         kinds = {nexus.SCHEMA: _map_contents, observations.SCHEMA: _observation_contents}
         if schema not in kinds:
             raise DiffuseError(f"{path}: schema is {schema}; dials.diffuse_show knows {', '.join(kinds)} and records")
+        with CheckedFile(path, schema, _REMEDY) as file:
+            version = file.attribute("/", FileColumn("creator_version", "U"))
         return {**head, "schema": schema, "version": version, **kinds[schema](path)}
     return {**head, **_record_contents(path)}
 
@@ -57,10 +58,10 @@ def file_contents(path) -> dict:
 def _map_contents(path: Path) -> dict:
     data = nexus.read_map(path)
     grid = data.grid
-    with h5py.File(path, "r") as handle:
+    with CheckedFile(path, nexus.SCHEMA, _REMEDY) as file:
         usual = {"sample", "grid", "unique", "statistics", "process", "map", "title"}
-        more = {name: sorted(handle["entry"][name]) for name in handle["entry"] if name not in usual}
-        volume = "map" in handle["entry"]
+        more = {name: file.names(f"entry/{name}") for name in file.names("entry") if name not in usual}
+        volume = file.has("entry/map")
     limits = np.array([(1 - TOLERANCE) / grid.d_max, (1 + TOLERANCE) / grid.d_min])
     possible = int(count_unique(grid, data.friedel, limits)[0])
     finite = data.intensity[np.isfinite(data.intensity)]
@@ -109,8 +110,8 @@ def _observation_contents(path: Path) -> dict:
     with observations.ObservationFile(path) as file:
         keys = ("identifier", "image_range", "oscillation", "n_images_used", "wavelength", "n_panels", "reindexed")
         grid = file.grid
-        with h5py.File(path, "r") as handle:
-            n_bragg = len(handle["bragg/intensity"]) if "bragg" in handle else 0
+        with CheckedFile(path, observations.SCHEMA, _REMEDY) as head:
+            n_bragg = head.n_rows("bragg/intensity") if head.has("bragg") else 0
         after = [f"dials.diffuse_merge {path}"]
         return {
             "kind": "observations",

@@ -28,3 +28,19 @@ def write_png(path, figure) -> None:
     """
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=DPI)
+
+
+def write_thumbnail(path, picture, size: int = 400) -> None:
+    """Write a smaller copy of a picture as PNG; size : pixels of its longer side.
+
+    Raises
+    ------
+    DiffuseError
+        If the file cannot be written.
+    """
+    from PIL import Image  # matplotlib needs it, too
+
+    with Image.open(picture) as image:
+        image.thumbnail((size, size))
+        with atomic_path(path) as temporary:
+            image.save(temporary, format="PNG")

@@ -5,6 +5,18 @@ from __future__ import annotations
 from dials_diffuse.report.common_sections import grid_facts, resolution_limit
 from dials_diffuse.report.overview_plots import detector_plots, image_plots
 from dials_diffuse.report.section import Material, Section, Table, number
+from dials_diffuse.report.tables import Column, cells, heads
+
+#: rows : (number of the experiment, record of its peaks)
+_PEAKS = (
+    Column("experiment", 10, "d", lambda row: row[0]),
+    Column("images", 8, "d", lambda row: row[1]["n_images"]),
+    Column("peaks", 8, "d", lambda row: row[1]["n_peaks"]),
+    Column("predicted", 10, ".1%", lambda row: row[1]["share"]),
+    Column("chance", 10, ".1%", lambda row: row[1]["chance"]),
+    Column("pixels", 8, ".2f", lambda row: row[1]["offset"]),
+    Column("verdict", 10, "", lambda row: row[1]["verdict"]),
+)
 
 _FATES = ("used", "bragg", "outlier", "untrusted", "never_used", "off_grid")
 
@@ -35,11 +47,26 @@ def images(material: Material) -> Section | None:
 
 def _left_out(record: dict) -> tuple:
     rows = [
-        [f"{i}", f"{item['image']}", item["reason"]]
-        for i, e in enumerate(record["experiments"])
+        [f"{e['experiment']}", f"{item['image']}", item["reason"]]
+        for e in record["experiments"]
         for item in (e.get("left_out") or [])[:50]
     ]
     return (Table(["experiment", "image", "why"], rows, "Images that were left out"),) if rows else ()
+
+
+def peaks(material: Material) -> Section | None:
+    """Are the images those of the models?"""
+    checks = [(e["experiment"], e["peaks"]) for e in material.record["experiments"] if e.get("peaks")]
+    if not checks:
+        return None
+    return Section(
+        "peaks",
+        "Peaks where spots are predicted",
+        "Peaks of some images. Chance is taken off their share; it says how many places beside the peaks have a "
+        "predicted spot. Pixels: what all predicted places are off by.",
+        lines=[f"Experiment {number}: {check['words']}" for number, check in checks if check["words"]],
+        tables=(Table(heads(_PEAKS), cells(_PEAKS, checks)),),
+    )
 
 
 def detector(material: Material) -> Section | None:
@@ -51,30 +78,28 @@ def detector(material: Material) -> Section | None:
 def fates(material: Material) -> Section:
     """What became of the pixels."""
     rows = []
-    for i, e in enumerate(material.record["experiments"]):
+    for e in material.record["experiments"]:
         total = sum(e[name] for name in _FATES) or 1
-        rows.append([f"{i}", f"{e['n_images']}", *(f"{100 * e[name] / total:.2f} %" for name in _FATES)])
-    heads = ["experiment", "images", "used", "Bragg mask", "outliers", "untrusted", "masked always", "off the grid"]
+        rows.append([f"{e['experiment']}", f"{e['n_images']}", *(f"{100 * e[name] / total:.2f} %" for name in _FATES)])
+    names = ["experiment", "images", "used", "Bragg mask", "outliers", "untrusted", "masked always", "off the grid"]
     return Section(
         "fates",
         "What became of the pixels",
         "Shares of all pixels of the images used. Masked always: bad pixels, gaps, shadows and what lies outside "
         "the limits of resolution.",
-        tables=(Table(heads, rows),),
+        tables=(Table(names, rows),),
     )
 
 
 def masks(material: Material) -> Section | None:
     """Ice rings and Bragg masks that follow the peaks."""
     rings, bragg = [], []
-    for i, e in enumerate(material.record["experiments"]):
-        rings += [
-            [f"{i}", number(r["d"], ".3f"), "yes" if r["ice"] else "no", number(r["excess"], ".3f")]
-            for r in e.get("ice_rings") or []
-        ]
+    for e in material.record["experiments"]:
+        i = f"{e['experiment']}"
+        rings += [[i, number(r["d"], ".3f"), r["ice"], number(r["excess"], ".3f")] for r in e.get("ice_rings") or []]
         bragg += [
             [
-                f"{i}",
+                i,
                 f"{m['reflections']}",
                 f"{m['unmasked']}",
                 number(m["leak_mean"], ".3f"),
@@ -86,14 +111,15 @@ def masks(material: Material) -> Section | None:
     if rings:
         tables.append(Table(["experiment", "d (Å)", "ice", "excess"], rings, "Rings that are masked"))
     if bragg:
-        heads = ["experiment", "reflections", "too weak to be masked", "mean leak", "95 % leak less than"]
-        tables.append(Table(heads, bragg, "Masks that follow the Bragg peaks; leaks over the diffuse rms"))
+        names = ["experiment", "reflections", "too weak to be masked", "mean leak", "95 % leak less than"]
+        tables.append(Table(names, bragg, "Masks that follow the Bragg peaks; leaks over the diffuse rms"))
     return Section("masks", "Masks", tables=tuple(tables))
 
 
 SECTIONS = (
     summary,
     images,
+    peaks,
     detector,
     fates,
     masks,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dials_diffuse.report.section import Material, Plot, Section, Table, column, line, middle, number, resolution_axis
+from dials_diffuse.report.section import Material, Plot, Section, Table, column, line, middle, resolution_axis
 from dials_diffuse.report.tables import Column, cells, heads, text_table
 
 _MEANING = {
@@ -43,9 +43,6 @@ _STEPS = (
     Column("GB", 7, ".2f", lambda row: row["peak_memory"] / 1e9),
     Column("", -1, "", lambda row: "  " + ("" if row["repeated"] else "done before")),
 )
-
-
-_SPOTS = ("experiment", "spots", "images", "standard deviations", "pixels away", "where they are predicted")
 
 
 def process_text(record: dict) -> str:
@@ -124,23 +121,11 @@ def choices(material: Material) -> Section:
     record = material.record
     decided = [[item["name"], item["value"], item["reason"]] for item in record["choices"]]
     outputs = [[Path(item["path"]).name, item["kind"]] for item in record["outputs"]]
-    spots = [
-        [
-            f"{item['experiment']}",
-            f"{item['n_spots']}",
-            f"{item['n_images']}",
-            number(item["height"], ".1f"),
-            number(item["distance"], ".2f"),
-            "no" if item["missing"] else "yes",
-        ]
-        for item in record["spots"]
-    ]
     return Section(
         "run",
         "Run",
         tables=(
             Table(["parameter", "value", "why"], decided, "Decided from the data"),
-            Table(_SPOTS, spots, "Spots of a few images, stacked on their predicted positions"),
             Table(heads(_STEPS), cells(_STEPS, record["steps"]), "Steps"),
             Table(["file", "what it is"], outputs, "Files"),
         ),

@@ -19,6 +19,16 @@ def broken(shared, item):
     return item
 
 
+def broken_if(shared, item):
+    if item == 7:
+        raise DiffuseError("seven is too much")
+    return shared + item
+
+
+def summed(kept, argument):
+    return kept, argument, kept + argument
+
+
 def killed(shared, item):
     os._exit(9)
 

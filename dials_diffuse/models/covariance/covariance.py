@@ -15,6 +15,7 @@ from scipy.spatial.distance import cdist
 from dials_diffuse.checks import choice, positive
 from dials_diffuse.errors import CommandLineError, DiffuseError
 from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.maps.symmetry import laue_operators
 from dials_diffuse.models.base import DiffuseModel, TensorWord, Words, selections_of
 from dials_diffuse.models.checks import (
     check_exponent,
@@ -27,15 +28,15 @@ from dials_diffuse.models.covariance.covariance_phil import PHIL, read_array
 from dials_diffuse.models.covariance.elastic_network import ElasticNetwork
 from dials_diffuse.models.covariance.engines import ENGINES, choose_engine, molecule_sum
 from dials_diffuse.models.covariance.group_covariance import GroupCovariance
-from dials_diffuse.models.covariance.group_factory import group_covariance
+from dials_diffuse.models.covariance.group_factory import averages_tensors, group_covariance, number_of_blocks
 from dials_diffuse.models.covariance.low_rank import checked_modes
 from dials_diffuse.models.covariance.motion import JointMotion, checked_covariance
 from dials_diffuse.models.covariance.patterson import memory_estimate as patterson_memory
 from dials_diffuse.models.covariance.patterson import patterson_sum
-from dials_diffuse.models.covariance.prepared_covariance import PreparedCovariance
+from dials_diffuse.models.covariance.prepared_covariance import TOO_LARGE_FOR_MEANS, PreparedCovariance
 from dials_diffuse.models.laue import laue_average
 from dials_diffuse.models.lorentzian import lorentzian, lorentzian_derivatives
-from dials_diffuse.models.prepared import Prepared, over_laue_group
+from dials_diffuse.models.prepared import Prepared, half_of, over_laue_group
 from dials_diffuse.models.refinable import (
     SOME_GAMMA,
     SOME_SIGMA,
@@ -49,6 +50,7 @@ from dials_diffuse.models.refinable import (
 )
 from dials_diffuse.models.single_atoms import ATOM_LENGTH, NEGLIGIBLE_CORRELATION, displaced, squares
 from dials_diffuse.models.voxel_means import gauss_points
+from dials_diffuse.parallel import SERIAL, Executor
 from dials_diffuse.structure.block import crystal_block
 from dials_diffuse.structure.crystal import Structure
 from dials_diffuse.structure.groups import GROUPS, group_centres, group_labels
@@ -109,6 +111,7 @@ class Covariance(DiffuseModel):
     about = "any covariance of the displacements of atoms or groups"
     phil = PHIL
     words = Words({"V": TensorWord("sigma", 2, SOME_SIGMA)}, pairs=True)
+    in_blocks = True
 
     kernel: str = "exponential"
     sigma: float | None = None
@@ -265,6 +268,22 @@ class Covariance(DiffuseModel):
             return prepared(structure, grid, index)
         return over_laue_group(prepared, structure, grid, index)  # a block has no symmetry
 
+    def blocks_of_voxels(self, structure: Structure, grid: MapGrid, n: int, means: bool) -> tuple:
+        """Several of tensors only: of numbers the sum over pairs is a product of matrices, which takes seconds."""
+        fixed, _ = fitted(structure, grid)
+        motion = self.motion(fixed)
+        if motion.isotropic:
+            return 1, means
+        voxels = n
+        if self.supercell is not None:
+            n *= len(half_of(laue_operators(structure.space_group, friedel=True)))
+        g, copies = len(motion.covariance), len(self.placed(fixed)[0].rotations)
+        points = len(gauss_points(grid))
+        if means and not averages_tensors(points * copies, n, g):
+            logger.info(TOO_LARGE_FOR_MEANS)
+            means = False
+        return min(number_of_blocks(points * copies if means else copies, n, g), max(voxels, 1)), means
+
     def group_covariance(
         self, structure: Structure, grid: MapGrid, index: np.ndarray, means: bool = False
     ) -> GroupCovariance:
@@ -308,7 +327,7 @@ class Covariance(DiffuseModel):
         c = np.exp(-0.5 * x**2)
         return c, c * x**2 / gamma, c * x**2 * (x**2 - 3) / gamma**2
 
-    def intensity(self, structure: Structure, grid: MapGrid) -> np.ndarray:
+    def intensity(self, structure: Structure, grid: MapGrid, executor: Executor = SERIAL) -> np.ndarray:
         structure, grid = fitted(structure, grid)
         motion = self._checked_motion(structure, 1 / grid.d_min)
         bodies = structure.space_group.order_z() if self.supercell is None else 1 / self.cells
@@ -323,7 +342,7 @@ class Covariance(DiffuseModel):
         index = np.argwhere(inside(grid, s_squared(grid))) - np.array(grid.extent)
         index = index[: len(index) // 2 + 1]  # of Friedel mates one, and the origin
         s = grid.s(index)
-        values = bodies * molecule_sum(self, self.placed(structure)[0].share, motion, s, engine)
+        values = bodies * molecule_sum(self, self.placed(structure)[0].share, motion, s, engine, executor)
         volume = np.full(grid.n_voxels, np.nan)
         volume[grid.key(index)] = volume[grid.key(-index)] = values
         return laue_average(volume.reshape(grid.shape), grid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from dials_diffuse.models.covariance.low_rank import (
 )
 from dials_diffuse.models.covariance.motion import JointMotion, cost_of_chebyshev, cost_of_pair_form
 from dials_diffuse.models.covariance.patterson import real_grid
+from dials_diffuse.parallel import SERIAL, Executor
 
 logger = logging.getLogger("dials.diffuse.models")
 
@@ -74,19 +76,37 @@ def choose_engine(model, motion: JointMotion, grid: MapGrid | None, s=None) -> s
     return engine
 
 
-def molecule_sum(model, share: np.ndarray, motion: JointMotion, s: np.ndarray, engine: str) -> np.ndarray:
-    """The intensity of a molecule, or a block of cells, by an engine.
+@dataclass(frozen=True)
+class _Sums:
+    """What the blocks of :func:`molecule_sum` have in common; modes, orders : of ``low_rank``"""
+
+    motion: JointMotion
+    share: np.ndarray
+    table: str
+    tolerance: float
+    soft: bool
+    engine: str
+    modes: np.ndarray | None = None
+    orders: int = 0
+
+
+def molecule_sum(
+    model, share: np.ndarray, motion: JointMotion, s: np.ndarray, engine: str, executor: Executor = SERIAL
+) -> np.ndarray:
+    """The intensity of a molecule, or a block of cells, by an engine, in blocks of points of about the same |s|.
 
     Parameters
     ----------
     model : Covariance
     share : (n,) float64, that the occupancy of each atom contains: on special positions below 1
     s : (m, 3) float64, 1/Å, Cartesian frame of the structure
+    executor : does the work, block by block; the blocks do not depend on it
 
     Returns
     -------
     (m,) float64, electrons²
     """
+    sums = _Sums(motion, share, model.table, model.tolerance, model.soft, engine)
     if engine == "low_rank":
         modes, orders = _modes(model, motion, (2 * np.pi) ** 2 * np.square(s).sum(axis=1).max(initial=0.0))
         logger.info("covariance: %d modes, %d orders", len(modes), orders)
@@ -95,11 +115,22 @@ def molecule_sum(model, share: np.ndarray, motion: JointMotion, s: np.ndarray, e
                 f"covariance.engine=low_rank: {len(modes)} modes to order {orders} have too many products; take "
                 "another engine, or a larger covariance.tolerance"
             )
-        total = low_rank_sum(motion, s, model.table, modes, orders)
+        sums = replace(sums, modes=modes, orders=orders)
+    blocks = motion.blocks(s)
+    total = np.empty(len(s))
+    for where, values in zip(blocks, executor.map(_sum_of_block, sums, (s[where] for where in blocks))):
+        total[where] = values
+    return total
+
+
+def _sum_of_block(sums: _Sums, s: np.ndarray) -> np.ndarray:
+    motion = sums.motion
+    if sums.engine == "low_rank":
+        total = low_rank_sum(motion, s, sums.table, sums.modes, sums.orders)
     else:
-        total = motion.coherent(s, model.table, engine, model.tolerance)
-    if model.soft or np.any(share != 1):
-        total += motion.remainder(s, share, model.table)
+        total = motion.coherent(s, sums.table, sums.engine, sums.tolerance)
+    if sums.soft or np.any(sums.share != 1):
+        total += motion.remainder(s, sums.share, sums.table)
     return total
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from dials_diffuse.checks import choice
@@ -17,6 +19,8 @@ _MEMORY = 2.5e9
 _PRECISE = 1e9
 #: pairs of groups at all points and copies, beyond which tensors are not averaged: seconds for each evaluation
 _MOST_PAIRS = 3e8
+#: pairs of groups at all points and copies in a block: about half a second for each evaluation
+_PAIRS_OF_BLOCK = 2e7
 
 
 def group_covariance(
@@ -52,8 +56,7 @@ def group_covariance(
     s = np.asarray(s, dtype=float).reshape(-1, 3)
     n, g = len(s), int(labels.max()) + 1
     if tensor:
-        copies = 0 if points is None else len(structure.rotations) * len(points)
-        if 16 * copies * n * g > _MEMORY or copies * n * g**2 / 2 > _MOST_PAIRS:
+        if points is not None and not averages_tensors(len(structure.rotations) * len(points), n, g):
             points = None
         # of tensors K has x, and Debye-Waller factors if they are free
         slow = 0.0 if free else u
@@ -63,3 +66,13 @@ def group_covariance(
     keep = size * np.dtype(dtype).itemsize <= _MEMORY
     scattering = GroupScattering(structure, labels, s, table, free, points if keep else None, u, True)
     return IsotropicGroups(scattering, free, tolerance, dtype, keep)
+
+
+def averages_tensors(copies: int, n: int, g: int) -> bool:
+    """Can tensors of g groups be averaged over n voxels? copies : of the molecule, times points of a voxel"""
+    return 16 * copies * n * g <= _MEMORY and copies * n * g**2 / 2 <= _MOST_PAIRS
+
+
+def number_of_blocks(copies: int, n: int, g: int) -> int:
+    """Blocks of voxels of about _PAIRS_OF_BLOCK pairs of tensors."""
+    return max(1, math.ceil(copies * n * g**2 / 2 / _PAIRS_OF_BLOCK))

@@ -10,7 +10,6 @@ from functools import cached_property
 import numpy as np
 from scipy.special import lambertw
 
-from dials_diffuse.compat import available_cores
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.kernels.pair_sum import (
     amplitudes,
@@ -19,7 +18,7 @@ from dials_diffuse.kernels.pair_sum import (
     pair_form,
     pair_form_isotropic,
 )
-from dials_diffuse.parallel import in_threads, row_ranges
+from dials_diffuse.parallel import cores, in_threads, row_ranges
 from dials_diffuse.structure.crystal import Structure
 from dials_diffuse.structure.factors import form_factors
 
@@ -175,16 +174,22 @@ class JointMotion(Motion):
         v = self.covariance[self.labels[i], self.labels[j]]
         return v[:, None, None] * np.eye(3) if self.isotropic else v
 
+    def blocks(self, s: np.ndarray) -> list:
+        """Rows of s, (m, 3), that are in memory together, each block in ascending order of |s|.
+
+        That is good for the shells of the Chebyshev engine. A block by itself is one block again, in the same order.
+        """
+        order = np.argsort(np.sum(s**2, axis=1), kind="stable")
+        step = max(_ROWS, _TERMS // self.structure.n_atoms)
+        return [order[start : start + step] for start in range(0, len(s), step)]
+
     def coherent(self, s: np.ndarray, table: str, engine: str, tolerance: float) -> np.ndarray:
         """Sum over bodies of F_g conj(F_g') (exp(q V q) - 1), F with Debye-Waller factors; (m,) float64, electrons².
 
         s : (m, 3) float64, 1/Å, Cartesian frame of the structure; engine : ``pair_sum`` or ``chebyshev``
         """
         result = np.empty(len(s))
-        order = np.argsort(np.sum(s**2, axis=1), kind="stable")  # shells of |q| for the Chebyshev engine
-        block = max(_ROWS, _TERMS // self.structure.n_atoms)
-        for start in range(0, len(s), block):
-            where = order[start : start + block]
+        for where in self.blocks(s):
             q = 2 * math.pi * s[where]
             a = self.amplitudes(s[where], table)
             if engine == "chebyshev":
@@ -309,7 +314,7 @@ def lagrange_weights(x: np.ndarray, n: int) -> tuple:
 
 def _fill(x: float, v: np.ndarray, out: np.ndarray) -> None:
     """:func:`exponential_matrix` of all rows, those of each thread with equal shares of the triangle."""
-    threads = available_cores() if len(v) > _COLUMNS else 1
+    threads = cores() if len(v) > _COLUMNS else 1
     limits = np.rint(len(v) * np.sqrt(np.linspace(0, 1, threads + 1))).astype(int)
     list(in_threads(lambda i: exponential_matrix(x, v, limits[i], limits[i + 1], out), range(threads), threads))
 
@@ -344,7 +349,7 @@ def on_rows(kernel, rows: tuple, rest: tuple, out: np.ndarray | None = None) -> 
     """
     m = len(rows[0])
     out = np.empty(m) if out is None else out
-    threads = min(available_cores(), max(1, m // 16))
+    threads = min(cores(), max(1, m // 16))
 
     def part(where):
         kernel(*(array[where] for array in rows), *rest, out[where])

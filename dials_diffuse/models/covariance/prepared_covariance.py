@@ -16,6 +16,8 @@ from dials_diffuse.structure.groups import group_centres
 
 logger = logging.getLogger("dials.diffuse.models")
 
+TOO_LARGE_FOR_MEANS = "covariance: too large to be averaged over voxels, taken at their centres"
+
 
 class PreparedCovariance(Prepared):
     """I(V(values)), by the chain rule from the derivatives by all elements of V, those of :class:`GroupCovariance`.
@@ -36,7 +38,7 @@ class PreparedCovariance(Prepared):
         self.groups = model.group_covariance(structure, grid, index, means)
         self.means = self.groups.means
         if means and not self.means:
-            logger.info("covariance: too large to be averaged over voxels, taken at their centres")
+            logger.info(TOO_LARGE_FOR_MEANS)
         structure, _ = fitted(structure, grid)
         self._components = model.components(structure)
         self._fixed = model.motion(structure).covariance

@@ -8,13 +8,15 @@ from itertools import product
 
 import numpy as np
 
-from dials_diffuse.compat import available_cores
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.kernels.group_pairs import pair_gradient, pair_jacobian, pair_values
 from dials_diffuse.models.covariance.group_covariance import GroupCovariance
 from dials_diffuse.models.covariance.group_scattering import GroupScattering
-from dials_diffuse.parallel import in_threads, row_ranges
+from dials_diffuse.parallel import cores, in_threads, row_ranges
 from dials_diffuse.structure.tensors import six_elements, slope_tensor, square_features
+
+#: points that a thread takes at a time
+_ROWS = 1024
 
 
 class TensorGroups(GroupCovariance):
@@ -68,7 +70,7 @@ class TensorGroups(GroupCovariance):
             for features, amplitudes, own in zip(self._features, self._amplitudes, self._own):
                 pair_jacobian(features[rows][mine], amplitudes[rows][mine], own[rows][mine], six, self._free, out[mine])
 
-        threads = available_cores()
+        threads = cores()
         list(in_threads(part, row_ranges(len(out), threads), threads))
         return out.reshape(len(out), -1)
 
@@ -107,8 +109,8 @@ class TensorGroups(GroupCovariance):
 
     def _of_all_rows(self, part) -> Iterator:
         """``part((copy, rows))`` of all copies and points."""
-        threads = available_cores()
-        return in_threads(part, product(range(len(self._features)), row_ranges(self.n, threads)), threads)
+        parts = row_ranges(self.n, math.ceil(self.n / _ROWS))  # not one for each thread: sums shall not depend on them
+        return in_threads(part, product(range(len(self._features)), parts), cores())
 
     def _six(self, v: np.ndarray) -> np.ndarray:
         """(P, 6), elements of the symmetric part of V_ab, a >= b."""
