@@ -3,18 +3,22 @@ VENV ?= .venv
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 SOAK ?=
+# with kernels as plain Python, where arrays are small
+KERNEL_TESTS ?= tests/test_planes.py tests/test_statistics.py tests/test_simulation_parts.py tests/test_spots.py
 BIN = $(shell .ci/make_env --where $(VENV))
 
-.PHONY: help env test demo snase bench soak docs lint clean
+.PHONY: help env test demo snase bench soak docs lint types coverage clean
 
 help:
 	@echo "make test   run the tests                  make test PYTEST_ARGS='-k grid -x'"
 	@echo "                                           in this process only   make test PYTEST_ARGS='-n 0'"
 	@echo "make demo   simulated images to a diffuse map, compared with the truth, in demo-output/"
 	@echo "make snase  the images of a real crystal to a map   make snase DIALS_DIFFUSE_DATA=/path/to/data"
-	@echo "make bench  run the benchmarks             make bench BENCH_ARGS='--quick'"
+	@echo "make bench  run the benchmarks             make bench BENCH_ARGS='--whole'"
 	@echo "make soak   try to break everything            make soak SOAK='--cases 100000 --kills 200'"
 	@echo "make docs   build the documentation, in build/docs/"
+	@echo "make types  check the types of public modules"
+	@echo "make coverage   which lines the tests reach"
 	@echo "make lint   check the style of the code"
 	@echo "make env    only set up the environment"
 	@echo "make clean  remove what the other targets left, except the environment"
@@ -40,6 +44,16 @@ soak: env
 docs: env
 	$(BIN)/python -m sphinx -q -E -W --keep-going -b html docs build/docs
 	@echo "The documentation is in build/docs/index.html"
+
+types: env
+	$(BIN)/python -m mypy
+
+coverage: env
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest -q -n auto --dist worksteal $(PYTEST_ARGS)
+	NUMBA_DISABLE_JIT=1 $(BIN)/python -m coverage run -m pytest -q -n 0 $(KERNEL_TESTS)
+	$(BIN)/python -m coverage combine -q
+	$(BIN)/python -m coverage report
 
 lint: env
 	$(BIN)/python -m ruff check .

@@ -3,13 +3,12 @@
 A naive kernel stands beside them. CPU seconds in one process, in turn.
 
 80 x 80 x 40 Å cell, d_min 1.5 Å at the detector corner, 3 x 3 x 3 voxels. Then peak memory of whole runs of the program
-over sweeps of different length.
+over sweeps of different length, of smaller frames.
 """
 
 from __future__ import annotations
 
 import resource
-import subprocess
 import sys
 import tempfile
 from dataclasses import replace
@@ -26,6 +25,7 @@ from dxtbx.model.experiment_list import ExperimentList
 from scipy.spatial.transform import Rotation
 from scitbx.array_family import flex
 from timing import alternate
+from usage import measure
 
 from dials_diffuse.experiment.common_grid import choose_grid
 from dials_diffuse.experiment.detector import detector_setup
@@ -38,17 +38,21 @@ from dials_diffuse.reduction.reduction_parameters import ReductionParameters
 from dials_diffuse.reduction.voxel_sums import Tables, add_frame, reduce_block
 
 SIZE = (2463, 2527)
+SMALL = (487, 407)
 N_FILES = 8
+INTEGRATE = [sys.executable, "-m", "dials_diffuse.cli.integrate", "d_min=1.5"]
 N_IMAGES = 20  # what the program reduces at a time: 10 degrees
 
 
-def make_sweep(folder: Path, n_images: int, n_files: int = N_FILES) -> Path:
+def make_sweep(folder: Path, n_images: int, n_files: int = N_FILES, size: tuple = SIZE) -> Path:
     """Poisson noise on a Pilatus-6M-like detector, with an orientation, as mini-CBF files; returns the .expt.
 
-    Of a long sweep only ``n_files`` frames are different, the others are links to them.
+    Of a long sweep only ``n_files`` frames are different, the others are links to them. The detector may be smaller,
+    with as many pixels less at each edge; size : fast and slow
     """
+    beam_at = tuple(c - 0.086 * (whole - n) for c, whole, n in zip((211, 217), SIZE, size))  # mm
     detector = DetectorFactory.simple(
-        "PAD", 380, (211, 217), "+x", "-y", (0.172, 0.172), SIZE, trusted_range=(-1, 1_000_000)
+        "PAD", 380, beam_at, "+x", "-y", (0.172, 0.172), size, trusted_range=(-1, 1_000_000)
     )
     beam, goniometer = Beam((0, 0, 1), 0.98), Goniometer((1, 0, 0))
     rng = np.random.default_rng(0)
@@ -59,7 +63,7 @@ def make_sweep(folder: Path, n_images: int, n_files: int = N_FILES) -> Path:
             Path(names[-1]).symlink_to(names[i % n_files])
             continue
         scan = ScanFactory.make_scan((i + 1, i + 1), 0.1, (i * 0.5, 0.5), {i + 1: 0})
-        image = flumpy.from_numpy(rng.poisson(5, size=SIZE[::-1]).astype(np.int32))
+        image = flumpy.from_numpy(rng.poisson(5, size=size[::-1]).astype(np.int32))
         FormatCBFMini.as_file(detector, beam, goniometer, scan, image, names[-1])
     scan = Scan((1, n_images), (0.0, 0.5))
     scan.set_exposure_times(flex.double(n_images, 0.1))
@@ -93,13 +97,13 @@ def naive(raw, directions, matrix, origin, n, counts, pixels):
                 pixels[i, j, k] += 1
 
 
-def throughput(expt: Path) -> None:
+def throughput(expt: Path, n_images: int = N_IMAGES, repeats: int = 5) -> None:
     from dials_diffuse.experiment.load import load_experiments
 
     experiments = load_experiments(str(expt))
     parameters = ReductionParameters(d_min=1.5)
     grid = choose_grid(experiments, parameters.d_min, parameters.d_max, parameters.subdivide)
-    images = np.arange(N_IMAGES)
+    images = np.arange(n_images)
     job = prepare_job(0, experiments, images, grid, parameters, detector_setup(experiments[0].detector))
     one_step = replace(job, n_sub_steps=1)
     bare = replace(job.parameters, masking=replace(job.parameters.masking, bragg=False, outlier_n_sigma=0))
@@ -140,11 +144,12 @@ def throughput(expt: Path) -> None:
             "whole pass, one sub-step": lambda: reduce_block(one_step, images),
             "whole pass, one sub-step, row by row": lambda: reduce_block(one_row, images),
             "whole pass, no Bragg mask, guard or flux": lambda: reduce_block(bare, images),
-        }
+        },
+        repeats,
     )
-    megapixels = N_IMAGES * SIZE[0] * SIZE[1] / 1e6
+    megapixels = n_images * SIZE[0] * SIZE[1] / 1e6
     reference = seconds["decoding alone"]
-    print(f"{N_IMAGES} frames of {SIZE[0]} x {SIZE[1]} pixels, {100 * (job.bad[0] == 0).mean():.0f} % of them used")
+    print(f"{n_images} frames of {SIZE[0]} x {SIZE[1]} pixels, {100 * (job.bad[0] == 0).mean():.0f} % of them used")
     for name, value in seconds.items():
         print(f"{name:51s} {megapixels / value:7.1f} Mpixel/s per core   {value / reference:6.2f} x decoding")
     for name in (whole, sums):
@@ -152,7 +157,7 @@ def throughput(expt: Path) -> None:
     for name, function in {"decoding alone": decode, whole: lambda: reduce_block(job, images)}.items():
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         function()
-        faults = (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / N_IMAGES
+        faults = (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / n_images
         print(f"{name}: {faults:.0f} page faults per image")
 
 
@@ -165,24 +170,41 @@ def row_by_row(job):
     return other
 
 
-def memory(folder: Path) -> None:
-    """Peak memory of whole runs on sweeps of 8, 32 and 96 images."""
-    for n_images in (8, 32, 96):
+def memory(folder: Path, lengths: tuple, size: tuple) -> None:
+    """Peak memory of whole runs on sweeps of different length."""
+    for n_images in lengths:
         sub = folder / f"sweep{n_images}"
         sub.mkdir()
-        expt = make_sweep(sub, n_images)
-        code = (
-            "import resource, sys; from dials_diffuse.cli.integrate import run; run(sys.argv[1:]);"
-            "print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-        )
-        args = [str(expt), "d_min=1.5", "nproc=1", "output.log=None", "output.json=None"]
-        done = subprocess.run([sys.executable, "-c", code, *args], cwd=sub, capture_output=True, text=True, check=True)
-        peak = int(done.stdout.split("PEAK")[1])
-        print(f"{n_images:4d} images: peak memory {peak / 1e6:.2f} GB")
+        expt = make_sweep(sub, n_images, size=size)
+        used = measure([*INTEGRATE, expt, "nproc=1"], sub)
+        print(f"{n_images:4d} images of {size[0]} x {size[1]} pixels: peak memory {used.peak / 1e9:.2f} GB")
 
 
-def main() -> None:
+def processes(folder: Path, n_images: int) -> None:
+    """Elapsed time of the pass on one and on two processes: that of whole runs less that of runs on few images."""
+    wall = {}
+    for n in (N_IMAGES, n_images):
+        sub = folder / f"sweep_of_{n}"
+        sub.mkdir()
+        expt = make_sweep(sub, n)
+        for nproc in (1, 2):
+            wall[n, nproc] = measure([*INTEGRATE, expt, f"nproc={nproc}"], sub).wall
+    one, two = (wall[n_images, nproc] - wall[N_IMAGES, nproc] for nproc in (1, 2))
+    print(
+        f"{n_images - N_IMAGES} further images: {one:.1f} s on one process, {two:.1f} s on two: {one / two:.2f} times"
+    )
+
+
+def main(whole: bool = False) -> None:
+    """whole : more repeats, and memory and processes on 6-megapixel frames as well"""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        throughput(make_sweep(folder, N_IMAGES))
-        memory(folder)
+        throughput(make_sweep(folder, N_IMAGES), *((N_IMAGES, 5) if whole else (8, 3)))
+        memory(folder, (10, 40, 160), SMALL)
+        if whole:
+            memory(folder, (8, 32, 96), SIZE)
+            processes(folder, 100)
+
+
+if __name__ == "__main__":
+    main()

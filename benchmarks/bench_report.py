@@ -42,21 +42,22 @@ REPORT = """
 import resource
 from dials_diffuse.cli.report import run
 run(["map.nxs"])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+used = resource.getrusage(resource.RUSAGE_SELF)
+print(used.ru_utime + used.ru_stime, used.ru_maxrss / 1e6)
 """
 
 
 def main() -> None:
     """Print a row for each case."""
-    print(f"{'space group':14}{'unique':>10}{'grid':>14}{'s':>8}{'GB':>8}{'MB':>8}")
+    print(f"{'space group':14}{'unique':>10}{'grid':>14}{'CPU s':>8}{'s':>8}{'GB':>8}{'MB':>8}")
     for name, hall, cell in CASES:
         with tempfile.TemporaryDirectory() as folder:
             unique, shape = _run(folder, MAKE, hall, str(cell)).split()[-2:]
             start = time.perf_counter()
-            memory = float(_run(folder, REPORT).split()[-1])
+            cpu, memory = map(float, _run(folder, REPORT).split()[-2:])
             seconds = time.perf_counter() - start
             size = os.path.getsize(Path(folder) / "map.html") / 1e6
-        print(f"{name:14}{unique:>10}{shape:>14}{seconds:8.1f}{memory:8.2f}{size:8.1f}")
+        print(f"{name:14}{unique:>10}{shape:>14}{cpu:8.1f}{seconds:8.1f}{memory:8.2f}{size:8.1f}")
 
 
 def _run(folder: str, script: str, *arguments: str) -> str:

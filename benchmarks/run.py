@@ -1,4 +1,4 @@
-"""Speed as ratios within one run: ``make bench``, or ``python benchmarks/run.py [--quick] [NAME...]``.
+"""Speed as ratios within one run: ``make bench``, or ``python benchmarks/run.py [--whole] [NAME...]``.
 
 Absolute numbers depend on the machine and its load, so every figure stands beside a reference measured in the same
 minutes. Each benchmark runs in a process of its own. What they print, and what they took, goes to
@@ -16,22 +16,24 @@ from pathlib import Path
 from blocks import filled
 from usage import measure
 
-#: name -> call of the whole benchmark, and of the quick one; None: left out of the quick run
+#: name -> call of the usual, small benchmark, and of the whole one; None: left out of the small run
 BENCHMARKS = {
-    "integrate": ("bench_integrate.main()", "bench_integrate.main()"),
-    "scale": ("bench_scale.main()", "bench_scale.main((200_000, 600_000))"),
+    "integrate": ("bench_integrate.main()", "bench_integrate.main(True)"),
+    "latency": ("bench_latency.main()", "bench_latency.main()"),
+    "scale": ("bench_scale.main((50_000, 150_000))", "bench_scale.main()"),
     "merge": ("bench_merge.main()", "bench_merge.main()"),
-    "end_to_end": ("bench_end_to_end.main()", "bench_end_to_end.main(None, 40)"),
+    "end_to_end": ("bench_end_to_end.main(None, 40)", "bench_end_to_end.main()"),
     "models": ("bench_models.main()", "bench_models.main()"),
-    "fit": ("bench_fit.main()", None),
-    "few_mates": ("bench_few_mates.main()", "bench_few_mates.main(('P1_1_0_low',))"),
-    "closed_loop": ("bench_closed_loop.main()", None),
-    "cluster": ("bench_cluster.main()", None),
-    "process": ("bench_process.main()", None),
-    "absolute": ("bench_absolute.main()", None),
-    "report": ("bench_report.main()", None),
-    "delta_pdf": ("bench_delta_pdf.main()", None),
-    "bragg_masks": ("bench_bragg_masks.main()", None),
+    "engines": ("bench_engines.main(1)", "bench_engines.main()"),
+    "fit": (None, "bench_fit.main()"),
+    "few_mates": ("bench_few_mates.main(('P1_1_0_low',))", "bench_few_mates.main()"),
+    "closed_loop": (None, "bench_closed_loop.main()"),
+    "cluster": (None, "bench_cluster.main()"),
+    "process": (None, "bench_process.main()"),
+    "absolute": (None, "bench_absolute.main()"),
+    "report": (None, "bench_report.main()"),
+    "delta_pdf": (None, "bench_delta_pdf.main()"),
+    "bragg_masks": (None, "bench_bragg_masks.main()"),
 }
 HERE = Path(__file__).parent
 TABLES = HERE.parent / "docs" / "performance.md"
@@ -60,7 +62,7 @@ def with_tables(page: str, found: dict) -> str:
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; default: all")
-    parser.add_argument("--quick", action="store_true", help="smaller, and without those that take long")
+    parser.add_argument("--whole", action="store_true", help="larger, and with those that take long: hours")
     parser.add_argument("--json", default=str(HERE / "results.json"), help="where the results go")
     parser.add_argument("--no-tables", action="store_true", help="leave docs/performance.md as it is")
     options = parser.parse_args(argv)
@@ -69,15 +71,19 @@ def main(argv=None) -> None:
         parser.error(f"no benchmark {unknown[0]}; there are {', '.join(BENCHMARKS)}")
     found = {}
     for name in options.names or BENCHMARKS:
-        call = BENCHMARKS[name][options.quick]
+        small, whole = BENCHMARKS[name]
+        call = whole if options.whole or (options.names and small is None) else small
         if call is None:
-            print(f"\n== {name}: NOT run, it takes long")
+            print(f"\n== {name}: NOT run, it takes long; --whole, or its name")
             continue
-        found[name] = run(name, call)
-    record = {"machine": platform.processor() or platform.machine(), "quick": options.quick, "benchmarks": found}
-    Path(options.json).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    if not options.no_tables:
-        TABLES.write_text(with_tables(TABLES.read_text(encoding="utf-8"), found), encoding="utf-8")
+        found[name] = run(name, call) | {"whole": call == whole}
+        path = Path(options.json)
+        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        machine = platform.processor() or platform.machine()
+        record = {"machine": machine, "benchmarks": {**before.get("benchmarks", {}), **found}}
+        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        if not options.no_tables:  # after each: what is done stays if the next one fails
+            TABLES.write_text(with_tables(TABLES.read_text(encoding="utf-8"), found), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -146,7 +146,8 @@ class WhenNeeded(Executor):
     """
 
     def __init__(self, start: Callable[[], AbstractContextManager[Executor]]):
-        self._start, self._stack, self._started = start, ExitStack(), None
+        self._start, self._stack = start, ExitStack()
+        self._started: Executor | None = None
 
     def __enter__(self) -> WhenNeeded:
         return self
@@ -160,11 +161,11 @@ class WhenNeeded(Executor):
         return self._started
 
     @property
-    def workers(self) -> int:
+    def workers(self) -> int:  # type: ignore[override]  # known when it has started
         return self._own().workers
 
     @property
-    def worker_memory(self) -> float | None:
+    def worker_memory(self) -> float | None:  # type: ignore[override]
         return self._own().worker_memory
 
     def map(self, function: Callable, shared, items: Iterable) -> Iterator:
@@ -277,7 +278,7 @@ def in_flight(pool, function: Callable, items: Iterable, number: int) -> Iterato
 
     pool : has ``submit(function, item)``, whose result has ``result()``
     """
-    waiting = deque()
+    waiting: deque = deque()
     for item in items:
         waiting.append(pool.submit(function, item))
         if len(waiting) >= number:

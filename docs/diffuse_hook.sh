@@ -21,7 +21,7 @@ options+=(${DIALS_DIFFUSE_OPTIONS:-})
 status=0
 dials.diffuse_process "$run" "output.directory=$output" "${options[@]}" >"$output/diffuse_hook.out" 2>&1 || status=$?
 if [ $status = 0 ]; then
-  sed -n '/^Verdict: /{s///; N; s/\n */: /; p; q;}' "$output/diffuse_hook.out"
+  sed -n '/^Verdict: /{s///; s/ (.*//; N; s/\n */: /; p; q;}' "$output/diffuse_hook.out"
 else
   tail -n 1 "$output/diffuse_hook.out" >&2
 fi

@@ -100,6 +100,8 @@ def test_default_run(work):
     fate = summary["experiments"][0]
     named = ("never_used", "used", "untrusted", "bragg", "outlier", "off_grid")
     assert sum(fate[name] for name in named) == N_IMAGES * 80 * 90
+    assert fate["images"].pop("image") == list(range(1, N_IMAGES + 1))
+    assert {name: sum(counts) for name, counts in fate["images"].items()} == {name: fate[name] for name in named[1:]}
     assert Path("dials.diffuse_integrate.log").is_file()
     assert not list(Path().glob(".*h5"))
 

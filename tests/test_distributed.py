@@ -22,8 +22,8 @@ from helpers.datasets import make_sweep, reflections_of, write_experiments, writ
 from helpers.programs import fails
 from helpers.workers import broken, killed, scaled, stuck_at_first
 
+from dials_diffuse.cli import fit, model, process
 from dials_diffuse.cli import integrate as program
-from dials_diffuse.cli import process
 from dials_diffuse.cli.executor import executor_from_phil, parse_option, processes
 from dials_diffuse.errors import CommandLineError, DiffuseError
 from dials_diffuse.experiment.load import load_input
@@ -326,7 +326,10 @@ def test_process_has_them_once():
     names = [
         d.path for d in process.phil_scope.all_definitions() if d.path.endswith(("executor", "dask.scheduler", "nproc"))
     ]
-    assert names == ["executor", "nproc", "dask.scheduler"]
+    assert names == ["nproc", "executor", "dask.scheduler"]
+    for other in (model, fit):
+        names = [d.path for d in other.phil_scope.all_definitions()]
+        assert {"executor", "dask.scheduler"} <= set(names) and "nproc" not in names
 
 
 @pytest.mark.parametrize("text", ["ib0", "=3", "a b=3"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 import shlex
@@ -62,15 +63,63 @@ def test_links_lead_to_files():
             assert re.match(r"https?:", target) or (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+TROUBLES = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+SOURCES = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "dials_diffuse").rglob("*.py"))]
+
+
+def explained() -> list:
+    """Messages of the table of warnings, those of one cell apart; ... stands for what differs."""
+    section = TROUBLES.partition("## Warnings")[2].partition("## Errors")[0]
+    cells = re.findall(r"^\| (`.*?`) \|", section, re.MULTILINE)
+    return [quoted for cell in cells for quoted in re.findall("`(.+?)`", cell)]
+
+
 def test_messages_that_are_explained_are_those_of_the_programs():
-    """Code in bold at the begin of a paragraph is what a program prints; ... stands for what differs."""
-    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "dials_diffuse").rglob("*.py"))
-    source = re.sub(r"\"\s+f?\"", "", source)  # texts that go on in the next line
-    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    """Code in bold at the begin of a paragraph, and in tables, is what is printed; ... stands for what differs."""
+    source = re.sub(r"\"\s+f?\"", "", "".join(SOURCES))  # texts that go on in the next line
     messages = [
-        quoted for bold in re.findall(r"^\*\*(`.*?)\*\*", text, re.MULTILINE) for quoted in re.findall("`(.+?)`", bold)
+        quoted
+        for bold in re.findall(r"^\*\*(`.*?)\*\*", TROUBLES, re.MULTILINE)
+        for quoted in re.findall("`(.+?)`", bold)
     ]
     words = set(WORDS)
     assert len(messages) > 8 and words & set(messages) == words - {"good"}
-    for message in set(messages) - words:
+    for message in {*messages, *explained()} - words:
         assert all(part.strip() in source for part in message.split("...")), message
+
+
+def _text(node) -> str:
+    """A literal text of the code; what is put into it is three dots."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(part.value if isinstance(part, ast.Constant) else "..." for part in node.values)
+    return re.sub("%[-+.0-9]*[a-z]", "...", node.value)
+
+
+def _warnings(tree) -> list:
+    """Literal texts of what is logged as a warning, gathered under that name, or returned by functions of that name."""
+    places = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.name in ("warning", "warnings"):
+            places += node.body[bool(ast.get_docstring(node)) :]
+        if isinstance(node, ast.Call) and re.search(r"(^|\.)(warn|warning|warnings\.append)$", ast.unparse(node.func)):
+            places += node.args[:1]
+        elif isinstance(node, (ast.Assign, ast.AugAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if any("warning" in ast.unparse(target).lower() for target in targets):
+                places.append(node.value)
+    inner = [node for place in places for node in ast.walk(place)]
+    parts = {id(part) for node in inner if isinstance(node, ast.JoinedStr) for part in ast.walk(node)} - {
+        id(node) for node in inner if isinstance(node, ast.JoinedStr)
+    }
+    found = [n for n in inner if isinstance(n, ast.JoinedStr) or (isinstance(n, ast.Constant) and type(n.value) is str)]
+    return [_text(node) for node in found if id(node) not in parts]
+
+
+def test_every_warning_is_explained():
+    """A text of three words or more, of its own, that is logged as a warning is in a table of troubleshooting.md."""
+    texts = {text for source in SOURCES for text in _warnings(ast.parse(source))}
+    texts = {text for text in texts if len(re.findall("[a-z]{2,}", text.replace("Warning", ""))) > 3}
+    assert len(texts) > 30
+    patterns = [".*".join(map(re.escape, message.split("..."))) for message in explained()]
+    missing = [text for text in sorted(texts) if not any(re.search(pattern, text) for pattern in patterns)]
+    assert not missing

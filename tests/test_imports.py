@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -87,3 +89,12 @@ def test_test_modules_import_nothing_from_each_other():
 )
 def test_a_misplaced_import_is_noticed(line, expected):
     assert misplaced(line, ROOT) == expected
+
+
+@pytest.mark.parametrize("module", ["cli.simulate", "experiment.load"])
+def test_numpy_comes_before_cctbx(module):
+    """The other order breaks the singular values of Debian's scipy beside a numpy wheel."""
+    script = f"import sys, dials_diffuse.{module}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    names = done.stdout.split()
+    assert names.index("numpy") < min(names.index(name) for name in ("scitbx", "cctbx"))

@@ -175,6 +175,4 @@ def test_the_origin_of_the_crystal(model):
     moved = replace(structure, site_frac=structure.site_frac + [0.13, -0.41, 0.7])
     here, there = (model.intensity(atoms, grid) for atoms in (structure, moved))
     error = np.sqrt(np.nanmean((there - here) ** 2) / np.nanmean(here**2))
-    assert (
-        np.nanmax(here) > 0 and error < 2e-4
-    )  # structure factors: 1e-4
+    assert np.nanmax(here) > 0 and error < 2e-4  # structure factors: 1e-4

@@ -67,6 +67,29 @@ def test_experiments_are_updated_at_the_end(tmp_path):
         assert file.experiments[0].identifier == "id-1" and file.n_rows == 3
 
 
+def test_columns_are_compressed_where_they_shrink(tmp_path):
+    """Counts of few photons and zeros do, real numbers with noise do not; all come back."""
+    rng = np.random.default_rng(0)
+    rows = np.zeros(20_000, dtype=OBSERVATION_DTYPE)
+    rows["index"] = rng.integers(-3, 4, (len(rows), 3))
+    rows["counts"], rows["pixels"] = rng.poisson(3, len(rows)), 5
+    rows["norm"], rows["rate"] = rng.uniform(0.5, 1, len(rows)), rng.normal(size=len(rows))
+    for name, blocks in (("a.h5", [rows[:9000], rows[9000:]]), ("none.h5", [])):
+        with write_observations(tmp_path / name, GRID, [EXPERIMENT], PROVENANCE) as writer:
+            for block in blocks:
+                writer.append(block)
+    with h5py.File(tmp_path / "a.h5") as file:
+        columns = file["observations"]
+        packed = {name for name in columns if columns[name].compression}
+        assert {"counts", "pixels", "index", "background"} <= packed and not packed & {"norm", "rate"}
+        assert all(columns[name].fletcher32 for name in columns)
+    with ObservationFile(tmp_path / "a.h5") as file:
+        for name, values in file.read(*OBSERVATION_DTYPE.names).items():
+            np.testing.assert_array_equal(values, rows[name])
+    with ObservationFile(tmp_path / "none.h5") as file:
+        assert file.n_rows == 0
+
+
 def test_files_without_command_line_are_read(path):
     with edited(path) as handle:
         process = json.loads(handle.attrs["process"])

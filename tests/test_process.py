@@ -26,10 +26,13 @@ from scitbx import matrix
 from dials_diffuse.cli import integrate, merge, scale, simulate
 from dials_diffuse.cli.process import run
 from dials_diffuse.experiment.load import load_input
+from dials_diffuse.files.nexus import read_map
 from dials_diffuse.pipeline import choices
 from dials_diffuse.pipeline.choices import choose_subdivision, memory_needed
 from dials_diffuse.pipeline.record import SCHEMA_FILE, check_record
+from dials_diffuse.pipeline.significance import signal_of
 from dials_diffuse.pipeline.sources import find_sources, other_symmetry
+from dials_diffuse.pipeline.verdict import judge
 
 PDB = str(ROOT / "dials_diffuse" / "simulation" / "data" / "193l.pdb")
 
@@ -131,6 +134,29 @@ def test_a_crystal_with_diffuse_scattering(result):
     assert page.plots["scale-drift-plot"]["traces"][0]["x"] == pytest.approx(
         json.loads((folder / "diffuse_scaled.json").read_text())["sweeps"][0]["angle"], rel=1e-4
     )
+
+
+def test_what_makes_a_map_doubtful(result):
+    """Each check of the integration by itself, in the records of a good run."""
+    folder, _ = result
+    names = ("integrated", "scaled", "merged")
+    integrated, *others = (json.loads((folder / f"diffuse_{name}.json").read_text()) for name in names)
+    signal = signal_of(read_map(folder / "diffuse_merged.nxs"))
+    assert judge(signal, integrated, *others).word == "good"
+    (e,) = integrated["experiments"]
+    assert e["peaks"] and e["predictions"] and e["masks"] and e["experiment"] == 0
+    empty = {**e["masks"], "inside": 0.0, "beside": 0.0, "difference": 0.0, "esd": 0.01}
+    for change in (
+        {"peaks": {**e["peaks"], "words": "no peaks there"}},
+        {"predictions": {**e["predictions"], "words": "of other models"}},
+        {"masks": empty},
+        {"outlier": e["used"]},
+    ):
+        changed = {**integrated, "experiments": [{**e, "experiment": 3, **change}]}
+        verdict = judge(signal, changed, *others)
+        assert verdict.word == "doubtful" and verdict.reasons[0].startswith("experiment 3: ")
+    iced = {**e, "ice_rings": [{"excess": 0.2}]}
+    assert judge(signal, {**integrated, "experiments": [iced]}, *others).limits == ("ice",)
 
 
 def test_the_same_numbers_as_the_single_programs(result, good, tmp_path, monkeypatch):

@@ -104,7 +104,7 @@ def test_script_for_beamlines(run_folder, programs, tmp_path):
     assert done.returncode == 0, done.stderr
     record = json.loads((output / "dials.diffuse_process.json").read_text())
     (line,) = done.stdout.splitlines()
-    assert line.split()[0] == record["verdict"] and line.endswith(record["reasons"][0])
+    assert line == f"{record['verdict']}: {record['reasons'][0]}"
     done = hook(DIALS_DIFFUSE_RUN=str(tmp_path / "absent"), DIALS_DIFFUSE_OUTPUT=str(output))
     assert done.returncode == 1 and "no such file" in done.stderr and len(done.stderr.splitlines()) == 1
     done = hook()

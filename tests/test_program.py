@@ -378,6 +378,29 @@ def test_signals_in_destructors_are_not_lost(number, code, capsys):
     assert stopped.value.code == code and len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 1)], ids=["TERM", "INT"])
+def test_signals_while_a_class_is_made(number, code, capsys):
+    """Up to Python 3.11 they come out as a RuntimeError; so it was when matplotlib was imported."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    class Named:
+        def __set_name__(self, owner, name):
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+
+    def main(params, files, provenance, warnings):
+        type("Owner", (), {"name": Named()})
+
+    try:
+        with pytest.raises(SystemExit) as stop:
+            program(["in.h5"], main=main)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert stop.value.code == code
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "no output written" in line and ("interrupted" in line or "terminated" in line)
+
+
 def test_outputs_appear_together(capsys):
     """One that cannot be written keeps the others from appearing, and what was there stays."""
     Path("result.txt").write_text("old")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import json
 import math
 from dataclasses import replace
@@ -13,6 +12,8 @@ import pytest
 from helpers.builders import PROVENANCE, all_voxels, observation_rows, small_grid, true_intensity, write_rows
 from helpers.pages import Page
 from helpers.programs import fails
+from helpers.structures import random_structure
+from scipy.spatial.distance import cdist
 
 from dials_diffuse.cli import merge
 from dials_diffuse.cli.report import run
@@ -22,14 +23,16 @@ from dials_diffuse.fitting.displacements import compare_displacements
 from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.maps.shells import equal_count_residual, isotropic_part
 from dials_diffuse.maps.symmetry import possible_voxels
+from dials_diffuse.models.covariance.covariance import Covariance
 from dials_diffuse.models.rigid_body.rigid_body import RigidBody
 from dials_diffuse.reduction.overview import overview
 from dials_diffuse.report import page as page_module
 from dials_diffuse.report import pages, slices
-from dials_diffuse.report.fit_matrices import edge_shapes
-from dials_diffuse.report.quantised import UNMEASURED, entropy, packed, scale_of
-from dials_diffuse.report.section import Plot, Section, Table, column, line, middle, resolution_axis
-from dials_diffuse.structure.groups import group_names
+from dials_diffuse.report.fit_matrices import edge_shapes, kernel_plots
+from dials_diffuse.report.overview_plots import image_plots
+from dials_diffuse.report.quantised import UNMEASURED, entropy, packed, spread_of
+from dials_diffuse.report.section import Material, Plot, Section, Table, column, line, middle, resolution_axis
+from dials_diffuse.structure.groups import group_centres, group_labels, group_names
 from dials_diffuse.structure.secondary import secondary_structure
 
 GRID = small_grid("P 41", (12, 12, 18, 90, 90, 90))
@@ -118,15 +121,8 @@ def test_files_without_a_page(here, capsys, merged):
 
 
 def test_plotly_is_not_installed(merged, here, monkeypatch, caplog):
-    real = builtins.__import__
-
-    def refuse(name, *args):
-        if name.startswith("plotly"):
-            raise ImportError(name)
-        return real(name, *args)
-
     page_module.plotly_script.cache_clear()
-    monkeypatch.setattr(builtins, "__import__", refuse)
+    monkeypatch.setattr(page_module, "find_spec", lambda name: None)
     try:
         run([str(merged / "diffuse_merged.nxs")])
     finally:
@@ -140,7 +136,7 @@ def test_codes_are_as_exact_as_they_say(levels):
     rng = np.random.default_rng(0)
     values = np.sinh(2 * rng.normal(size=5000)) * 100
     values[::7] = np.nan
-    scale = scale_of(values, levels)
+    scale = spread_of(values).scale(levels)
     codes = scale.codes(values)
     found = scale.values(codes)
     known = np.isfinite(values)
@@ -153,9 +149,10 @@ def test_codes_are_as_exact_as_they_say(levels):
 
 def test_codes_of_counts_are_exact():
     values = np.array([1.0, 2, 3, 7, 100, np.nan])
-    scale = scale_of(values, 120)
+    scale = spread_of(values).scale(120)
     np.testing.assert_allclose(scale.values(scale.codes(values)), values, atol=1e-12)
-    assert scale_of(np.zeros(3), 8).values(scale_of(np.zeros(3), 8).codes(np.zeros(3))).tolist() == [0, 0, 0]
+    flat = spread_of(np.zeros(3)).scale(8)
+    assert flat.values(flat.codes(np.zeros(3))).tolist() == [0, 0, 0]
 
 
 def test_entropy_says_how_large_codes_get():
@@ -330,3 +327,41 @@ def test_records_of_older_versions(merged, here):
     page = Page("old.html")
     assert page.pre == [record["parameters"]] and "This file does not tell which ones" in page.text
     assert read_map(merged / "diffuse_merged.nxs").units in ("a.u.",)
+
+
+def test_what_is_left_out_of_each_image():
+    """Numbers of images are their own, also where some were excluded. Records of former versions have no such plot."""
+    sweep = {"first": 5, "images": 1, "pixels": [10, 10], "ratio": [1.0, 1.0]}
+    images = {"image": [5, 8], "used": [70, 40], "bragg": [20, 0], "outlier": [10, 50], "untrusted": [0, 10]}
+    plots = image_plots({"sweeps": [sweep]}, [{"flux": [1.0, 0.9], "images": images}])
+    (masked,) = [plot for plot in plots if plot.id == "masked"]
+    found = {trace["name"]: (trace["x"], trace["y"]) for trace in masked.traces}
+    assert found["Bragg mask 0"] == ([5, 8], [20.0, None])  # nothing to draw on a logarithmic axis
+    assert found["outliers 0"] == ([5, 8], [10.0, 50.0]) and found["untrusted 0"] == ([5, 8], [None, 10.0])
+    assert plots[0].traces[0]["x"] == [5, 8]
+    assert [plot.id for plot in image_plots({"sweeps": [sweep]}, [{"flux": [1.0]}])] == ["images", "pixels"]
+    second = image_plots({"sweeps": [sweep, sweep]}, [{"experiment": 1, "flux": [1.0, 0.9], "images": images}])
+    assert [trace["name"] for trace in second[0].traces] == ["rate 0", "flux 1", "rate 1"]
+    assert second[2].traces[0]["name"] == "Bragg mask 1"
+
+
+def test_correlations_of_residues_from_a_covariance():
+    """Of a kernel between residues they are the kernel; of atoms, means over residues; one group has none."""
+    structure = random_structure(elements="CNO" * 4, radius=4.0)
+    structure = replace(structure, residue=np.repeat(["1", "2", "3", "4"], 3))
+    model = Covariance(sigma=0.3, gamma=5.0, groups="residue")
+    found = model.details(structure, np.zeros((2, 2)))
+    centres = group_centres(structure, group_labels(structure, "residue"))
+    np.testing.assert_allclose(found["correlations"], np.exp(-cdist(centres, centres) / 5.0), atol=6e-4)
+    assert [name.split()[-1] for name in found["groups"]] == ["1", "2", "3", "4"]
+    atoms = Covariance(sigma=0.3, gamma=5.0)
+    c = np.exp(-cdist(structure.site_cart, structure.site_cart) / 5.0).reshape(4, 3, 4, 3).mean(axis=(1, 3))
+    size = np.sqrt(np.diag(c))
+    np.testing.assert_allclose(
+        atoms.details(structure, np.zeros((2, 2)))["correlations"], c / np.outer(size, size), atol=6e-4
+    )
+    assert Covariance(sigma=0.3, gamma=5.0, groups="molecule").details(structure, np.zeros((2, 2))) == {}
+    stretch = {"kind": "helix", "chain": found["groups"][0].split()[0], "first": "2", "last": "3"}
+    (plot,) = kernel_plots(Material({"secondary_structure": [stretch]}), 1, [{}, found])
+    assert plot.id == "correlations-1-1" and np.shape(plot.traces[0]["z"]) == (4, 4)
+    assert [(x["x0"], x["x1"]) for x in plot.layout["shapes"][::2]] == [(0.5, 2.5)] and "helices" in plot.help

@@ -30,12 +30,13 @@ from dials_diffuse.maps.symmetry import laue_operators
 from dials_diffuse.maps.voxels import BLOCK, blocks_of_rows, find_voxels
 from dials_diffuse.merging.laue import MergeParameters, merge_observations
 from dials_diffuse.report.scaling import scaling_text
+from dials_diffuse.scaling import error_model
 from dials_diffuse.scaling.apply import Predictions, Scaler, apply_levels, predict_all, scaled_rows
 from dials_diffuse.scaling.error_model import first_error_model, reject, weigh
-from dials_diffuse.scaling.layout import Rows, S, T, coordinates, directions_in_head, make_layout, places
+from dials_diffuse.scaling.layout import DIFFRACTED, Rows, S, T, coordinates, make_layout, places
 from dials_diffuse.scaling.levels import find_levels, minus_log_likelihood, without_offsets
 from dials_diffuse.scaling.model import start_model
-from dials_diffuse.scaling.normal import chi2, normal_equations
+from dials_diffuse.scaling.normal import Part, bases_of, chi2, normal_equations
 from dials_diffuse.scaling.patterns import absorption, absorption_functions, harmonics, symmetric_patterns
 from dials_diffuse.scaling.record import scaling_record
 from dials_diffuse.scaling.refine import fold_of_blocks, refine
@@ -77,7 +78,7 @@ def test_normal_equations_equal_dense_algebra(tmp_path):
     prediction = model.predict_observations(data)
     weights = weigh(prediction, data, first_error_model(data), rng.random(data.n) < 0.1)
     w = weights.weight
-    normal = normal_equations(model, prediction, data, weights)
+    normal = normal_equations(model, [Part(prediction, data, weights, bases_of(model, data.rows))])
 
     q = model.smooth_anisotropic(data)
     u = prediction.unit
@@ -117,6 +118,17 @@ def test_normal_equations_equal_dense_algebra(tmp_path):
     whole = np.linalg.slogdet(total)[1] - np.log(prior).sum()
     least = np.sum(w * residual**2) - (member.T @ (w * residual)) @ np.linalg.solve(total, member.T @ (w * residual))
     assert normal.chi2 == pytest.approx(least + whole)
+
+
+def test_relative_error_from_sampling_makes_the_median_that_of_chi2():
+    rng = np.random.default_rng(0)
+    poisson, signal = rng.uniform(1, 50, 1001), rng.uniform(1, 50, 1001) ** 2
+    r2 = rng.normal(size=1001) ** 2 * (poisson + 0.15**2 * signal)
+    found = error_model._excess(r2, poisson, signal)
+    assert found == pytest.approx(0.15, rel=0.1)
+    assert np.median(r2 / (poisson + found**2 * signal)) == pytest.approx(error_model._MEDIAN_CHI2, rel=1e-9)
+    assert error_model._excess(0.9 * poisson * rng.normal(size=1001) ** 2, poisson, signal) == 0
+    assert error_model._excess(4 * signal, poisson, signal) == 1
 
 
 def test_the_model_is_the_same_for_any_number_of_threads(tmp_path):
@@ -398,7 +410,9 @@ def test_directions_in_the_head_against_dxtbx():
     rng = np.random.default_rng(0)
     hkl, angle = rng.uniform(-5, 5, (30, 3)), rng.uniform(-40, 80, 30)
     index = np.rint(hkl * 1000).astype(int)
-    found = directions_in_head(layout, np.zeros(30, dtype=int), index, angle)
+    xyz = np.stack([np.zeros(30), np.zeros(30), angle], axis=1)
+    block = {"panel": np.zeros(30, dtype=int), "xyz": xyz, "s": np.zeros(30), "index": index}
+    found = coordinates(layout, np.zeros(30, dtype=int), block)[:, DIFFRACTED:]
     goniometer = experiment.goniometer
     s0, a = matrix.col(experiment.beam.get_s0()), matrix.sqr(experiment.crystal.get_A())
     setting, fixed = (matrix.sqr(m) for m in (goniometer.get_setting_rotation(), goniometer.get_fixed_rotation()))
@@ -412,7 +426,7 @@ def test_directions_in_the_head_against_dxtbx():
 
 def true_harmonics(layout, rows):
     """ln of an absorption of each sweep: a dipole and a quadrupole along odd directions, 5 % rms together."""
-    u = directions_in_head(layout, rows["experiment"].astype(int), rows["index"], rows["xyz"][:, 2].astype(float))
+    u = coordinates(layout, rows["experiment"].astype(int), rows)[:, DIFFRACTED:]
     result = np.zeros(len(rows))
     for half in (u[:, :3], u[:, 3:]):
         first = np.where(rows["experiment"] == 0, half @ [0.6, 0.48, 0.64], half @ [-0.48, 0.8, 0.36])

@@ -22,7 +22,7 @@ import numpy as np
 from soak.readers import REFUSALS, Reader, make_readers
 
 BATCH = 200  # cases of one child process
-SECONDS = 30  # for one case
+SECONDS = 30  # of the processor, for one case
 MEMORY = 6 << 30  # bytes of address space of a child
 
 #: what can come of a case; all but the first two are faults
@@ -69,7 +69,7 @@ def _child(reader: Reader, numbers, pipe: int, expected: str, content: bytes) ->
     def too_slow(*_):
         raise _TooSlow
 
-    signal.signal(signal.SIGALRM, too_slow)
+    signal.signal(signal.SIGPROF, too_slow)
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)
@@ -77,10 +77,10 @@ def _child(reader: Reader, numbers, pipe: int, expected: str, content: bytes) ->
         os.chdir(folder)
         for number in numbers:
             print(json.dumps(["begin", number, folder]), file=out, flush=True)
-            signal.alarm(SECONDS)
-            faulthandler.dump_traceback_later(2 * SECONDS, exit=True)  # a loop in C hears no signal
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)
+            faulthandler.dump_traceback_later(20 * SECONDS, exit=True)  # a loop in C hears no signal
             outcome, message = one_case(reader, number, Path(folder), expected, content)
-            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
             print(json.dumps(["end", outcome, message[-3000:]]), file=out, flush=True)
 
 

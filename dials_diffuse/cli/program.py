@@ -124,6 +124,15 @@ def _system_error(error: OSError) -> str:
     return f"{error.filename}: {reason}" if error.filename else reason
 
 
+def _hidden(error: BaseException, raised: dict) -> BaseException | None:
+    """What a signal raised, if an error came of it: Python makes a RuntimeError of it while a class is made, as in an
+    import."""
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in raised:
+        cause = cause.__cause__ or cause.__context__
+    return cause
+
+
 _ONCE_MORE = 0.02  # seconds
 
 
@@ -169,6 +178,13 @@ def _terminable() -> Iterator[None]:
     sys.unraisablehook = once_more
     try:
         yield
+    except DiffuseError:
+        raise
+    except Exception as error:
+        hidden = _hidden(error, raised)
+        if hidden is None:
+            raise
+        raise hidden from None
     finally:
         sys.unraisablehook = hook
         for number, handler in previous.items():

@@ -114,7 +114,7 @@ class ImageOpener:
         self._imagesets: dict = {}
         self._arrays: dict = {}
 
-    def open(self, models: Models, i: int, positions: Sequence[int] | None, number: int | None) -> None:
+    def open(self, models: Models, i: int, positions: Sequence[int] | np.ndarray | None, number: int | None) -> None:
         """Give experiment ``i`` of a file an image set of exactly the images of its scan.
 
         Parameters

@@ -9,6 +9,7 @@ from dials.algorithms.spot_finding.threshold import DispersionThresholdStrategy
 from dxtbx import flumpy
 
 from dials_diffuse.experiment.detector import pixel_directions
+from dials_diffuse.kernels.strong_peaks import measure_peaks
 
 #: pixels of a peak at least: a single one may be hot or a cosmic ray
 MIN_PIXELS = 2
@@ -77,22 +78,9 @@ def find_peaks(counts: np.ndarray, good: np.ndarray) -> tuple:
     counts = np.where(good, counts, 0.0)
     strong = flumpy.to_numpy(DispersionThresholdStrategy()(flumpy.from_numpy(counts), flumpy.from_numpy(good)))
     label, n = ndimage.label(strong, np.ones((3, 3)))
-    number = np.arange(1, n + 1)
-    number = number[np.bincount(label.ravel(), minlength=n + 1)[1:] >= MIN_PIXELS]
-    boxes = ndimage.find_objects(label)
     empty = good & ~strong
-    number = np.array([i for i in number if _stands_out(counts, empty, label, i, boxes[i - 1])], dtype=int)
-    if not len(number):
-        return np.zeros((0, 2)), np.zeros(0)
-    centre = np.array(ndimage.center_of_mass(counts, label, number))
-    return centre[:, ::-1] + 0.5, np.asarray(ndimage.sum_labels(counts, label, number), dtype=float)
-
-
-def _stands_out(counts: np.ndarray, empty: np.ndarray, label: np.ndarray, i: int, box: tuple) -> bool:
-    """Is peak ``i`` in its box so much above the pixels around it that are ``empty``? Yes where there are none."""
-    wide = tuple(slice(max(side.start - _AROUND, 0), side.stop + _AROUND) for side in box)
-    around = counts[wide][empty[wide]]
-    return not len(around) or counts[box][label[box] == i].mean() >= MIN_CONTRAST * np.median(around)
+    centre, total = measure_peaks(counts, empty, label, n, MIN_PIXELS, MIN_CONTRAST, _AROUND)
+    return centre + 0.5, total
 
 
 def peak_places(experiment, plane: BeamPlane, panel: int, positions: np.ndarray) -> np.ndarray:

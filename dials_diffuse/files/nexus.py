@@ -38,7 +38,7 @@ UNIQUE_COLUMNS = (
     Column("half_a", "f8", "intensity of one half of the data", missing=True, optional=True),
     Column("half_b", "f8", "and of the other", missing=True, optional=True),
 )
-_HALF_SETS = Column("half_sets", "U")
+_HALVES, _HALF_SETS = ("half_a", "half_b"), Column("half_sets", "U")
 
 #: /entry/unique/sums, the same rows
 SUM_COLUMN = Column("*", "f8", "sums that the averages come from, of both halves", (2,), missing=True)
@@ -95,8 +95,12 @@ def write_map(path, data: DiffuseMap, provenance: Provenance, volume: bool | Non
             entry.attrs["default"] = "map"
 
 
-def read_map(path) -> DiffuseMap:
+def read_map(path, halves: bool = True) -> DiffuseMap:
     """Read a map file, without its volume.
+
+    Parameters
+    ----------
+    halves : also the half sets, and the sums that averages come from: most of the file
 
     Raises
     ------
@@ -112,7 +116,8 @@ def read_map(path) -> DiffuseMap:
     """
     with CheckedFile(path, SCHEMA, _REMEDY) as file:
         n = file.n_rows(f"{_UNIQUE}/index")
-        columns = {c.name: file.column(_UNIQUE, c, n) for c in UNIQUE_COLUMNS if file.expects(_UNIQUE, c)}
+        wanted = [c for c in UNIQUE_COLUMNS if file.expects(_UNIQUE, c) and (halves or c.name not in _HALVES)]
+        columns = {c.name: file.column(_UNIQUE, c, n) for c in wanted}
         grid = {c.name: file.value(group, c) for group, c in _grid_items() if file.expects(group, c)}
         half_sets = file.attribute(_UNIQUE, _HALF_SETS) if file.has_attribute(_UNIQUE, _HALF_SETS.name) else ""
         friedel, at_centres = grid.pop("friedel"), grid.pop("at_centres", False)
@@ -122,7 +127,7 @@ def read_map(path) -> DiffuseMap:
             half_a=columns.pop("half_a", None),
             half_b=columns.pop("half_b", None),
             half_sets=half_sets,
-            sums=_sums(file, n),
+            sums=_sums(file, n) if halves else {},
             statistics={name: _shells(file, name) for name in file.names(_STATISTICS) if name != "overall"},
             overall={
                 name: _number(file, f"{_STATISTICS}/overall/{name}") for name in file.names(f"{_STATISTICS}/overall")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +24,9 @@ from dials_diffuse.maps.units import ARBITRARY
 SCHEMA = "dials_diffuse.observations/1"
 CHUNK = 1 << 16
 _REMEDY = "integrate again"
+
+#: rows of a column that are compressed on trial, and the share of their size that must not be exceeded
+_TRIED, _WORTH = 1 << 13, 0.4
 
 
 #: indices up to this can be turned by symmetry operators in int32
@@ -156,13 +160,14 @@ class ObservationWriter:
         self._handle = handle
         self._group = handle.create_group("observations")
         self.n_rows = 0
-        for column in OBSERVATION_COLUMNS:
-            _new_column(self._group, column)
 
     def append(self, rows) -> None:
         """rows : (n,) structured array of OBSERVATION_DTYPE, or dictionary of all its columns"""
         start, self.n_rows = self.n_rows, self.n_rows + len(rows["index"])
         with self._handle.writing():
+            if not len(self._group):
+                for column in OBSERVATION_COLUMNS:
+                    _new_column(self._group, column, packed=shrinks(rows[column.name]))
             for name in OBSERVATION_DTYPE.names:
                 dataset = self._group[name]
                 dataset.resize(self.n_rows, axis=0)
@@ -217,19 +222,31 @@ def write_observations(
         writer = ObservationWriter(handle)
         with handle.computing():
             yield writer
+            if not writer.n_rows:
+                writer.append(np.empty(0, OBSERVATION_DTYPE))
 
 
-def _new_column(group: h5py.Group, column: Column, n_rows: int = 0) -> None:
-    """A data set that can grow; the first ``n_rows`` are NaN (0 for integers)."""
+def shrinks(values: np.ndarray) -> bool:
+    """Are these values worth compression? Real numbers with noise are not: it takes ten times as long as writing them.
+
+    A part of them is tried, its bytes sorted by place as the filter of HDF5 does.
+    """
+    some = np.ascontiguousarray(values[:_TRIED])
+    planes = some.reshape(-1).view(np.uint8).reshape(-1, some.dtype.itemsize).T
+    return len(zlib.compress(planes.tobytes(), 1)) <= _WORTH * some.nbytes
+
+
+def _new_column(group: h5py.Group, column: Column, n_rows: int = 0, packed: bool = True) -> None:
+    """A data set that can grow; the first ``n_rows`` are NaN (0 for integers); packed : compress it."""
     dtype = np.dtype(column.dtype)
     dataset = group.create_dataset(
         column.name,
-        shape=(n_rows, *column.shape),
-        maxshape=(None, *column.shape),
-        chunks=(CHUNK, *column.shape),
+        shape=(n_rows, *(column.shape or ())),
+        maxshape=(None, *(column.shape or ())),
+        chunks=(CHUNK, *(column.shape or ())),
         dtype=dtype,
-        compression="lzf",
-        shuffle=True,
+        compression="lzf" if packed else None,
+        shuffle=packed,
         fletcher32=True,
         fillvalue=np.nan if dtype.kind == "f" else 0,
     )

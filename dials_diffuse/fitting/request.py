@@ -110,8 +110,8 @@ def requests_from_words(
     names = [name for word in words for name in word.split(",") if name]
     requests = []
     for name in names:
-        parts = [_part(text, scopes, coordinates, selection) for text in name.split("+")]
-        parts = tuple(replace(p, model=replace(p.model, table=table).select(selection)) for p in parts)
+        named = [_part(text, scopes, coordinates, selection) for text in name.split("+")]
+        parts = tuple(replace(p, model=replace(p.model, table=table).select(selection)) for p in named)
         pairs = any(p.model.words.pairs and "pairs" in text.split("/") for p, text in zip(parts, name.split("+")))
         requests.append(FitRequest(name, parts, pairs))
     return tuple(requests)

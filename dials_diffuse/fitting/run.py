@@ -193,8 +193,8 @@ def _in_setting(structure: Structure, requests: tuple, data: DiffuseMap) -> tupl
     models = [part.model for request in requests for part in request.parts]
     structure, models = in_map_setting(structure, models, data.grid)
     turned = iter(models)
-    requests = [replace(r, parts=tuple(replace(part, model=next(turned)) for part in r.parts)) for r in requests]
-    return structure, tuple(requests)
+    in_setting = [replace(r, parts=tuple(replace(part, model=next(turned)) for part in r.parts)) for r in requests]
+    return structure, tuple(in_setting)
 
 
 def _searched(data: DiffuseMap, part: Part, structure: Structure, parameters: FitParameters) -> SettingSearch:

@@ -173,7 +173,7 @@ def select(values, n, k):
 
 
 @njit
-def _median(values, n):
+def median(values, n):
     """Median of the first n values, which are rearranged."""
     upper = select(values, n, n // 2)
     if n % 2 == 1:
@@ -223,9 +223,9 @@ def shell_statistics(rates, corrections, starts, min_pixels):
                 n += 1
         if n < min_pixels:
             continue
-        median = _median(arranged, n)
+        middle = median(arranged, n)
         for i in range(n):
-            expected = max(median * c[i], 0.0) + 0.375
+            expected = max(middle * c[i], 0.0) + 0.375
             z[i] = arranged[i] = 2.0 * (math.sqrt(max(counts[i], 0.0) + 0.375) - math.sqrt(expected))
         spread[b] = max(1.0, _quartile_range(arranged, n) / 1.349)
         sum_counts = sum_c = 0.0

@@ -11,17 +11,17 @@ from dials_diffuse.kernels.jit import njit
 
 
 @njit
-def number_columns(index, place, columns):
+def number_columns(index, rows, place, columns):
     """Number the parameters that some rows of a design matrix touch; returns how many there are.
 
     Parameters
     ----------
-    index : (n, w) int64
+    index : (n, w) integers; rows : (m,) int64, which of them
     place : (p,) int64, number of each parameter, ascending, or -1; written
     columns : (p,) int64, the parameter with each number; written
     """
     place[:] = -1
-    for i in range(index.shape[0]):
+    for i in rows:
         for a in range(index.shape[1]):
             place[index[i, a]] = 0
     n = 0
@@ -34,20 +34,21 @@ def number_columns(index, place, columns):
 
 
 @njit
-def add_dense(design, acts, factors, place, rows):
+def add_dense(design, rows, acts, factors, place, dense):
     """Add rows of a design matrix to dense rows of the columns that are touched.
 
     Parameters
     ----------
     design : Design of n observations, for a factor of 1
+    rows : (m,) int64, which of them
     acts : (w,) int64, which of the factors belongs to each column of the design
     factors : (k, n) float64
     place : (p,) int64, see :func:`number_columns`
-    rows : (n, c) float64, incremented
+    dense : (m, c) float64, incremented
     """
     index, value = design
-    for i in range(index.shape[0]):
-        row = rows[i]
+    for r in range(rows.shape[0]):
+        i, row = rows[r], dense[r]
         for a in range(index.shape[1]):
             row[place[index[i, a]]] += value[i, a] * factors[acts[a], i]
 
@@ -62,49 +63,52 @@ def add_gradient(design, acts, factors, vector):
 
 
 @njit
-def voxel_sums(short, acts, factors, unit, slot, coupling, products):
+def voxel_sums(designs, places, acts, factors, unit, orbit, voxels, total, coupling, products):
     """Sums over the observations of each unique voxel: ``u J``, and products with the part that patterns multiply.
+
+    From the products, what the intensity of the voxel explains is taken off: ``t cᵀ / total`` with c the coupling of
+    the voxel, and t its last elements.
 
     Parameters
     ----------
-    short : Design whose columns are numbers in 0 … c - 1, the last three those of the spline along |s| of the patterns
-    acts, factors : as for :func:`add_dense`
+    designs : two Designs of n observations, of all terms but the one that patterns multiply, and of its spline along
+        |s| with a pattern of 1
+    places : for each of them (p,) int64, see :func:`number_columns`; c and k columns are touched
+    acts, factors : as for :func:`add_dense`, those of the spline at the end
     unit : (n,) float64, u
-    slot : (n,) int64, voxel of each observation
-    coupling : (m, c) float64, incremented
-    products : (m, k, c) float64, incremented; the last k columns are those of the spline along |s|
+    orbit : (n,) int64, ascending, voxel of each observation
+    voxels : (4,) int64, the first and the last + 1 of the voxels, and of their observations
+    total : (m,) float64, of these voxels
+    coupling : (m, c + k) float64, incremented
+    products : (m, k, c + k) float64, incremented; the last k columns are those of the spline along |s|
     """
-    index, value = short
-    width, first = index.shape[1], coupling.shape[1] - products.shape[1]
-    row = np.empty(width)
-    for i in range(index.shape[0]):
-        own, square = coupling[slot[i]], products[slot[i]]
+    (index, value), (nodes, along) = designs
+    place, node_place = places
+    width, k = index.shape[1], products.shape[1]
+    first = coupling.shape[1] - k
+    row = np.empty(width + 3)
+    at = np.empty(width + 3, dtype=np.int64)
+    for i in range(voxels[2], voxels[3]):
+        slot = orbit[i] - voxels[0]
+        own, square = coupling[slot], products[slot]
         for a in range(width):
+            at[a] = place[index[i, a]]
             row[a] = value[i, a] * factors[acts[a], i]
-            own[index[i, a]] += unit[i] * row[a]
-        for s in range(width - 3, width):
-            target, x = square[index[i, s] - first], row[s]
-            for a in range(width):
-                target[index[i, a]] += x * row[a]
-
-
-@njit
-def subtract_products(coupling, total, products):
-    """``products[v] -= t cᵀ / total[v]`` with c the coupling of a voxel, and t its last elements; see voxel_sums."""
-    first = coupling.shape[1] - products.shape[1]
+        for s in range(3):
+            at[width + s] = first + node_place[nodes[i, s]]
+            row[width + s] = along[i, s] * factors[acts[width + s], i]
+        for a in range(width + 3):
+            own[at[a]] += unit[i] * row[a]
+        for s in range(width, width + 3):
+            target, x = square[at[s] - first], row[s]
+            for a in range(width + 3):
+                target[at[a]] += x * row[a]
     for v in range(coupling.shape[0]):
-        for s in range(products.shape[1]):
-            x, target = coupling[v, first + s] / total[v], products[v, s]
+        own = coupling[v]
+        for s in range(k):
+            x, target = own[first + s] / total[v], products[v, s]
             for a in range(coupling.shape[1]):
-                target[a] -= x * coupling[v, a]
-
-
-@njit
-def renumber(index, place, first, number):
-    """``number[i, first + a] = place[index[i, a]]``; index : (n, w) int64."""
-    for i in range(index.shape[0]):
-        for a in range(index.shape[1]):
-            number[i, first + a] = place[index[i, a]]
+                target[a] -= x * own[a]
 
 
 @njit

@@ -34,8 +34,8 @@ def extreme_keys(index, weights, lowest, highest):
 
 
 @njit
-def canonical_in_box(first, last, extent, weights, friedel, found):
-    """Voxels of a slab of a box that have the largest key among all their mates: one of every orbit.
+def canonical_in_box(first, last, extent, weights, friedel, metric, longest, found):
+    """Voxels of a slab of a box, inside an ellipsoid, that have the largest key among their mates: one of every orbit.
 
     Parameters
     ----------
@@ -43,6 +43,8 @@ def canonical_in_box(first, last, extent, weights, friedel, found):
     extent : (3,) int64, the box reaches from ``-extent`` to ``extent``
     weights : (m, 3) int64, one row for each operator, the identity first
     friedel : bool, the inverted mates count too
+    metric : (3, 3) float64, ``index @ metric @ index`` is the squared length of an index
+    longest : float, squared length up to which voxels are looked at
     found : (capacity, 3) int32, written; the caller provides a row for every voxel of the slab
 
     Returns
@@ -55,6 +57,14 @@ def canonical_in_box(first, last, extent, weights, friedel, found):
             for l in range(-extent[2], extent[2] + 1):
                 own = h * weights[0, 0] + k * weights[0, 1] + l * weights[0, 2]
                 if friedel and own < 0:
+                    continue
+                square = (
+                    metric[0, 0] * h * h
+                    + metric[1, 1] * k * k
+                    + metric[2, 2] * l * l
+                    + 2.0 * (metric[0, 1] * h * k + metric[0, 2] * h * l + metric[1, 2] * k * l)
+                )
+                if square > longest:
                     continue
                 best = True
                 for m in range(weights.shape[0]):

@@ -20,6 +20,10 @@ from dials_diffuse.maps.grid import MapGrid
 #: voxels that are looked at together when a whole grid is enumerated
 _BLOCK = 1 << 21
 
+#: voxels up to so many times 1/d_min are moved to the asymmetric unit before the limit is tested there: cells may
+#: deviate a little from the symmetry of their group, and with them the lengths of symmetry mates
+_MARGIN = 1.02
+
 
 def laue_operators(space_group: sgtbx.space_group, friedel: bool) -> np.ndarray:
     """Distinct rotation parts of a space group, the identity first.
@@ -119,9 +123,11 @@ def possible_voxels(grid: MapGrid, friedel: bool = True) -> Iterator[np.ndarray]
     in_layer = grid.shape[1] * grid.shape[2]
     layers = max(1, _BLOCK // in_layer)
     found = np.empty((layers * in_layer, 3), dtype=np.int32)
+    edges = grid.reciprocal_matrix / np.array(grid.subdivide)
+    longest = (_MARGIN / grid.d_min) ** 2
     for first in range(0 if friedel else -grid.extent[0], grid.extent[0] + 1, layers):
         last = min(first + layers, grid.extent[0] + 1)
-        n = canonical_in_box(first, last, extent, weights, friedel, found)
+        n = canonical_in_box(first, last, extent, weights, friedel, edges.T @ edges, longest, found)
         asu = _cctbx_asu(found[:n], grid.space_group, friedel)
         yield asu[grid.inside(asu)]
 

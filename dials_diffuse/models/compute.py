@@ -173,9 +173,9 @@ def model_map(
     index = np.concatenate(list(possible_voxels(grid, friedel)))
     parts = dispersive_parts(model, structure, wavelength)
     if means:
-        intensity = sum(_means(part, structure, grid, index, executor) for part in parts)
+        intensity = np.asarray(sum(_means(part, structure, grid, index, executor) for part in parts))
     else:
-        volume = sum(intensity_of(part, structure, grid, executor) for part in parts)
+        volume = np.asarray(sum(intensity_of(part, structure, grid, executor) for part in parts))
         volume = laue_average(volume, grid) if lacking else volume
         intensity = volume.reshape(-1)[grid.key(index)]
     if not np.all(np.isfinite(intensity)):

@@ -10,6 +10,7 @@ from scipy.spatial import ConvexHull
 from scipy.spatial.distance import pdist
 from scipy.special import ive
 
+from dials_diffuse.kernels.even_table import from_table
 from dials_diffuse.kernels.pair_sum import displaced_squares
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.structure.crystal import Structure
@@ -48,7 +49,7 @@ def radial(function, s2: np.ndarray) -> np.ndarray:
     """
     points, nodes = (np.linspace(0, s2.max(initial=1e-6), n) for n in (_RADIAL_POINTS, _RADIAL_NODES))
     table = CubicSpline(points, function(np.sqrt(points)))(nodes)
-    return np.interp(s2.reshape(-1), nodes, table).reshape(s2.shape)
+    return from_table(s2, nodes[-1], table)
 
 
 def squares(structure: Structure, s2: np.ndarray, table: str) -> np.ndarray:

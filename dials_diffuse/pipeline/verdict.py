@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from dials_diffuse.merging.statistics import mates_in_words
 from dials_diffuse.pipeline.significance import Significance
+from dials_diffuse.reduction.mask_check import MaskCheck, masks_in_words
 from dials_diffuse.reduction.outliers import outliers_in_words
 
 #: from best to worst
@@ -77,9 +78,15 @@ def _signal_in_words(signal: Significance) -> str:
 
 
 def _peaks(integration: Mapping) -> list:
-    """What peaks on the images tell of the models."""
-    checks = [(e["experiment"], e["peaks"]) for e in integration["experiments"]]
-    return [f"experiment {number}: {check['words']}" for number, check in checks if check and check["words"]]
+    """What peaks on the images, counts in the masks and the reflections tell of the models."""
+    doubts = []
+    for e in integration["experiments"]:
+        checks = [e[name] for name in ("peaks", "predictions") if e[name]]
+        doubts += [f"experiment {e['experiment']}: {check['words']}" for check in checks if check["words"]]
+        masks = e["masks"]
+        if masks and masks["difference"] is not None:
+            doubts += masks_in_words(e["experiment"], MaskCheck(**masks))
+    return doubts
 
 
 def _pixels(integration: Mapping) -> list:

@@ -33,15 +33,24 @@ from dials_diffuse.reduction.voxel_sums import blocks_of_images, memory_estimate
 
 logger = logging.getLogger("dials.diffuse.reduction")
 
+#: what is told of the pixels of each image, those that are masked on all images left out
+_FATES = {
+    "used": kernel.USED,
+    "bragg": kernel.BRAGG,
+    "outlier": kernel.OUTLIER,
+    "untrusted": kernel.UNTRUSTED,
+    "off_grid": kernel.OFF_GRID,
+}
+
 
 @dataclass(frozen=True)
 class ExperimentReport:
     """What happened to one experiment, of this number among all.
 
-    Pixels by fate, summed over the images used, the flux of all images, which of them were left out, and a
-    MaskReport of each crystal whose Bragg masks follow its peaks, the ice rings that are masked, the comparison of
-    peaks on some images with predictions, that of the pixels in Bragg masks with those beside them, and that of the
-    reflections with predictions.
+    Pixels by fate, summed over the images used and, in ``images``, of each image with its number. The flux of all
+    images, and which of them were left out. A MaskReport of each crystal whose Bragg masks follow its peaks, the ice
+    rings that are masked, the comparison of peaks on some images with predictions, that of the pixels in Bragg masks
+    with those beside them, and that of the reflections with predictions.
     """
 
     experiment: int
@@ -56,6 +65,7 @@ class ExperimentReport:
     outlier: int
     off_grid: int
     flux: list
+    images: dict
     left_out: list
     bragg_masks: list
     ice_rings: list
@@ -129,7 +139,7 @@ def integrate(
     )
     reports = []
     setup: DetectorSetup | None = None
-    previous = None
+    seen = None
     with write_observations(path, grid, summaries, provenance) as writer:
         for number, experiment in enumerate(experiments):
             if len(images[number]) == 0:
@@ -137,9 +147,8 @@ def integrate(
                 continue
             logger.info("\nExperiment %d: %d images", number, len(images[number]))
             warnings += _check_memory(number, grid, experiment, parameters.sampling.pixel, executor)
-            if previous is None or previous.detector != experiment.detector:
-                setup = detector_setup(experiment.detector, parameters.sampling.pixel)
-            previous = experiment
+            if setup is None or seen != experiment.detector:
+                setup, seen = detector_setup(experiment.detector, parameters.sampling.pixel), experiment.detector
             sample = chosen_positions(experiment.scan.get_oscillation(), images[number])
             first = experiment.scan.get_image_range()[0]
             has_md5 = check_images(number, experiment.imageset, first, sample)
@@ -202,7 +211,7 @@ def _reduce_experiment(
     before = writer.n_rows
     flux: dict = {}
     unfit: dict = {}
-    refused: dict = {}
+    by_image: dict = {}
     blocks = blocks_of_images(job)
     if job.n_sub_steps > 1:
         logger.info("Each image is divided into %d rotation sub-steps (sampling.oscillation)", job.n_sub_steps)
@@ -210,8 +219,9 @@ def _reduce_experiment(
         tally += block.tally
         flux.update(block.flux)
         unfit.update(block.unfit)
-        refused.update(block.refused)
+        by_image.update(block.fates)
     first = job.scan.first_index + 1
+    refused = {i: int(fates[[kernel.UNTRUSTED, kernel.OUTLIER]].sum()) for i, fates in by_image.items()}
     if has_md5:  # damage moves the counts in the rest of an image
         odd = {*odd_images(flux), *odd_images(refused), *(i for i, why in unfit.items() if why == OTHER_PROFILE)}
         check_images(job.number, job.imageset, first, sorted(odd), known_to_tell=True)
@@ -240,6 +250,10 @@ def _reduce_experiment(
         outlier=int(tally[kernel.OUTLIER]),
         off_grid=int(tally[kernel.OFF_GRID]),
         flux=[flux[i] for i in sorted(flux)],
+        images={
+            "image": [first + i for i in sorted(flux)],
+            **{name: [int(by_image[i][fate]) for i in sorted(flux)] for name, fate in _FATES.items()},
+        },
         left_out=[{"image": first + i, "reason": unfit[i]} for i in sorted(unfit)],
         bragg_masks=list(job.mask_reports),
         ice_rings=list(job.ice_rings),

@@ -114,7 +114,7 @@ class ReductionParameters:
     d_min: float | None = None
     d_max: float | None = None
     subdivide: tuple = (3, 3, 3)
-    corrections: Corrections = field(default_factory=Corrections)
+    corrections: Corrections = field(default_factory=Corrections)  # type: ignore[valid-type]  # made of a table
     masking: Masking = field(default_factory=Masking)
     sampling: Sampling = field(default_factory=Sampling)
     background: BackgroundSmoothing = field(default_factory=BackgroundSmoothing)

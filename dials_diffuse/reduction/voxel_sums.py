@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.ndimage import map_coordinates
 
 from dials_diffuse.files.observations import OBSERVATION_DTYPE
 from dials_diffuse.kernels import accumulate as kernel
 from dials_diffuse.kernels.image import Pixels, Reading
+from dials_diffuse.kernels.sampled import sampled_s as s_at_positions
 from dials_diffuse.kernels.tiles import Tiles, add_tiles
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.parallel import SERIAL, Executor
@@ -39,7 +39,7 @@ class BlockSums:
     tally : (N_TALLY,) int64, pixels by fate
     flux : relative intensity of each image, by position
     unfit : why images were not used, by position
-    refused : number of untrusted pixels and outliers of each image, by position
+    fates : (N_TALLY,) int64 of each image, by position: its part of the tally
     last_image : 1-based position of the last image of the block
     """
 
@@ -48,7 +48,7 @@ class BlockSums:
     tally: np.ndarray
     flux: dict
     unfit: dict
-    refused: dict
+    fates: dict
     last_image: int
 
 
@@ -123,15 +123,15 @@ def reduce_block(job: Job, images) -> BlockSums:
     tables = Tables(job)
     bragg = empty_bragg(job)
     tally = np.zeros(kernel.N_TALLY, dtype=np.int64)
-    profiles, refused = {}, {}
+    profiles, fates = {}, {}
     for image in map(int, images):
         before = tally.copy()
         profiles[image] = _add_image(job, image, tables, bragg, tally)
-        refused[image] = int((tally - before)[[kernel.UNTRUSTED, kernel.OUTLIER]].sum())
+        fates[image] = tally - before
     flux = {image: profile.flux for image, profile in profiles.items()}
     unfit = {image: profile.unfit for image, profile in profiles.items() if profile.unfit}
     keys, table = tables.sorted_rows()
-    return BlockSums(keys, table, tally, flux, unfit, refused, max(flux) + 1)
+    return BlockSums(keys, table, tally, flux, unfit, fates, max(flux) + 1)
 
 
 @dataclass(frozen=True)
@@ -317,15 +317,12 @@ def sampled_s(job: Job, panel: np.ndarray, xyz: np.ndarray) -> np.ndarray:
     panel : (n,) int; xyz : (n, 3) mean position: px, px, rotation angle in degrees
     """
     start, width = job.scan.oscillation
-    s0 = np.broadcast_to(job.scan.s0_at((xyz[:, 2] - start) / width), xyz.shape)
+    s0 = np.atleast_2d(job.scan.s0_at((xyz[:, 2] - start) / width))
     s = np.empty(len(xyz))
     for p in np.unique(panel):
         mine = panel == p
-        directions = job.panels[p].directions
-        at = xyz[mine, 1::-1].T - 0.5  # pixel centres are at i + 0.5
-        u = np.stack([map_coordinates(component, at, order=1, mode="nearest") for component in directions], axis=1)
-        u *= (np.linalg.norm(s0[mine], axis=1) / np.linalg.norm(u, axis=1))[:, None]
-        s[mine] = np.linalg.norm(u - s0[mine], axis=1)
+        beams = np.ascontiguousarray(s0 if len(s0) == 1 else s0[mine])
+        s[mine] = s_at_positions(job.panels[p].directions, np.ascontiguousarray(xyz[mine, :2]), beams)
     return s
 
 

@@ -13,6 +13,7 @@ _GROUPS = 400
 _EDGE = 0.03
 
 _KINDS = {"helix": "#d55e00", "strand": "#0072b2"}
+_KINDS_HELP = " Along the edges: helices orange, strands blue."
 
 
 def correlation_plots(material: Material, pairs: dict) -> list:
@@ -35,9 +36,46 @@ def correlation_plots(material: Material, pairs: dict) -> list:
     unit = np.outer(size, size)
     correlations = np.divide(covariance, unit, out=np.zeros_like(covariance), where=unit > 0)
     shapes = edge_shapes(names, material.record.get("secondary_structure") or [])
-    kinds = " Along the edges: helices orange, strands blue." if shapes else ""
-    every = max(1, g // 12)
-    axis = {"tickvals": list(range(0, g, every)), "ticktext": names[::every], "showgrid": False}
+    rms = Plot(
+        "rms",
+        "Displacements of groups",
+        "Root mean square displacement along one direction." + (_KINDS_HELP if shapes else ""),
+        [line("rms", range(g), size, "lines", text=names, hoverinfo="text+y")],
+        {
+            "xaxis": _axis(names),
+            "yaxis": {"title": {"text": "rms (Å)"}, "rangemode": "tozero"},
+            "shapes": [{**shape, "yref": "paper", "y0": 1.0, "y1": 1.02} for shape in shapes[::2]],
+        },
+    )
+    return [matrix_plot("covariance", names, correlations, shapes), rms]
+
+
+def kernel_plots(material: Material, i: int, details: list) -> list:
+    """The correlation matrices of the models of a fit whose covariance is a function, not fitted pair by pair.
+
+    i, details : number of the fit, and what its models say in the record
+    """
+    stretches = material.record.get("secondary_structure") or []
+    return [
+        matrix_plot(
+            f"correlations-{i}-{k}",
+            found["groups"],
+            np.array(found["correlations"]),
+            edge_shapes(found["groups"], stretches),
+        )
+        for k, found in enumerate(details)
+        if "correlations" in found
+    ]
+
+
+def _axis(names: list) -> dict:
+    every = max(1, len(names) // 12)
+    return {"tickvals": list(range(0, len(names), every)), "ticktext": names[::every], "showgrid": False}
+
+
+def matrix_plot(id: str, names: list, correlations: np.ndarray, shapes: list) -> Plot:
+    """Correlations of groups as colours; (g, g) float64, shapes : of :func:`edge_shapes`."""
+    g, axis = len(names), _axis(names)
     low = -0.5 - (_EDGE * g if shapes else 0)
     step = -(-g // _GROUPS)
     trace = {
@@ -50,10 +88,10 @@ def correlation_plots(material: Material, pairs: dict) -> list:
         "zmax": 1,
         "colorbar": {"thickness": 12, "len": 0.9},
     }
-    square = Plot(
-        "covariance",
+    return Plot(
+        id,
         "Correlations of the displacements of groups",
-        "Red: two groups move together, blue: against each other." + kinds,
+        "Red: two groups move together, blue: against each other." + (_KINDS_HELP if shapes else ""),
         [trace],
         {
             "xaxis": {**axis, "range": [low, g - 0.5], "constrain": "domain"},
@@ -62,18 +100,6 @@ def correlation_plots(material: Material, pairs: dict) -> list:
         },
         square=True,
     )
-    rms = Plot(
-        "rms",
-        "Displacements of groups",
-        "Root mean square displacement along one direction." + kinds,
-        [line("rms", range(g), size, "lines", text=names, hoverinfo="text+y")],
-        {
-            "xaxis": axis,
-            "yaxis": {"title": {"text": "rms (Å)"}, "rangemode": "tozero"},
-            "shapes": [{**shape, "yref": "paper", "y0": 1.0, "y1": 1.02} for shape in shapes[::2]],
-        },
-    )
-    return [square, rms]
 
 
 def _means(matrix: np.ndarray, step: int) -> np.ndarray:

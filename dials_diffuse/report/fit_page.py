@@ -9,7 +9,7 @@ import numpy as np
 from dials_diffuse.fitting.result import Estimate
 from dials_diffuse.report.common_sections import grid_facts, slices
 from dials_diffuse.report.fit import format_estimate
-from dials_diffuse.report.fit_matrices import correlation_plots
+from dials_diffuse.report.fit_matrices import correlation_plots, kernel_plots
 from dials_diffuse.report.fit_phonons import phonons
 from dials_diffuse.report.section import (
     COLOURS,
@@ -135,6 +135,7 @@ def _model(i: int, model: dict, material: Material) -> Section:
     pairs = model.get("pairs")
     if pairs:
         plots += correlation_plots(material, pairs)
+    plots += kernel_plots(material, i, model.get("details") or [])
     compared = [
         [
             d["model"],

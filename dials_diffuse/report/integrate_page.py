@@ -37,12 +37,12 @@ def summary(material: Material) -> Section:
 
 
 def images(material: Material) -> Section | None:
-    """Flux, rate and pixels of each image."""
+    """Flux, rate, pixels, and what was left out of each image."""
     overview = material.record.get("overview")
     if not overview:
         return None
-    flux = [e.get("flux") or [] for e in material.record["experiments"]]
-    return Section("images", "Images", plots=image_plots(overview, flux), tables=_left_out(material.record))
+    plots = image_plots(overview, material.record["experiments"])
+    return Section("images", "Images", plots=plots, tables=_left_out(material.record))
 
 
 def _left_out(record: dict) -> tuple:

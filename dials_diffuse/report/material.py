@@ -106,7 +106,7 @@ def material_of(record: dict, folder) -> Material:
         if place is None:
             continue
         if item["kind"] == _MAP and data is None and is_hdf5(place):
-            data, fit = read_map(place), read_collection(place, "fit")
+            data, fit = read_map(place, halves=False), read_collection(place, "fit")
         elif item["kind"] in _ARRAYS and place.suffix == ".npy":
             arrays[item["kind"]] = np.load(place, allow_pickle=False)
     return Material(record, data, fit, arrays)
@@ -117,7 +117,7 @@ def _place(path, folder: Path) -> Path | None:
 
 
 def _of_map(path: Path) -> Material:
-    data, provenance = read_map(path), read_provenance(path)
+    data, provenance = read_map(path, halves=False), read_provenance(path)
     shells = [dict(zip(data.statistics, values)) for values in zip(*data.statistics.values())]
     content = {
         **grid_record(data.grid),

@@ -10,20 +10,23 @@ from dials_diffuse.report.section import SIGNED, Plot, line
 _PANELS = 8
 
 
-def image_plots(overview: dict, flux: Sequence = ()) -> tuple:
-    """By image: flux and rate, and pixels used.
+def image_plots(overview: dict, experiments: Sequence = ()) -> tuple:
+    """By image: flux and rate, pixels used, and pixels left out.
 
     Parameters
     ----------
     overview : see :func:`reduction.overview.overview`
-    flux : of each experiment a list with one number for each image; empty where it is not known
+    experiments : of the record of an integration, with ``flux`` and ``images``; of former versions they lack the latter
     """
     rates, pixels = [], []
+    by_number = _numbered(experiments)
     for i, sweep in enumerate(overview["sweeps"]):
         images = _images(sweep)
-        if i < len(flux) and flux[i]:
-            first = sweep["first"]
-            rates.append(line(f"flux {i}", range(first, first + len(flux[i])), flux[i], "lines", line={"dash": "dot"}))
+        mine = by_number.get(i, {})
+        flux = mine.get("flux")
+        if flux:
+            numbers = mine.get("images", {}).get("image") or range(sweep["first"], sweep["first"] + len(flux))
+            rates.append(line(f"flux {i}", numbers, flux, "lines", line={"dash": "dot"}))
         rates.append(line(f"rate {i}", images, sweep["ratio"], "lines"))
         pixels.append(line(f"sweep {i}", images, [x / sweep["images"] for x in sweep["pixels"]], "lines"))
     axis = {"xaxis": {"title": {"text": "image"}}}
@@ -43,6 +46,40 @@ def image_plots(overview: dict, flux: Sequence = ()) -> tuple:
             "larger.",
             pixels,
             {**axis, "yaxis": {"title": {"text": "pixels"}, "rangemode": "tozero"}},
+        ),
+        *_left_out(experiments),
+    )
+
+
+def _numbered(experiments: Sequence) -> dict:
+    """Experiments by their number: those of which no image is used are not in a record."""
+    return {experiment.get("experiment", i): experiment for i, experiment in enumerate(experiments)}
+
+
+def _left_out(experiments: Sequence) -> tuple:
+    """Shares of the pixels of each image behind Bragg masks, of outliers, and of untrusted ones."""
+    traces = []
+    for i, experiment in _numbered(experiments).items():
+        images = experiment.get("images")
+        if not images:
+            continue
+        total = [sum(counts) or 1 for counts in zip(*(images[name] for name in images if name != "image"))]
+        for name, label in (("bragg", "Bragg mask"), ("outlier", "outliers"), ("untrusted", "untrusted")):
+            share = [100 * count / whole or None for count, whole in zip(images[name], total)]
+            traces.append(line(f"{label} {i}", images["image"], share, "lines"))
+    if not traces:
+        return ()
+    return (
+        Plot(
+            "masked",
+            "Pixels that were left out on each image",
+            "Shares of the pixels that are not masked on all images: behind Bragg masks, outliers, and untrusted ones "
+            "(saturated, or marked by the detector). An image with many outliers has ice, a shadow or another crystal.",
+            traces,
+            {
+                "xaxis": {"title": {"text": "image"}},
+                "yaxis": {"title": {"text": "pixels (%)"}, "type": "log"},
+            },
         ),
     )
 

@@ -42,22 +42,44 @@ class Scale:
         return np.where(codes >= FIRST, values, np.nan)
 
 
-def scale_of(values: np.ndarray, levels: int) -> Scale:
-    """A scale for these values: the codes of each sign that occurs are at most ``levels``, at least 1.
+@dataclass(frozen=True)
+class Spread:
+    """What scales depend on, of finite values.
 
-    values : (n,), NaN where there is none. Whole numbers that have few enough values keep them.
+    Attributes
+    ----------
+    signed : is one of them negative?
+    largest, rms : of their absolute values
+    whole : are they whole numbers?
     """
+
+    signed: bool
+    largest: float
+    rms: float
+    whole: bool
+
+    def scale(self, levels: int) -> Scale:
+        """A scale whose codes of each sign that occurs are at most ``levels``, at least 1.
+
+        Whole numbers that have few enough values keep them.
+        """
+        bits = 8 if 2 * levels + FIRST < 256 else 16
+        zero = FIRST + levels if self.signed else FIRST
+        if self.largest == 0:
+            return Scale(1.0, 1.0, zero, bits)
+        if self.whole and self.largest <= levels:
+            return Scale(1e8, 1e-8, zero, bits)  # sinh of so little is the number itself
+        return Scale(self.rms, float(np.arcsinh(self.largest / self.rms)) / levels, zero, bits)
+
+
+def spread_of(values: np.ndarray) -> Spread:
+    """values : (n,), NaN where there is none."""
     known = values[np.isfinite(values)]
-    largest = float(np.abs(known).max()) if known.size else 0.0
-    bits = 8 if 2 * levels + FIRST < 256 else 16
-    zero = FIRST + levels if known.size and known.min() < 0 else FIRST
-    if largest == 0:
-        return Scale(1.0, 1.0, zero, bits)
-    whole = known.size and np.all(known == np.rint(known))
-    if whole and largest <= levels:
-        return Scale(1e8, 1e-8, zero, bits)  # sinh of so little is the number itself
-    width = float(np.sqrt(np.mean(known**2)))
-    return Scale(width, float(np.arcsinh(largest / width)) / levels, zero, bits)
+    if not known.size:
+        return Spread(False, 0.0, 0.0, False)
+    low, high = float(known.min()), float(known.max())
+    whole = bool(np.all(known == np.rint(known)))
+    return Spread(low < 0, max(-low, high), float(np.sqrt(known @ known / known.size)), whole)
 
 
 def entropy(codes: np.ndarray) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.maps.shells import IsotropicPart, isotropic_part
 from dials_diffuse.maps.symmetry import laue_operators, possible_voxels
-from dials_diffuse.report.quantised import ABSENT, UNMEASURED, entropy, packed, scale_of
+from dials_diffuse.report.quantised import ABSENT, UNMEASURED, Spread, entropy, packed, spread_of
 
 logger = logging.getLogger("dials.diffuse.report")
 
@@ -21,6 +22,9 @@ BUDGET = 8_500_000
 
 #: codes for values of one sign, and edge of the blocks of voxels whose σ and multiplicity are averaged: what fits first
 _QUALITIES = ((30_000, 1), (120, 1), (40, 2), (16, 2), (8, 2))
+
+#: values of a column that are packed to see how much space all of them take
+_SAMPLE = 500_000
 
 #: share of the values whose colour is not cut off
 _RANGE_PERCENTILE = 99.0
@@ -42,6 +46,18 @@ class Column:
     values: np.ndarray
     isotropic: IsotropicPart | None = None
     aid: bool = False
+
+    @cached_property
+    def spread(self) -> Spread:
+        """What the scale of its codes depends on."""
+        return spread_of(self.values)
+
+    @cached_property
+    def sample(self) -> np.ndarray:
+        """Some of the values, enough to tell how well they can be packed."""
+        if len(self.values) <= _SAMPLE:
+            return self.values
+        return self.values[np.random.default_rng(0).integers(len(self.values), size=_SAMPLE)]
 
 
 @dataclass(frozen=True)
@@ -90,10 +106,8 @@ def browser_of_map(data: DiffuseMap, fit: dict | None = None) -> Browser:
     ----------
     fit : columns ``model``, ``background`` and ``residual`` of the collection ``fit`` of a map file
     """
-    if fit:
-        columns, views = _fit_columns(data, fit)
-    else:
-        columns, views = _map_columns(data)
+    s = data.grid.s_magnitude(data.index)
+    columns, views = _fit_columns(data, fit, s) if fit else _map_columns(data, s)
     for column, view in (
         (
             Column("sigma", data.sigma, aid=True),
@@ -107,7 +121,7 @@ def browser_of_map(data: DiffuseMap, fit: dict | None = None) -> Browser:
         if np.nanmax(column.values, initial=0) > 0:  # maps of models have none
             columns.append(column)
             views.append(view)
-    return _browser(data, columns, views)
+    return _browser(data, s, columns, views)
 
 
 def _anisotropic(name: str, values: np.ndarray, s: np.ndarray) -> Column:
@@ -116,8 +130,8 @@ def _anisotropic(name: str, values: np.ndarray, s: np.ndarray) -> Column:
     return Column(name, values - part.at(s), part)
 
 
-def _map_columns(data: DiffuseMap) -> tuple:
-    column = _anisotropic("intensity", data.intensity, data.grid.s_magnitude(data.index))
+def _map_columns(data: DiffuseMap, s: np.ndarray) -> tuple:
+    column = _anisotropic("intensity", data.intensity, s)
     views = [
         View("a", "anisotropic", "intensity without its isotropic part", "intensity", signed=True),
         View("i", "raw", "intensity as it was measured", "intensity", whole=True),
@@ -125,8 +139,7 @@ def _map_columns(data: DiffuseMap) -> tuple:
     return [column], views
 
 
-def _fit_columns(data: DiffuseMap, fit: dict) -> tuple:
-    s = data.grid.s_magnitude(data.index)
+def _fit_columns(data: DiffuseMap, fit: dict, s: np.ndarray) -> tuple:
     model = fit["model"] + fit["background"]
     columns = [
         _anisotropic("data", data.intensity, s),
@@ -143,15 +156,16 @@ def _fit_columns(data: DiffuseMap, fit: dict) -> tuple:
     return columns, views
 
 
-def _browser(data: DiffuseMap, columns: Sequence, views: Sequence) -> Browser:
-    data, columns, note = _within_budget(data, columns)
+def _browser(data: DiffuseMap, s: np.ndarray, columns: Sequence, views: Sequence) -> Browser:
+    """s : (n,) float64, 1/Å, of the voxels"""
+    data, s, columns, note = _within_budget(data, s, columns)
     grid = data.grid
     asu, box = _asymmetric_unit(grid, data.friedel)
     levels, stride = _quality(columns)
     heads, voxels = {}, {}
     for column in columns:
         edge = stride if column.aid else 1
-        scale = scale_of(column.values, levels)
+        scale = column.spread.scale(levels)
         codes = asu.astype(np.uint8 if scale.bits == 8 else np.uint16)
         if edge == 1:
             codes[tuple((data.index - box[0]).T)] = scale.codes(column.values)
@@ -181,7 +195,7 @@ def _browser(data: DiffuseMap, columns: Sequence, views: Sequence) -> Browser:
         "shape": asu.shape,
         "operators": sorted(laue_operators(grid.space_group, data.friedel).tolist(), reverse=True),
         "columns": heads,
-        "views": _view_heads(data, columns, views),
+        "views": _view_heads(s, columns, views),
         "note": "; ".join(note),
     }
     text = (
@@ -212,8 +226,8 @@ def _blocks(index: np.ndarray, values: np.ndarray, shape: tuple, edge: int) -> n
     return np.divide(total, number, out=np.full(len(total), np.nan), where=number > 0).reshape(size)
 
 
-def _within_budget(data: DiffuseMap, columns: Sequence) -> tuple:
-    """Map and columns to a resolution at which the coarsest codes fit into a page, and notes about that."""
+def _within_budget(data: DiffuseMap, s: np.ndarray, columns: Sequence) -> tuple:
+    """Map, |s| and columns to a resolution at which the coarsest codes fit into a page, and notes about that."""
     note: list = []
     size = _size(columns, *_QUALITIES[-1])
     while size > BUDGET:
@@ -231,10 +245,10 @@ def _within_budget(data: DiffuseMap, columns: Sequence) -> tuple:
             half_b=None,
             sums={},
         )
-        columns = [replace(column, values=column.values[keep]) for column in columns]
+        s, columns = s[keep], [replace(column, values=column.values[keep]) for column in columns]
         note = [f"to {d_min:.2f} Å only, more would be too large for a page"]
         size = _size(columns, *_QUALITIES[-1])
-    return data, list(columns), note
+    return data, s, list(columns), note
 
 
 def _quality(columns: Sequence) -> tuple:
@@ -252,15 +266,15 @@ def _size(columns: Sequence, levels: int, stride: int) -> float:
     """Bytes that the codes take."""
     total = 0.0
     for column in columns:
-        size = entropy(scale_of(column.values, levels).codes(column.values))
+        size = entropy(column.spread.scale(levels).codes(column.sample))
+        size *= len(column.values) / max(len(column.sample), 1)
         total += size / stride**3 if column.aid else size
     return total
 
 
-def _view_heads(data: DiffuseMap, columns: Sequence, views: Sequence) -> list:
+def _view_heads(s: np.ndarray, columns: Sequence, views: Sequence) -> list:
     """The views with the ranges of their colours."""
     by_name = {column.name: column for column in columns}
-    s = data.grid.s_magnitude(data.index)
     heads: list = []
     ranges: dict = {}
     for view in views:

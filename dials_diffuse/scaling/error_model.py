@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.optimize import brentq
 
 from dials_diffuse.kernels.scaling import Residuals, deviations, orbit_sums, worst_deviation
 from dials_diffuse.scaling.intensities import Weights, levels_of, own_squares
@@ -165,14 +164,12 @@ def _growth(square: np.ndarray, band: np.ndarray, n_bands: int) -> np.ndarray:
 
 
 def _excess(r2, poisson, signal) -> float:
-    """Relative error for which the median of r² / variance is that of χ²; 0 where Poisson noise explains it all."""
+    """Relative error for which the median of r² / variance is that of χ²; 0 where Poisson noise explains it all.
 
-    def too_large(relative: float) -> float:
-        return float(np.log(np.median(r2 / (poisson + relative**2 * signal)) / _MEDIAN_CHI2 + 1e-300))
-
-    if too_large(0.0) <= 0:
-        return 0.0
-    return 1.0 if too_large(1.0) >= 0 else brentq(too_large, 0.0, 1.0, xtol=1e-7)
+    Each r² has a relative error at which its share of the variance is the wanted one; half of these are larger.
+    """
+    square = np.median((r2 / _MEDIAN_CHI2 - poisson) / np.maximum(signal, 1e-300))
+    return float(np.sqrt(np.clip(square, 0.0, 1.0)))
 
 
 def find_outliers(prediction: Prediction, data: Observations, errors: ErrorModel, n_sigma: float) -> np.ndarray:

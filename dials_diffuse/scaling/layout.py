@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from dials_diffuse.experiment.modules import ModuleArray, module_array
+from dials_diffuse.kernels.coordinates import Sweeps, fill_coordinates
 from dials_diffuse.maps.grid import MapGrid
 
 #: columns of ``coordinates``: fraction of the sweep, position on the detector in its own size, |s|, module number, and
@@ -110,36 +110,23 @@ def coordinates(layout: Layout, experiment: np.ndarray, block: dict) -> np.ndarr
 
     experiment : (n,) int, row of the layout; block : columns of rows, at least panel, xyz, s, index
     """
-    panel, xyz, s = block["panel"], block["xyz"], block["s"]
-    result = np.zeros((len(s), N_COORDINATES))
-    result[:, T] = (xyz[:, 2] - layout.start[experiment]) / layout.width[experiment]
-    result[:, X:S] = xyz[:, :2] / layout.size[experiment]
-    result[:, S] = s
-    fast, slow, gap_fast, gap_slow = layout.module[experiment].T
-    columns = (layout.size[experiment, 0] + gap_fast) // (fast + gap_fast)
-    rows = (layout.size[experiment, 1] + gap_slow) // (slow + gap_slow)
-    column = np.clip(xyz[:, 0] // (fast + gap_fast), 0, columns - 1)
-    row = np.clip(xyz[:, 1] // (slow + gap_slow), 0, rows - 1)
-    result[:, MODULE] = (panel * rows + row) * columns + column
-    if layout.orientation is not None:
-        result[:, DIFFRACTED:] = directions_in_head(layout, experiment, block["index"], xyz[:, 2])
+    result = np.empty((len(block["s"]), N_COORDINATES))
+    columns = (block[name] for name in ("panel", "xyz", "s", "index"))
+    fill_coordinates(_sweeps(layout), np.asarray(experiment, dtype=np.int64), *columns, result)
     return result
 
 
-def directions_in_head(layout: Layout, experiment: np.ndarray, index: np.ndarray, angle: np.ndarray) -> np.ndarray:
-    """(n, 6) float64, unit vectors along the diffracted beam and against the incident one, goniometer-head frame.
-
-    index : (n, 3) int on the subdivided lattice; angle : (n,) degrees
-    """
-    result = np.empty((len(angle), 6))
-    for number in np.unique(experiment):
-        mine = experiment == number
-        turn = Rotation.from_rotvec(-np.deg2rad(angle[mine])[:, None] * layout.axis[number])
-        incident = turn.apply(layout.beam[number])
-        diffracted = incident + (index[mine] / layout.lattice) @ layout.orientation[number].T
-        result[mine, :3] = diffracted / np.linalg.norm(diffracted, axis=1, keepdims=True)
-        result[mine, 3:] = -incident / np.linalg.norm(incident, axis=1, keepdims=True)
-    return result
+def _sweeps(layout: Layout) -> Sweeps:
+    n, known = len(layout.start), layout.orientation is not None
+    fast, slow, gap_fast, gap_slow = layout.module.T
+    columns = (layout.size[:, 0] + gap_fast) // (fast + gap_fast)
+    rows = (layout.size[:, 1] + gap_slow) // (slow + gap_slow)
+    modules = np.stack([fast + gap_fast, slow + gap_slow, columns, rows], axis=1).astype(np.int64)
+    scan = np.stack([layout.start, layout.width], axis=1)
+    if not known:
+        return Sweeps(scan, layout.size, modules, np.zeros((n, 3, 3)), np.zeros((n, 3)), np.zeros((n, 3)), False)
+    axis = layout.axis / np.linalg.norm(layout.axis, axis=1, keepdims=True)
+    return Sweeps(scan, layout.size, modules, layout.orientation / layout.lattice, axis, layout.beam, True)
 
 
 def rotation_points(layout: Layout, number: int, every: int = 1) -> tuple:

@@ -16,7 +16,9 @@ they are part of "χ²" here.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.linalg.blas import dsyrk as syrk
@@ -28,8 +30,6 @@ from dials_diffuse.kernels.normal import (
     add_to_parents,
     add_upper,
     number_columns,
-    renumber,
-    subtract_products,
     voxel_sums,
 )
 from dials_diffuse.kernels.scaling import Design
@@ -42,6 +42,9 @@ from dials_diffuse.scaling.terms.crystal import SmoothPart
 
 #: observations, and unique voxels, that are multiplied together: many for the BLAS, few that touch few parameters
 _TOGETHER, _VOXELS = 1024, 512
+
+#: observations whose functions are found together
+_AT_ONCE = 8192
 
 #: order of the factors
 _ACTS = list(Acts)
@@ -72,14 +75,36 @@ def add(parts) -> Normal:
     )
 
 
-def basis_of(blocks, rows: Rows) -> Design:
-    """The functions of some terms at some observations: derivatives by the coefficients, for a factor of 1."""
+class Bases(NamedTuple):
+    """The functions of all terms at n observations: derivatives by the coefficients, for a factor of 1.
+
+    They do not change while coefficients do. Rounded to float32: matrix and gradient are of the same functions, and the
+    place where the gradient is zero moves by less than 1e-6 of a standard error.
+
+    design : of all terms but the smooth anisotropic part; along : (n, 3), of its spline along |s|, from 0
+    """
+
+    design: Design
+    along: Design
+
+
+def bases_of(model: ScaleModel, rows: Rows) -> Bases:
+    """For :func:`normal_equations` of a model with these terms; some 8 bytes for each function that is not zero."""
+    smooth = model.block(SmoothPart.key)
+    blocks = [b for b in model.blocks if b is not smooth]
     n, width = len(rows.experiment), sum(b.width for b in blocks)
-    design, at, one = Design(np.empty((n, width), dtype=np.int64), np.empty((n, width))), 0, np.ones(n)
-    for b in blocks:
-        b.fill(rows, one, design, at)
-        at += b.width
-    return design
+    bases = Bases(*(Design(np.empty((n, w), np.int32), np.empty((n, w), np.float32)) for w in (width, 3)))
+    for start in range(0, n, _AT_ONCE):
+        mine = slice(start, start + _AT_ONCE)
+        some = rows.at(mine)
+        one, at = np.ones(len(some.experiment)), 0
+        part = Design(np.empty((len(one), width), dtype=np.int64), np.empty((len(one), width)))
+        for b in blocks:
+            b.fill(some, one, part, at)
+            at += b.width
+        for design, found in zip(bases, (part, smooth.along_s(some))):
+            design.index[mine], design.value[mine] = found
+    return bases
 
 
 def _factors(model: ScaleModel, data: Observations, prediction: Prediction, anisotropic) -> np.ndarray:
@@ -111,30 +136,26 @@ def _objective(weights: Weights, residual: np.ndarray, levels: list) -> float:
     return float(result)
 
 
-def normal_equations(model: ScaleModel, prediction: Prediction, data: Observations, weights: Weights) -> Normal:
-    """Normal equations of some observations.
+class Part(NamedTuple):
+    """Observations of which normal equations are made: their Prediction, Weights and Bases belong to them."""
+
+    prediction: Prediction
+    data: Observations
+    weights: Weights
+    bases: Bases
+
+
+def normal_equations(model: ScaleModel, parts: Iterable[Part]) -> Normal:
+    """Normal equations of all parts together. Neighbourhoods end where parts do.
 
     An observation touches few of the parameters, and so do those that are multiplied together, if they are neighbours:
-    voxels are best in the order of |s|.
-
-    prediction : of the data, by the model; weights : of the observations and priors of the voxels
+    voxels are best in the order of |s|, and of the rotation.
     """
-    weight, unit = weights.weight, prediction.unit
-    residual = data.net - prediction.expected
-    levels = levels_of(prediction, data, weights, residual)
-    anisotropic, variance = (x[data.orbit] for x in most_probable(levels)[0])
-    factors = _factors(model, data, prediction, anisotropic + prediction.smooth * prediction.profile)
-    gradient = factors * (weight * (residual - unit * anisotropic))
-    for acts in (Acts.GAIN, Acts.SCALE):  # half the derivative of the logarithms
-        gradient[_ACTS.index(acts)] -= weight * unit**2 * variance
-    sums = _Sums(model)
-    root = np.sqrt(weight)
-    factors *= root
-    sums.add_rows(data, factors, gradient)
-    above = sums.subtract_voxels(data, factors, root * unit, levels[0])
-    for level in levels[1:]:
-        above = sums.subtract(level, above)
-    return Normal(sums.whole(), sums.vector, _objective(weights, residual, levels), int(np.count_nonzero(weight)))
+    sums, value, n = _Sums(model), 0.0, 0
+    for part in parts:
+        value += sums.add(model, part)
+        n += int(np.count_nonzero(part.weights.weight))
+    return Normal(sums.whole(), sums.vector, value, n)
 
 
 class _Sums:
@@ -151,33 +172,53 @@ class _Sums:
         self._acts = np.repeat([_ACTS.index(b.acts) for b in self.blocks], [b.width for b in self.blocks])
         self._acts_and_smooth = np.append(self._acts, 3 * [_ACTS.index(smooth.acts)])
         self._place, self._columns, self._buffer = np.empty(p, np.int64), np.empty(p, np.int64), np.empty(_TOGETHER * p)
+        self._node_place = np.empty(smooth.size, np.int64)
         # of the patterns and nodes: with the other parameters, and with each other
         self._cross = np.zeros((smooth.n_sets, smooth.size, p))
         self._square = np.zeros((smooth.n_sets, smooth.size, smooth.n_sets, smooth.size))
 
-    def _touched(self, design: Design) -> np.ndarray:
-        """(c,) parameters that a design touches; ``_place`` has their numbers."""
-        return self._columns[: number_columns(design.index, self._place, self._columns)].copy()
+    def add(self, model: ScaleModel, part: Part) -> float:
+        """Add some observations; returns their χ²."""
+        prediction, data, weights, bases = part
+        weight, unit = weights.weight, prediction.unit
+        residual = data.net - prediction.expected
+        levels = levels_of(prediction, data, weights, residual)
+        anisotropic, variance = (x[data.orbit] for x in most_probable(levels)[0])
+        factors = _factors(model, data, prediction, anisotropic + prediction.smooth * prediction.profile)
+        gradient = factors * (weight * (residual - unit * anisotropic))
+        for acts in (Acts.GAIN, Acts.SCALE):  # half the derivative of the logarithms
+            gradient[_ACTS.index(acts)] -= weight * unit**2 * variance
+        root = np.sqrt(weight)
+        factors *= root
+        self._add_rows(data, bases, factors, gradient)
+        above = self._subtract_voxels(data, bases, factors, root * unit, levels[0])
+        for level in levels[1:]:
+            above = self._subtract(level, above)
+        return _objective(weights, residual, levels)
 
-    def add_rows(self, data: Observations, factors: np.ndarray, gradient: np.ndarray) -> None:
+    def _touched(self, design: Design, rows: np.ndarray, place: np.ndarray) -> np.ndarray:
+        """(c,) parameters that some rows of a design touch; ``place`` is given their numbers."""
+        return self._columns[: number_columns(design.index, rows, place, self._columns)].copy()
+
+    def _add_rows(self, data: Observations, bases: Bases, factors: np.ndarray, gradient: np.ndarray) -> None:
         """Σ J Jᵀ of all but the smooth part, and Σ g J.
 
         factors : of J, with the root of the weight; gradient : the same with g
         """
-        order, alike = data.alike
-        ordered, slopes = (np.ascontiguousarray(x[:, order]) for x in (factors, gradient))
+        design = bases.design
+        add_gradient(design, self._acts, gradient, self.vector)
+        self.vector[self.smooth.all] += self.smooth.gradient(data.rows, gradient[_ACTS.index(self.smooth.acts)])
         for start in range(0, data.n, _TOGETHER):
-            mine = slice(start, start + _TOGETHER)
-            design = basis_of(self.blocks, alike.at(mine))
-            columns, n = self._touched(design), len(design.index)
+            mine = data.alike[start : start + _TOGETHER]
+            columns, n = self._touched(design, mine, self._place), len(mine)
             rows = self._buffer[: n * len(columns)].reshape(n, len(columns))
             rows[:] = 0.0
-            add_dense(design, self._acts, ordered[:, mine], self._place, rows)
-            add_gradient(design, self._acts, slopes[:, mine], self.vector)
+            add_dense(design, mine, self._acts, factors, self._place, rows)
             add_upper(syrk(1.0, rows.T, lower=1).T, columns, self.matrix)
-        self.vector[self.smooth.all] += self.smooth.gradient(data.rows, gradient[_ACTS.index(self.smooth.acts)])
 
-    def subtract_voxels(self, data: Observations, factors: np.ndarray, unit: np.ndarray, level: Level) -> np.ndarray:
+    def _subtract_voxels(
+        self, data: Observations, bases: Bases, factors: np.ndarray, unit: np.ndarray, level: Level
+    ) -> np.ndarray:
         """Take off what intensities of voxels explain, and add Σ J Jᵀ of the smooth part.
 
         factors : of J, with the root of the weight; unit : (n,) with it, counts per unit of intensity
@@ -188,16 +229,25 @@ class _Sums:
         """
         above = np.zeros((int(level.parent.max()) + 1, len(self.vector)))
         by_pattern = np.zeros((len(above), *self._cross.shape[:2]))
+        places = self._place, self._node_place
         for start in range(0, len(level.net), _VOXELS):
             mine = slice(start, min(start + _VOXELS, len(level.net)))
-            rows = slice(*np.searchsorted(data.orbit, [mine.start, mine.stop]))
-            short, columns, nodes = self._short(data.rows.at(rows))
+            ends = np.array([mine.start, mine.stop, *np.searchsorted(data.orbit, [mine.start, mine.stop])])
+            columns, nodes = (self._touched(d, np.arange(*ends[2:]), x) for d, x in zip(bases, places))
             m, c, k = mine.stop - start, len(columns), len(nodes)
             coupling, products = np.zeros((m, c + k)), np.zeros((m, k, c + k))
             voxel_sums(
-                short, self._acts_and_smooth, factors[:, rows], unit[rows], data.orbit[rows] - start, coupling, products
+                bases,
+                places,
+                self._acts_and_smooth,
+                factors,
+                unit,
+                data.orbit,
+                ends,
+                level.total[mine],
+                coupling,
+                products,
             )
-            subtract_products(coupling, level.total[mine], products)
             pattern, own, along = data.patterns[mine], np.ascontiguousarray(coupling[:, :c]), coupling[:, c:]
             self._add_products(pattern, products, columns, nodes)
             pull, parent = level.pull[mine], level.parent[mine]
@@ -207,21 +257,6 @@ class _Sums:
             add_upper(syrk(-1.0, own.T, lower=1).T, columns, self.matrix)
         above[:, self.smooth.all] = by_pattern.reshape(len(above), -1)
         return above
-
-    def _short(self, rows: Rows) -> tuple:
-        """Design with a single pattern, of 1, in the place of the smooth part, see ``voxel_sums``.
-
-        Its columns are numbers, and are followed by (c,) the parameters of the first, and (k,) the nodes of the last.
-        """
-        design, along = basis_of(self.blocks, rows), self.smooth.along_s(rows)
-        n, width = design.index.shape
-        number = np.empty((n, width + 3), dtype=np.int64)
-        columns = self._touched(design)
-        renumber(design.index, self._place, 0, number)
-        nodes = self._touched(along)
-        renumber(along.index, self._place, width, number)
-        number[:, width:] += len(columns)
-        return Design(number, np.hstack([design.value, along.value])), columns, nodes
 
     def _add_products(self, pattern: np.ndarray, products: np.ndarray, columns: np.ndarray, nodes: np.ndarray) -> None:
         """Sums over voxels of products, with one pattern, times the patterns (m, n)."""
@@ -235,7 +270,7 @@ class _Sums:
                 if a != b:
                     self._square[:, nodes[b], :, nodes[a]] += square
 
-    def subtract(self, level: Level, coupling: np.ndarray) -> np.ndarray:
+    def _subtract(self, level: Level, coupling: np.ndarray) -> np.ndarray:
         """Take off what a level of neighbourhoods explains; coupling : (k, p) float64, is overwritten.
 
         Returns

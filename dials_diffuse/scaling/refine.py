@@ -20,8 +20,8 @@ from dials_diffuse.scaling.error_model import (
 )
 from dials_diffuse.scaling.layout import Layout
 from dials_diffuse.scaling.model import Prediction, ScaleModel, start_model
-from dials_diffuse.scaling.normal import Normal, add, chi2, normal_equations
-from dials_diffuse.scaling.sample import Observations
+from dials_diffuse.scaling.normal import Normal, Part, add, bases_of, chi2, normal_equations
+from dials_diffuse.scaling.sample import Observations, alike
 from dials_diffuse.scaling.scaling_parameters import ScalingParameters
 from dials_diffuse.scaling.solve import (
     Space,
@@ -54,8 +54,12 @@ _AS_EXPECTED = 0.5
 #: ask for extrapolation
 _LEAST_IN_FOLD = 5
 
-#: steps end when χ² falls by less than this: no parameter then moves by a standard error. Tests of terms ask less
+#: steps end when χ² will fall by less than this: no parameter then moves by a standard error. Tests of terms ask less
 _SMALL, _SMALL_FOR_TESTS = 0.5, 5.0
+
+#: what the next step brings is told by the last two only when the last one brought less than so many times that:
+#: weights and priors change, too
+_NEAR = 20.0
 
 
 @dataclass(frozen=True)
@@ -111,12 +115,16 @@ class _State:
 
 
 class _Step(NamedTuple):
-    """What the last step was found from: projected normal equations of each fold, their system, strengths; its fall."""
+    """What the last step was found from: normal equations of each fold, and of all, projected; its system, strengths.
+
+    left : fall of χ² that another step is expected to bring
+    """
 
     folds: list
+    normal: Normal
     system: System
     strengths: dict
-    fall: float
+    left: float
 
 
 class _Refiner:
@@ -124,15 +132,14 @@ class _Refiner:
 
     def __init__(self, data: Observations, parameters: ScalingParameters, threads: int, spaces: Callable):
         fold = fold_of_blocks(_kept_together(data, parameters.n_folds), parameters.n_folds, parameters.seed)
-        s = np.zeros(len(data.unique))
-        s[data.orbit] = data.s_voxel
-        order = np.lexsort((s, fold))  # neighbours in |s| touch the same parameters
+        order = alike(data.coordinates[data.first], fold)
         ends = np.searchsorted(fold[order], np.arange(parameters.n_folds + 1))
         self.data, self.parameters, self.threads = data.orbits(order), parameters, threads
         self.voxels = [slice(*ends[k : k + 2]) for k in range(parameters.n_folds)]
         self.rows = [slice(*np.searchsorted(self.data.orbit, [v.start, v.stop])) for v in self.voxels]
         self.folds = [self.data.part(v.start, v.stop) for v in self.voxels]
         self.spaces, self.history, self.last = spaces, [], None
+        self._bases: tuple = (None, [])  # terms of a model, and its Bases for each fold
 
     def state(self, model: ScaleModel, errors: ErrorModel, strengths: dict) -> _State:
         prediction = self.predict(model)
@@ -152,10 +159,17 @@ class _Refiner:
             for rows, data in zip(self.rows, self.folds)
         ]
 
-    def normals(self, state: _State, weights: list) -> list:
-        """Normal equations of each fold."""
-        folds = ((state.prediction.rows(rows), *x) for rows, *x in zip(self.rows, self.folds, weights))
-        return list(in_threads(partial(_normal, state.model), folds, self.threads))
+    def normals(self, state: _State, weights: list, apart: bool) -> list:
+        """Normal equations of each fold; unless they are wanted apart, of folds together, as many as threads."""
+        if self._bases[0] != state.model.terms:
+            found = in_threads(partial(bases_of, state.model), [d.rows for d in self.folds], self.threads)
+            self._bases = state.model.terms, list(found)
+        parts = [
+            Part(state.prediction.rows(rows), *x) for rows, *x in zip(self.rows, self.folds, weights, self._bases[1])
+        ]
+        number = len(parts) if apart else min(self.threads, len(parts))
+        groups = [[parts[k] for k in some] for some in np.array_split(np.arange(len(parts)), number)]
+        return list(in_threads(partial(normal_equations, state.model), groups, self.threads))
 
     def chi2(self, prediction: Prediction, weights: list) -> float:
         return sum(chi2(prediction.rows(rows), *x) for rows, *x in zip(self.rows, self.folds, weights))
@@ -163,20 +177,23 @@ class _Refiner:
     def system(self, state: _State) -> System:
         return make_system(state.model, self.spaces(state.model), float(np.median(state.errors.spread)))
 
-    def improve(self, state: _State, n_steps: int, small: float = _SMALL) -> _State:
+    def improve(self, state: _State, n_steps: int, small: float = _SMALL, apart: bool = False) -> _State:
         """Up to ``n_steps`` Gauss-Newton steps, each with the most probable strengths of the priors.
 
-        small : fall of χ² that ends them
+        small : fall of χ² that ends them, where another step is expected to bring less: near the minimum the square of
+            the last one over the one before
+        apart : are the equations of each fold wanted, by :meth:`test`?
         """
-        for number in range(n_steps):
+        before = np.inf
+        for _ in range(n_steps):
             errors = update_errors(state.prediction, self.data, state.errors, state.rejected)
             state = replace(state, errors=errors)
             if self.history:
                 limit = self.parameters.outlier_n_sigma
                 state = replace(state, rejected=find_outliers(state.prediction, self.data, errors, limit))
             weights, system = self.weights(state), self.system(state)
-            folds = [projected(fold, system.space) for fold in self.normals(state, weights)]
-            normal = add(folds)
+            folds = self.normals(state, weights, apart)
+            normal = projected(add(folds), system.space)
             strengths = {**system.first, **state.strengths}
             strengths = most_probable_strengths(normal, system, strengths)
             state = replace(state, strengths={key: strengths[key] for key in system.first})
@@ -184,23 +201,25 @@ class _Refiner:
             step = found.step
             length, moved = self._moved(state, weights, normal, system, step)
             self._note(state, normal, system.space.free @ step, step, length)
-            self.last = _Step(folds, system, state.strengths, found.fall)
+            left = found.fall * (min(1.0, found.fall / before) if length == 1 else 1.0)
+            self.last = _Step(folds, normal, system, state.strengths, left)
             state = moved
-            if number and found.fall < small:
+            if before < np.inf and left < small and found.fall < _NEAR * small:
                 break
+            before = found.fall
         return state
 
     def test(self, terms) -> list:
         """TermTest of each of the terms, by the last step: the equations know where the minimum is."""
-        return judge_terms(self.last.folds, self.last.system, self.last.strengths, terms)
+        last = self.last
+        folds = [projected(fold, last.system.space) for fold in last.folds]
+        return judge_terms(folds, last.system, last.strengths, terms)
 
     def scale_errors(self, state: _State, n_sweeps: int) -> ScaleErrors:
-        """Of the state after the last step, which moved nothing by a standard error, or it is computed once more."""
-        system = self.system(state)
-        if self.last.fall < _SMALL:
-            normal = add(self.last.folds)
-        else:
-            normal = projected(add(self.normals(state, self.weights(state))), system.space)
+        """Of the state after the last step: where steps ended too early, equations are found once more."""
+        system, normal = self.system(state), self.last.normal
+        if self.last.left >= _SMALL:
+            normal = projected(add(self.normals(state, self.weights(state), False)), system.space)
         covariance = posterior(normal, system, state.strengths).covariance
         covariance = system.space.free @ covariance @ system.space.free.T
         return scale_errors(state.model, self.data, state.prediction, covariance, n_sweeps)
@@ -270,7 +289,7 @@ def refine(
         return every if share == 1 else _Refiner(data.orbits(some), parameters, threads, spaces)
 
     every = _Refiner(data, parameters, threads, spaces)
-    trial = part(_TRIAL_OBSERVATIONS)
+    trial = part(_TRIAL_OBSERVATIONS) if data.n > 2 * _TRIAL_OBSERVATIONS else every
     first = part(_FIRST_OBSERVATIONS) if data.n > 2 * _FIRST_OBSERVATIONS else trial
     if before is None:
         full = start_model(data, layout, parameters) if start is None else start
@@ -284,11 +303,12 @@ def refine(
         if keys is last:
             before = Trial(full, state.model, state.errors, state.strengths, list(first.history))
         state = first.state(_extended(state.model, full, keys), state.errors, state.strengths)
-        state = first.improve(state, _TRIAL_STEPS if keys is last else _FEW_STEPS, _SMALL_FOR_TESTS)
+        n_steps, apart = (_TRIAL_STEPS, first is trial) if keys is last else (_FEW_STEPS, False)
+        state = first.improve(state, n_steps, _SMALL_FOR_TESTS, apart)
     if first is not trial:
         trial.history = first.history
         state = trial.state(state.model, state.errors, state.strengths)
-        state = trial.improve(state, _TRIAL_STEPS, _SMALL_FOR_TESTS)
+        state = trial.improve(state, _TRIAL_STEPS, _SMALL_FOR_TESTS, True)
     tests: list = []
     if state.model.terms:
         terms = [full.block(term.key) for term in TERMS if term.key in full.terms]
@@ -320,11 +340,6 @@ def _extended(model: ScaleModel, full: ScaleModel, keys) -> ScaleModel:
         if key not in model.terms:
             model = model.with_term(full, key)
     return model
-
-
-def _normal(model: ScaleModel, fold: tuple) -> Normal:
-    prediction, data, weights = fold
-    return normal_equations(model, prediction, data, weights)
 
 
 def _kept_together(data: Observations, n_folds: int) -> np.ndarray:

@@ -16,8 +16,8 @@ from dials_diffuse.scaling.patterns import absorption_functions, symmetric_patte
 COLUMNS = ("index", "experiment", "panel", "counts", "norm", "background", "background_variance", "xyz", "s")
 
 
-#: rows of about the same |s| that are sorted by rotation, see Observations.alike
-_RING = 4096
+#: rows of about the same |s| that are sorted by rotation, see :func:`alike`
+_RING = 2048
 
 #: neighbourhoods are so many blocks wide
 TIMES = (1, 2, 4)
@@ -82,11 +82,9 @@ class Observations:
         return tuple(result)
 
     @cached_property
-    def alike(self) -> tuple:
-        """(n,) int, an order in which neighbours touch the same parameters of most terms, and the Rows in it."""
-        ring = np.argsort(np.argsort(self.coordinates[:, S], kind="stable"), kind="stable") // _RING
-        order = np.lexsort((self.coordinates[:, T], ring, self.experiment))
-        return order, self.rows.at(order)
+    def alike(self) -> np.ndarray:
+        """(n,) int, an order in which neighbours touch the same parameters of most terms."""
+        return alike(self.coordinates, self.experiment)
 
     def orbits(self, wanted: np.ndarray) -> Observations:
         """The rows of some voxels; wanted : (k,) int, rows of ``unique`` in the order that is wanted."""
@@ -111,6 +109,15 @@ class Observations:
         by_voxel = ("unique", "patterns", "neighbourhood")
         names = [f.name for f in fields(self) if f.name != "orbit"]
         return Observations(orbit, **{n: getattr(self, n)[voxels if n in by_voxel else rows] for n in names})
+
+
+def alike(coordinates: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """(n,) int, an order by group, in it by rings of |s|, and in these along the rotation.
+
+    coordinates : (n, N_COORDINATES) float64; group : (n,) int
+    """
+    ring = np.argsort(np.argsort(coordinates[:, S], kind="stable"), kind="stable") // _RING
+    return np.lexsort((coordinates[:, T], ring, group))
 
 
 def unique_of(block: dict, voxels: Voxels) -> np.ndarray:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from dxtbx.model import Experiment
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.experiment.cbf import attach_images, image_path, write_cbf, write_experiments
@@ -18,6 +19,7 @@ from dials_diffuse.files.atomic import Staging, check_writable
 from dials_diffuse.files.nexus import write_map
 from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.files.record import Output
+from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.memory import check_memory
 from dials_diffuse.parallel import SERIAL, Executor, Progress, quiet
 from dials_diffuse.simulation.diffuse import diffuse_volume
@@ -26,6 +28,7 @@ from dials_diffuse.simulation.simulation_parameters import SimulationParameters
 from dials_diffuse.simulation.spots import spot_extent_model
 from dials_diffuse.simulation.sweep import Sweep, make_sample, overflow
 from dials_diffuse.simulation.truth import IdealSums, image_sums, record_of_scales, true_map
+from dials_diffuse.structure.crystal import Structure
 from dials_diffuse.structure.factors import Dispersive, compton, dispersion
 from dials_diffuse.structure.solvent import bulk_solvent_structure_factors
 
@@ -104,9 +107,9 @@ class ImageJob:
     """What a worker needs to write the images of one sweep."""
 
     sweep: Sweep
-    experiment: object
+    experiment: Experiment
     template: Path
-    grid: object
+    grid: MapGrid | None
 
 
 @dataclass(frozen=True)
@@ -254,7 +257,9 @@ def simulate(
     return SimulationResult(d_min, reports, listed + written)
 
 
-def bragg_intensities(structure, d_min: float, solvent: tuple, table: str, wavelength: float | None = None) -> tuple:
+def bragg_intensities(
+    structure: Structure, d_min: float, solvent: tuple[float, float], table: str, wavelength: float | None = None
+) -> tuple:
     """Squared structure factors with bulk solvent; with f', f'' the mean of Friedel mates.
 
     The mean of |F(h)|² and |F(-h)|² is the sum of those of the real and of the imaginary parts of the form factors.
@@ -348,7 +353,7 @@ def _write_maps(volume, grid, ideal, done: list, outputs: Outputs, provenance: P
         truth = true_map(volume, grid)
         write_map(files.path(outputs.truth), truth, provenance, None, {"simulation": scales})
         written.append(Output(outputs.truth, "map"))
-    if ideal is not None:
+    if outputs.ideal and ideal is not None:
         logger.info("Saving the best possible map to %s", outputs.ideal)
         write_map(files.path(outputs.ideal), ideal.merge(), provenance, volume=False)
         written.append(Output(outputs.ideal, "map", "aid"))

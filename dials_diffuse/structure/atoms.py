@@ -266,7 +266,7 @@ def _words(records: Records, unknown, i: int) -> str:
 
 
 def _check_occupancies(structure: Structure, source) -> None:
-    lowest = structure.occupancy.argmin()
+    lowest = int(structure.occupancy.argmin())
     if structure.occupancy[lowest] < 0:
         raise DiffuseError(
             f"{source}: atom {_label(structure, lowest)} has an occupancy of {structure.occupancy[lowest]:g}; "
@@ -282,7 +282,7 @@ def _without_negative(structure: Structure, path) -> np.ndarray:
     wrong = values[:, 0] < 0
     if not wrong.any():
         return structure.u_cart
-    lowest = values[:, 0].argmin()
+    lowest = int(values[:, 0].argmin())
     if values[lowest, 0] < -_ROUNDING:
         logger.warning(
             "%s: %d atoms have negative mean square displacements (the lowest, %.3g Å², %s); they are taken as 0",

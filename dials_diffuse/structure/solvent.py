@@ -11,6 +11,7 @@ from mmtbx import masks
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.structure.contents import water_molecules
 from dials_diffuse.structure.crystal import Structure
+from dials_diffuse.structure.factors import Dispersive
 from dials_diffuse.structure.transform import structure_factors
 
 #: Å, beyond which the surface of the solvent is too smooth to scatter
@@ -48,7 +49,7 @@ def solvent_structure_factors(structure: Structure, grid: MapGrid, k_sol: float,
 
 
 def bulk_solvent_structure_factors(
-    structure: Structure, d_min: float, k_sol: float = 0.35, b_sol: float = 46.0, table: str = "wk1995"
+    structure: Structure, d_min: float, k_sol: float = 0.35, b_sol: float = 46.0, table: str | Dispersive = "wk1995"
 ) -> tuple:
     """Structure factors of the crystal with flat bulk solvent, F_calc + k_sol exp(-b_sol s²/4) F_mask.
 

@@ -24,6 +24,7 @@ from dials_diffuse.models.checks import (
     fitted,
     warn_of_small_displacements,
 )
+from dials_diffuse.models.covariance.correlations import group_correlations
 from dials_diffuse.models.covariance.covariance_phil import PHIL, read_array
 from dials_diffuse.models.covariance.elastic_network import ElasticNetwork
 from dials_diffuse.models.covariance.engines import ENGINES, choose_engine, molecule_sum
@@ -184,6 +185,10 @@ class Covariance(DiffuseModel):
 
     def shared_displacements(self, structure: Structure) -> np.ndarray:
         return self.motion(structure).shared[: structure.n_atoms]  # of a block of cells the first copy
+
+    def details(self, structure: Structure, covariance: np.ndarray, share: np.ndarray | None = None) -> dict:
+        motion = self.motion(structure).covariance
+        return {} if self.supercell else group_correlations(structure, motion, self.groups, self.selections)
 
     @cached_property
     def tensor(self) -> np.ndarray:

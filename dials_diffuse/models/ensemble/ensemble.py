@@ -157,7 +157,7 @@ class Ensemble(DiffuseModel):
         """
         members, grid = self.on_grid(grid)
         p = self.probabilities
-        mean, square = 0.0, np.zeros(grid.shape)
+        mean, square = np.zeros(grid.shape, dtype=complex), np.zeros(grid.shape)
         for difference, weight in zip(self.differences(members, grid), p[1:]):
             square += weight * (difference.real**2 + difference.imag**2)
             difference *= weight

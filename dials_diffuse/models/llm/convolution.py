@@ -14,6 +14,7 @@ from scipy.interpolate import CubicSpline
 from scipy.optimize import brentq
 
 from dials_diffuse.compat import available_cores
+from dials_diffuse.kernels.even_table import from_table
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.models.lorentzian import lorentzian, lorentzian_flux, lorentzian_transform
 from dials_diffuse.structure.transform import quadratic_form
@@ -124,7 +125,7 @@ class Correlation:
             values[start : start + _TABLE_BLOCK] = (r * np.sinc(part * r / math.pi)) @ power
         spline = CubicSpline(k, 4 * math.pi * values)
         fine = np.linspace(0, k_max, _REFINED * len(k))
-        return np.interp(np.sqrt(square), fine, spline(fine))
+        return from_table(np.sqrt(square), k_max, spline(fine))
 
     def _value(self, r: np.ndarray) -> np.ndarray:
         """c at distances r in units of G."""

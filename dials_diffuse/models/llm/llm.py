@@ -12,6 +12,7 @@ import numpy as np
 
 from dials_diffuse.checks import choice, not_negative, positive
 from dials_diffuse.errors import DiffuseError
+from dials_diffuse.kernels.even_table import from_table
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import laue_operators
 from dials_diffuse.models.base import DiffuseModel, TensorWord, Words
@@ -363,7 +364,7 @@ class LiquidLikeMotions(DiffuseModel):
                 where, values = (slice(None),) * 3, (value[wanted] for value in values)
             part, q = x[where], 2 * np.pi * np.sqrt(s2[where])
             total[where] = sum(
-                term * (value + np.interp(q, nodes, tail))
+                term * (value + from_table(q, nodes[-1], tail))
                 for term, value, tail in zip(series.terms(part, self.orders), values, tails)
             )
         if self.local_form_factor:

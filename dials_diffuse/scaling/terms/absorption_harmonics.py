@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import linalg
 
 from dials_diffuse.kernels.scaling import Design, fill_dense
 from dials_diffuse.scaling.layout import DIFFRACTED, Rows
@@ -89,9 +90,9 @@ class AbsorptionHarmonics(Term):
 
 def combinations_of(basis: np.ndarray, others: np.ndarray) -> np.ndarray:
     """(k, m) combinations of functions (n, m) that others (n, p) can make, almost, see ``absorption.overlaps``."""
-    q, r = np.linalg.qr(others)
-    left, size, _ = np.linalg.svd(r)
-    made = left[:, : len(size)][:, size > 1e-6 * size.max()].T @ (q.T @ basis)  # along orthonormal functions
+    size, vectors = linalg.eigh(others.T @ others)
+    known = size > 1e-12 * size[-1]
+    made = (vectors[:, known] / np.sqrt(size[known])).T @ (others.T @ basis)  # along orthonormal functions
     return overlaps(basis.T @ basis / len(basis), made.T @ made / len(basis), _ALIKE_SHARE)
 
 
