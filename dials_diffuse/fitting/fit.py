@@ -297,7 +297,7 @@ def _finished(problem: _Problem, candidate: Candidate, best: _Best) -> ModelFit:
         *(model.lack_of_orders(d_min) for model in models),
         *uncertainty.warnings(prepared, best.minimum, estimates, scale, correlations),
         *uncertainty.other_minima(best.reached, best.starts),
-        *uncertainty.end_of_strengths(best.trials, best.strength, "voxels that are kept out"),
+        *uncertainty.end_of_strengths(best.trials, best.strength),
         *(comparison.warning for comparison in displacements),
     ]
     return ModelFit(

@@ -101,13 +101,12 @@ def other_minima(reached: int, starts: int) -> list:
     return [f"{reached} of {starts} starts reached the best minimum, it has others"] if reached < starts else []
 
 
-def end_of_strengths(trials: tuple, strength: float, voxels: str = "the free voxels") -> list:
+def end_of_strengths(trials: tuple, strength: float) -> list:
     """What to tell a user if the strongest or the weakest prior that was tried fits best.
 
     trials : (strength, ...) tuples, the strongest first
-    voxels : by which it was chosen
     """
     if len(trials) < 2 or strength not in (trials[0][0], trials[-1][0]):
         return []
     side = "strongest" if strength == trials[0][0] else "weakest"
-    return [f"the {side} prior fits {voxels} best, {strength:g}: try more strengths on that side"]
+    return [f"the {side} prior predicts best, {strength:g}: try more strengths on that side"]
