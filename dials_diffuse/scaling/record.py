@@ -14,6 +14,7 @@ from dials_diffuse.scaling.layout import S, T, places, rotation_points
 from dials_diffuse.scaling.model import ScaleModel
 from dials_diffuse.scaling.scale import ScalingResult
 from dials_diffuse.scaling.separation import Separation
+from dials_diffuse.scaling.stored_model import model_record
 from dials_diffuse.scaling.terms.base import Acts
 from dials_diffuse.scaling.terms.crystal import Profile
 
@@ -51,6 +52,7 @@ def scaling_record(result: ScalingResult) -> dict:
             "tails": refinement.errors.tails,
         },
         "profile": _profile(model),
+        "model": model_record(model, refinement.scale_errors, result.parameters),
         "absolute_scale": _absolute(result.absolute) if result.absolute else None,
         "levels": _levels(result),
         "symmetry": symmetry_record(result.symmetry),

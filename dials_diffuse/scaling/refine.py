@@ -96,7 +96,7 @@ class Refinement:
     history : list of dictionaries, one for each step: terms, χ² per observation before it and as expected after it,
         share of the step that was taken, rejected observations, largest step of each term
     scale_errors : how well the scale of an observation is known
-    trial : Trial, for the next refinement
+    trial : Trial, for the next refinement; None of a model that another run refined
     """
 
     model: ScaleModel
@@ -105,7 +105,7 @@ class Refinement:
     judgement: Judgement
     history: list
     scale_errors: ScaleErrors
-    trial: Trial
+    trial: Trial | None
 
 
 @dataclass(frozen=True)

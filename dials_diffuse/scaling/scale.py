@@ -51,6 +51,7 @@ from dials_diffuse.scaling.model import start_model
 from dials_diffuse.scaling.refine import Refinement, Trial, refine
 from dials_diffuse.scaling.sample import COLUMNS, Observations, sample_observations
 from dials_diffuse.scaling.scaling_parameters import ScalingParameters
+from dials_diffuse.scaling.stored_model import StoredModel
 from dials_diffuse.scaling.terms.absorption import AbsorptionOptions
 from dials_diffuse.scaling.terms.absorption_spline import AbsorptionSpline
 from dials_diffuse.scaling.terms.base import chosen
@@ -75,6 +76,7 @@ class ScalingResult:
     ----------
     grid : of all files together
     experiments : tuple of ExperimentSummary, in the order of the scaled file
+    parameters : that the model was made with
     layout, refinement : the scale model
     levels : Levels, how the ratio of the sweeps was found; None where there is but one, or none is uncertain
     n_observations, n_outliers, n_off_grid, n_sample : rows of all files, those left out, and those refined against
@@ -92,6 +94,7 @@ class ScalingResult:
 
     grid: MapGrid
     experiments: tuple
+    parameters: ScalingParameters
     layout: Layout
     refinement: Refinement
     levels: Levels | None
@@ -193,6 +196,9 @@ def scale_observations(
     >>> result.n_observations, [test.label for test in result.refinement.judgement.tests]
     (6376, ['drift', 'offset'])
     """
+    stored = StoredModel(parameters.model_from) if parameters.model_from else None
+    if stored:
+        parameters = replace(parameters, **stored.settings())
     with ExitStack() as stack:
         stack.enter_context(one_blas_thread())
         source = _open(paths, parameters, progress, stack)
@@ -228,7 +234,10 @@ def scale_observations(
                 start = start_from_bragg(start_model(data, layout, parameters), layout, bragg)
             return refine(data, layout, parameters, threads, progress, start, before)
 
-        refinement, data, images = refine_without_bad_images(data, layout, experiments, parameters, refined)
+        if stored:
+            refinement, data, images = stored.refined(data, layout, experiments, parameters)
+        else:
+            refinement, data, images = refine_without_bad_images(data, layout, experiments, parameters, refined)
         scaler = Scaler(grid, voxels, layout, refinement.model, refinement.errors, refinement.scale_errors)
         predictions = predict_all(scaler, source.blocks(COLUMNS, "Finding outliers"), n_rows, threads)
         n_off_grid = int(np.count_nonzero(predictions.unique < 0))
@@ -240,7 +249,7 @@ def scale_observations(
         rejected |= predictions.unique < 0
         profile = refinement.model.profile(grid.s_magnitude(voxels.index))
         levels = None
-        if len(experiments) > 1 and {Drift.key, Offset.key} <= set(refinement.model.terms):
+        if not stored and len(experiments) > 1 and {Drift.key, Offset.key} <= set(refinement.model.terms):
             levels = find_levels(predictions, rejected, profile, grid, voxels.index, len(experiments), parameters.seed)
             apply_levels(predictions, levels.factor, profile)
             refinement = replace(refinement, model=replace(refinement.model, levels=levels.factor))
@@ -267,6 +276,7 @@ def scale_observations(
     return ScalingResult(
         grid=grid,
         experiments=experiments,
+        parameters=parameters,
         layout=layout,
         refinement=refinement,
         levels=levels,
