@@ -494,6 +494,31 @@ def test_weights_by_shell_are_those_of_the_best_model(structure, voxels):
     assert nothing.statistics["chi2"] > 10 and body.statistics["chi2"] == pytest.approx(1, abs=0.1)
 
 
+class Misfit(Prepared):
+    """Residuals x + 1 and 0.9 x² + x - 1: at x = 0 the Hessian is a tenth of the Gauss-Newton matrix."""
+
+    parameters = (Parameter("x", 0.0, "", -9.0, 9.0, 1.0),)
+    truth = np.array([-1.0, 1.0])
+
+    def jacobian(self, values):
+        (x,) = values
+        return np.array([x, 0.9 * x**2 + x]), np.array([[1.0], [1.8 * x + 1]])
+
+    def second(self, values, weights):
+        return np.array([[1.8 * weights[1]]])
+
+
+def test_large_residuals_end_by_the_whole_hessian(monkeypatch):
+    """Gauss-Newton steps alone gain a tenth of the way each (Dennis & Schnabel 1983, example 10.2.5)."""
+    model = Misfit()
+    projection = Projection(model.truth, np.ones(2), Background(np.ones(2), 0), 1.0)
+    found = minimise(model, projection, [1.0])
+    assert found.converged and found.iterations < 14 and abs(found.values[0]) < 0.003
+    monkeypatch.setattr("dials_diffuse.fitting.minimise._GAUSS_NEWTON", 1000)
+    alone = minimise(model, projection, [1.0])
+    assert alone.iterations > found.iterations and abs(alone.values[0]) > 0.01  # its steps are small before the end
+
+
 class Curved(Prepared):
     """A narrow curved valley, Rosenbrock's function, and a third residual that stays: x - 1, 30 (y - x²), -100."""
 

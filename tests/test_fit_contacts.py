@@ -18,18 +18,22 @@ from dials_diffuse.fitting.data import Selection, select
 from dials_diffuse.fitting.fit import Candidate, fit_models
 from dials_diffuse.fitting.fit_parameters import FitOptions
 from dials_diffuse.fitting.linear import Background, Projection
-from dials_diffuse.fitting.penalty import PenalisedProjection, PenalisedWork
+from dials_diffuse.fitting.minimise import minimise
+from dials_diffuse.fitting.penalty import PenalisedProjection, PenalisedWork, folds_of
 from dials_diffuse.fitting.request import FitRequest
 from dials_diffuse.fitting.sums import PreparedSum
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.maps.symmetry import possible_voxels
 from dials_diffuse.models.compute import model_map
+from dials_diffuse.models.covariance.covariance import Covariance
 from dials_diffuse.models.lattice_dynamics.lattice_dynamics import LatticeDynamics
 from dials_diffuse.models.lattice_dynamics.phonons import BLOCKS, Phonons
 from dials_diffuse.models.prepared import prepare
 from dials_diffuse.models.prior import Prior, joined
 from dials_diffuse.models.rigid_body.rigid_body import RigidBody
+from dials_diffuse.report.fit_phonons import phonons
+from dials_diffuse.report.section import Material
 
 MODEL = LatticeDynamics(0.2, "contacts", stiffness="full", contact_cutoff=7.0, mesh=(4, 4, 4), solvent=False)
 
@@ -95,7 +99,7 @@ def test_shares_say_what_changes_with_the_truth(ready, structure):
         assert moved / 0.02 == pytest.approx(before.prior.share[i], abs=0.05)
 
 
-def test_free_voxels_choose_the_strength(ready, structure):
+def test_voxels_that_are_kept_out_choose_the_strength(ready, structure):
     """Near the prior: strong; far from it with little noise: weak."""
     p = len(ready[1].parameters)
     far = fitted(ready, 0.5 * np.random.default_rng(0).normal(size=p), 0.02, structure, strengths=(1.0, 0.01, 1e-4))
@@ -104,10 +108,35 @@ def test_free_voxels_choose_the_strength(ready, structure):
     assert len(far.prior.trials) == 3 and far.prior.trials[0][0] == 1.0
     assert far.criteria["n_parameters"] == round(far.prior.n_effective)
     assert any("strongest prior" in text for text in near.warnings)
-    with pytest.raises(DiffuseError, match="free voxels choose one of several strengths"):
-        data = select(measured(ready, np.zeros(p), 1.0), Selection(bragg=True, free_fraction=0.0))
-        start = Candidate("contacts", prepare(MODEL, structure, data.grid, data.index), np.zeros(p))
-        fit_models(data, [start], FitOptions())
+
+
+def test_folds_predict_what_fits_without_them_would(ready, structure):
+    """One step from the minimum of all against fits of all folds but one; a strong and a weak prior."""
+    p = len(ready[1].parameters)
+    truth = 0.3 * np.random.default_rng(5).normal(size=p)
+    data = select(measured(ready, truth, 0.3), Selection(bragg=True, free_fraction=0.0))
+    again = prepare(MODEL, structure, data.grid, data.index, means=True)
+    fold = folds_of(data.block, 0)
+    assert len(np.unique(fold)) == 10 and all(len(set(fold[data.block == b])) == 1 for b in np.unique(data.block))
+    for scale, strength in ((1.0, 1.0), (None, 0.01)):
+        rows = np.sqrt(strength) * again.prior.rows(scale is not None)
+        weights = 1 / data.sigma**2
+        whole = Projection(data.intensity, weights, Background(data.s, 0), scale)
+        work = PenalisedWork(again)
+        best = minimise(work, PenalisedProjection(whole, rows, 100.0), np.zeros(p)).values
+        change = PenalisedProjection(whole, rows, 100.0).held_out(*work.jacobian(best), fold)
+        own = fold == 3
+        without = Projection(data.intensity, np.where(own, 1e-12 * weights, weights), Background(data.s, 0), scale)
+        other = minimise(work, PenalisedProjection(without, rows, 100.0), best).values
+
+        def fitted_values(projection, values):
+            intensity = again.intensity(values)
+            return projection.solve(intensity).scale * intensity
+
+        exact = fitted_values(without, other) - fitted_values(whole, best)
+        residual = data.intensity - fitted_values(whole, best)
+        assert np.corrcoef(change[own], exact[own])[0, 1] > 0.97
+        assert change[own] @ residual[own] < 0  # what a fit had learned from these voxels is gone
 
 
 def test_steps_hold_each_other(ready, structure):
@@ -201,29 +230,33 @@ def test_priors_leave_the_common_level_to_a_known_scale():
     assert joined([None, None], [1, 2]) is None and both.n_held == 4
 
 
-def test_sums(ready, structure):
-    """Beside bodies that move by themselves: both come back, the prior holds the stiffnesses only."""
+@pytest.mark.parametrize(
+    "other, true, start",
+    [(RigidBody(0.15), [0.15], [0.1]), (Covariance(sigma=0.2, gamma=3.0), [0.2, 3.0], [0.15, 2.0])],
+    ids=["bodies", "covariance"],
+)
+def test_sums(ready, structure, other, true, start):
+    """Beside bodies or atoms that move by themselves: both come back, the prior holds the stiffnesses only."""
     grid, _, index = ready
-    body = RigidBody(0.15)
-    other = prepare(body, structure, grid, index, means=True)
     model = replace(MODEL, stiffness="by_contact")
-    contacts = prepare(model, structure, grid, index, means=True)
-    p = len(contacts.parameters)
+    contacts, internal = (prepare(m, structure, grid, index, means=True) for m in (model, other))
+    p, free = len(contacts.parameters), len(true)
     truth = 0.4 * np.random.default_rng(0).normal(size=p)
-    intensity = contacts.intensity(truth) + other.intensity([0.15])
+    intensity = contacts.intensity(truth) + internal.intensity(true)
     sigma = np.full(len(index), 0.02 * np.std(intensity))
     noise = np.random.default_rng(1).normal(size=len(index))
     data = select(
         DiffuseMap(grid, True, index, intensity + sigma * noise, sigma, np.full(len(index), 4)), Selection(bragg=True)
     )
-    parts = [prepare(m, structure, data.grid, data.index, True) for m in (model, body)]
-    both = PreparedSum(parts, ["lattice_dynamics", "rigid_body"], structure)
-    assert both.prior.metric[-1] == 0 and both.prior.n_held == p
+    parts = [prepare(m, structure, data.grid, data.index, True) for m in (model, other)]
+    both = PreparedSum(parts, ["lattice_dynamics", other.name], structure)
+    assert both.means and both.prior.metric[p:].tolist() == [0] * free and both.prior.n_held == p
     options = FitOptions(scale=1.0, background=0, starts=1, profile=False, strengths=(1e-6,))
-    (fit,) = fit_models(data, [Candidate("both", both, np.array([*np.zeros(p), 0.1]))], options)
-    assert fit.estimates[-1].value == pytest.approx(0.15, abs=4 * fit.estimates[-1].esd)
-    assert max(abs(e.value - t) / e.esd for e, t in zip(fit.estimates, truth)) < 4
-    assert fit.prior.share[-1] == pytest.approx(1.0, abs=1e-6) and fit.details[1] == {}
+    (fit,) = fit_models(data, [Candidate("both", both, np.array([*np.zeros(p), *start]))], options)
+    assert fit.converged
+    assert max(abs(e.value - t) / e.esd for e, t in zip(fit.estimates, [*truth, *true])) < 4
+    np.testing.assert_allclose(fit.prior.share[p:], 1.0, atol=1e-6)
+    assert fit.details[1] == {}
 
 
 def test_details(ready, structure):
@@ -304,3 +337,21 @@ def test_program(tmp_path, monkeypatch, structure):
         assert abs(found["value"] - value) < 4 * found["esd"] + 0.03
     log = (tmp_path / "dials.diffuse_fit.log").read_text()
     assert "t kT/Å²" in log and "Sound along a*" in log and "parameters come from the data" in log
+    assert all(0 < trial["held_out"] <= trial["work"] + 1e-6 for trial in each["prior"]["trials"])
+    with np.load("diffuse_fit_phonons.npz", allow_pickle=False) as arrays:
+        assert arrays["models"].tolist() == [model["model"] for model in record["models"]]
+        np.testing.assert_array_equal(arrays["1_stiffness"], [contact["stiffness"] for contact in contacts])
+        assert arrays["1_frequency"].shape == arrays["1_frequency_esd"].shape == (3, len(arrays["1_wave"]), 6)
+        assert arrays["1_parameters"].tolist() == list(each["parameters"]) and arrays["1_covariance"].shape == (n, n)
+        np.testing.assert_array_equal(arrays["1_u"], each["details"][0]["displacements"]["u"])
+    _, second = phonons(Material(record))
+    dispersion, displacements = second.plots
+    band, curve = dispersion.traces
+    frequency = np.array(each["details"][0]["dispersion"][0]["frequency"])
+    assert curve["y"][: len(frequency)] == frequency[:, 0].tolist()  # the lowest branch along a*
+    assert band["y"][0] > curve["y"][0] > band["y"][2 * len(frequency) - 1]  # its band is around it
+    assert displacements.traces[1]["y"] == each["details"][0]["displacements"]["u"]
+    (table,) = second.tables
+    assert len(table.rows) == n and all(len(row) == len(table.heads) for row in table.rows)
+    assert contacts[0]["residues"][0][0] in table.rows[0][-2]
+    assert "Phonons of lattice_dynamics/contacts/by_contact" in (tmp_path / "diffuse_fit.html").read_text()

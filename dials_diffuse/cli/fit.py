@@ -105,7 +105,7 @@ starts = 2
 prior.strength = 1,0.1,0.01,0.001,0.0001
   .type = floats(value_min=0)
   .help = "Of lattice_dynamics/contacts with stiffness=by_contact, apart or full: how firmly stiffnesses are held near"
-          "those of equal springs. Of several the one is taken that agrees best with the free voxels."
+          "those of equal springs. Of several the one is taken that predicts best voxels that are kept out of the fit."
 pairs.strength = 1,0.1,0.01,0.001
   .type = floats(value_min=0)
   .help = "Of covariance/.../pairs: how firmly the covariances are held near those of the fitted kernel. Of several the"
@@ -154,6 +154,10 @@ output {
   png = diffuse_fit.png
     .type = path
     .help = "Pictures of planes, data on the left and the best model on the right; None for no such file."
+  phonons = diffuse_fit_phonons.npz
+    .type = path
+    .help = "Of model=lattice_dynamics/contacts: stiffnesses with errors, their covariance, dispersion and"
+            "displacements as arrays; None for no such file."
   covariance = diffuse_fit_covariance.npy
     .type = path
     .help = "The covariances of model=covariance/.../pairs in square Angstrom, one row for each group, or three with"

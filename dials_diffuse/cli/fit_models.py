@@ -73,6 +73,7 @@ def files_from_phil(params) -> FitFiles:
         json=output.json,
         html=output.html,
         png=output.png,
+        phonons=output.phonons,
         covariance=output.covariance,
         covariance_esd=output.covariance_esd,
         covariance_png=output.covariance_png,

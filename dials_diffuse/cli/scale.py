@@ -41,6 +41,8 @@ Examples:
 
   dials.diffuse_scale crystal_*.h5
 
+  dials.diffuse_scale fine_integrated.h5 scale_model.from=diffuse_scaled.json
+
   dials.diffuse_scale crystal_1.h5 crystal_2.h5 reindex=none crystals.keep=all output.observations=both.h5
 """
 
@@ -76,7 +78,13 @@ reject_images = *auto none
 max_rejected_fraction = 0.35
   .type = float(value_min=0, value_max=1)
   .help = "Of the images of a sweep; if more do not agree, the model lacks something, and all are kept."
-scale_model {"""
+scale_model {
+  from = None
+    .type = path
+    .help = "The scale model of another run of this program on the same sweeps: its JSON file (output.json=). Refined"
+            "on a coarse grid, it is applied to a fine one, whose voxels have few observations each. Terms, and which"
+            "images are left out, are those of that run; model, automatic and refinement are not used."
+"""
     + "".join(kind.phil for kind in OPTIONS)
     + """}
 refinement {
@@ -164,6 +172,7 @@ def parameters_from_phil(params) -> ScalingParameters:
     refinement = params.refinement
     names = [] if params.model is None else params.model.replace(",", " ").replace("+", " ").split()
     return ScalingParameters(
+        model_from=getattr(params.scale_model, "from"),
         terms=tuple(dict.fromkeys(names)),
         options=tuple(kind.from_scope(getattr(params.scale_model, kind.scope)) for kind in OPTIONS),
         automatic=params.automatic,

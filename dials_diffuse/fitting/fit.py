@@ -15,7 +15,13 @@ from dials_diffuse.fitting.displacements import compare_displacements
 from dials_diffuse.fitting.fit_parameters import FitOptions
 from dials_diffuse.fitting.linear import Background, Projection
 from dials_diffuse.fitting.minimise import Minimum, minimise
-from dials_diffuse.fitting.penalty import PenalisedProjection, PenalisedWork, PriorResult, other_starts
+from dials_diffuse.fitting.penalty import (
+    PenalisedProjection,
+    PenalisedWork,
+    PriorResult,
+    folds_of,
+    other_starts,
+)
 from dials_diffuse.fitting.region import Region
 from dials_diffuse.fitting.result import Estimate, ModelFit
 from dials_diffuse.fitting.robust import robust
@@ -141,22 +147,28 @@ def _objective(problem: _Problem, candidate: Candidate, strength: float) -> tupl
 
 
 def _best_strength(problem: _Problem, candidate: Candidate) -> _Best:
-    """The minimum with the strength of the prior that agrees best with the free voxels, each from the one before."""
-    options, data = problem.options, problem.data
-    if len(options.strengths) > 1 and not data.free.any():
-        raise DiffuseError(
-            f"{candidate.name}: free voxels choose one of several strengths of the prior; give one (prior.strength=), "
-            "or raise free_fraction"
-        )
-    values, found = np.asarray(candidate.start, dtype=float), []
+    """The minimum with the strength of the prior that predicts best what is kept out, each from the one before.
+
+    Every voxel that is fitted is kept out once, in folds of whole blocks: they are many more than the free ones, which
+    so have no part in the choice.
+    """
+    options, data, work = problem.options, problem.data, problem.work
+    values, found, fold = np.asarray(candidate.start, dtype=float), [], folds_of(data.block[work], options.seed)
     for strength in sorted(options.strengths, reverse=True):
-        minimum = minimise(*_objective(problem, candidate, strength), values)
+        inner, projection = _objective(problem, candidate, strength)
+        minimum = minimise(inner, projection, values)
         values = minimum.values
         intensity = candidate.prepared.intensity(values)
         solved, b = problem.solve(intensity)
-        x, y = anisotropic_parts(data, solved.scale * intensity + b)
-        found.append((minimum, (strength, *(correlation(x[use], y[use]) for use in (data.free, problem.work)))))
-    first, (strength, *_) = max(found, key=lambda one: one[1][1]) if len(found) > 1 else found[0]
+        predicted = fitted = solved.scale * intensity + b
+        if len(options.strengths) > 1:
+            predicted = fitted.copy()
+            predicted[work] += projection.held_out(*inner.jacobian(values), fold)
+        x, y = anisotropic_parts(data, fitted)
+        _, z = anisotropic_parts(data, predicted)
+        kinds = ((y, data.free), (y, work), (z, work))
+        found.append((minimum, (strength, *(correlation(x[use], other[use]) for other, use in kinds))))
+    first, (strength, *_) = max(found, key=lambda one: one[1][3]) if len(found) > 1 else found[0]
     again = other_starts(first.values, candidate.prepared.prior.metric, options.starts - 1, options.seed)
     minima = [first, *(minimise(*_objective(problem, candidate, strength), start) for start in again)]
     return replace(_lowest(problem, minima), strength=strength, trials=tuple(trial for _, trial in found))

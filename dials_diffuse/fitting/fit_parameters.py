@@ -33,8 +33,8 @@ class FitOptions:
     starts : number of starting points; all but the first are random
     seed : of these
     profile : compute the profile likelihood of sigma and gamma
-    strengths : of priors (:class:`models.prior.Prior`), 0 for none; of several the one is taken that agrees best with
-        the free voxels
+    strengths : of priors (:class:`models.prior.Prior`), 0 for none; of several the one is taken that predicts best
+        voxels that are kept out, in folds
 
     Raises
     ------

@@ -152,6 +152,19 @@ class Projection:
         cross = cross - jacobian.T @ weighted
         return np.block([[matrix, cross[:, None]], [cross[None], np.full((1, 1), square)]])
 
+    def columns(self, intensity: np.ndarray, jacobian: np.ndarray) -> tuple:
+        """Derivatives of the fitted values by parameters and scale, what is left of the data, and what both are times.
+
+        Returns
+        -------
+        (n, p + 1) or, with a fixed scale, (n, p), and (n,) float64, both times the root of the weights, b eliminated;
+        (n,) float64, that root
+        """
+        left = self._complement(intensity * self._root)
+        slopes, k = self._complement(jacobian * self._root[:, None]), self._best_scale(left)
+        columns = k * slopes if self.scale is not None else np.column_stack([k * slopes, left])
+        return columns, self._y_left - k * left, self._root
+
     def _derivatives(self, intensity, jacobian) -> tuple:
         left = self._complement(intensity * self._root)
         slopes = self._complement(jacobian * self._root[:, None])

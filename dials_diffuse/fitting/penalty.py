@@ -1,4 +1,4 @@
-"""Fits of models whose parameters a prior holds: with several strengths, of which free voxels choose one."""
+"""Fits of models whose parameters a prior holds: of several strengths, voxels that are kept out choose one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from dials_diffuse.fitting.linear import Linear, Projection, reduced
 
 #: of the spread of other starts, natural logarithm
 _SPREAD = 0.35
+#: parts of the blocks of voxels, each of which is predicted once from the others
+_FOLDS = 10
+#: of the diagonal: directions that the other folds leave free do not move
+_LEFT_FREE = 1e-12
 #: parameters, or parts of them, that data tell together, from which on their spread can be known
 _TOLD = 1.0
 
@@ -23,7 +27,8 @@ class PriorResult:
     ----------
     strength : that was taken; chi² of the start times this, over the number of parameters that the prior holds, is the
         weight of its squares beside chi²
-    trials : (strength, correlation on free voxels, on the others) of each that was tried
+    trials : (strength, correlation on free voxels, on the others, on these as predicted from the other folds) of each
+        that was tried
     share : (p,) float64, how much of each parameter comes from the data: 1 all, 0 nothing, all from the prior
     n_effective : sum of the shares, the number of parameters that the data fit
     spread : rms of the true parameters that the fit tells, in the units of the prior's squares; NaN if it does not
@@ -107,6 +112,32 @@ class PenalisedProjection:
         both, data = ((m / np.outer(scale, scale)) for m in (data + prior, data))
         return np.clip(np.diag(np.linalg.pinv(both, rcond=1e-13, hermitian=True) @ data), 0.0, 1.0)
 
+    def held_out(self, intensity: np.ndarray, jacobian: np.ndarray, fold: np.ndarray) -> np.ndarray:
+        """(n,) float64, what is added to the fitted values of each voxel if those of its fold were not fitted.
+
+        A Gauss-Newton step from the minimum of all, so that all folds together cost less than a fit. The background
+        stays.
+
+        Parameters
+        ----------
+        fold : (n,) int64
+        """
+        (intensity, _), (slopes, changes) = self._split(intensity), self._split(jacobian)
+        columns, rest, root = self._inner.columns(intensity, slopes)
+        rows = np.zeros((len(self._rows), columns.shape[1]))
+        rows[:, : slopes.shape[1]] = self._rows @ changes
+        whole = columns.T @ columns + self._weight * (rows.T @ rows)
+        result = np.empty(len(rest))
+        for k in np.unique(fold):
+            own = fold == k
+            mine = columns[own]
+            others = whole - mine.T @ mine
+            scale = np.sqrt(np.maximum(np.diag(whole), 1e-300))
+            inverse = np.linalg.pinv(others / np.outer(scale, scale), rcond=_LEFT_FREE, hermitian=True)
+            step = -(inverse @ ((mine.T @ rest[own]) / scale)) / scale
+            result[own] = (mine @ step) / root[own]
+        return result
+
     def left_open(self, values: np.ndarray, covariance: np.ndarray, chi2: float) -> tuple:
         """What a prior that is too strong adds to the errors, as it pulls parameters from where they are.
 
@@ -143,6 +174,12 @@ class PenalisedProjection:
     def _split(self, values: np.ndarray) -> tuple:
         n = len(values) - len(self._rows)
         return values[:n], values[n:]
+
+
+def folds_of(block: np.ndarray, seed: int) -> np.ndarray:
+    """(n,) int64, a fold of each voxel, at random; voxels of a block are in the same one."""
+    names, number = np.unique(block, return_inverse=True)
+    return (np.random.default_rng(seed).permutation(len(names)) % _FOLDS)[number.reshape(-1)]
 
 
 def other_starts(values: np.ndarray, metric: np.ndarray, number: int, seed: int) -> list:

@@ -109,4 +109,4 @@ def end_of_strengths(trials: tuple, strength: float) -> list:
     if len(trials) < 2 or strength not in (trials[0][0], trials[-1][0]):
         return []
     side = "strongest" if strength == trials[0][0] else "weakest"
-    return [f"the {side} prior fits the free voxels best, {strength:g}: try more strengths on that side"]
+    return [f"the {side} prior predicts best, {strength:g}: try more strengths on that side"]

@@ -163,11 +163,13 @@ def log_result(result: FitResult) -> None:
 
 
 def _log_trials(trials: tuple) -> None:
-    """trials : (strength, correlation on free voxels, on the others)"""
+    """trials : (strength, correlation on free voxels, on the others) and, if it was chosen so, on these kept out"""
     if trials:
+        kept_out = ", on these kept out in folds" if len(trials[0]) > 3 else ""
         logger.info(
-            "Strengths of the prior, and correlation on free voxels and on the others:\n%s",
-            "\n".join(f"{strength:10.3g}{free:9.4f}{own:9.4f}" for strength, free, own in trials),
+            "Strengths of the prior, and correlation on free voxels, on the others%s:\n%s",
+            kept_out,
+            "\n".join(f"{strength:10.3g}" + "".join(f"{x:9.4f}" for x in found) for strength, *found in trials),
         )
 
 

@@ -8,13 +8,11 @@ from dials_diffuse.fitting.result import ModelFit
 from dials_diffuse.report.tables import Column, text_table
 
 
-def _mean_stiffness(contact: dict, begin: int) -> tuple:
+def mean_stiffness(contact: dict, begin: int) -> tuple:
     """A third of the trace of the displacements (0) or turns (3), and its error as if the three had the same sign."""
     own = range(begin, begin + 3)
-    return (
-        float(np.mean([contact["stiffness"][i][i] for i in own])),
-        float(np.sqrt(np.mean([contact["esd"][i][i] ** 2 for i in own]))),
-    )
+    esd = np.array([contact["esd"][i][i] for i in own], dtype=float)  # None of a JSON file becomes NaN
+    return float(np.mean([contact["stiffness"][i][i] for i in own])), float(np.sqrt(np.mean(esd**2)))
 
 
 def _share(contact: dict, block: str) -> float:
@@ -24,10 +22,10 @@ def _share(contact: dict, block: str) -> float:
 _COLUMNS = (
     Column("contact", 7, "d", lambda c: c["number"]),
     Column("pairs", 7, "d", lambda c: c["n_pairs"]),
-    Column("t kT/Å²", 10, ".4g", lambda c: _mean_stiffness(c, 0)[0]),
-    Column("±", 8, ".2g", lambda c: _mean_stiffness(c, 0)[1]),
-    Column("r kT", 10, ".4g", lambda c: _mean_stiffness(c, 3)[0]),
-    Column("±", 8, ".2g", lambda c: _mean_stiffness(c, 3)[1]),
+    Column("t kT/Å²", 10, ".4g", lambda c: mean_stiffness(c, 0)[0]),
+    Column("±", 8, ".2g", lambda c: mean_stiffness(c, 0)[1]),
+    Column("r kT", 10, ".4g", lambda c: mean_stiffness(c, 3)[0]),
+    Column("±", 8, ".2g", lambda c: mean_stiffness(c, 3)[1]),
     Column("TT", 7, ".2f", lambda c: _share(c, "TT")),
     Column("TR", 7, ".2f", lambda c: _share(c, "TR")),
     Column("RR", 7, ".2f", lambda c: _share(c, "RR")),
@@ -35,7 +33,7 @@ _COLUMNS = (
     Column(" second body", -22, "", lambda c: f" {c['operator']}"),
 )
 
-_NOTE = (
+CONTACT_NOTE = (
     "t: displacements, r: turns, mean of three axes with the rms error; TT, TR, RR: how much of the stiffness to "
     "displacements, of both, and to turns comes from the data, not from the prior; corr.: of the displacements of both"
 )
@@ -57,7 +55,7 @@ def contact_text(details: dict) -> str:
     """Table of contacts, sound and displacements of a model that has them, else ``""``."""
     if "contacts" not in details:
         return ""
-    lines = [text_table(_COLUMNS, details["contacts"]), _NOTE]
+    lines = [text_table(_COLUMNS, details["contacts"]), CONTACT_NOTE]
     for one in details["dispersion"]:
         speeds = ", ".join(f"{v:.2f} ± {e:.2f}" for v, e in zip(one["sound"], one["sound_esd"]))
         lines.append(f"Sound along {one['along']} at {one['temperature']:g} K: {speeds} km/s")
@@ -72,7 +70,8 @@ def prior_record(fit: ModelFit) -> dict:
     """What the JSON file says about a prior; {} if there was none."""
     if fit.prior is None:
         return {}
-    trials = [{"strength": s, "free": free, "work": work} for s, free, work in fit.prior.trials]
+    names = ("strength", "free", "work", "held_out")
+    trials = [dict(zip(names, trial)) for trial in fit.prior.trials]
     share = {e.name: float(x) for e, x in zip(fit.estimates, fit.prior.share)}
     prior = {"strength": fit.prior.strength, "trials": trials, "n_effective": fit.prior.n_effective}
     prior |= {"spread": fit.prior.spread, "share": share}

@@ -18,6 +18,7 @@ from dials_diffuse.maps.map import DiffuseMap
 from dials_diffuse.models.covariance.motion import flattened
 from dials_diffuse.report.fit import result_record
 from dials_diffuse.report.fit_covariance import write_correlations_png
+from dials_diffuse.report.fit_phonons import phonon_arrays
 from dials_diffuse.report.pages import write_report
 from dials_diffuse.report.planes import write_planes_png
 from dials_diffuse.report.section import Material
@@ -34,6 +35,7 @@ class FitFiles:
     map : the voxels of the fit with the data, and model, background and residual of the best model
     volume : also write the data as a full three-dimensional array into it; None: if it is not too large
     json, html, png : record for programs, report for people, pictures of planes
+    phonons : arrays of models that have contacts with stiffnesses
     covariance, covariance_esd, covariance_png : of all pairs of groups, and their errors; where they were fitted
     """
 
@@ -42,6 +44,7 @@ class FitFiles:
     json: str | None = "diffuse_fit.json"
     html: str | None = "diffuse_fit.html"
     png: str | None = "diffuse_fit.png"
+    phonons: str | None = "diffuse_fit_phonons.npz"
     covariance: str | None = "diffuse_fit_covariance.npy"
     covariance_esd: str | None = "diffuse_fit_covariance_esd.npy"
     covariance_png: str | None = "diffuse_fit_covariance.png"
@@ -60,6 +63,7 @@ def write_result(result: FitResult, files: FitFiles, provenance: Provenance, war
     """
     measured, columns = _map_of(result)
     outputs = _write_map(result, measured, columns, files, provenance)
+    outputs += _write_phonons(result, files)
     for fit in result.pairs:
         outputs += _write_covariance(fit, files)
     outputs += [Output(path, kind) for path, kind in ((files.html, "report"), (files.json, "statistics")) if path]
@@ -117,6 +121,17 @@ def _write_map(result: FitResult, measured: DiffuseMap, columns: dict, files: Fi
         write_planes_png(files.png, measured, title, replace(measured, intensity=columns["model"]))
         outputs.append(Output(files.png, "picture", "aid"))
     return outputs
+
+
+def _write_phonons(result: FitResult, files: FitFiles) -> list:
+    """Stiffnesses, dispersion and displacements of models that have them."""
+    arrays = phonon_arrays(result.models)
+    if not arrays or not files.phonons:
+        return []
+    logger.info("Saving stiffnesses and phonons to %s", files.phonons)
+    with atomic_path(files.phonons) as temporary, open(temporary, "wb") as handle:
+        np.savez_compressed(handle, **arrays)
+    return [Output(files.phonons, "phonons", "aid")]
 
 
 def _write_covariance(fit: PairFit, files: FitFiles) -> list:

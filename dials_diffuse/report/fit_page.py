@@ -10,6 +10,7 @@ from dials_diffuse.fitting.result import Estimate
 from dials_diffuse.report.common_sections import grid_facts, slices
 from dials_diffuse.report.fit import format_estimate
 from dials_diffuse.report.fit_matrices import correlation_plots, kernel_plots
+from dials_diffuse.report.fit_phonons import phonons
 from dials_diffuse.report.section import (
     COLOURS,
     SIGNED,
@@ -285,5 +286,6 @@ SECTIONS = (
     comparison,
     slices,
     models,
+    phonons,
     settings,
 )

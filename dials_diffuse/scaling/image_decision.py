@@ -146,14 +146,19 @@ def refine_without_bad_images(
         for b in new:
             text = f"{b.first}" if b.first == b.last else f"{b.first} to {b.last}"
             logger.info("sweep %d: image %s is left out: %s", b.experiment, text, b.words)
-        keep = np.ones(data.n, dtype=bool)
-        for e, experiment in enumerate(experiments):
-            mine = np.flatnonzero(data.experiment == e)
-            image = image_number(data.coordinates[mine, T], experiment) + experiment.image_range[0]
-            keep[mine] = ~_hit(image, new, e)
-        data = data.some_rows(keep)
+        data = data.some_rows(~rows_of_images(new, data, experiments))
     found.sort(key=lambda b: (b.experiment, b.first))
     return refinement, data, ImageDecision(found, parameters.reject_images, rounds, tables)
+
+
+def rows_of_images(bad: list, data: Observations, experiments) -> np.ndarray:
+    """(n,) bool, observations in some images; bad : list of BadImage"""
+    hit = np.zeros(data.n, dtype=bool)
+    for e, experiment in enumerate(experiments):
+        mine = np.flatnonzero(data.experiment == e)
+        image = image_number(data.coordinates[mine, T], experiment) + experiment.image_range[0]
+        hit[mine] = _hit(image, bad, e)
+    return hit
 
 
 def _with_earlier(now: SweepImages, before: SweepImages) -> SweepImages:

@@ -194,13 +194,19 @@ def start_model(data: Observations, layout: Layout, parameters: ScalingParameter
     s = data.coordinates[:, S]
     s_range = float(s.min()), float(s.max())
     extent = Extent(layout, parameters.terms, parameters.options, s_range, data.patterns.shape[1])
-    wanted = [term for term in TERMS if term.name in parameters.terms and term.fits(extent)]
+    blocks = terms_at_start(extent)
+    coefficients = np.zeros(blocks[-1].all.stop)
+    coefficients[blocks[0].all] = blocks[0].first(s, data.net, data.norm)
+    return ScaleModel(blocks, coefficients, coefficients.copy())
+
+
+def terms_at_start(extent: Extent) -> tuple:
+    """All terms that are wanted and fit the data, each at its place among the parameters."""
+    wanted = [term for term in TERMS if term.name in extent.names and term.fits(extent)]
     # terms in which rows are alike are the first, see normal._neighbours
     wanted.sort(key=lambda term: (not term.repeats, term.smoothing is not None))
     blocks, start = [], 0
     for term in (*CRYSTAL, *wanted):
         blocks.append(term.make(extent, start))
         start = blocks[-1].all.stop
-    coefficients = np.zeros(start)
-    coefficients[blocks[0].all] = blocks[0].first(s, data.net, data.norm)
-    return ScaleModel(tuple(blocks), coefficients, coefficients.copy())
+    return tuple(blocks)

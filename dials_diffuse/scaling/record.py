@@ -14,6 +14,7 @@ from dials_diffuse.scaling.layout import S, T, places, rotation_points
 from dials_diffuse.scaling.model import ScaleModel
 from dials_diffuse.scaling.scale import ScalingResult
 from dials_diffuse.scaling.separation import Separation
+from dials_diffuse.scaling.stored_model import model_record
 from dials_diffuse.scaling.terms.base import Acts
 from dials_diffuse.scaling.terms.crystal import Profile
 
@@ -34,7 +35,8 @@ def scaling_record(result: ScalingResult) -> dict:
             "used": list(model.terms),
             "smoothing": {key: s.roughness for key, s in refinement.strengths.items() if key in model.terms},
             "size": {key: s.size**-0.5 for key, s in refinement.strengths.items() if key in model.terms},
-            "tests": [asdict(t) for t in refinement.tests],
+            "tests": [asdict(t) for t in refinement.judgement.tests],
+            "together": asdict(refinement.judgement.together),
         },
         "scale_error": {
             "rms": refinement.scale_errors.rms,
@@ -47,8 +49,10 @@ def scaling_record(result: ScalingResult) -> dict:
             "spread": refinement.errors.spread,
             "bands": refinement.errors.bands,
             "common": [list(row) for row in refinement.errors.common],
+            "tails": refinement.errors.tails,
         },
         "profile": _profile(model),
+        "model": model_record(model, refinement.scale_errors, result.parameters),
         "absolute_scale": _absolute(result.absolute) if result.absolute else None,
         "levels": _levels(result),
         "symmetry": symmetry_record(result.symmetry),

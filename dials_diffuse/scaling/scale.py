@@ -51,6 +51,7 @@ from dials_diffuse.scaling.model import start_model
 from dials_diffuse.scaling.refine import Refinement, Trial, refine
 from dials_diffuse.scaling.sample import COLUMNS, Observations, sample_observations
 from dials_diffuse.scaling.scaling_parameters import ScalingParameters
+from dials_diffuse.scaling.stored_model import StoredModel
 from dials_diffuse.scaling.terms.absorption import AbsorptionOptions
 from dials_diffuse.scaling.terms.absorption_spline import AbsorptionSpline
 from dials_diffuse.scaling.terms.base import chosen
@@ -75,6 +76,7 @@ class ScalingResult:
     ----------
     grid : of all files together
     experiments : tuple of ExperimentSummary, in the order of the scaled file
+    parameters : that the model was made with
     layout, refinement : the scale model
     levels : Levels, how the ratio of the sweeps was found; None where there is but one, or none is uncertain
     n_observations, n_outliers, n_off_grid, n_sample : rows of all files, those left out, and those refined against
@@ -92,6 +94,7 @@ class ScalingResult:
 
     grid: MapGrid
     experiments: tuple
+    parameters: ScalingParameters
     layout: Layout
     refinement: Refinement
     levels: Levels | None
@@ -190,9 +193,12 @@ def scale_observations(
     >>> from dials_diffuse.scaling.terms.drift import DriftOptions
     >>> parameters = ScalingParameters(terms=("b", "c"), options=(DriftOptions(angle=20.0),))
     >>> result = scale_observations(["diffuse_integrated.h5"], parameters, "diffuse_scaled.h5", Provenance())
-    >>> result.n_observations, [test.label for test in result.refinement.tests]
+    >>> result.n_observations, [test.label for test in result.refinement.judgement.tests]
     (6376, ['drift', 'offset'])
     """
+    stored = StoredModel(parameters.model_from) if parameters.model_from else None
+    if stored:
+        parameters = replace(parameters, **stored.settings())
     with ExitStack() as stack:
         stack.enter_context(one_blas_thread())
         source = _open(paths, parameters, progress, stack)
@@ -228,7 +234,10 @@ def scale_observations(
                 start = start_from_bragg(start_model(data, layout, parameters), layout, bragg)
             return refine(data, layout, parameters, threads, progress, start, before)
 
-        refinement, data, images = refine_without_bad_images(data, layout, experiments, parameters, refined)
+        if stored:
+            refinement, data, images = stored.refined(data, layout, experiments, parameters)
+        else:
+            refinement, data, images = refine_without_bad_images(data, layout, experiments, parameters, refined)
         scaler = Scaler(grid, voxels, layout, refinement.model, refinement.errors, refinement.scale_errors)
         predictions = predict_all(scaler, source.blocks(COLUMNS, "Finding outliers"), n_rows, threads)
         n_off_grid = int(np.count_nonzero(predictions.unique < 0))
@@ -240,7 +249,7 @@ def scale_observations(
         rejected |= predictions.unique < 0
         profile = refinement.model.profile(grid.s_magnitude(voxels.index))
         levels = None
-        if len(experiments) > 1 and {Drift.key, Offset.key} <= set(refinement.model.terms):
+        if not stored and len(experiments) > 1 and {Drift.key, Offset.key} <= set(refinement.model.terms):
             levels = find_levels(predictions, rejected, profile, grid, voxels.index, len(experiments), parameters.seed)
             apply_levels(predictions, levels.factor, profile)
             refinement = replace(refinement, model=replace(refinement.model, levels=levels.factor))
@@ -256,15 +265,18 @@ def scale_observations(
         _write(source, images.used(experiments), path, provenance, predictions, rejected, scale, threads)
         origins = tuple((file.path, i) for file in source.files for i in file.numbers)
     n_outliers = int(rejected.sum()) - n_left_out
-    lost = [t.label for t in refinement.tests if not t.kept]
+    lost = [t.label for t in refinement.judgement.tests if not t.kept]
     if parameters.automatic and lost:
-        logger.info("Left out, because held-out voxels are not predicted better with them: %s", ", ".join(lost))
+        logger.info(
+            "Left out, because what is kept out of the fit is not predicted better with them: %s", ", ".join(lost)
+        )
     prediction = refinement.model.predict_observations(data)
     rejected = find_outliers(prediction, data, refinement.errors, parameters.outlier_n_sigma)
     batches = residuals_by_batch(prediction, data, refinement.errors, experiments, rejected)
     return ScalingResult(
         grid=grid,
         experiments=experiments,
+        parameters=parameters,
         layout=layout,
         refinement=refinement,
         levels=levels,
@@ -321,7 +333,7 @@ def _absolute_scale(grid, data, layout, refinement, bragg, expectation, method) 
         scaled_bragg(bragg, layout, model),
         expectation,
         method,
-        bool(np.all(subtracted[seen > 0] > 0)),
+        bool(np.all(2 * subtracted[seen > 0] > seen[seen > 0])),  # tails of Bragg peaks are a background of few
     )
 
 
@@ -356,7 +368,7 @@ def _uncertain_scale(refinement: Refinement, data: Observations) -> list:
     size, rms = refinement.errors.size, refinement.scale_errors.rms
     if rms < _UNCERTAIN * size:
         return []
-    tests = {test.name: test for test in refinement.tests}
+    tests = {test.name: test for test in refinement.judgement.tests}
     used = [tests[key] for key in refinement.model.terms]
     parts = ", ".join(f"{t.determined:.0f} of {t.n_parameters} of {t.label}" for t in used)
     return [

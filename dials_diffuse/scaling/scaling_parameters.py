@@ -17,6 +17,8 @@ class ScalingParameters:
 
     Attributes
     ----------
+    model_from : JSON file of another run, whose scale model is applied; ``terms``, ``options`` and what refines them
+        are then not used
     terms : names of those to try, see :mod:`dials_diffuse.scaling.terms.table`; "d" is one factor for each module where
         there are several, and a smooth function where "a" is no spline, which contains it
     options : tuple of TermOptions of terms that differ from the defaults
@@ -38,6 +40,7 @@ class ScalingParameters:
         If a value is out of range; the message names the phil parameter.
     """
 
+    model_from: str | None = None
     terms: tuple = NAMES
     options: tuple = ()
     automatic: bool = True
