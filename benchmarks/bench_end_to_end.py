@@ -182,9 +182,9 @@ def main(folder=None, n_images: int = 180) -> None:
                 cc["mdx2"] = correlations(truth, *map_of_mdx2(Path(theirs) / "merged.nxs", truth))
     print(f"{'':28} {'CPU s':>8} {'wall s':>8} {'peak GB':>8} {'M faults':>10}")
     total = sum(mine.values(), Usage(0, 0, 0, 0))
-    rows = {f"dials.diffuse_{k}": v for k, v in mine.items()} | {"dials_diffuse, together": total}
+    rows = {f"diffuse_{k}": v for k, v in mine.items()} | {"dials_diffuse, together": total}
     if dials:
-        rows["dials.integrate"] = dials
+        rows["DIALS: integrate"] = dials
     if other:
         rows |= {f"mdx2.{k}": v for k, v in other.items()}
         rows["mdx2, together"] = sum(other.values(), Usage(0, 0, 0, 0))
@@ -194,7 +194,7 @@ def main(folder=None, n_images: int = 180) -> None:
         them = rows["mdx2, together"]
         print(f"mdx2 / dials_diffuse: CPU {them.cpu / total.cpu:.1f}, wall {them.wall / total.wall:.1f}")
     if dials:
-        print(f"dials.integrate / dials_diffuse: CPU {dials.cpu / total.cpu:.1f}, wall {dials.wall / total.wall:.1f}")
+        print(f"DIALS / dials_diffuse: CPU {dials.cpu / total.cpu:.1f}, wall {dials.wall / total.wall:.1f}")
     for name, values in cc.items():
         print(f"{name}: correlation with the truth: " + ", ".join(f"{v:.4f} ({k})" for k, v in values.items()))
     print("RESULT " + json.dumps({"steps": {k: v.figures for k, v in rows.items()}, "correlation": cc}))
