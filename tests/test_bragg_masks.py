@@ -23,6 +23,7 @@ from dials_diffuse.kernels.spot_bins import N_SUMS
 from dials_diffuse.reduction.diffuse_level import DiffuseLevel
 from dials_diffuse.reduction.frames import empty_bragg, read_frame, shell_profile
 from dials_diffuse.reduction.reduction_parameters import Masking
+from dials_diffuse.reduction.sample import believable
 from dials_diffuse.reduction.spot_mask import UNSURE, AdaptiveMask
 from dials_diffuse.reduction.spot_photons import SpotPhotons, spot_photons
 from dials_diffuse.reduction.spot_profile import N_SECTORS, RING_EDGES, SpotSums, fit_profiles
@@ -378,6 +379,12 @@ def test_a_fixed_mask_is_that_of_a_given_radius():
     assert not Masking(sigma_b=0.1, sigma_m=0.1).follows_peaks
     with pytest.raises(DiffuseError, match=r"mask\.bragg\.leak"):
         Masking(leak=0.0)
+
+
+def test_masks_that_take_nearly_all_are_not_believed():
+    """As of a tiny crystal with spots a few pixels apart; masks of dense patterns take much, but so do fixed ones."""
+    assert not believable(0.974, 0.027)
+    assert believable(0.08, 0.01) and believable(0.7, 0.4) and believable(0.023, 0.071)
 
 
 def test_images_without_intensities_have_the_fixed_mask():

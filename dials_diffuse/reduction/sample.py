@@ -25,6 +25,7 @@ MARGIN = 5.0  # widths sigma_b, and as many pixels, beyond the panels
 N_LOOKED_AT = 10  # images
 N_COUNTED = 4  # images on which masked pixels are counted
 MIN_REFLECTIONS = 100  # with intensities
+MOST_PIXELS, MOST_TIMES = 0.1, 3.0  # masks that take more, and so many times what fixed ones take, are wrong
 
 
 @dataclass(frozen=True)
@@ -143,8 +144,19 @@ def look_at_images(job: Job, photons: list, images: list, s_panels: list, progre
             job.parameters.masking.fixed_n_sigma,
             100 * before,
         )
+        if not believable(after, before):
+            logger.info("Peaks do not reach so far, their profiles are not to be believed: the mask is fixed")
+            return job
         reports = [replace(r, masked_pixels=after, masked_pixels_fixed=before) for r in reports]
     return replace(followed, mask_reports=tuple(reports))
+
+
+def believable(followed: float, fixed: float) -> bool:
+    """Can masks take this fraction of the pixels, where fixed ones take the other?
+
+    Where few and weak spots stand close together, all that is between them may pass for tails.
+    """
+    return followed <= max(MOST_PIXELS, MOST_TIMES * fixed)
 
 
 def _mean_rate(rates: list) -> np.ndarray:
