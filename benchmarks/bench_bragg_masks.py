@@ -6,9 +6,8 @@ Each folder holds what docs/demo.sh makes: simulated images, scaled.expt, scaled
 dials.diffuse_simulate structure=lysozyme model=llm scan.n_images=96 source.flux=1e14, and the same steps of DIALS.
 
 The bias is the mean of map - truth over the voxels at lattice points less that over all others, of the anisotropic
-parts, in % of the rms of the truth. The correlations are of the anisotropic parts. Part of the bias is not of the
-peaks: the simulation interpolates its intensities between nodes, which takes some per cent off the tops of the halos.
-`bragg=False` images, reduced with the same masks, tell how much.
+parts, in % of the rms of the truth. The correlations are of the anisotropic parts. "rims": adaptive masks, and
+fill_bragg_holes=False.
 """
 
 from __future__ import annotations
@@ -27,12 +26,17 @@ from dials_diffuse.files.nexus import read_map
 from dials_diffuse.maps.shells import N_BINS, correlation, equal_count_residual
 from dials_diffuse.merging.compare import common_voxels
 
-MASKS = {"fixed": ["mask.bragg.mode=fixed"], "adaptive": ["mask.bragg.mode=adaptive"]}
+#: parameters of integration and merging
+MASKS = {
+    "fixed": (["mask.bragg.mode=fixed"], ["fill_bragg_holes=False"]),
+    "rims": ([], ["fill_bragg_holes=False"]),
+    "adaptive": ([], []),
+}
 HEAD = "mask       pixels masked  voxels lost   leak est.  bias at lattice points  cc overall      at    away   seconds"
 
 
-def agreement(data, truth) -> str:
-    """Lost voxels, bias and correlations of a map, as cells of the table."""
+def agreement(data, truth) -> tuple:
+    """Share of lost voxels, and bias and correlations of a map as cells of the table."""
     a, b = common_voxels(data, truth)
     index = truth.index[b]
     s = truth.grid.s_magnitude(index)
@@ -56,7 +60,7 @@ def compare(folder: Path) -> None:
     print(f"\n{folder}\n{HEAD}")
     with tempfile.TemporaryDirectory() as name:
         out = Path(name)
-        for mask, options in MASKS.items():
+        for mask, (options, merging) in MASKS.items():
             start = time.perf_counter()
             integrate(
                 [
@@ -77,6 +81,7 @@ def compare(folder: Path) -> None:
                     f"output.log={out / 'log'}",
                     "output.json=None",
                     "output.png=None",
+                    *merging,
                 ]
             )
             (record,) = json.loads((out / "a.json").read_text())["experiments"]

@@ -3,7 +3,7 @@
 Lysozyme with liquid-like motions on a 1-megapixel detector, 0.5° frames, 3 x 3 x 3, all with as many processes. mdx2
 comes from PyPI into an environment of its own, which is kept beside the frames. It does not look for bad pixels: it
 gets a mask of those that dials_diffuse finds (dead and hot ones, the shadow of the beam stop); without it, dead pixels
-count nothing with great certainty, and its correlation with the truth is 0.53 in place of 0.9. Frames are made and
+count nothing with great certainty, and its correlation with the truth is 0.53 in place of 0.80. Frames are made and
 processed by DIALS where the folder does not have them yet:
 ``python benchmarks/bench_end_to_end.py [FOLDER] [IMAGES]``.
 """
@@ -139,23 +139,29 @@ def _median_counts(expt: Path) -> float:
     return float(np.median(image[image >= 0]))
 
 
-def correlation_of_mdx2(path: Path, truth) -> float:
-    """Of the anisotropic part from 10 Å on; NaN where no voxel is common."""
+def map_of_mdx2(path: Path, truth) -> tuple:
+    """Indices, in steps of the truth's grid, and intensities."""
     with h5py.File(path) as file:
         table = file["entry/hkl_table"]
         hkl = np.stack([table[name][:] for name in "hkl"], axis=1)
         intensity = table["intensity"][:]
     index = np.rint(hkl * np.array(truth.grid.subdivide)).astype(int)
-    unique, _ = map_to_asu(index, truth.grid.space_group, True)
-    row = rows_of(unique, truth.index)
+    return map_to_asu(index, truth.grid.space_group, True)[0], intensity
+
+
+def correlations(truth, index: np.ndarray, intensity: np.ndarray) -> dict:
+    """Of the anisotropic part with the truth, from 10 Å on: of all voxels, and without lattice points and their
+    neighbours, where Bragg peaks leak: that is what the masks of a program are like."""
+    row = rows_of(index, truth.index)
     use = (row >= 0) & np.isfinite(intensity)
-    return _correlation(truth, row[use], intensity[use])
-
-
-def _correlation(truth, row: np.ndarray, intensity: np.ndarray) -> float:
-    s = truth.grid.s_magnitude(truth.index[row])
-    use = s >= 0.1
-    return anisotropic_correlation(intensity[use], truth.intensity[row[use]], s[use])
+    index, row, intensity = index[use], row[use], intensity[use]
+    s = truth.grid.s_magnitude(index)
+    n = np.array(truth.grid.subdivide)
+    away = np.abs(index - n * np.rint(index / n)).sum(axis=1) > 1
+    return {
+        name: anisotropic_correlation(intensity[chosen], truth.intensity[row[chosen]], s[chosen])
+        for name, chosen in {"all": s >= 0.1, "away from lattice points": (s >= 0.1) & away}.items()
+    }
 
 
 def table_row(name: str, used: Usage) -> str:
@@ -171,15 +177,14 @@ def main(folder=None, n_images: int = 180) -> None:
             mine, other = ours(folder, Path(own)), mdx2(folder, Path(theirs))
             truth = read_map(folder / "truth.nxs")
             merged = read_map(Path(own) / "diffuse_merged.nxs")
-            row = rows_of(merged.index, truth.index)
-            cc = {"dials_diffuse": _correlation(truth, row[row >= 0], merged.intensity[row >= 0])}
+            cc = {"dials_diffuse": correlations(truth, merged.index, merged.intensity)}
             if other:
-                cc["mdx2"] = correlation_of_mdx2(Path(theirs) / "merged.nxs", truth)
+                cc["mdx2"] = correlations(truth, *map_of_mdx2(Path(theirs) / "merged.nxs", truth))
     print(f"{'':28} {'CPU s':>8} {'wall s':>8} {'peak GB':>8} {'M faults':>10}")
     total = sum(mine.values(), Usage(0, 0, 0, 0))
-    rows = {f"dials.diffuse_{k}": v for k, v in mine.items()} | {"dials_diffuse, together": total}
+    rows = {f"diffuse_{k}": v for k, v in mine.items()} | {"dials_diffuse, together": total}
     if dials:
-        rows["dials.integrate"] = dials
+        rows["DIALS: integrate"] = dials
     if other:
         rows |= {f"mdx2.{k}": v for k, v in other.items()}
         rows["mdx2, together"] = sum(other.values(), Usage(0, 0, 0, 0))
@@ -189,8 +194,9 @@ def main(folder=None, n_images: int = 180) -> None:
         them = rows["mdx2, together"]
         print(f"mdx2 / dials_diffuse: CPU {them.cpu / total.cpu:.1f}, wall {them.wall / total.wall:.1f}")
     if dials:
-        print(f"dials.integrate / dials_diffuse: CPU {dials.cpu / total.cpu:.1f}, wall {dials.wall / total.wall:.1f}")
-    print("correlation with the truth from 10 Å on: " + ", ".join(f"{k} {v:.4f}" for k, v in cc.items()))
+        print(f"DIALS / dials_diffuse: CPU {dials.cpu / total.cpu:.1f}, wall {dials.wall / total.wall:.1f}")
+    for name, values in cc.items():
+        print(f"{name}: correlation with the truth: " + ", ".join(f"{v:.4f} ({k})" for k, v in values.items()))
     print("RESULT " + json.dumps({"steps": {k: v.figures for k, v in rows.items()}, "correlation": cc}))
 
 

@@ -27,8 +27,8 @@ from dials_diffuse.structure.transform import off_lattice_transform
 
 N_ATOMS, N_POINTS = 1000, 20_000
 TOLERANCE = 1e-6
-#: points of the non-uniform FFT
-MANY = 300_000
+#: points of the non-uniform FFT; the atoms are sampled once, however many there are
+MANY = (300_000, 1_000_000)
 
 
 @contextmanager
@@ -108,7 +108,6 @@ def main(repeats: int = 3) -> None:
 
     structure = load_structure(example_path("lysozyme"))
     grid = MapGrid(structure.unit_cell, structure.hall_symbol, (3, 3, 3), D_MIN)
-    s = points(MANY)
     ffts = [name for name in scipy.fft.__all__ if name.endswith(("fft", "fftn", "fft2"))]
     with threadpool_limits(limits=1):
         results = [covariance(repeats)]
@@ -117,6 +116,8 @@ def main(repeats: int = 3) -> None:
             label = f"liquid-like motions, 3x3x3 to {D_MIN} Å, orders={orders}, of FFTs"
             results.append(own_share(label, lambda m=model: m.intensity(structure, grid), scipy.fft, ffts, 1))
         few = structure.take(np.arange(N_ATOMS))
-        label = f"{N_ATOMS} atoms at {MANY} points, of finufft"
-        results.append(own_share(label, lambda: off_lattice_transform(few, s), finufft, ["nufft3d2"], repeats))
+        for number in MANY:
+            s = points(number)
+            label = f"{N_ATOMS} atoms at {number} points, of finufft"
+            results.append(own_share(label, lambda s=s: off_lattice_transform(few, s), finufft, ["nufft3d2"], repeats))
     print("RESULT " + json.dumps(results))

@@ -17,10 +17,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         commands = {
-            "dials.version": ["dials.version"],
-            "dials.scale -h": ["dials.scale", "-h"],
-            "dials.diffuse_integrate -h": [python, "-m", "dials_diffuse.cli.integrate", "-h"],
-            "dials.diffuse_scale -h": [python, "-m", "dials_diffuse.cli.scale", "-h"],
+            "version: dials.version": ["dials.version"],
+            "help: dials.scale -h": ["dials.scale", "-h"],
+            "help: dials.diffuse_integrate -h": [python, "-m", "dials_diffuse.cli.integrate", "-h"],
+            "help: dials.diffuse_scale -h": [python, "-m", "dials_diffuse.cli.scale", "-h"],
         }
         for label, command in commands.items():
             _row(label, measure(command, folder))

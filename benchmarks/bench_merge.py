@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from timing import alternate
 
-from dials_diffuse.files.observations import OBSERVATION_DTYPE, ObservationFile, write_observations
+from dials_diffuse.files.observations import OBSERVATION_DTYPE, ExperimentSummary, ObservationFile, write_observations
 from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.merging.laue import MergeParameters, merge_observations
@@ -19,8 +19,9 @@ BLOCK = 200_000
 
 def make_observations(path: Path) -> None:
     grid = MapGrid((80, 80, 40, 90, 90, 90), " P 4nw 2abw", (3, 3, 3), 1.5)
+    experiment = ExperimentSummary("benchmark", (1, 180), (0.0, 0.5), 180, 1.0, 1, (981, 1043))
     rng = np.random.default_rng(0)
-    with write_observations(path, grid, (), Provenance("benchmark", "", "")) as writer:
+    with write_observations(path, grid, (experiment,), Provenance("benchmark", "", "")) as writer:
         for _ in range(0, N_ROWS, BLOCK):
             rows = np.zeros(BLOCK, dtype=OBSERVATION_DTYPE)
             rows["index"] = np.stack([rng.integers(-m, m + 1, BLOCK) for m in grid.extent], axis=1)

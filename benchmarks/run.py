@@ -69,14 +69,19 @@ def main(argv=None) -> None:
     unknown = [name for name in options.names if name not in BENCHMARKS]
     if unknown:
         parser.error(f"no benchmark {unknown[0]}; there are {', '.join(BENCHMARKS)}")
-    found = {}
+    found, failed = {}, []
     for name in options.names or BENCHMARKS:
         small, whole = BENCHMARKS[name]
         call = whole if options.whole or (options.names and small is None) else small
         if call is None:
             print(f"\n== {name}: NOT run, it takes long; --whole, or its name")
             continue
-        found[name] = run(name, call) | {"whole": call == whole}
+        try:
+            found[name] = run(name, call) | {"whole": call == whole}
+        except SystemExit as error:
+            print(f"FAILED: {error}")
+            failed.append(name)
+            continue
         path = Path(options.json)
         before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         machine = platform.processor() or platform.machine()
@@ -84,6 +89,8 @@ def main(argv=None) -> None:
         path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         if not options.no_tables:  # after each: what is done stays if the next one fails
             TABLES.write_text(with_tables(TABLES.read_text(encoding="utf-8"), found), encoding="utf-8")
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

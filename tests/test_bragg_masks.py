@@ -17,14 +17,17 @@ from dials_diffuse.errors import DiffuseError
 from dials_diffuse.experiment.bragg_photons import BraggPhotons
 from dials_diffuse.experiment.detector import panel_geometry
 from dials_diffuse.experiment.spot_prediction import PredictedSpots, predict_spots, spot_size
+from dials_diffuse.kernels import accumulate as kernel
 from dials_diffuse.kernels.image import Outlines, paint_outlines
 from dials_diffuse.kernels.spot_bins import N_SUMS
 from dials_diffuse.reduction.diffuse_level import DiffuseLevel
-from dials_diffuse.reduction.frames import empty_bragg, read_frame
+from dials_diffuse.reduction.frames import empty_bragg, read_frame, shell_profile
 from dials_diffuse.reduction.reduction_parameters import Masking
-from dials_diffuse.reduction.spot_mask import AdaptiveMask
-from dials_diffuse.reduction.spot_photons import spot_photons
+from dials_diffuse.reduction.spot_mask import UNSURE, AdaptiveMask
+from dials_diffuse.reduction.spot_photons import SpotPhotons, spot_photons
 from dials_diffuse.reduction.spot_profile import N_SECTORS, RING_EDGES, SpotSums, fit_profiles
+from dials_diffuse.reduction.survey import SpotSurvey
+from dials_diffuse.reduction.voxel_sums import Tables, VoxelTable, _sub_steps, add_frame
 
 RING = 0.5 * (RING_EDGES[1:] + RING_EDGES[:-1])
 RING_AREA = math.pi / N_SECTORS * np.diff(RING_EDGES**2)
@@ -144,11 +147,17 @@ def gaussian_profile():
     return fit_profiles([sums_of(gaussian)])[0]
 
 
+def mask_of(profile, strength, unit=0.01) -> AdaptiveMask:
+    """Reflections of one profile; ``unit`` radians, and a pixel may have 3 photons of each."""
+    n = len(strength)
+    return AdaptiveMask([profile], np.empty(0), np.zeros(n, int), np.full(n, unit), strength, 3 * strength)
+
+
 def test_a_reflection_takes_what_its_intensity_demands(gaussian_profile):
     """Pixel by pixel: outside its mask no pixel has more than it may, and a weak reflection has no mask."""
     strength = np.array([0.5, 2.0, 50.0, 1e4, 1e6])
     spots = spots_of(np.arange(15).reshape(5, 3) + 1)
-    mask = AdaptiveMask([gaussian_profile], np.empty(0), np.zeros(5, int), np.full(5, 0.01), strength * 2 * math.pi)
+    mask = mask_of(gaussian_profile, strength * 2 * math.pi)
     chosen, radius = mask.radii(spots, 0)
     assert list(chosen) == [1, 2, 3, 4]
     np.testing.assert_array_equal(mask.masked(spots), [False, True, True, True, True])
@@ -213,6 +222,8 @@ def test_reflections_that_were_not_measured_get_a_prediction():
     bad = take(everything, measured | (np.arange(len(both)) == 2))
     result = spot_photons(spots, good, bad, factor, group)
     assert (result.measured, result.mates, result.wilson) == (len(both) - 4, 2, 2)
+    np.testing.assert_allclose(result.expected[[1, 1 + len(h)]], result.photons[[1, 1 + len(h)]] / 3)
+    np.testing.assert_array_equal(result.expected[2:50], result.photons[2:50])
     strong = measured & (photons > 15 * 3)
     np.testing.assert_allclose(result.photons[strong], photons[strong])
     assert result.photons[0] == pytest.approx(photons[0], rel=0.1)
@@ -276,11 +287,95 @@ def test_spots_beyond_the_edge_of_a_panel_are_predicted():
             np.testing.assert_allclose(mine[key], xy, atol=1e-6)
 
 
+def tails_job(profile):
+    """A job on weak images in which two reflections leave something in pixels that they share."""
+    detector = make_detector(size=(60, 50), distance=100.0, pixel=0.3)
+    experiments = experiment_list(make_experiment(poisson_images(detector, 3, 9.0), detector=detector, n_images=3))
+    job = job_of(experiments, masking=Masking(bragg=False, persistent=False, outlier_n_sigma=3.5))
+    spots = spots_of([(1, 2, 3), (3, 1, 2)], centre=(30.0, 24.0), z=np.array([1.4, 1.2]))
+    spots.centre[1, :2] += [5.0, 2.0]
+    for i, (x, y) in enumerate(spots.centre[:, :2].astype(int)):
+        # not the middle of a pixel: there the sector would be a matter of rounding
+        u = job.panels[0].directions[:, y, x : x + 2] @ [0.7, 0.3]
+        first = np.cross(u, [0.0, 1.0, 0.0]) / np.linalg.norm(np.cross(u, [0.0, 1.0, 0.0]))
+        spots.axes[i] = first, np.cross(u, first)
+    return replace(job, spots=[spots], masks=[mask_of(profile, np.array([800.0, 300.0]), unit=0.004)])
+
+
+def test_tails_are_a_background_of_the_voxels_that_have_their_pixels(gaussian_profile):
+    """Pixel by pixel, with the tails as a background that has a value for each pixel."""
+    job, together = tails_job(gaussian_profile), 0
+    (spots,), (mask,), panel = job.spots, job.masks, job.panels[0]
+    expected, without = np.zeros(panel.shape), replace(job, masks=[None], spots=[take(spots, slice(0, 0))])
+    bragg = empty_bragg(job)
+    for image in range(3):
+        frame = read_frame(job, image, bragg)
+        profile = shell_profile(job, frame)
+        tables, plain = Tables(job), Tables(job)
+        add_frame(job, frame, profile, tables, np.zeros(5, np.int64))
+        add_frame(without, frame, profile, plain, np.zeros(5, np.int64))
+        (keys, sums), (other, bare) = tables.sorted_rows(), plain.sorted_rows()
+        np.testing.assert_array_equal(keys, other)
+        expected[:] = 0
+        chosen, counts, reach = mask.tails(spots, image)
+        for i, c, r in zip(chosen, counts, reach):
+            e = np.tensordot(spots.axes[i], panel.directions, 1)
+            d = np.hypot(*e) / 0.004
+            turn = np.arctan2(e[1], e[0]) / (2 * math.pi) * N_SECTORS
+            sector = np.floor(turn).astype(int) % N_SECTORS
+            row = [np.interp(d, gaussian_profile.distance, x) for x in gaussian_profile.log_density]
+            here, after = (np.choose(s, row) for s in (sector, (sector + 1) % N_SECTORS))
+            part = turn - np.floor(turn)
+            expected += np.where(d * 0.004 <= r, c * np.exp((1 - part) * here + part * after), 0)
+        slow = VoxelTable(job.grid.extent)
+        _, n = kernel.accumulate(
+            frame.pixels(0, job.bad[0]),
+            panel.reading,
+            kernel.Norm(job.corrections[0], job.exposure(image) * profile.flux),
+            kernel.Guard(job.shells[0], profile.expected / profile.flux, profile.threshold),
+            kernel.BackgroundBlocks(expected, expected, 1),
+            kernel.View(panel.directions, np.array([0.5, 0.5]), 1.0),
+            _sub_steps(job, image),
+            slow.rows,
+            0,
+            0,
+            image % 2 == 1,
+            0,
+            np.zeros(5, np.int64),
+        )
+        slow.n_rows = n
+        true_keys, true = slow.sorted_rows()
+        np.testing.assert_array_equal(keys, true_keys)
+        half = kernel.ODD * (image % 2)
+        used = true[:, half + kernel.BACKGROUND]
+        together = max(together, np.count_nonzero(used > 0.01) if len(chosen) == 2 else 0)
+        np.testing.assert_allclose(sums[:, half + kernel.BACKGROUND], used, rtol=1e-9, atol=1e-9)
+        rate = bare[:, half + kernel.RATE] - sums[:, half + kernel.RATE]
+        slow_rate = bare[:, half + kernel.RATE] - true[:, half + kernel.RATE]
+        np.testing.assert_allclose(rate, slow_rate, rtol=1e-6, atol=1e-6 * max(slow_rate.max(), 1))
+        np.testing.assert_allclose(sums[:, kernel.BACKGROUND_SIGMA], UNSURE * used, rtol=1e-9, atol=1e-9)
+        np.testing.assert_array_equal(sums[:, half + kernel.COUNTS], bare[:, half + kernel.COUNTS])
+    assert together > 5
+
+
+def test_only_measured_reflections_tell_the_profile():
+    """Neither those whose intensity is assumed, which may look the strongest, nor those beyond the edge."""
+    job = tails_job(fit_profiles([sums_of(gaussian)])[0])
+    spots = spots_of(np.arange(12).reshape(4, 3) + 1, centre=(30.0, 24.0), z=np.full(4, 1.5))
+    spots.centre[2, 0] = -3.0
+    certain = np.array([True, False, True, True])
+    photons = np.array([1e4, 1e6, 1e5, 1e3])
+    survey = SpotSurvey(spots, SpotPhotons(photons, photons, certain, 3, 0, 1), job)
+    frame = read_frame(replace(job, spots=[], masks=[]), 1, empty_bragg(job))
+    survey.add(frame, job.bad, [np.full(p.shape, 9.0, dtype=np.float32) for p in job.panels])
+    assert {int(i) for rows, *_ in survey.pairs for i in rows} == {0, 3}
+
+
 def test_a_fixed_mask_is_that_of_a_given_radius():
-    assert not Masking().follows_peaks and Masking().fixed_n_sigma == 3
-    assert Masking(adaptive=True).follows_peaks
-    assert not Masking(adaptive=True, n_sigma=4.0).follows_peaks and Masking(n_sigma=4.0).fixed_n_sigma == 4
-    assert not Masking(adaptive=True, sigma_b=0.1, sigma_m=0.1).follows_peaks
+    assert Masking().follows_peaks and Masking().fixed_n_sigma == 3
+    assert not Masking(adaptive=False).follows_peaks
+    assert not Masking(n_sigma=4.0).follows_peaks and Masking(n_sigma=4.0).fixed_n_sigma == 4
+    assert not Masking(sigma_b=0.1, sigma_m=0.1).follows_peaks
     with pytest.raises(DiffuseError, match=r"mask\.bragg\.leak"):
         Masking(leak=0.0)
 
@@ -289,5 +384,5 @@ def test_images_without_intensities_have_the_fixed_mask():
     experiments = experiment_list(
         make_experiment(poisson_images(make_detector(), 3), detector=make_detector(), n_images=3)
     )
-    job = job_of(experiments, masking=Masking(adaptive=True))
+    job = job_of(experiments, masking=Masking())
     assert job.masks == [None] and job.mask_reports == ()

@@ -430,8 +430,8 @@ def test_parameters_reach_the_reduction():
 @pytest.mark.parametrize(
     ("text", "follows_peaks", "n_sigma", "ice_rings"),
     [
-        ("", False, 3, None),
-        ("mask.bragg.mode=adaptive", True, 3, None),
+        ("", True, 3, None),
+        ("mask.bragg.mode=fixed", False, 3, None),
         ("mask.bragg.mode=fixed mask.ice_rings=True", False, 3, True),
         ("mask.bragg.mode=adaptive mask.bragg.n_sigma=4 mask.ice_rings=False", False, 4, False),
         ("mask.bragg.sigma_b=0.1 mask.bragg.sigma_m=0.2 mask.ice_rings=Auto", False, 3, None),

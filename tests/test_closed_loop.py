@@ -277,18 +277,18 @@ def at_lattice_points(loop, masking) -> tuple:
 
 
 def test_masks_that_follow_the_peaks_let_nothing_through(with_spots):
-    """What leaks is the bias beyond that of a mask which lets hardly anything through: below 2 % of the rms.
+    """The bias at lattice points is below 2 % of the rms, that of the fixed mask of 3 sigma is larger.
 
-    Such a mask has a bias, too: it leaves the rims of the voxels, and halos have their tops at lattice points. The
-    fixed mask of 3 sigma leaks more, and costs correlation.
+    A mask that lets hardly anything through has a bias, too: it leaves the rims of the voxels, and halos have their
+    tops at lattice points.
     """
     loop, _ = with_spots
-    (strict, _), *_ = at_lattice_points(loop, Masking(adaptive=True, leak=0.02, outlier_n_sigma=0.0))
-    (bias, esd), at, away = at_lattice_points(loop, Masking(adaptive=True, outlier_n_sigma=0.0))
+    (strict, _), *_ = at_lattice_points(loop, Masking(leak=0.02, outlier_n_sigma=0.0))
+    (bias, esd), at, away = at_lattice_points(loop, Masking(outlier_n_sigma=0.0))
     (fixed, _), fixed_at, fixed_away = at_lattice_points(loop, Masking(n_sigma=3.0, outlier_n_sigma=0.0))
-    assert esd < 0.01
-    assert abs(bias - strict) < 0.02 < 0.04 < fixed - strict
-    assert strict < 0
+    assert esd < 0.012
+    assert abs(bias) < 0.02 < 0.04 < fixed - strict
+    assert strict < bias
     assert at > fixed_at + 0.01 and away > fixed_away - 0.001
 
 

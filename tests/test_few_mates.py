@@ -12,11 +12,12 @@ from dials_diffuse.files.observations import ObservationFile
 from dials_diffuse.kernels.normal import quadratic_forms
 from dials_diffuse.kernels.scaling import Design, Tensor
 from dials_diffuse.maps.voxels import blocks_of_rows, blocks_of_voxels, find_voxels
-from dials_diffuse.scaling.error_model import first_error_model, weigh
+from dials_diffuse.scaling.error_model import first_error_model, update_errors, weigh
 from dials_diffuse.scaling.intensities import levels_of, most_probable, own_squares
+from dials_diffuse.scaling.judging import Stretch, judge_terms
 from dials_diffuse.scaling.layout import make_layout
 from dials_diffuse.scaling.model import start_model
-from dials_diffuse.scaling.normal import Normal
+from dials_diffuse.scaling.normal import Normal, add
 from dials_diffuse.scaling.sample import COLUMNS, sample_observations
 from dials_diffuse.scaling.scale import scale_observations
 from dials_diffuse.scaling.scaling_parameters import ScalingParameters
@@ -26,7 +27,6 @@ from dials_diffuse.scaling.solve import (
     Strength,
     System,
     determined,
-    judge_terms,
     most_probable_strengths,
     posterior,
 )
@@ -117,6 +117,44 @@ def test_sizes_of_what_neighbours_share_against_the_dense_posterior(one_sweep):
     np.testing.assert_allclose(most_probable(levels)[0][0], anisotropic / prediction.unit[first], rtol=1e-6)
 
 
+def test_what_mates_share_is_taken_by_the_anisotropic_part(one_sweep):
+    """A factor of all observations of a voxel changes nothing where sizes tell nothing; one of some of them does."""
+    data, layout, _, _ = read(one_sweep[0])
+    prediction = start_model(data, layout, ScalingParameters(terms=())).predict_observations(data)
+    rng, residual = np.random.default_rng(4), data.net - prediction.expected
+    shared, single = rng.uniform(0.8, 1.2, len(data.unique))[data.orbit], rng.uniform(0.8, 1.2, data.n)
+
+    def nets(factor, tails):
+        errors = first_error_model(data)
+        errors = replace(errors, tails=np.full(len(errors.tails), tails))
+        weights = weigh(prediction, data, errors, np.zeros(data.n, dtype=bool))
+        return levels_of(replace(prediction, gain=prediction.gain * factor), data, weights, residual)[0].net
+
+    np.testing.assert_allclose(nets(shared, 0.0), nets(1.0, 0.0), rtol=1e-9)
+    np.testing.assert_allclose(nets(shared, 1.0), nets(1.0, 1.0) * shared[data.first], rtol=1e-9)
+    two = np.bincount(data.orbit) == 2
+    assert np.std((nets(single, 0.0) / nets(1.0, 0.0))[two]) > 0.01
+    np.testing.assert_allclose(nets(single, 0.0)[~two], nets(1.0, 0.0)[~two], rtol=1e-9)
+
+
+@pytest.mark.parametrize("large", [1.0, 3.0])
+def test_how_much_the_size_of_the_anisotropic_part_tells(one_sweep, large):
+    """Of the scale it tells less by 2 / (kurtosis - 1), which is 1 for a normal distribution."""
+    data, layout, _, _ = read(one_sweep[0])
+    rng, m = np.random.default_rng(1), len(data.unique)
+    own = rng.normal(size=m) * np.where(rng.random(m) < 0.05, large, 0.7 if large > 1 else 1.0)
+    model = start_model(data, layout, ScalingParameters(terms=()))
+    expected = 1e4 * model.predict_observations(replace(data, norm=np.ones(data.n))).profile
+    counts = rng.poisson(np.maximum(expected * (1 + 0.1 * own[data.orbit]), 0)).astype(float)
+    data = replace(data, norm=np.full(data.n, 1e4), counts=counts, background=np.zeros(data.n))
+    errors, prediction = first_error_model(data), model.predict_observations(data)
+    for _ in range(30):
+        errors = update_errors(prediction, data, errors, np.zeros(data.n, dtype=bool))
+    kurtosis = np.mean(own**4) / np.mean(own**2) ** 2
+    assert kurtosis == pytest.approx(3, rel=0.05) if large == 1 else kurtosis > 12
+    assert np.median(errors.tails) == pytest.approx(2 / (kurtosis - 1), rel=0.2)
+
+
 def system_of(position, origin, roughness, first):
     """One term, all directions of it."""
     n = len(position)
@@ -167,6 +205,20 @@ def test_strengths_are_those_of_the_truth():
     assert found.roughness == pytest.approx(truth.roughness, rel=0.3)
 
 
+def turned(normal: Normal) -> Normal:
+    """The last parameter, the crystal's, first."""
+    order = np.roll(np.arange(len(normal.vector)), 1)
+    return Normal(normal.matrix[np.ix_(order, order)], normal.vector[order], 0.0, normal.n)
+
+
+def system_of_term(kind, n: int) -> tuple:
+    """(System, strengths) of a term of n coefficients of 2 %, after a parameter of the crystal."""
+    parts = {"p": Part(slice(0, 1), np.zeros(1)), kind.key: Part(slice(1, n + 1), np.zeros(n))}
+    strengths = {"p": Strength(0.0, 0.0), kind.key: Strength(1 / 0.02**2, 0.0)}
+    space, zero = Space(np.eye(n + 1), parts, slice(0, 1)), np.zeros(n + 1)
+    return System(space, zero, zero, strengths, {"p": (False, False), kind.key: (True, False)}), strengths
+
+
 @pytest.mark.parametrize("size", [0.0, 0.02])
 def test_terms_are_judged_by_evidence_and_by_what_is_kept_out(size):
     """Coefficients of a size, measured in six folds with an error of 0.3 %; none is made up, what is there is kept."""
@@ -179,16 +231,48 @@ def test_terms_are_judged_by_evidence_and_by_what_is_kept_out(size):
         measured = truth + 0.003 * np.sqrt(6) * rng.normal(size=n + 1)
         folds.append(Normal(matrix, matrix @ measured, 0.0, 2000))
     for kind in (Drift, Modules):
-        parts = {"p": Part(slice(0, 1), np.zeros(1)), kind.key: Part(slice(1, n + 1), np.zeros(n))}
-        strengths = {"p": Strength(0.0, 0.0), kind.key: Strength(1 / 0.02**2, 0.0)}
-        space, zero = Space(np.eye(n + 1), parts, slice(0, 1)), np.zeros(n + 1)
-        system = System(space, zero, zero, strengths, {"p": (False, False), kind.key: (True, False)})
-        order = np.roll(np.arange(n + 1), 1)
-        turned = [Normal(f.matrix[np.ix_(order, order)], f.vector[order], 0.0, f.n) for f in folds]
-        (test,) = judge_terms(turned, system, strengths, [kind(1, 1, tensor)])
+        system, strengths = system_of_term(kind, n)
+        judgement = judge_terms([turned(f) for f in folds], [], system, strengths, [kind(1, 1, tensor)])
+        (test,) = judgement.tests
         assert test.kept == (size > 0)
+        assert judgement.together.mean == (test.gain if test.kept else 0.0)
         # the density of the data with and without coefficients, by the covariance of their mean
         mean = (sum(f.vector for f in folds) / sum(np.diag(f.matrix) for f in folds))[:n]
         variances = 0.003**2 + 0.02**2, 0.003**2
         logs = [-0.5 * np.sum(mean**2 / v + np.log(v)) for v in variances]
         assert test.evidence == pytest.approx(logs[0] - logs[1], rel=1e-6)
+
+
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_a_pattern_that_other_images_contradict_is_none_of_the_detector(everywhere):
+    """On the average of all images it is the same; it is on all of them, or on a quarter. Drift is each image's own."""
+    rng, n, error = np.random.default_rng(3), 20, 0.003
+    truth = np.append(0.02 * rng.normal(size=n), 0.0)
+
+    def measured(number, times):
+        matrix = np.diag(np.full(n + 1, 1 / error**2 / number))
+        return Normal(matrix, matrix @ (times * truth + error * np.sqrt(number) * rng.normal(size=n + 1)), 0.0, 2000)
+
+    folds = [turned(measured(6, 1)) for _ in range(6)]
+    images = [turned(measured(4, 1 if everywhere else 4 * (k == 2))) for k in range(4)]
+    stretches = [Stretch(images[k], add(images[:k] + images[k + 1 :])) for k in range(4)]
+    for kind in (Drift, Modules):
+        terms = [kind(1, 1, Tensor(np.array([[0, n]]), np.zeros((1, 2))))]
+        (test,) = judge_terms(folds, stretches, *system_of_term(kind, n), terms).tests
+        assert test.gain > 3 * test.esd
+        assert (test.images is None) == (kind is Drift)
+        assert test.kept == (everywhere or kind is Drift)
+
+
+def test_no_term_is_kept_where_no_scaling_predicts_better():
+    """One block of voxels asks for a drift that the others hardly have: it is worse by less than its own scatter."""
+    n, error, pattern = 20, 0.003, np.append(0.02 * np.random.default_rng(3).normal(size=20), 0.0)
+    matrix = np.diag(np.full(n + 1, 1 / error**2 / 6))
+    for least, kept in ((0.3, False), (0.6, True)):
+        folds = [turned(Normal(matrix, matrix @ (x * pattern), 0.0, 2000)) for x in (5.0, *5 * (least,))]
+        terms = [Drift(1, 1, Tensor(np.array([[0, n]]), np.zeros((1, 2))))]
+        judgement = judge_terms(folds, [], *system_of_term(Drift, n), terms)
+        (test,) = judgement.tests
+        assert test.gain > -test.esd and test.evidence > 100
+        assert judgement.together.mean == pytest.approx(test.gain)
+        assert test.kept == (test.gain > 0) == kept

@@ -24,6 +24,8 @@ from helpers.programs import fails
 from helpers.synthetic import make_crystal, make_detector, make_experiment
 
 from dials_diffuse.cli import integrate as program
+from dials_diffuse.errors import DiffuseError
+from dials_diffuse.experiment.build import experiments_from_file
 from dials_diffuse.experiment.load import load_input
 from dials_diffuse.experiment.spot_prediction import spot_size
 from dials_diffuse.files.observations import ObservationFile
@@ -371,3 +373,5 @@ def test_impossible_numbers_of_images(work, limits, capsys):
     fails(
         program.run, ["bad.expt", "a.refl"], capsys, words=["bad.expt: not a readable experiment file", "image_range"]
     )
+    with pytest.raises(DiffuseError, match=r"bad\.expt: not a readable experiment file .*image_range"):
+        experiments_from_file("bad.expt")  # as the simulator does

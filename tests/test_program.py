@@ -393,7 +393,7 @@ def test_signals_while_a_class_is_made(number, code, capsys):
 
     try:
         with pytest.raises(SystemExit) as stop:
-            program(["in.h5"], main=main)
+            program(["input.txt"], main=main)
     finally:
         signal.signal(signal.SIGINT, before)
     assert stop.value.code == code

@@ -140,7 +140,7 @@ def test_dials_scale_finds_consistent_intensities(processed):
 
 
 def test_the_map_is_as_good_as_with_the_true_models(processed, monkeypatch):
-    """Nearly: spots look wider to DIALS than they are, and masks that take 7 % of the pixels instead of 4 % cost some.
+    """Nearly: masks follow what is on the images, whatever width spots have to DIALS.
 
     The slopes are absolute: photons per microsteradian and second, per electron² in a unit cell.
     """
@@ -155,7 +155,7 @@ def test_the_map_is_as_good_as_with_the_true_models(processed, monkeypatch):
     found, best = read_map("integrated.nxs"), read_map("simulated.nxs")
     with_dials, with_truth = (compare_maps(data, truth, n_bins=N_BINS) for data in (found, best))
     expected = FLUX * 0.2e7 / np.prod(CELL[:3]) * 2.8179403e-5**2 * 1e-6
-    assert with_dials.cc > with_truth.cc - 0.03
+    assert with_dials.cc > with_truth.cc - 0.01
     assert compare_maps(found, best, n_bins=N_BINS).cc > 0.97
     assert with_dials.slope / expected == pytest.approx(1, abs=0.03)
     assert with_truth.slope / expected == pytest.approx(1, abs=0.03)
@@ -168,7 +168,14 @@ def test_the_scale_is_absolute_with_coordinates_and_without(processed, known):
     if not integrated.exists():
         names = [str(processed / f"integrated.{suffix}") for suffix in ("expt", "refl")]
         integrate.run(
-            [*names, "grid.subdivide=2,2,2", f"output.observations={integrated}", "output.json=None", "output.log=None"]
+            [
+                *names,
+                "grid.subdivide=2,2,2",
+                f"output.observations={integrated}",
+                "output.json=None",
+                "output.log=None",
+                "output.html=None",
+            ]
         )
     contents = {"model": str(example_path("lysozyme"))} if known == "model" else {}
     parameters = ScalingParameters(terms=(), max_observations=20_000)
@@ -179,18 +186,6 @@ def test_the_scale_is_absolute_with_coordinates_and_without(processed, known):
     assert abs(found.k - truth) < 2 * found.esd
     assert found.k == pytest.approx(truth, rel=0.03 if known == "model" else 0.25)
     assert found.method == ("model" if known == "model" else "separation")
-    print(
-        known,
-        truth,
-        found.k,
-        found.esd,
-        found.relative,
-        found.estimates,
-        found.parts and found.parts.details,
-        found.shells.edges[-1],
-        found.left_out,
-        found.warnings,
-    )
     separated = next(e for e in found.estimates if e.method == "separation")
     assert abs(separated.k - truth) < 2 * separated.esd < 0.5 * truth
     sum_rule = next(e for e in found.estimates if e.method == "krogh_moe")

@@ -172,7 +172,7 @@ def kills(n: int, report=print, seed: int = 0) -> list:
                     shutil.rmtree(work)
                     if found == ["ended"]:  # under another load than when its length was measured
                         length = min(length, delay)
-                    outcomes.update(fault.split(":")[0].split()[0] for fault in found)
+                    outcomes[found[0].split(":")[0]] += 1
                     for fault in found:
                         if fault not in ("clean", "ended"):
                             report(f"{name}, {nproc} processes, {kind[0]}: {fault}")

@@ -68,13 +68,15 @@ mask {
     enable = True
       .type = bool
       .help = "Mask the predicted Bragg peaks. Systematic absences stay unmasked."
-    mode = adaptive *fixed
+    mode = *adaptive fixed
       .type = choice
-      .help = "fixed: the same mask for all reflections. adaptive: the mask of each reflection follows its intensity"
-              "and the profile of the spots on the images; needs a .refl of integrated reflections."
-    leak = 0.25
+      .help = "adaptive: the mask of each reflection follows its intensity and the profile of the spots on the images,"
+              "and what it is expected to leave outside is subtracted; needs a .refl of integrated reflections."
+              "fixed, or without these: the same mask for all reflections."
+    leak = 2.0
       .type = float(value_min=1e-6)
-      .help = "adaptive: what a pixel outside the mask may have of a peak, as a fraction of the diffuse rms."
+      .help = "adaptive: what a pixel outside the mask may have of a peak, before that is subtracted, over the rms of"
+              "the diffuse counts."
     n_sigma = None
       .type = float(value_min=0.1)
       .help = "Radius of the fixed mask in units of the profile model's sigma_b (on the detector) and sigma_m"

@@ -47,6 +47,10 @@ seed = 0
 estimator = *ratio mean
   .type = choice
   .help = "ratio: sum of counts over sum of corrections, the best for weak data. mean: mean of corrected pixels."
+fill_bragg_holes = True
+  .type = bool
+  .help = "Bragg masks leave the rims of voxels at lattice points, where diffuse halos are weaker than in their middle."
+          "Add the difference, from the curvature of the map. False: the rims as they are."
 reference = None
   .type = path
   .help = "A map to compare with, on the same lattice: truth.nxs of dials.diffuse_simulate, or that of a model. Adds"
@@ -108,6 +112,7 @@ def parameters_from_phil(params) -> MergeParameters:
         half_sets=params.half_sets,
         seed=params.seed,
         estimator=params.estimator,
+        fill_bragg_holes=flag(params.fill_bragg_holes),
         n_shells=params.statistics.n_shells,
         d_max=params.statistics.d_max,
         d_min=params.statistics.d_min,

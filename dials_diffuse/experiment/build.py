@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from cctbx import sgtbx, uctbx
@@ -19,6 +21,7 @@ from scipy.spatial.transform import Rotation
 
 from dials_diffuse.compat import photon_counter_range
 from dials_diffuse.errors import DiffuseError, one_line
+from dials_diffuse.experiment.imagesets import check_scans
 from dials_diffuse.experiment.modules import PILATUS, PILATUS_SIZES
 from dials_diffuse.memory import check_memory
 
@@ -281,6 +284,7 @@ def experiments_from_file(path) -> ExperimentList:
         If the file cannot be read, or has no rotation data in it.
     """
     try:
+        check_scans(json.loads(Path(path).read_text(encoding="utf-8")).get("scan", []))
         given = ExperimentList.from_file(str(path), check_format=False)
     except Exception as error:  # dxtbx raises many types for malformed files
         raise DiffuseError(

@@ -66,7 +66,7 @@ def read_models(path, images_root: str | None = None) -> Models:
     folder = os.path.dirname(os.path.abspath(path))
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        _check_scans(content.get("scan", []))
+        check_scans(content.get("scan", []))
         named = [_take_maps(item, folder) for item in content.get("imageset", [])]
         find_moved(content.get("imageset", []), folder, images_root)
         experiments = ExperimentListFactory.from_dict(content, check_format=False, directory=folder)
@@ -86,7 +86,7 @@ def read_models(path, images_root: str | None = None) -> Models:
     return Models(path, experiments, maps)
 
 
-def _check_scans(scans: list) -> None:
+def check_scans(scans: list) -> None:
     """Raise ValueError for numbers of images with which dxtbx would end the process, or that it would change."""
     for scan in scans:
         limits = scan.get("image_range", (1, 1))

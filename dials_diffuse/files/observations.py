@@ -45,7 +45,7 @@ OBSERVATION_COLUMNS = (
     Column("pixels", "f8", "number of pixels; fractions when they are sub-sampled", low=0),
     Column("counts", "f8", "Σ C, photons", unit="photons"),
     Column("norm", "f8", "Σ c, exposure × all corrections", low=0),
-    Column("background", "f8", "Σ b, expected background", unit="photons"),
+    Column("background", "f8", "Σ b, expected background, with tails of Bragg peaks", unit="photons"),
     Column("background_variance", "f8", "variance of the background", low=0),
     Column("rate", "f8", "Σ (C − b)/c"),
     Column("rate_variance", "f8", "Σ C/c²"),

@@ -34,6 +34,7 @@ from dials_diffuse.maps.voxels import (
     refused_in_words,
 )
 from dials_diffuse.memory import check_memory
+from dials_diffuse.merging.bragg_holes import BraggHoles, missing
 from dials_diffuse.merging.brightness import SweepSums, unlike_in_words
 from dials_diffuse.merging.half_sets import KINDS, SUMS, columns_needed, split
 from dials_diffuse.merging.statistics import Mates, ShellTable, mates_in_words, shell_statistics
@@ -56,6 +57,7 @@ class MergeParameters:
     half_sets : one of ``half_sets.KINDS``; seed : for random half sets
     estimator : one of ``ESTIMATORS``, see :func:`estimate`
     symmetry_check : what to do about a group that the data do not have, one of ``laue_check.CHECKS``
+    fill_bragg_holes : add what Bragg masks took of voxels at lattice points, see ``bragg_holes``
     crystals : which of them to keep, and in which setting; of one scaled file all are kept
     n_shells, d_max, d_min : shells and range of resolution (Å) of the statistics; None: the whole map
 
@@ -75,6 +77,7 @@ class MergeParameters:
     d_min: float | None = None
     crystals: CrystalParameters = field(default_factory=CrystalParameters)
     symmetry_check: str = "error"
+    fill_bragg_holes: bool = True
 
     def __post_init__(self):
         choice("half_sets", self.half_sets, KINDS)
@@ -105,6 +108,7 @@ class MergeResult:
     warnings : sentences for the user
     symmetry : LaueTest, what the data say of their symmetry; None where nobody asked
     brightness : Brightness of each sweep, where there are several
+    holes : what was added to voxels at lattice points; None where nothing was
     """
 
     map: DiffuseMap
@@ -117,6 +121,7 @@ class MergeResult:
     warnings: tuple
     symmetry: LaueTest | None
     brightness: tuple = ()
+    holes: BraggHoles | None = None
 
 
 def estimate(sums: np.ndarray, estimator: str = "ratio") -> tuple:
@@ -209,6 +214,7 @@ def merge_observations(
         sums, multiplicity, mates = _add_up((block for _, block in blocks), voxels, parameters)
         symmetry, notes = check_laue_group(low, parameters.symmetry_check, paths[0])
 
+    added = _fill_holes(sums, multiplicity, grid, voxels.index, parameters) if parameters.fill_bragg_holes else None
     merged = replace(_divide(sums, multiplicity, grid, voxels.index, parameters), units=units)
     table = shell_statistics(merged, mates, parameters.n_shells, parameters.d_max, parameters.d_min)
     n_used = int(multiplicity.sum(dtype=np.int64))
@@ -227,7 +233,17 @@ def merge_observations(
         warnings.append(f"no correlation of half sets: half_sets={parameters.half_sets} leaves too few common voxels")
     merged = replace(merged, statistics=table.shells, overall=table.overall)
     return MergeResult(
-        merged, table, n_used, n_off_grid, n_refused, identifiers, crystals, tuple(warnings), symmetry, brightness
+        merged,
+        table,
+        n_used,
+        n_off_grid,
+        n_refused,
+        identifiers,
+        crystals,
+        tuple(warnings),
+        symmetry,
+        brightness,
+        added,
     )
 
 
@@ -285,6 +301,30 @@ def _add_up(blocks, voxels: Voxels, parameters: MergeParameters) -> tuple:
         net = block["counts"] - block["background"]
         add_rows(slot, np.stack([net, block["norm"], block["background"] + block["background_variance"]]), before)
     return sums.reshape(n_unique, 2, -1), multiplicity, Mates(voxels.unique, voxels.inverted, *before.T)
+
+
+def _fill_holes(sums, multiplicity, grid: MapGrid, index, parameters: MergeParameters) -> BraggHoles | None:
+    """Take what Bragg masks left out of voxels at lattice points off their background; ``sums`` are changed."""
+    columns = [sums.sum(axis=1), sums[:, 0], sums[:, 1]]  # each half by itself: their errors stay independent
+    intensity, sigma = (np.stack(c, axis=1) for c in zip(*(estimate(c, parameters.estimator) for c in columns)))
+    pixels = columns[0][:, SUMS.index("pixels")] / np.maximum(multiplicity, 1)
+    rows, delta, variance, part = missing(grid, parameters.friedel, index, pixels, intensity, sigma)
+    if not len(rows):
+        return None
+    norm = sums[rows, :, SUMS.index("norm")]
+    sums[rows, :, SUMS.index("background")] -= delta[:, 1:] * norm
+    sums[rows, :, SUMS.index("background_variance")] += (variance * norm.sum(axis=1))[:, None] * norm
+    sums[rows, :, SUMS.index("rate")] += delta[:, 1:] * sums[rows, :, SUMS.index("pixels")]
+    found = BraggHoles(
+        len(rows), float(np.median(part)), float(delta[:, 0].mean()), float(np.sqrt(np.mean(delta[:, 0] ** 2)))
+    )
+    logger.info(
+        "Bragg masks leave %.0f %% (median) of %d voxels at lattice points, their rims; %.4g is added (mean)",
+        100 * found.pixels,
+        found.voxels,
+        found.added,
+    )
+    return found
 
 
 def _divide(sums, multiplicity, grid: MapGrid, index, parameters: MergeParameters) -> DiffuseMap:

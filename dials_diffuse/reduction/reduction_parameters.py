@@ -11,7 +11,7 @@ from dials_diffuse.reduction.corrections import Corrections
 GEOMETRY_CHECKS = ("error", "warn", "none")
 
 DEFAULT_N_SIGMA = 3.0
-DEFAULT_LEAK = 0.25
+DEFAULT_LEAK = 2.0
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Masking:
     ----------
     bragg : mask Bragg peaks
     adaptive : masks follow the peaks where intensities are known and no size is given below; else all are alike
-    leak : of such masks: what is left of a reflection in any pixel is at most this fraction of the diffuse
-        intensity's rms
+    leak : of such masks: what is left of a reflection in any pixel, before that is subtracted, is at most this multiple
+        of the diffuse intensity's rms
     n_sigma : radius of a mask that is the same for all reflections, in units of the profile model's sigma_b and
         sigma_m; None = DEFAULT_N_SIGMA
     sigma_b, sigma_m : override the profile model, degrees (None: use it)
@@ -34,7 +34,7 @@ class Masking:
     """
 
     bragg: bool = True
-    adaptive: bool = False
+    adaptive: bool = True
     leak: float = DEFAULT_LEAK
     n_sigma: float | None = None
     sigma_b: float | None = None

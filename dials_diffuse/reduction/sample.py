@@ -15,6 +15,7 @@ from dials_diffuse.reduction.frames import empty_bragg, paint_bragg, read_frame
 from dials_diffuse.reduction.ice_rings import RadialProfile, all_rings, find_rings, in_rings
 from dials_diffuse.reduction.job import Job
 from dials_diffuse.reduction.outliers import N_SHELLS
+from dials_diffuse.reduction.spot_mask import UNSURE
 from dials_diffuse.reduction.spot_photons import SpotPhotons, spot_photons
 from dials_diffuse.reduction.survey import SpotSurvey
 
@@ -35,8 +36,8 @@ class MaskReport:
     reflections : predicted on the images
     unmasked : of these, too weak to matter
     measured, mates, wilson : all predictions, by the source of their intensity
-    leak_mean, leak_95 : estimated leak into the voxel at a lattice point over the diffuse rms; mean, and what 95 % are
-        below
+    leak_mean, leak_95 : estimated leak into the voxel at a lattice point over the diffuse rms, with expected tails
+        subtracted; mean, and what 95 % are below
     tail_seen_to : distance to which spots were seen in each resolution range, in their own widths
     ranges : 1/Å, where the ranges end
     masked_pixels, masked_pixels_fixed : fraction of the pixels under these masks, and under the fixed ones
@@ -90,7 +91,7 @@ def look_at_images(job: Job, photons: list, images: list, s_panels: list, progre
         job = without_rings(job, all_rings(1 / job.shell_limit), s_panels)
     if not look_for_ice and not any(photons):
         return job
-    surveys = [None if p is None else SpotSurvey(s, p.photons, job) for s, p in zip(job.spots, photons)]
+    surveys = [None if p is None else SpotSurvey(s, p, job) for s, p in zip(job.spots, photons)]
     s_max = job.shell_limit
     images = [images[i] for i in np.unique(np.linspace(0, len(images) - 1, N_LOOKED_AT).astype(int))]
     level = DiffuseLevel(job.sample, job.panels, job.scan.s0_at(job.scan.n_images / 2), s_max)
@@ -170,7 +171,7 @@ def _report(job: Job, spots, survey: SpotSurvey, mask, photons: SpotPhotons) -> 
     on_images = (spots.centre[:, 2] >= 0) & (spots.centre[:, 2] < job.scan.n_images)
     voxel = abs(np.linalg.det(job.grid.reciprocal_matrix)) / np.prod(job.grid.subdivide)
     pixels = voxel / survey.swept_by_pixel()
-    limit = job.parameters.masking.leak  # no pixel outside has more, and so no voxel
+    limit = UNSURE * job.parameters.masking.leak  # no pixel outside has more, and so no voxel
     leak = np.minimum(mask.total_leak(spots, job.scan.n_images) / pixels, 1.0)[on_images] * limit
     report = MaskReport(
         reflections=int(on_images.sum()),

@@ -13,6 +13,8 @@ from dials_diffuse.kernels.image import Outlines
 from dials_diffuse.reduction.spot_profile import N_SECTORS
 
 NEVER = 1e-30
+FAINTEST = 0.05  # of what may leak: tails that are less are not followed
+UNSURE = 0.25  # tails of a reflection are known to this fraction
 MOST_IMAGES = 60  # before and after a reflection, where leaks are summed
 
 
@@ -28,6 +30,7 @@ class AdaptiveMask:
     unit : (n,) radians, the distances of the profiles
     strength : (n,) photons of the reflection times the solid angle of a pixel in squared units, over the photons per
         pixel that may leak
+    tail : (n,) photons expected of the reflection times the solid angle of a pixel in squared units
     """
 
     profiles: list
@@ -35,6 +38,7 @@ class AdaptiveMask:
     group: np.ndarray
     unit: np.ndarray
     strength: np.ndarray
+    tail: np.ndarray
 
     @cached_property
     def farthest(self) -> float:
@@ -61,7 +65,10 @@ class AdaptiveMask:
         chosen : (m,) rows of ``spots``
         radius : (m, N_SECTORS) radians
         """
-        weight = self.weights(spots, image) * self.strength
+        return self._around(self.weights(spots, image) * self.strength)
+
+    def _around(self, weight) -> tuple:
+        """Reflections of which weight times profile exceeds 1 somewhere, and (m, N_SECTORS) radians to where."""
         candidates = np.flatnonzero(weight > 0)
         chosen, radius = [], []
         for k, profile in enumerate(self.profiles):
@@ -70,6 +77,19 @@ class AdaptiveMask:
             chosen.append(mine)
             radius.append(profile.radius(1 / weight[mine]) * self.unit[mine, None])
         return np.concatenate(chosen), np.concatenate(radius)
+
+    def tails(self, spots: PredictedSpots, image: int) -> tuple:
+        """Reflections of which something is left outside their masks in an image.
+
+        Returns
+        -------
+        chosen : (m,) rows of ``spots``
+        counts : (m,) photons in a pixel where their profile is 1
+        reach : (m,) radians, to where a pixel may have FAINTEST of what may leak
+        """
+        weight = self.weights(spots, image)
+        chosen, reach = self._around(weight * self.strength / FAINTEST)
+        return chosen, (weight * self.tail)[chosen], reach.max(axis=1, initial=0)
 
     def leak(self, spots: PredictedSpots, image) -> np.ndarray:
         """(n,) photons outside the mask in an image, in units of those that a pixel may have."""

@@ -24,11 +24,15 @@ class SpotPhotons:
 
     Attributes
     ----------
-    photons : (n,) float64, of the whole reflection, positive
+    photons : (n,) float64, of the whole reflection, positive; of one without a measured mate what it hardly exceeds
+    expected : (n,) float64, the same, but of one without a measured mate the mean of its resolution shell
+    certain : (n,) bool, strong ones that were measured well
     measured, mates, wilson : how many of the n
     """
 
     photons: np.ndarray
+    expected: np.ndarray
+    certain: np.ndarray
     measured: int
     mates: int
     wilson: int
@@ -73,7 +77,8 @@ def spot_photons(spots: PredictedSpots, good: BraggPhotons, all_measured: BraggP
     bad, _ = _matched(spots, all_measured)
     photons = np.where(~known & np.isfinite(bad), np.maximum(photons, np.nan_to_num(bad)), photons)
     mates = (total > 0) & ~known
-    return SpotPhotons(photons, int(known.sum()), int(mates.sum()), int((total <= 0).sum()))
+    surely = np.where((total > 0) | np.isfinite(bad), photons, wilson * factor)
+    return SpotPhotons(photons, surely, strong, int(known.sum()), int(mates.sum()), int((total <= 0).sum()))
 
 
 def _matched(spots: PredictedSpots, measured: BraggPhotons) -> tuple:

@@ -11,6 +11,7 @@ from dials_diffuse.experiment.pixel_factors import solid_angle
 from dials_diffuse.experiment.spot_prediction import PredictedSpots
 from dials_diffuse.kernels.spot_bins import FREE, N_SUMS, Around, bin_excess, claim_pixels
 from dials_diffuse.reduction.spot_mask import AdaptiveMask, pixel_angle
+from dials_diffuse.reduction.spot_photons import SpotPhotons
 from dials_diffuse.reduction.spot_profile import N_SECTORS, RING_EDGES, SpotSums, fit_profiles
 
 logger = logging.getLogger("dials.diffuse.reduction")
@@ -30,12 +31,14 @@ class SpotSurvey:
     Parameters
     ----------
     spots : PredictedSpots
-    photons : (n,) of the whole reflections
+    photons : SpotPhotons of these. Only those that were measured are looked at: of others too much may be assumed, and
+        they would be among those that look strongest
     job : Job
     """
 
-    def __init__(self, spots: PredictedSpots, photons: np.ndarray, job):
-        self.spots, self.photons, self.panels = spots, photons, job.panels
+    def __init__(self, spots: PredictedSpots, photons: SpotPhotons, job):
+        self.spots, self.photons, self.panels = spots, photons.photons, job.panels
+        self.expected, self.known = photons.expected, photons.certain.copy()
         self.wavelength = 1 / float(np.linalg.norm(job.scan.s0_at(job.scan.n_images / 2)))
         self.width = abs(math.radians(job.scan.oscillation[1]))
         self.unit = np.empty(len(spots))
@@ -48,9 +51,13 @@ class SpotSurvey:
             x = np.clip(spots.centre[mine, 0].astype(int), 0, panel.shape[1] - 1)
             self.solid_angle[mine] = solid_angle(panel)[y, x]
             self.norm[mine] = job.corrections[p][y, x]
+            # of a spot beyond the edge only the tail is seen, and what it is the tail of is not measured
+            self.known[mine] &= np.all((spots.centre[mine, :2] >= 0) & (spots.centre[mine, :2] < panel.shape[::-1]), 1)
+            self.known[mine] &= job.bad[p][y, x] == 0
         order = np.argsort(spots.s, kind="stable")
-        self.rank = np.empty(len(spots))
-        self.rank[order] = np.arange(len(spots)) / max(len(spots), 1)
+        order = order[self.known[order]]
+        self.rank = np.zeros(len(spots))
+        self.rank[order] = np.arange(len(order)) / max(len(order), 1)
         self.pairs: list = []
 
     @property
@@ -71,7 +78,7 @@ class SpotSurvey:
         low = (image - self.spots.centre[:, 2]) / self.spots.sigma_z
         high = (image + 1 - self.spots.centre[:, 2]) / self.spots.sigma_z
         away = np.maximum(np.maximum(low, -high), 0)
-        near = np.flatnonzero(away < FARTHEST_IMAGE)
+        near = np.flatnonzero((away < FARTHEST_IMAGE) & self.known)
         tenth = (self.rank[near] * MAX_RANGES).astype(int)
         order = np.lexsort([-self.photons[near], tenth])
         first = np.searchsorted(tenth[order], tenth[order])
@@ -126,5 +133,10 @@ class SpotSurvey:
             )
         profiles = fit_profiles(ranges)
         return AdaptiveMask(
-            profiles, limits, np.searchsorted(limits, self.spots.s), self.unit, self.photons * area / allowed
+            profiles,
+            limits,
+            np.searchsorted(limits, self.spots.s),
+            self.unit,
+            self.photons * area / allowed,
+            self.expected * area,
         )

@@ -16,6 +16,7 @@ from dials_diffuse.kernels.sampled import sampled_s as s_at_positions
 from dials_diffuse.kernels.tiles import Tiles, add_tiles
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.parallel import SERIAL, Executor
+from dials_diffuse.reduction.bragg_tails import TailSums, add_tails, tails_of
 from dials_diffuse.reduction.brick_table import BrickTable
 from dials_diffuse.reduction.frames import ShellProfile, empty_bragg, read_frame, shell_profile
 from dials_diffuse.reduction.job import Job
@@ -90,6 +91,7 @@ class Tables:
     def __init__(self, job: Job):
         self._extent = job.grid.extent
         self.bricks = BrickTable(job.grid, job.n_sub_steps)
+        self.tails = TailSums()
         self._voxels: VoxelTable | None = None
 
     def voxels(self) -> VoxelTable:
@@ -98,7 +100,12 @@ class Tables:
         return self._voxels
 
     def sorted_rows(self) -> tuple:
-        """(keys, sums) of all rows."""
+        """(keys, sums) of all rows, tails of Bragg spots among the background."""
+        keys, sums = self._sorted()
+        self.tails.subtract_from(keys, sums)
+        return keys, sums
+
+    def _sorted(self) -> tuple:
         if self._voxels is None:
             return self.bricks.sorted_rows()
         if self.bricks.n_bricks == 0:
@@ -171,6 +178,7 @@ def add_frame(job: Job, frame: Frame, profile: ShellProfile, tables: Tables, tal
     background, background_sigma = job.background.at(job.scan.angle(image + 0.5), job.exposure(image))
     steps = _sub_steps(job, image)
     ignored = np.zeros_like(tally)
+    tails = list(tails_of(job, image))
     for sub, (offset, directions) in enumerate(job.detector.sub_pixels):
         for p, geometry in enumerate(job.panels):
             panel = _Panel(
@@ -189,6 +197,7 @@ def add_frame(job: Job, frame: Frame, profile: ShellProfile, tables: Tables, tal
                 _add_tiles(panel, tiles[sub][p], tables.bricks, fates)
             else:
                 _add_rows(panel, 2 * p * job.grid.n_voxels, tables.voxels(), fates)
+            add_tails(job, image, tails, panel, tables.tails)
 
 
 def _add_tiles(panel: _Panel, tiles: Tiles, bricks: BrickTable, tally: np.ndarray) -> None:

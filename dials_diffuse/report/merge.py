@@ -44,6 +44,7 @@ def merge_record(result: MergeResult) -> dict:
         "d_min": grid.d_min,
         "symmetry": symmetry_record(result.symmetry),
         "brightness": [asdict(b) for b in result.brightness],
+        "bragg_holes": asdict(result.holes) if result.holes else None,
         "n_observations": result.n_observations,
         "n_off_grid": result.n_off_grid,
         "n_refused": result.n_refused,

@@ -37,11 +37,17 @@ def _size(row) -> str:
     return f"{refinement.strengths[test.name].size ** -0.5:.3f}" if test.name in refinement.model.terms else "not used"
 
 
+def _of_images(row) -> str:
+    images = row[0].images
+    return "-" if images is None else f"{images.mean:.4f} +- {images.esd:.4f}"
+
+
 #: rows : (TermTest, Refinement)
 _TERMS = (
     Column("term", -24, "", lambda row: row[0].label),
     Column("fall of chi2 per observation of held-out voxels", 47, ".4f", lambda row: row[0].gain),
     Column("e.s.d.", 10, ".4f", lambda row: row[0].esd),
+    Column("of held-out images", 20, "", _of_images),
     Column("parameters", 12, "d", lambda row: row[0].n_parameters),
     Column("determined", 12, ".1f", lambda row: row[0].determined),
     Column("size", 10, "", _size),
@@ -55,10 +61,12 @@ def scaling_text(result: ScalingResult) -> str:
         f"{result.n_outliers} of {result.n_observations} observations are outliers and are left out",
         *_image_lines(result),
         "",
-        text_table(_TERMS, [(test, refinement) for test in refinement.tests]),
+        text_table(_TERMS, [(test, refinement) for test in refinement.judgement.tests]),
     ]
+    together = refinement.judgement.together
     lines += [
         "",
+        f"All that are used lower chi2 of held-out voxels by {together.mean:.4f} +- {together.esd:.4f} per observation",
         f"The scale of an observation is known to {100 * refinement.scale_errors.rms:.2f} %; sigma takes that in",
         "",
         "Not determined by the data and set by convention: mean of log b 0 over all sweeps; what of a depends on s or",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dials_diffuse.kernels.scaling import Residuals, deviations, orbit_sums, worst_deviation
-from dials_diffuse.scaling.intensities import Weights, levels_of, own_squares
+from dials_diffuse.scaling.intensities import Weights, levels_of, own_squares, sizes_tell
 from dials_diffuse.scaling.layout import S
 from dials_diffuse.scaling.model import Prediction
 from dials_diffuse.scaling.sample import TIMES, Observations
@@ -41,6 +41,8 @@ class ErrorModel:
     bands : (l + 1,) float64, |s| from band to band: there are fewer blocks than voxels
     common : (3, l) float64, standard deviation of what neighbourhoods have in common, the smallest first, each without
         what the next larger one has, relative to the isotropic part
+    tails : (k,) float64, 0 … 1, how much the size of the anisotropic part tells of the scale, of what it would tell if
+        its distribution were normal
     """
 
     shells: np.ndarray
@@ -48,6 +50,7 @@ class ErrorModel:
     spread: np.ndarray
     bands: np.ndarray
     common: np.ndarray
+    tails: np.ndarray
 
     def shell(self, s: np.ndarray) -> np.ndarray:
         return np.clip(np.searchsorted(self.shells, s, side="right") - 1, 0, len(self.spread) - 1)
@@ -95,7 +98,7 @@ def first_error_model(data: Observations) -> ErrorModel:
     low, high = shells[0], shells[-1]
     n_bands = int(np.clip((high - low) / _BAND, 1, N_SHELLS))
     bands, common = np.linspace(low, high, n_bands + 1), np.full((len(TIMES), n_bands), 0.05)
-    return ErrorModel(shells, np.zeros(N_SHELLS), np.full(N_SHELLS, 0.2), bands, common)
+    return ErrorModel(shells, np.zeros(N_SHELLS), np.full(N_SHELLS, 0.2), bands, common, np.ones(N_SHELLS))
 
 
 def weigh(prediction: Prediction, data: Observations, errors: ErrorModel, rejected: np.ndarray) -> Weights:
@@ -109,7 +112,8 @@ def weigh(prediction: Prediction, data: Observations, errors: ErrorModel, reject
     for above, band, parent in zip(errors.common, _bands(data, errors, s), data.parents):
         common.append(above[band][parent] / own)
         own = above[band]
-    return Weights(np.where(rejected, 0.0, 1 / variance), prior, tuple(common))
+    held = 1 - errors.tails[errors.shell(s)]
+    return Weights(np.where(rejected, 0.0, 1 / variance), prior, tuple(common), prediction.unit, held)
 
 
 def _bands(data: Observations, errors: ErrorModel, s: np.ndarray) -> list:
@@ -142,7 +146,8 @@ def update_errors(prediction: Prediction, data: Observations, errors: ErrorModel
     poisson = errors.expected(prediction, data.background) + data.background_variance
     signal = (unit * prediction.profile) ** 2
     own, *others = own_squares(levels)  # a step of expectation maximisation: never negative, stable
-    excess, spread = errors.excess.copy(), errors.spread.copy()
+    known, told = square / (square + whole_prior(data, prediction, errors)), sizes_tell(levels)
+    excess, spread, tails = errors.excess.copy(), errors.spread.copy(), errors.tails.copy()
     for k in range(len(spread)):
         mine = usable & (shell == k)
         if np.count_nonzero(mine) > 100:
@@ -150,11 +155,12 @@ def update_errors(prediction: Prediction, data: Observations, errors: ErrorModel
         voxels = measured & (shell_of_voxel == k)
         if np.count_nonzero(voxels) > 100:
             spread[k] = np.sqrt(np.clip(np.mean(own[voxels] / level[voxels] ** 2), _LEAST_SPREAD**2, 1.0))
+            tails[k] = min(2 * np.mean(known[voxels] ** 2) / np.mean(told[voxels] ** 2), 1.0)
     growth = [
         _growth(x, band, errors.common.shape[1]) for x, band in zip(others, _bands(data, errors, data.s_voxel[first]))
     ]
     common = np.clip(errors.common * np.sqrt(growth), _LEAST_SPREAD, 1.0)
-    return replace(errors, excess=excess, spread=spread, common=common)
+    return replace(errors, excess=excess, spread=spread, common=common, tails=tails)
 
 
 def _growth(square: np.ndarray, band: np.ndarray, n_bands: int) -> np.ndarray:

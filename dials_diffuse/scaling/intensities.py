@@ -26,11 +26,16 @@ class Weights:
     prior : (m,) float64, 1 / variance of what voxels have of their own
     common : of each level but the last, (k,) float64, standard deviation of what the next one has in common, relative
         to that of the own part
+    unit : (n,) float64, counts per unit of J when the weights were made
+    held : (m,) float64, 0 … 1, how far the size of J follows the scale that all observations of a voxel share, see
+        :func:`held_unit`
     """
 
     weight: np.ndarray
     prior: np.ndarray
     common: tuple
+    unit: np.ndarray
+    held: np.ndarray
 
 
 class Level(NamedTuple):
@@ -57,13 +62,27 @@ def _level(net, square, prior, common, parent) -> Level:
     return Level(net, square, total, reach, reach * prior / total, parent)
 
 
+def held_unit(prediction: Prediction, data: Observations, weights: Weights) -> np.ndarray:
+    """(n,) counts per unit of J, where J takes its share of what all observations of a voxel have in common.
+
+    How large J is tells something of the scale, but little: its distribution has long tails. A change of the scale that
+    observations of a voxel share is therefore taken by J itself, all but a part, see ``ErrorModel.tails``.
+    """
+    share = weights.weight * weights.unit**2
+    total, moved = (
+        np.bincount(data.orbit, x, len(data.unique)) for x in (share, share * np.log(prediction.unit / weights.unit))
+    )
+    shift = weights.held * moved / np.maximum(total, np.finfo(float).tiny)
+    return prediction.unit * np.exp(-shift)[data.orbit]
+
+
 def levels_of(prediction: Prediction, data: Observations, weights: Weights, residual: np.ndarray) -> list:
     """Level of the voxels, and of each size of neighbourhoods.
 
     residual : (n,) float64, counts less what is expected without anisotropic part
     """
-    sums = np.zeros((len(data.unique), 2))
-    orbit_sums(Residuals(data.orbit, weights.weight, residual, prediction.unit), weights.weight <= 0, sums)
+    sums, unit = np.zeros((len(data.unique), 2)), held_unit(prediction, data, weights)
+    orbit_sums(Residuals(data.orbit, weights.weight, residual, unit), weights.weight <= 0, sums)
     members = (*data.parents, np.zeros(int(data.parents[-1].max()) + 1, dtype=np.int64))
     commons = (*weights.common, np.zeros(len(members[-1])))
     levels, (net, square), prior = [], sums.T, weights.prior
@@ -101,3 +120,12 @@ def own_squares(levels: list) -> list:
             variance = variance + shift**2 * spread[level.parent]
         result.append(mean**2 + variance)
     return result
+
+
+def sizes_tell(levels: list) -> np.ndarray:
+    """(m,) derivative of log likelihood by the scale of a voxel, as far as it comes from the size of J, its own part.
+
+    Source: docs/theory.md, Scaling
+    """
+    (anisotropic, variance), level = most_probable(levels)[0], levels[0]
+    return anisotropic * (level.net - level.square * anisotropic) - level.square * variance

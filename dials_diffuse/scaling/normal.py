@@ -11,7 +11,8 @@ more voxels a neighbourhood has, the surer it is of it.
 
 With a prior on J the best scales are not those of the smallest χ²: larger scales make J smaller, which the prior likes.
 Integrated over J, the likelihood has the term Σ log(Σ w u² + 1/τ²), and those of neighbourhoods, that balance this;
-they are part of "χ²" here.
+they are part of "χ²" here. What the size of J says of a scale that all observations of a voxel share is reduced to what
+its long tails allow (:func:`~dials_diffuse.scaling.intensities.held_unit`): in the gradient, the matrix has all of it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from dials_diffuse.kernels.normal import (
     voxel_sums,
 )
 from dials_diffuse.kernels.scaling import Design
-from dials_diffuse.scaling.intensities import Level, Weights, levels_of, most_probable
+from dials_diffuse.scaling.intensities import Level, Weights, levels_of, most_probable, sizes_tell
 from dials_diffuse.scaling.layout import Rows, S
 from dials_diffuse.scaling.model import Prediction, ScaleModel
 from dials_diffuse.scaling.sample import Observations
@@ -73,6 +74,11 @@ def add(parts) -> Normal:
         sum(p.chi2 for p in parts),
         sum(p.n for p in parts),
     )
+
+
+def subtract(whole: Normal, part: Normal) -> Normal:
+    """What is left of normal equations without a part of them."""
+    return Normal(whole.matrix - part.matrix, whole.vector - part.vector, whole.chi2 - part.chi2, whole.n - part.n)
 
 
 class Bases(NamedTuple):
@@ -186,8 +192,10 @@ class _Sums:
         anisotropic, variance = (x[data.orbit] for x in most_probable(levels)[0])
         factors = _factors(model, data, prediction, anisotropic + prediction.smooth * prediction.profile)
         gradient = factors * (weight * (residual - unit * anisotropic))
-        for acts in (Acts.GAIN, Acts.SCALE):  # half the derivative of the logarithms
-            gradient[_ACTS.index(acts)] -= weight * unit**2 * variance
+        share = weight * unit**2
+        held = weights.held * sizes_tell(levels) / np.maximum(levels[0].square, np.finfo(float).tiny)
+        for acts in (Acts.GAIN, Acts.SCALE):  # half the derivative of the logarithms, and what sizes do not tell
+            gradient[_ACTS.index(acts)] -= share * (variance + held[data.orbit])
         root = np.sqrt(weight)
         factors *= root
         self._add_rows(data, bases, factors, gradient)

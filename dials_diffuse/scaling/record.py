@@ -35,7 +35,8 @@ def scaling_record(result: ScalingResult) -> dict:
             "used": list(model.terms),
             "smoothing": {key: s.roughness for key, s in refinement.strengths.items() if key in model.terms},
             "size": {key: s.size**-0.5 for key, s in refinement.strengths.items() if key in model.terms},
-            "tests": [asdict(t) for t in refinement.tests],
+            "tests": [asdict(t) for t in refinement.judgement.tests],
+            "together": asdict(refinement.judgement.together),
         },
         "scale_error": {
             "rms": refinement.scale_errors.rms,
@@ -48,6 +49,7 @@ def scaling_record(result: ScalingResult) -> dict:
             "spread": refinement.errors.spread,
             "bands": refinement.errors.bands,
             "common": [list(row) for row in refinement.errors.common],
+            "tails": refinement.errors.tails,
         },
         "profile": _profile(model),
         "model": model_record(model, refinement.scale_errors, result.parameters),

@@ -18,15 +18,15 @@ from dials_diffuse.scaling.error_model import (
     update_errors,
     weigh,
 )
-from dials_diffuse.scaling.layout import Layout
+from dials_diffuse.scaling.judging import Gain, Judgement, Stretch, judge_terms
+from dials_diffuse.scaling.layout import Layout, T
 from dials_diffuse.scaling.model import Prediction, ScaleModel, start_model
-from dials_diffuse.scaling.normal import Normal, Part, add, bases_of, chi2, normal_equations
+from dials_diffuse.scaling.normal import Normal, Part, add, bases_of, chi2, normal_equations, subtract
 from dials_diffuse.scaling.sample import Observations, alike
 from dials_diffuse.scaling.scaling_parameters import ScalingParameters
 from dials_diffuse.scaling.solve import (
     Space,
     System,
-    judge_terms,
     make_space,
     make_system,
     most_probable_strengths,
@@ -43,6 +43,9 @@ logger = logging.getLogger("dials.diffuse.scaling")
 
 #: observations on which the terms are tried, and on which refinement begins: it starts far away
 _TRIAL_OBSERVATIONS, _FIRST_OBSERVATIONS = 150_000, 30_000
+
+#: each sweep is cut into so many stretches of images to test the terms, with so many observations
+_STRETCHES, _STRETCHED_OBSERVATIONS = 4, 12_000
 
 #: steps, at most, without terms, with those that differ most between sweeps, with all of them, and with those that stay
 _FEW_STEPS, _TRIAL_STEPS = 3, 6
@@ -89,7 +92,7 @@ class Refinement:
     ----------
     model, errors : ScaleModel and ErrorModel
     strengths : key -> Strength of the prior of each term, those of the crystal included
-    tests : list of TermTest, in the order of the table of terms
+    judgement : Judgement of the terms, in the order of their table
     history : list of dictionaries, one for each step: terms, χ² per observation before it and as expected after it,
         share of the step that was taken, rejected observations, largest step of each term
     scale_errors : how well the scale of an observation is known
@@ -99,7 +102,7 @@ class Refinement:
     model: ScaleModel
     errors: ErrorModel
     strengths: dict
-    tests: list
+    judgement: Judgement
     history: list
     scale_errors: ScaleErrors
     trial: Trial | None
@@ -209,11 +212,25 @@ class _Refiner:
             before = found.fall
         return state
 
-    def test(self, terms) -> list:
-        """TermTest of each of the terms, by the last step: the equations know where the minimum is."""
+    def test(self, terms, stretches: list) -> Judgement:
+        """Of the terms, by the last step: the equations know where the minimum is.
+
+        stretches : see :meth:`stretches`
+        """
         last = self.last
         folds = [projected(fold, last.system.space) for fold in last.folds]
-        return judge_terms(folds, last.system, last.strengths, terms)
+        return judge_terms(folds, stretches, last.system, last.strengths, terms)
+
+    def stretches(self, state: _State) -> list:
+        """Stretches of images, each of the same share of every sweep."""
+        space, number = self.spaces(state.model), np.minimum(self.data.coordinates[:, T] * _STRETCHES, _STRETCHES - 1)
+        of_all = projected(add(self.normals(state, self.weights(state), False)), space)
+        result = []
+        for k in range(_STRETCHES):
+            rest = replace(state, rejected=state.rejected | (number.astype(int) == k))
+            others = projected(add(self.normals(rest, self.weights(rest), False)), space)
+            result.append(Stretch(subtract(of_all, others), others))
+        return result
 
     def scale_errors(self, state: _State, n_sweeps: int) -> ScaleErrors:
         """Of the state after the last step: where steps ended too early, equations are found once more."""
@@ -309,18 +326,21 @@ def refine(
         trial.history = first.history
         state = trial.state(state.model, state.errors, state.strengths)
         state = trial.improve(state, _TRIAL_STEPS, _SMALL_FOR_TESTS, True)
-    tests: list = []
+    judgement = Judgement([], Gain(0.0, 0.0))
     if state.model.terms:
         terms = [full.block(term.key) for term in TERMS if term.key in full.terms]
-        tests = trial.test(terms)
-        kept = [test.name for test in tests if test.kept or not parameters.automatic]
+        few = part(_STRETCHED_OBSERVATIONS)
+        few.history = first.history
+        stretches = few.stretches(few.state(state.model, state.errors, state.strengths))
+        judgement = trial.test(terms, stretches)
+        kept = [test.name for test in judgement.tests if test.kept or not parameters.automatic]
         state = trial.state(state.model.with_terms(kept), state.errors, state.strengths)
     every.history = trial.history
     state = every.state(state.model, state.errors, state.strengths)
     for _ in progress(range(1), 1, "Refining the scale model"):
         state = every.improve(state, parameters.n_cycles)
     errors = every.scale_errors(state, len(layout.start))
-    return Refinement(state.model, state.errors, state.strengths, tests, every.history, errors, before)
+    return Refinement(state.model, state.errors, state.strengths, judgement, every.history, errors, before)
 
 
 def _stages(full: ScaleModel) -> list:

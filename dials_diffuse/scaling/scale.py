@@ -193,7 +193,7 @@ def scale_observations(
     >>> from dials_diffuse.scaling.terms.drift import DriftOptions
     >>> parameters = ScalingParameters(terms=("b", "c"), options=(DriftOptions(angle=20.0),))
     >>> result = scale_observations(["diffuse_integrated.h5"], parameters, "diffuse_scaled.h5", Provenance())
-    >>> result.n_observations, [test.label for test in result.refinement.tests]
+    >>> result.n_observations, [test.label for test in result.refinement.judgement.tests]
     (6376, ['drift', 'offset'])
     """
     stored = StoredModel(parameters.model_from) if parameters.model_from else None
@@ -265,9 +265,11 @@ def scale_observations(
         _write(source, images.used(experiments), path, provenance, predictions, rejected, scale, threads)
         origins = tuple((file.path, i) for file in source.files for i in file.numbers)
     n_outliers = int(rejected.sum()) - n_left_out
-    lost = [t.label for t in refinement.tests if not t.kept]
+    lost = [t.label for t in refinement.judgement.tests if not t.kept]
     if parameters.automatic and lost:
-        logger.info("Left out, because held-out voxels are not predicted better with them: %s", ", ".join(lost))
+        logger.info(
+            "Left out, because what is kept out of the fit is not predicted better with them: %s", ", ".join(lost)
+        )
     prediction = refinement.model.predict_observations(data)
     rejected = find_outliers(prediction, data, refinement.errors, parameters.outlier_n_sigma)
     batches = residuals_by_batch(prediction, data, refinement.errors, experiments, rejected)
@@ -331,7 +333,7 @@ def _absolute_scale(grid, data, layout, refinement, bragg, expectation, method) 
         scaled_bragg(bragg, layout, model),
         expectation,
         method,
-        bool(np.all(subtracted[seen > 0] > 0)),
+        bool(np.all(2 * subtracted[seen > 0] > seen[seen > 0])),  # tails of Bragg peaks are a background of few
     )
 
 
@@ -366,7 +368,7 @@ def _uncertain_scale(refinement: Refinement, data: Observations) -> list:
     size, rms = refinement.errors.size, refinement.scale_errors.rms
     if rms < _UNCERTAIN * size:
         return []
-    tests = {test.name: test for test in refinement.tests}
+    tests = {test.name: test for test in refinement.judgement.tests}
     used = [tests[key] for key in refinement.model.terms]
     parts = ", ".join(f"{t.determined:.0f} of {t.n_parameters} of {t.label}" for t in used)
     return [

@@ -1,4 +1,4 @@
-"""One step of the refinement: priors and their strengths, what is fixed because nothing can tell it, tests of terms."""
+"""One step of the refinement: priors and their strengths, and what is fixed because nothing can tell it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from scipy import linalg
 
 from dials_diffuse.scaling.model import ScaleModel
-from dials_diffuse.scaling.normal import Normal, add
+from dials_diffuse.scaling.normal import Normal
 from dials_diffuse.scaling.sample import Observations
 
 #: limits of the strengths of priors, and what one update may change them by
@@ -20,12 +20,6 @@ _LARGEST = 4.0
 
 #: the size of a term is what these many coefficients of the expected size, and its own, say together
 _PSEUDO = 2.0
-
-#: a term that lowers χ² per held-out observation by less does not matter
-_LEAST_GAIN = 5e-4
-
-#: logarithm of the least ratio of the evidences with and without a term
-_LEAST_EVIDENCE = 10.0
 
 #: of the anisotropic part, how much may be a smooth function of the direction
 _SMOOTH_SHARE = 0.3
@@ -159,7 +153,7 @@ class Posterior:
 
     step : (q,) float64, to it
     fall : of χ² and priors by the step
-    factor, unit : of the matrix, see :func:`_factor`
+    factor, unit : of the matrix, see :func:`factorised`
     """
 
     step: np.ndarray
@@ -181,7 +175,7 @@ class Posterior:
         return np.einsum("ij,ij->j", inverse, np.tri(len(inverse)) * inverse) * self.unit**2
 
 
-def _factor(matrix: np.ndarray) -> tuple:
+def factorised(matrix: np.ndarray) -> tuple:
     """Cholesky factor of a matrix with its diagonal made 1, and the factors (q,) that do so.
 
     Penalties differ by many orders: with a unit diagonal, what keeps the solution finite is small for all parameters.
@@ -202,16 +196,16 @@ def _ridged(matrix: np.ndarray, ridge: float) -> np.ndarray:
     return result
 
 
-def _minimum(normal: Normal, precision: np.ndarray, position: np.ndarray) -> np.ndarray:
+def minimum(normal: Normal, precision: np.ndarray, position: np.ndarray) -> np.ndarray:
     """(q,) the step to the minimum of χ² plus priors, from projected normal equations."""
-    factor, unit = _factor(normal.matrix + np.diag(precision))
+    factor, unit = factorised(normal.matrix + np.diag(precision))
     return unit * linalg.cho_solve(factor, unit * (normal.vector - precision * position))
 
 
 def posterior(normal: Normal, system: System, strengths: dict) -> Posterior:
     """From projected normal equations, with given strengths."""
     precision = system.precision(strengths)
-    (factor, _), unit = _factor(normal.matrix + np.diag(precision))
+    (factor, _), unit = factorised(normal.matrix + np.diag(precision))
     slope = normal.vector - precision * system.position
     step = unit * linalg.cho_solve((factor, True), unit * slope)
     return Posterior(step, float(slope @ step), factor, unit)
@@ -268,124 +262,3 @@ def determined(normal: Normal, system: System, strengths: dict) -> dict:
     """key -> number of parameters that the data determine, and not the priors; between 0 and all."""
     variance, precision = posterior(normal, system, strengths).variance, system.precision(strengths)
     return {key: float(np.sum(1 - precision[at] * variance[at])) for key, (at, _) in system.space.parts.items()}
-
-
-@dataclass(frozen=True)
-class TermTest:
-    """Did a term earn its parameters?
-
-    Attributes
-    ----------
-    name, label : key of the term, and what people call it
-    gain : fall of χ² of held-out voxels by having the term, per observation
-    esd : of the gain, from its scatter between folds
-    evidence : logarithm of the ratio of the probabilities of the data with and without the term
-    n_parameters, determined : directions in which it can change, and how many of them the data determine
-    kept : was it kept
-    """
-
-    name: str
-    label: str
-    gain: float
-    esd: float
-    evidence: float
-    n_parameters: int
-    determined: float
-    kept: bool
-
-
-def judge_terms(folds: list, system: System, strengths: dict, terms) -> list:
-    """Which terms are needed? One after the other, those that are not are left out, the least useful one first.
-
-    A term is kept when the data are much more probable with it, its coefficients integrated out, and when held-out
-    voxels are predicted better with it: by more than three times the e.s.d. of the gain, which must not be negligible.
-    Of terms that nearly every experiment has, it is enough that the prediction does not become worse.
-
-    Only scales are judged by what was kept out. The isotropic part, and the smooth anisotropic one, keep the curvature
-    that they have from all folds: a block near the beam holds all there is at its |s|, and extrapolation to it would be
-    all that counts.
-
-    Parameters
-    ----------
-    folds : projected normal equations of disjoint sets of voxels
-    terms : of Term, those to test
-
-    Returns
-    -------
-    list of TermTest, in the order of ``terms``
-    """
-    everything = add(folds)
-    number = determined(everything, system, strengths)
-    crystal = system.space.crystal
-    others = []
-    for fold in folds:
-        matrix = everything.matrix - fold.matrix
-        matrix[crystal, crystal] += fold.matrix[crystal, crystal]
-        others.append(Normal(matrix, everything.vector - fold.vector, 0.0, 0))
-
-    def scores(lost) -> np.ndarray:
-        return np.array([f.at(_without(o, system, strengths, lost)) for f, o in zip(folds, others)])
-
-    result: dict = {}
-    lost: list = []
-    wanted = list(terms)
-    while wanted:
-        having = scores(lost)
-        tests = []
-        for term in wanted:
-            gains = (scores([*lost, term.key]) - having) / everything.n
-            gain, esd = float(gains.sum()), float(np.std(gains, ddof=1) * np.sqrt(len(gains)))
-            evidence = _evidence(everything, system, strengths, term.key, lost)
-            enough = -esd if term.usual else max(3 * esd, _LEAST_GAIN)
-            kept = gain > enough and evidence > _LEAST_EVIDENCE
-            n = len(system.space.parts[term.key].roughness)
-            tests.append(TermTest(term.key, term.label, gain, esd, evidence, n, number[term.key], kept))
-        result.update((test.name, test) for test in tests)
-        useless = [test for test in tests if not test.kept]
-        if not useless:
-            break
-        worst = min(useless, key=lambda test: test.gain)
-        lost.append(worst.name)
-        wanted = [term for term in wanted if term.key != worst.name]
-    return [result[term.key] for term in terms]
-
-
-def _split(system: System, lost) -> tuple:
-    """(q,) bool, directions that stay when terms with these keys have the coefficients zero."""
-    stay = np.ones(len(system.position), dtype=bool)
-    for key in lost:
-        stay[system.space.parts[key].at] = False
-    return stay
-
-
-def _without(normal: Normal, system: System, strengths: dict, lost) -> np.ndarray:
-    """(q,) the step to the minimum with the coefficients of some terms zero."""
-    stay, precision = _split(system, lost), system.precision(strengths)
-    step = np.where(stay, 0.0, system.origin - system.position)
-    rest = normal.vector - normal.matrix @ step
-    reduced = Normal(normal.matrix[np.ix_(stay, stay)], rest[stay], 0.0, 0)
-    step[stay] = _minimum(reduced, precision[stay], system.position[stay])
-    return step
-
-
-def _evidence(normal: Normal, system: System, strengths: dict, key: str, lost) -> float:
-    """Logarithm of p(data | with the term) / p(data | without), by the ratio of Savage and Dickey.
-
-    That is the density of the prior over that of the posterior, where the coefficients of the term are zero.
-    """
-    precision, stay = system.precision(strengths), _split(system, lost)
-    step = np.where(stay, 0.0, system.origin - system.position)
-    rest = normal.vector - normal.matrix @ step
-    own = np.zeros(len(stay), dtype=bool)
-    own[system.space.parts[key].at] = True
-    matrix = normal.matrix + np.diag(precision)
-    others = stay & ~own
-    factor, unit = _factor(matrix[np.ix_(others, others)])
-    right = np.column_stack([matrix[np.ix_(others, own)], (rest - precision * system.position)[others]])
-    solved = unit[:, None] * linalg.cho_solve(factor, unit[:, None] * right)
-    curvature = matrix[np.ix_(own, own)] - matrix[np.ix_(own, others)] @ solved[:, :-1]
-    vector = (rest - precision * system.position)[own] - matrix[np.ix_(own, others)] @ solved[:, -1]
-    away = (system.origin - system.position)[own] - linalg.solve(curvature, vector, assume_a="pos")
-    at_zero = precision[own] @ system.origin[own] ** 2
-    logs = np.sum(np.log(precision[own])) - np.linalg.slogdet(curvature)[1]
-    return float(0.5 * (logs - at_zero + away @ curvature @ away))

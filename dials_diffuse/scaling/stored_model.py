@@ -13,12 +13,13 @@ from dials_diffuse.files.record import read_json
 from dials_diffuse.scaling.error_model import find_outliers, first_error_model, update_errors
 from dials_diffuse.scaling.image_decision import ImageDecision, rows_of_images
 from dials_diffuse.scaling.images import BadImage, check_images
+from dials_diffuse.scaling.judging import Gain, Judgement, TermTest
 from dials_diffuse.scaling.layout import Layout, S
 from dials_diffuse.scaling.model import ScaleModel, terms_at_start
 from dials_diffuse.scaling.refine import Refinement
 from dials_diffuse.scaling.sample import Observations
 from dials_diffuse.scaling.scaling_parameters import ScalingParameters
-from dials_diffuse.scaling.solve import Strength, TermTest
+from dials_diffuse.scaling.solve import Strength
 from dials_diffuse.scaling.terms.base import Extent, chosen
 from dials_diffuse.scaling.terms.crystal import Profile, SmoothPart
 from dials_diffuse.scaling.terms.table import OPTIONS
@@ -93,7 +94,8 @@ class StoredModel:
             self._check_sweeps(experiments)
             bad = [_bad_image(item) for item in record["images"]["bad"]]
             left_out = bool(record["images"]["left_out"])
-            terms, tests = record["terms"], [TermTest(**test) for test in record["terms"]["tests"]]
+            terms = record["terms"]
+            judgement = Judgement([_term_test(test) for test in terms["tests"]], Gain(**terms["together"]))
             strengths = {key: Strength(terms["size"][key] ** -2.0, terms["smoothing"][key]) for key in terms["used"]}
             model, scale_errors = self._model(layout), self._scale_errors(len(experiments))
         self._check_range(data)
@@ -104,7 +106,7 @@ class StoredModel:
         for _ in range(_ROUNDS):
             errors = update_errors(prediction, data, errors, rejected)
             rejected = find_outliers(prediction, data, errors, parameters.outlier_n_sigma)
-        refinement = Refinement(model, errors, strengths, tests, record["refinement"], scale_errors, None)
+        refinement = Refinement(model, errors, strengths, judgement, record["refinement"], scale_errors, None)
         sweeps, _ = check_images(refinement, data, layout, experiments, parameters.outlier_n_sigma)
         return refinement, data, ImageDecision(bad, left_out, 0, sweeps)
 
@@ -161,6 +163,10 @@ class StoredModel:
 def _bad_image(item: dict) -> BadImage:
     known = {field.name for field in fields(BadImage)}
     return BadImage(**{key: tuple(x) if isinstance(x, list) else x for key, x in item.items() if key in known})
+
+
+def _term_test(item: dict) -> TermTest:
+    return TermTest(**{**item, "images": None if item["images"] is None else Gain(**item["images"])})
 
 
 def _shown(identifiers: list) -> str:

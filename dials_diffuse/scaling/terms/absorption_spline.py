@@ -28,6 +28,7 @@ class AbsorptionSpline(Spline):
     options = AbsorptionOptions
     each_sweep = True
     usual = True
+    local = True
     expected = 0.03
 
     @classmethod

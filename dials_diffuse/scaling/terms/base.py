@@ -123,6 +123,7 @@ class Term(ABC):
     smoothing : strength of the penalty on roughness; None: what makes the data most probable
     expected : what is expected of the size of the coefficients before there are data, which then tell more of it
     usual : does nearly every experiment have it? Others have to predict better what was kept out of the fit
+    local : is each coefficient that of a few images, so that other images do not tell it?
     """
 
     start: int
@@ -139,6 +140,7 @@ class Term(ABC):
     smoothing: ClassVar[float | None] = None
     expected: ClassVar[float] = 0.3
     usual: ClassVar[bool] = False
+    local: ClassVar[bool] = False
 
     @classmethod
     def fits(cls, extent: Extent) -> bool:

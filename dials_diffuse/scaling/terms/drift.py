@@ -40,6 +40,7 @@ class Drift(Spline):
     acts = Acts.SCALE
     each_sweep = True
     usual = True
+    local = True
     repeats = True
     expected = 0.5
 

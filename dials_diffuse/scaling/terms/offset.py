@@ -53,6 +53,7 @@ class Offset(Spline):
     acts = Acts.OFFSET
     each_sweep = True
     usual = True
+    local = True
     repeats = True
 
     @classmethod

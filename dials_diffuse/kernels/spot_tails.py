@@ -1,0 +1,130 @@
+"""What is left of Bragg spots outside their masks, voxel by voxel."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from dials_diffuse.kernels.accumulate import is_outlier
+from dials_diffuse.kernels.image import across, sector_of
+from dials_diffuse.kernels.jit import njit
+
+
+class Tails(NamedTuple):
+    """Spots on a panel in one image, and their profiles.
+
+    centre : (n, 2) float64, x, y in pixels
+    axes : (n, 2, 3) float64, unit vectors as in Outlines
+    radius_px : (n,) float64, half width of the box that is searched, pixels
+    reach, unit : (n,) float64 radians, where tails end, and of the distances
+    counts : (n,) float64, expected in a pixel where the profile is 1
+    profile : (n,) int64, of ``log_density``
+    distance : (n_distances,) float64 units, ascending from 0
+    log_density : (n_profiles, n_sectors, n_distances) float64
+    """
+
+    centre: np.ndarray
+    axes: np.ndarray
+    radius_px: np.ndarray
+    reach: np.ndarray
+    unit: np.ndarray
+    counts: np.ndarray
+    profile: np.ndarray
+    distance: np.ndarray
+    log_density: np.ndarray
+
+
+@njit
+def box(tails, i, nx, ny):
+    """Limits x0, x1, y0, y1 of the pixels that are searched about spot i."""
+    x, y, r = tails.centre[i, 0], tails.centre[i, 1], tails.radius_px[i]
+    return (
+        min(nx, max(0, int(math.floor(x - r)))),
+        max(0, min(nx, int(math.ceil(x + r)) + 1)),
+        min(ny, max(0, int(math.floor(y - r)))),
+        max(0, min(ny, int(math.ceil(y + r)) + 1)),
+    )
+
+
+@njit
+def count_boxes(tails, nx, ny):
+    """Pixels in all boxes together."""
+    n = 0
+    for i in range(len(tails.reach)):
+        x0, x1, y0, y1 = box(tails, i, nx, ny)
+        n += max(x1 - x0, 0) * max(y1 - y0, 0)
+    return n
+
+
+@njit
+def density(tails, i, e1, e2):
+    """Profile of spot i at (e1, e2) radians from it, per squared unit; logarithms are linear between what is known."""
+    r = math.hypot(e1, e2) / tails.unit[i]
+    k = min(max(np.searchsorted(tails.distance, r, side="right") - 1, 0), len(tails.distance) - 2)
+    far = min((r - tails.distance[k]) / (tails.distance[k + 1] - tails.distance[k]), 1.0)
+    table = tails.log_density[tails.profile[i]]
+    sector, part = sector_of(e1, e2, table.shape[0])
+    after = (sector + 1) % table.shape[0]
+    here = (1 - far) * table[sector, k] + far * table[sector, k + 1]
+    there = (1 - far) * table[after, k] + far * table[after, k + 1]
+    return math.exp((1 - part) * here + part * there)
+
+
+@njit
+def tails_in_voxels(pixels, reading, norm, guard, view, steps, extent, key_offset, tails, keys, counts, rates):
+    """Expected counts of spots in all pixels that are used, with the voxels of these.
+
+    Pixels are used and get their voxels as in ``accumulate``.
+
+    Parameters
+    ----------
+    pixels, reading, norm, guard, view, steps, extent, key_offset : as for ``accumulate``
+    tails : Tails
+    keys : (m,) int64, counts, rates : (m,) float64, written: counts, and counts over the norm
+
+    Returns
+    -------
+    n : how many entries were written
+    """
+    ny, nx = pixels.raw.shape
+    u = view.directions
+    a = steps.axis_cross_s0
+    n_sub = len(steps.angles)
+    weight = view.weight / n_sub
+    e0, e1, e2 = extent[0], extent[1], extent[2]
+    n = 0
+    for i in range(len(tails.reach)):
+        x0, x1, y0, y1 = box(tails, i, nx, ny)
+        for y in range(y0, y1):
+            for x in range(x0, x1):
+                value = pixels.raw[y, x]
+                if pixels.bad[y, x] != 0 or pixels.bragg[y, x] == pixels.number:
+                    continue
+                if not (reading.low <= value <= reading.high):
+                    continue
+                ux, uy, uz = u[0, y, x], u[1, y, x], u[2, y, x]
+                f1, f2 = across(tails.axes[i], ux, uy, uz)
+                if math.hypot(f1, f2) > tails.reach[i]:
+                    continue
+                c = norm.corrections[y, x] * norm.exposure
+                shell = guard.shell[y, x]
+                limit = guard.threshold[shell]
+                seen = (value - reading.pedestal) / reading.gain
+                if limit >= 0.0 and is_outlier(seen, guard.rate[shell] * c, limit):
+                    continue
+                tail = weight * tails.counts[i] * density(tails, i, f1, f2)
+                entering = 1 if a[0] * ux + a[1] * uy + a[2] * uz > 0.0 else 0
+                for k in range(n_sub):
+                    m, o = steps.matrices[k], steps.origins[k]
+                    i0 = int(math.floor(m[0, 0] * ux + m[0, 1] * uy + m[0, 2] * uz - o[0] + 0.5)) + e0
+                    i1 = int(math.floor(m[1, 0] * ux + m[1, 1] * uy + m[1, 2] * uz - o[1] + 0.5)) + e1
+                    i2 = int(math.floor(m[2, 0] * ux + m[2, 1] * uy + m[2, 2] * uz - o[2] + 0.5)) + e2
+                    if not (0 <= i0 <= 2 * e0 and 0 <= i1 <= 2 * e1 and 0 <= i2 <= 2 * e2):
+                        continue
+                    keys[n] = 2 * ((i0 * (2 * e1 + 1) + i1) * (2 * e2 + 1) + i2) + entering + key_offset
+                    counts[n] = tail
+                    rates[n] = tail / c
+                    n += 1
+    return n
