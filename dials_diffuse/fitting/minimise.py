@@ -15,7 +15,7 @@ from dials_diffuse.models.prepared import Prepared
 #: converged when a step would lower the objective by less than this fraction of its value per voxel: parameters are
 #: then within a small part of their errors
 _TOLERANCE = 1e-5
-_MAX_ITERATIONS = 60
+_MAX_ITERATIONS = 200
 #: steps by the Gauss-Newton matrix. It lacks what residuals and second derivatives make, so that its steps crawl where
 #: no model fits, or few data tell many parameters; later ones are by the whole Hessian
 _GAUSS_NEWTON = 10
