@@ -55,7 +55,7 @@ def run(name: str, call: str) -> dict:
 def with_tables(page: str, found: dict) -> str:
     """The page with what was printed between the marks of each benchmark that ran."""
     for name, result in found.items():
-        page = filled(page, name, ["```", *(line for line in result["text"] if line), "```"])
+        page = filled(page, name, ["```text", *(line for line in result["text"] if line), "```"])
     return page
 
 

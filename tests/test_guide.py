@@ -28,10 +28,10 @@ NOT_RUN = {
 
 #: so that commands take seconds: parameters that are put before their own
 FASTER = {
-    "integrate": ["nproc=1"],
+    "integrate": ["nproc=1", "d_max=7"],
     "process": ["nproc=1", "integrate.d_min=2", "scale.model=b", "fit.profile=False", "fit.starts=1"],
     "scale": ["model=b"],
-    "fit": ["starts=1", "profile=False", "pairs.strength=1"],
+    "fit": ["starts=1", "profile=False", "pairs.strength=1", "prior.strength=0.1"],
     "simulate": ["d_min=2.5", "nproc=1", "grid.subdivide=2,2,2"],
 }
 

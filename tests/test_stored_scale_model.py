@@ -105,4 +105,4 @@ def test_other_sweeps_and_other_files_are_refused(coarse, tmp_path):
     both["model"]["s_range"] = [0.2, 0.25]
     (tmp_path / "e.json").write_text(json.dumps(both), encoding="utf-8")
     path = folder / "in.h5"
-    refused(tmp_path / "e.json", "damaged|integrate the coarse grid with the same d_min")
+    refused(tmp_path / "e.json", "damaged|integrate both grids with the same d_min")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -145,7 +146,8 @@ class StoredModel:
             raise self._wrong(
                 f"was refined from |s| = {low:.3f} to {high:.3f} 1/Å, and observations are from {s.min():.3f} to "
                 f"{s.max():.3f}",
-                "integrate the coarse grid with the same d_min and d_max",
+                "integrate both grids with the same d_min and d_max"
+                + (f", d_max={math.floor(100 / low) / 100:g} or less" if s.min() < low - _BEYOND else ""),
             )
 
     @contextmanager
