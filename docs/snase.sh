@@ -27,8 +27,20 @@ cd "$output"
 # shellcheck source=steps.sh
 . "$checkout/docs/steps.sh"
 
+# Packed images would be unpacked by each of the steps.
+unpack() {
+  mkdir -p images
+  python3 - "$1" <<'PYTHON'
+import bz2, pathlib, sys
+
+for packed in pathlib.Path(sys.argv[1]).glob("*.img.bz2"):
+    pathlib.Path("images", packed.stem).write_bytes(bz2.decompress(packed.read_bytes()))
+PYTHON
+}
+step unpack unpack "$images"
+
 # The headers do not say how the crystal was turned: 1° per image, about the horizontal.
-step import dials.import template="$images/snc_newhead_#####.img.bz2" convert_stills_to_sequences=True \
+step import dials.import template="$PWD/images/snc_newhead_#####.img" convert_stills_to_sequences=True \
   geometry.goniometer.axes=1,0,0 geometry.scan.oscillation=0,1
 step find_spots dials.find_spots imported.expt
 step index dials.index imported.expt strong.refl space_group=P41 unit_cell=48.4,48.4,63.3,90,90,90

@@ -35,7 +35,7 @@ class MaskCheck:
     ----------
     n_images : that were looked at
     inside, beside : mean of (C − m)/√(m + 1), where m is what pixels of this resolution count; cut off at ±8
-    difference, esd : of the two, from the scatter of the images; NaN where there are too few pixels or images
+    difference, esd : of the two, from the scatter of the images
     """
 
     n_images: int
@@ -46,7 +46,7 @@ class MaskCheck:
 
     @property
     def empty(self) -> bool:
-        """Are there no peaks in the masks? False where nothing can be said."""
+        """Are there no peaks in the masks?"""
         return self.difference < _N_SIGMA * self.esd and self.difference + _N_SIGMA * self.esd < _HARDLY
 
 
@@ -59,7 +59,7 @@ def check_masks(job: Job, images: np.ndarray) -> MaskCheck | None:
 
     Returns
     -------
-    MaskCheck, or None where nothing is masked
+    MaskCheck, or None where nothing is masked, or too few pixels or images tell something
 
     Raises
     ------
@@ -75,7 +75,7 @@ def check_masks(job: Job, images: np.ndarray) -> MaskCheck | None:
         if min(len(inside), len(beside)) >= _FEWEST_PIXELS:
             means.append((inside.mean(), beside.mean()))
     if len(means) < _FEWEST:
-        return MaskCheck(len(means), *[math.nan] * 4)
+        return None
     inside, beside = np.transpose(means)
     difference = inside - beside
     esd = float(np.std(difference, ddof=1)) / math.sqrt(len(means))
