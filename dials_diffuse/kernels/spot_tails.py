@@ -49,16 +49,6 @@ def box(tails, i, nx, ny):
 
 
 @njit
-def count_boxes(tails, nx, ny):
-    """Pixels in all boxes together."""
-    n = 0
-    for i in range(len(tails.reach)):
-        x0, x1, y0, y1 = box(tails, i, nx, ny)
-        n += max(x1 - x0, 0) * max(y1 - y0, 0)
-    return n
-
-
-@njit
 def density(tails, i, e1, e2):
     """Profile of spot i at (e1, e2) radians from it, per squared unit; logarithms are linear between what is known."""
     r = math.hypot(e1, e2) / tails.unit[i]
@@ -73,16 +63,37 @@ def density(tails, i, e1, e2):
 
 
 @njit
-def tails_in_voxels(pixels, reading, norm, guard, view, steps, extent, key_offset, tails, keys, counts, rates):
-    """Expected counts of spots in all pixels that are used, with the voxels of these.
+def paint_tails(pixels, view, tails, expected):
+    """Add the counts that are expected of spots to the pixels of a panel that are neither bad nor masked.
 
-    Pixels are used and get their voxels as in ``accumulate``.
+    pixels, view : as for ``accumulate``; tails : Tails; expected : (ny, nx) float64
+    """
+    ny, nx = pixels.raw.shape
+    u = view.directions
+    for i in range(len(tails.reach)):
+        x0, x1, y0, y1 = box(tails, i, nx, ny)
+        for y in range(y0, y1):
+            for x in range(x0, x1):
+                if pixels.bad[y, x] != 0 or pixels.bragg[y, x] == pixels.number:
+                    continue
+                f1, f2 = across(tails.axes[i], u[0, y, x], u[1, y, x], u[2, y, x])
+                if math.hypot(f1, f2) <= tails.reach[i]:
+                    expected[y, x] += tails.counts[i] * density(tails, i, f1, f2)
+
+
+@njit
+def tails_in_voxels(pixels, reading, norm, guard, view, steps, extent, key_offset, expected, keys, counts, rates):
+    """What is expected in the pixels that are used, with the voxels of these.
+
+    Pixels are used and get their voxels as in ``accumulate``. Those that follow each other in a row and a voxel are one
+    entry.
 
     Parameters
     ----------
     pixels, reading, norm, guard, view, steps, extent, key_offset : as for ``accumulate``
-    tails : Tails
-    keys : (m,) int64, counts, rates : (m,) float64, written: counts, and counts over the norm
+    expected : (ny, nx) float64, counts
+    keys : (m,) int64, counts, rates : (m,) float64, written: counts, and counts over the norm; m at least the number of
+        pixels where something is expected, times that of the sub-steps
 
     Returns
     -------
@@ -94,37 +105,37 @@ def tails_in_voxels(pixels, reading, norm, guard, view, steps, extent, key_offse
     n_sub = len(steps.angles)
     weight = view.weight / n_sub
     e0, e1, e2 = extent[0], extent[1], extent[2]
+    last = np.empty(n_sub, dtype=np.int64)  # entry of each sub-step that the next pixel may go on with
     n = 0
-    for i in range(len(tails.reach)):
-        x0, x1, y0, y1 = box(tails, i, nx, ny)
-        for y in range(y0, y1):
-            for x in range(x0, x1):
-                value = pixels.raw[y, x]
-                if pixels.bad[y, x] != 0 or pixels.bragg[y, x] == pixels.number:
+    for y in range(ny):
+        last[:] = -1
+        for x in range(nx):
+            tail = expected[y, x] * weight
+            if tail == 0.0:
+                continue
+            value = pixels.raw[y, x]
+            if not (reading.low <= value <= reading.high):
+                continue
+            c = norm.corrections[y, x] * norm.exposure
+            shell = guard.shell[y, x]
+            limit = guard.threshold[shell]
+            seen = (value - reading.pedestal) / reading.gain
+            if limit >= 0.0 and is_outlier(seen, guard.rate[shell] * c, limit):
+                continue
+            ux, uy, uz = u[0, y, x], u[1, y, x], u[2, y, x]
+            entering = 1 if a[0] * ux + a[1] * uy + a[2] * uz > 0.0 else 0
+            for k in range(n_sub):
+                m, o = steps.matrices[k], steps.origins[k]
+                i0 = int(math.floor(m[0, 0] * ux + m[0, 1] * uy + m[0, 2] * uz - o[0] + 0.5)) + e0
+                i1 = int(math.floor(m[1, 0] * ux + m[1, 1] * uy + m[1, 2] * uz - o[1] + 0.5)) + e1
+                i2 = int(math.floor(m[2, 0] * ux + m[2, 1] * uy + m[2, 2] * uz - o[2] + 0.5)) + e2
+                if not (0 <= i0 <= 2 * e0 and 0 <= i1 <= 2 * e1 and 0 <= i2 <= 2 * e2):
                     continue
-                if not (reading.low <= value <= reading.high):
-                    continue
-                ux, uy, uz = u[0, y, x], u[1, y, x], u[2, y, x]
-                f1, f2 = across(tails.axes[i], ux, uy, uz)
-                if math.hypot(f1, f2) > tails.reach[i]:
-                    continue
-                c = norm.corrections[y, x] * norm.exposure
-                shell = guard.shell[y, x]
-                limit = guard.threshold[shell]
-                seen = (value - reading.pedestal) / reading.gain
-                if limit >= 0.0 and is_outlier(seen, guard.rate[shell] * c, limit):
-                    continue
-                tail = weight * tails.counts[i] * density(tails, i, f1, f2)
-                entering = 1 if a[0] * ux + a[1] * uy + a[2] * uz > 0.0 else 0
-                for k in range(n_sub):
-                    m, o = steps.matrices[k], steps.origins[k]
-                    i0 = int(math.floor(m[0, 0] * ux + m[0, 1] * uy + m[0, 2] * uz - o[0] + 0.5)) + e0
-                    i1 = int(math.floor(m[1, 0] * ux + m[1, 1] * uy + m[1, 2] * uz - o[1] + 0.5)) + e1
-                    i2 = int(math.floor(m[2, 0] * ux + m[2, 1] * uy + m[2, 2] * uz - o[2] + 0.5)) + e2
-                    if not (0 <= i0 <= 2 * e0 and 0 <= i1 <= 2 * e1 and 0 <= i2 <= 2 * e2):
-                        continue
-                    keys[n] = 2 * ((i0 * (2 * e1 + 1) + i1) * (2 * e2 + 1) + i2) + entering + key_offset
-                    counts[n] = tail
-                    rates[n] = tail / c
+                key = 2 * ((i0 * (2 * e1 + 1) + i1) * (2 * e2 + 1) + i2) + entering + key_offset
+                if last[k] < 0 or keys[last[k]] != key:
+                    last[k] = n
+                    keys[n], counts[n], rates[n] = key, 0.0, 0.0
                     n += 1
+                counts[last[k]] += tail
+                rates[last[k]] += tail / c
     return n

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from dials_diffuse.kernels import accumulate as kernel
-from dials_diffuse.kernels.spot_tails import Tails, count_boxes, tails_in_voxels
+from dials_diffuse.kernels.spot_tails import Tails, paint_tails, tails_in_voxels
 from dials_diffuse.reduction.spot_mask import UNSURE, AdaptiveMask, pixel_angle
 
 FEWEST = 1 << 20  # entries that are kept apart before they are added up
@@ -76,30 +76,31 @@ def add_tails(job, image: int, found: list, panel, sums: TailSums) -> None:
     found : of :func:`tails_of`; panel : what the kernels need of it, see ``voxel_sums``
     """
     p, geometry = panel.number, job.panels[panel.number]
-    extent = np.array(job.grid.extent, dtype=np.int64)
+    expected = np.zeros(geometry.shape)
     for spots, mask, rows, counts, reach in found:
         here = spots.panel[rows] == p
-        if not here.any():
-            continue
-        mine = rows[here]
-        tails = _tails(spots, mask, mine, counts[here], reach[here], geometry)
-        most = count_boxes(tails, geometry.shape[1], geometry.shape[0]) * len(panel.steps.angles)
-        keys, expected, rates = np.empty(most, dtype=np.int64), np.empty(most), np.empty(most)
-        n = tails_in_voxels(
-            panel.pixels,
-            panel.reading,
-            panel.norm,
-            panel.guard,
-            panel.view,
-            panel.steps,
-            extent,
-            2 * p * job.grid.n_voxels,
-            tails,
-            keys,
-            expected,
-            rates,
-        )
-        sums.add(keys[:n], expected[:n], rates[:n], image % 2 == 1)
+        if here.any():
+            tails = _tails(spots, mask, rows[here], counts[here], reach[here], geometry)
+            paint_tails(panel.pixels, panel.view, tails, expected)
+    most = np.count_nonzero(expected) * len(panel.steps.angles)
+    if not most:
+        return
+    keys, in_voxels, rates = np.empty(most, dtype=np.int64), np.empty(most), np.empty(most)
+    n = tails_in_voxels(
+        panel.pixels,
+        panel.reading,
+        panel.norm,
+        panel.guard,
+        panel.view,
+        panel.steps,
+        np.array(job.grid.extent, dtype=np.int64),
+        2 * p * job.grid.n_voxels,
+        expected,
+        keys,
+        in_voxels,
+        rates,
+    )
+    sums.add(keys[:n], in_voxels[:n], rates[:n], image % 2 == 1)
 
 
 def _tails(spots, mask: AdaptiveMask, rows, counts, reach, geometry) -> Tails:
