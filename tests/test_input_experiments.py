@@ -364,6 +364,12 @@ def test_the_rocking_width_is_that_of_whole_boxes():
     assert found == pytest.approx(sigma_m, rel=0.2)  # boxes are rounded outwards
 
 
+def test_files_that_are_not_there(work, capsys):
+    fails(program.run, ["a.expt", "background=no.expt"], capsys, words=["no.expt: no such file; check the path"])
+    with pytest.raises(DiffuseError, match=r"no\.expt: no such file"):
+        experiments_from_file("no.expt")
+
+
 @pytest.mark.parametrize("limits", [[-(2**31), 5], [1, 2**31 - 1], [1], [1.5, 4], "ab"])
 def test_impossible_numbers_of_images(work, limits, capsys):
     """With the first of these dxtbx ends the process by a segmentation fault."""

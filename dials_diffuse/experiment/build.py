@@ -283,6 +283,8 @@ def experiments_from_file(path) -> ExperimentList:
     DiffuseError
         If the file cannot be read, or has no rotation data in it.
     """
+    if not Path(path).exists():
+        raise DiffuseError(f"{path}: no such file; check the path")
     try:
         check_scans(json.loads(Path(path).read_text(encoding="utf-8")).get("scan", []))
         given = ExperimentList.from_file(str(path), check_format=False)

@@ -63,6 +63,8 @@ def read_models(path, images_root: str | None = None) -> Models:
         If the file cannot be read or holds no experiments.
     """
     path = str(path)
+    if not Path(path).exists():
+        raise DiffuseError(f"{path}: no such file; check the path")
     folder = os.path.dirname(os.path.abspath(path))
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
