@@ -20,6 +20,9 @@ _GOOD_CC, _GOOD_D_MIN = 0.5, 4.0
 #: shares below or above which something is said to limit a map
 _COMPLETE, _NOISE = 0.9, 0.5
 
+#: share of the pixels under peaks that are not predicted, of which something is said
+_MUCH = 0.01
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -134,6 +137,8 @@ def _limits(signal: Significance, overall: Mapping, integration: Mapping) -> tup
         limits.append("Bragg peaks")
     if any(ring["excess"] is not None for e in integration["experiments"] for ring in e["ice_rings"]):
         limits.append("ice")
+    if any((e["unpredicted_peaks"] or {"pixels": 0})["pixels"] > _MUCH for e in integration["experiments"]):
+        limits.append("other crystals")
     smooth = signal.cc_smooth
     if math.isfinite(smooth) and math.isfinite(signal.cc_half) and smooth - max(signal.cc_half, 0) > 0.3:
         limits.append("errors that are smooth in direction (absorption, background)")

@@ -17,10 +17,10 @@ from dials_diffuse.reduction.peak_match import of_hits
 LATTICE, ICE, ZINGERS, OTHER = "second lattice", "ice", "zingers", "salt or another crystal"
 
 FEWEST = 30  # peaks in which a lattice or ice is looked for
-MOST = 300  # peaks, those nearest to the beam, with which turns are tried
+MOST = 300  # peaks with which turns are tried, roughly
 FARTHEST_TURN, COARSE, FINE = 12.0, 1.0, 0.25  # degrees
 HIT = 0.2  # of a reciprocal-lattice step along each axis, from a turned peak to the lattice point that it may be
-MOST_INDEX = 8.0  # indices of peaks with which coarse turns are tried; a step moves those of a higher one too far
+MOST_COARSE, MOST_FINE = 8.0, 20.0  # indices of these peaks; a step and the width of an image move others too far
 EXPLAINS = 0.3  # of the peaks, and six standard errors, for a cause to be named
 FEW = 1.0  # peaks an image; a warning is made of more
 
@@ -120,8 +120,7 @@ def unpredicted_peaks(found: list, reciprocal_matrix: np.ndarray, share: float) 
 def turned_lattice(hkl: np.ndarray, reciprocal_matrix: np.ndarray) -> tuple:
     """The turn of the crystal's lattice that puts most of its points where peaks are.
 
-    Peaks are known to the rotation of an image, so those near the beam are looked at. Chance is what turns hit that
-    are near the best one, but not it.
+    Peaks are known to the rotation of an image, so those near the beam are looked at. Chance is what other turns hit.
 
     Parameters
     ----------
@@ -133,19 +132,23 @@ def turned_lattice(hkl: np.ndarray, reciprocal_matrix: np.ndarray) -> tuple:
     turn : degrees
     match : Match, share of the peaks near points of the turned lattice, chance taken off
     """
-    x = hkl @ reciprocal_matrix.T
-    order = np.argsort(np.linalg.norm(x, axis=1))[:MOST]
-    near = order[np.abs(hkl[order]).max(axis=1) < MOST_INDEX]
+    x, largest = hkl @ reciprocal_matrix.T, np.abs(hkl).max(axis=1)
     inverse = np.linalg.inv(reciprocal_matrix)
     coarse = _turns(np.zeros(3), FARTHEST_TURN, COARSE)
-    score = _hits(x[near if len(near) >= FEWEST else order], inverse, coarse)
-    chance = float(np.mean(score))
-    best = coarse[np.argmax(score)]
+    best = coarse[np.argmax(_places(x[_smallest(largest, MOST_COARSE)], inverse, coarse)[1])]
+    some = x[_smallest(largest, MOST_FINE)]
     fine = _turns(best, COARSE, FINE)
-    hits = _hits(x[order], inverse, fine)
-    chance = float(np.mean(_hits(x[order], inverse, coarse[:: max(1, len(coarse) // 400)])))
-    best = fine[np.argmax(hits)]
-    return float(np.linalg.norm(best)), of_hits(round(float(hits.max()) * len(order)), len(order), chance)
+    best = fine[np.argmax(_places(some, inverse, fine)[1])]
+    hit = _places(some, inverse, best[None])[0][0]
+    chance = float(np.mean(_places(some, inverse, coarse[:: max(1, len(coarse) // 400)])[0]))
+    return float(np.linalg.norm(best)), of_hits(round(hit * len(some)), len(some), chance)
+
+
+def _smallest(largest: np.ndarray, most: float) -> np.ndarray:
+    """Some of the peaks whose largest index, (n,), is below ``most``, evenly; or those where it is smallest."""
+    rows = np.argsort(largest, kind="stable")
+    rows = rows[: max(int(np.count_nonzero(largest < most)), FEWEST)]
+    return rows[:: max(1, len(rows) // MOST)]
 
 
 def _turns(middle: np.ndarray, reach: float, step: float) -> np.ndarray:
@@ -155,13 +158,20 @@ def _turns(middle: np.ndarray, reach: float, step: float) -> np.ndarray:
     return middle + turns[np.linalg.norm(turns, axis=1) <= reach + 1e-9]
 
 
-def _hits(x: np.ndarray, inverse: np.ndarray, turns: np.ndarray) -> np.ndarray:
-    """(m,) share of the peaks x, (n, 3) 1/Å, near points of the lattice after each turn."""
-    result = np.empty(len(turns))
+def _places(x: np.ndarray, inverse: np.ndarray, turns: np.ndarray) -> tuple:
+    """How near the peaks x, (n, 3) 1/Å, are to points of the lattice after each of m turns.
+
+    Returns
+    -------
+    share : (m,) of the peaks that are within HIT
+    score : (m,) mean of 1 - (distance / HIT)² of these
+    """
+    share, score = np.empty(len(turns)), np.empty(len(turns))
     for i, matrix in enumerate(Rotation.from_rotvec(np.radians(turns)).as_matrix()):
         h = x @ (inverse @ matrix.T).T
-        result[i] = np.mean(np.all(np.abs(h - np.rint(h)) < HIT, axis=1))
-    return result
+        distance = np.abs(h - np.rint(h)).max(axis=1) / HIT
+        share[i], score[i] = np.mean(distance < 1), np.mean(np.maximum(1 - distance**2, 0))
+    return share, score
 
 
 def _is_cause(match) -> bool:

@@ -23,7 +23,9 @@ NEAR_LATTICE = 0.2  # of a reciprocal-lattice step along each axis: so near, pea
 ANGLES = np.linspace(-0.25, 1.25, 7)  # of an image, at which a peak may have been reflected
 CONTRAST = 1.5  # mean counts of a peak over those around it, at least
 SHARP, WIDEST = 3.0, 2.5  # pixels, and widths of the crystal's own spots, to where half of a peak is left, at most
-SPOT = 3.0  # widths of predicted spots, and as many pixels, in which peaks are theirs
+SPOT = 3.0  # widths of predicted spots, and a pixel, in which peaks are theirs
+
+ROCKING = 3.0  # widths about the rotation axis, in which spots are on an image
 
 
 @dataclass(frozen=True)
@@ -138,8 +140,8 @@ def _at_spots(job, image: int, p: int, centre: np.ndarray) -> np.ndarray:
     """(n,) bool, places (y, x) at spots of any crystal that are predicted on the image."""
     result = np.zeros(len(centre), dtype=bool)
     for spots in job.spots:
-        on = (np.abs(spots.centre[:, 2] - image - 0.5) <= 0.5 + SPOT * spots.sigma_z) & (spots.panel == p)
+        on = (np.abs(spots.centre[:, 2] - image - 0.5) <= 0.5 + ROCKING * spots.sigma_z) & (spots.panel == p)
         if on.any():
             tree = cKDTree(spots.centre[on, 1::-1] - 0.5)
-            result |= tree.query(centre)[0] < SPOT * (1 + job.spot_pixels)
+            result |= tree.query(centre)[0] < 1 + SPOT * job.spot_pixels
     return result
