@@ -57,11 +57,12 @@ def experiment_of(expected, crystal=CRYSTAL, seed=1, identifier="first"):
 
 
 def found_on(job, image: int):
-    """StrayPeaks of an image, and the (ny, nx) good pixels that are masked for them."""
+    """StrayPeaks of an image, and the (ny, nx) good pixels that are masked for them, and those that are not masked."""
     frame = read_frame(job, image, empty_bragg(job))
     before = frame.bragg[0].copy()
     peaks = mask_stray(job, frame, shell_profile(job, frame))
-    return peaks, (frame.bragg[0] == frame.number) & (before != frame.number) & (job.bad[0] == 0)
+    masked, good = frame.bragg[0] == frame.number, job.bad[0] == 0
+    return peaks, masked & (before != frame.number) & good, good & ~masked
 
 
 def strange_places(job, image: int, n: int, seed=2) -> np.ndarray:
@@ -71,7 +72,7 @@ def strange_places(job, image: int, n: int, seed=2) -> np.ndarray:
         x, y = rng.integers(30, np.array(SIZE) - 30)
         u = job.panels[0].directions[:, y, x]
         h = [m @ u - o for m, o in (job.scan.to_lattice(image + t, (1, 1, 1)) for t in np.linspace(-0.3, 1.3, 9))]
-        far = np.abs(np.array(h) - np.rint(h)).max(axis=1).min() > 0.35
+        far = np.abs(np.array(h) - np.rint(h)).max(axis=1).min() > 0.42
         if far and all(np.hypot(x - a, y - b) > 50 for a, b in places):
             places.append((x, y))
     return np.array(places) + 0.5
@@ -88,7 +89,7 @@ def test_the_crystal_s_own_peaks_and_its_diffuse_scattering_stay(plain_job):
     rough = experiment_of(expected_images(level=400.0, rough=0.4))
     for job in (plain_job, *(job_of(experiment_list(e), masking=tight) for e in (rough, experiment_of(expected_images())))):
         for image in range(N):
-            peaks, masked = found_on(job, image)
+            peaks, masked, _ = found_on(job, image)
             assert len(peaks) == 0 and peaks.pixels == 0 and not masked.any()
 
 
@@ -100,15 +101,15 @@ def test_strange_peaks_are_masked_with_their_tails(plain_job):
     added = [spot(x, y, p, wing=0.05) for (x, y), p in zip(places, photons)]
     expected[2] += np.sum(added, axis=0)
     job = job_of(experiment_list(experiment_of(expected)), masking=MASKING)
-    peaks, masked = found_on(job, 2)
+    peaks, masked, left = found_on(job, 2)
     assert len(peaks) == 6 and np.count_nonzero(masked) == peaks.pixels
     areas = []
     for (x, y), spot_counts in zip(places, added):
         near = np.hypot(X + 0.5 - x, Y + 0.5 - y) < 25
         areas.append(np.count_nonzero(masked & near))
         # 20 counts are the rms of the diffuse scattering
-        ring = near & ~masked & (job.bad[0] == 0)
-        assert spot_counts[ring].max() < 20 and spot_counts[ring].mean() < 1
+        ring = near & left
+        assert spot_counts[ring].max() < 20 and spot_counts[ring].mean() < 3
     assert np.all(np.diff(areas) > 0) and areas[0] < 80
     for image in (0, 1, 3):
         assert not found_on(job, image)[1].any()
@@ -144,7 +145,7 @@ def test_where_nearly_all_is_strange_nothing_is_masked(plain_job):
         for y in range(8, SIZE[1], 13):
             expected[0] += spot(x, y, 2e4)
     job = job_of(experiment_list(experiment_of(expected)), masking=MASKING, geometry_check="none")
-    peaks, masked = found_on(job, 0)
+    peaks, masked, _ = found_on(job, 0)
     assert peaks.given_up and len(peaks) > 300 and not masked.any() and peaks.pixels == 0
 
 
