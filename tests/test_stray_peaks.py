@@ -84,10 +84,13 @@ def plain_job():
 
 
 def test_the_crystal_s_own_peaks_and_its_diffuse_scattering_stay(plain_job):
-    """Spots, with masks that are too small for them, and features with a spread of 20 %, in which there are outliers."""
+    """Spots, with masks that are too small for them, and features with a spread of 20 and 40 %, with outliers."""
     tight = Masking(n_sigma=1.5, persistent=False)
     rough = experiment_of(expected_images(level=400.0, rough=0.4))
-    for job in (plain_job, *(job_of(experiment_list(e), masking=tight) for e in (rough, experiment_of(expected_images())))):
+    for job in (
+        plain_job,
+        *(job_of(experiment_list(e), masking=tight) for e in (rough, experiment_of(expected_images()))),
+    ):
         for image in range(N):
             peaks, masked, _ = found_on(job, image)
             assert len(peaks) == 0 and peaks.pixels == 0 and not masked.any()
@@ -198,7 +201,9 @@ def lattice_points(n, rng, angle=5.0) -> np.ndarray:
     """(n, 3) indices of peaks of a turned lattice, known to a quarter of a degree."""
     h = rng.integers(-16, 17, (4 * n, 3))
     h = h[np.abs(h).max(axis=1) > 0][:n]
-    turns = Rotation.from_rotvec(np.radians(rng.normal([3.0, 0.0, -4.0], 0.15, (n, 3)))) if angle else Rotation.identity(n)
+    turns = (
+        Rotation.from_rotvec(np.radians(rng.normal([3.0, 0.0, -4.0], 0.15, (n, 3)))) if angle else Rotation.identity(n)
+    )
     return np.einsum("ij,nj->ni", np.linalg.inv(RECIPROCAL), turns.apply(h @ RECIPROCAL.T))
 
 

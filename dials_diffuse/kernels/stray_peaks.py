@@ -98,8 +98,8 @@ def measure_tails(pixels, reading, norm, guard, centre, core, measured):
     pixels, reading, norm, guard : as for ``accumulate``
     centre : (n, 2) float64, y and x, those of pixels at whole numbers
     core : (n,) int64 pixels, distance from the centre to where pixels belong to the peak anyway
-    measured : (n, N_MEASURED) float64, written: REACH, pixels to where the peak ends; HALF, to where half of it is left;
-        LEVEL, counts of a pixel around it; TOP, mean counts of the pixels in its middle above that
+    measured : (n, N_MEASURED) float64, written: REACH, pixels to where the peak ends; HALF, to where half of it is
+        left; LEVEL, counts of a pixel around it; TOP, mean counts of the pixels in its middle above that
     """
     raw, bad, bragg, number = pixels
     ny, nx = raw.shape

@@ -112,9 +112,7 @@ def unpredicted_peaks(found: list, reciprocal_matrix: np.ndarray, share: float) 
         words += f". On {given_up} images they are too many to be masked"
     if LATTICE in kinds:
         words += ". Index the second lattice, too (dials.index max_lattices=2), then its weak spots are masked as well"
-    return UnpredictedPeaks(
-        n, n_images, share, float(high), float(low), kinds, turn, int(given_up), per_image, words
-    )
+    return UnpredictedPeaks(n, n_images, share, float(high), float(low), kinds, turn, int(given_up), per_image, words)
 
 
 def turned_lattice(hkl: np.ndarray, reciprocal_matrix: np.ndarray) -> tuple:

@@ -83,8 +83,9 @@ def _left_out(experiments: Sequence) -> tuple:
         Plot(
             "masked",
             "Pixels that were left out on each image",
-            "Shares of the pixels that are not masked on all images: behind Bragg masks and masks of peaks "
-            "that no crystal predicts, outliers, and untrusted ones (saturated, or marked by the detector). An image with many outliers has ice, a shadow or another crystal.",
+            "Shares of the pixels that are not masked on all images: behind Bragg masks and masks of peaks that no "
+            "crystal predicts, outliers, and untrusted ones (saturated, or marked by the detector). An image with many "
+            "outliers has ice, a shadow or another crystal.",
             traces,
             {
                 "xaxis": {"title": {"text": "image"}},
