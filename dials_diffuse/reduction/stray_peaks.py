@@ -97,7 +97,9 @@ def _found(job, image: int, p: int, parts: tuple) -> tuple | None:
     centre = np.stack([np.bincount(peak, places[:, k], n_peaks) / size for k in (0, 1)], axis=1)
     y, x = np.rint(centre).astype(int).T
     direction = job.panels[p].directions[:, y, x]
-    strange = np.flatnonzero(~_at_lattice_points(job, image, direction) & ~_at_spots(job, image, p, centre))
+    strange = np.flatnonzero(~_at_lattice_points(job, image, direction))
+    if len(strange):
+        strange = strange[~_at_spots(job, image, p, centre[strange])]
     if not len(strange):
         return None
     far = np.zeros(n_peaks)
