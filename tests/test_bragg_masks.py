@@ -101,6 +101,23 @@ def test_the_profile_and_what_lies_outside_it(profile):
         assert 0.6 * true - density < fitted.outside(radius)[0] < 2.5 * true + 6 * density
 
 
+@pytest.mark.parametrize("profile", [gaussian, with_tail], ids=lambda f: f.__name__)
+def test_what_is_expected_where_nothing_was_seen_is_what_is_there(profile):
+    """Masks are made for tails that go on as they fell; what is subtracted is right in the mean, and less than that."""
+    fitted = fit_profiles([sums_of(profile, n=200), sums_of(profile, n=200, seed=1)])
+    assert len({p.decay for p in fitted}) == 1 and fitted[0].decay >= 0
+    fine = np.arange(0, 13, 0.01) + 0.005
+    for p in fitted:
+        assert np.all(p.log_expected <= p.log_density) and np.all(np.diff(p.log_expected, axis=1) < 0)
+        amounts = np.zeros(3)
+        for end, *rows in zip(p.measured_to, p.log_expected, p.log_density):
+            r = fine[fine > end]
+            amounts += [np.sum(v * r) for v in (profile(r, 0), *(np.exp(np.interp(r, p.distance, x)) for x in rows))]
+        true, expected, limit = amounts
+        assert expected == pytest.approx(true, rel=0.2)
+        assert profile is with_tail or limit > 1.25 * true
+
+
 def test_a_wing_makes_masks_larger_and_a_split_spot_makes_them_lopsided():
     fits = {f: fit_profiles([sums_of(f)])[0] for f in (gaussian, with_tail, split)}
     density = np.array([1e-4])
