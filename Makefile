@@ -48,6 +48,8 @@ docs: env
 types: env
 	$(BIN)/python -m mypy
 
+# absolute: programs that tests start elsewhere would leave their data there
+coverage: export COVERAGE_FILE = $(CURDIR)/.coverage
 coverage: env
 	$(BIN)/python -m coverage erase
 	$(BIN)/python -m coverage run -m pytest -q -n auto --dist worksteal $(PYTEST_ARGS)
