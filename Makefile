@@ -62,5 +62,5 @@ lint: env
 	$(BIN)/python -m ruff format --check .
 
 clean:
-	rm -rf build dist *.egg-info demo-output .hypothesis .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf build dist *.egg-info .coverage* demo-output .hypothesis .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
