@@ -158,6 +158,8 @@ def test_what_makes_a_map_doubtful(result):
         assert verdict.word == "doubtful" and verdict.reasons[0].startswith("experiment 3: ")
     iced = {**e, "ice_rings": [{"excess": 0.2}]}
     assert judge(signal, {**integrated, "experiments": [iced]}, *others).limits == ("ice",)
+    twin = {**e, "unpredicted_peaks": {**e["unpredicted_peaks"], "pixels": 0.02}}
+    assert judge(signal, {**integrated, "experiments": [twin]}, *others).limits == ("other crystals",)
 
 
 def test_what_limits_a_map(result):

@@ -18,8 +18,9 @@ WORDS = ("good", "weak", "none", "doubtful")
 _GOOD_CC, _GOOD_D_MIN = 0.5, 4.0
 
 #: shares below or above which something is said to limit a map: voxels measured, correlation of half sets, pixels in
-#: Bragg masks, counts that are not the crystal's, relative e.s.d. of scale factors
-_COMPLETE, _NOISE, _MASKED, _AROUND, _SCALE = 0.9, 0.5, 0.3, 0.5, 0.03
+#: Bragg masks, counts that are not the crystal's, relative e.s.d. of scale factors, pixels under peaks that are not
+#: predicted
+_COMPLETE, _NOISE, _MASKED, _AROUND, _SCALE, _OTHERS = 0.9, 0.5, 0.3, 0.5, 0.03, 0.01
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,8 @@ def _limits(signal: Significance, integration: Mapping, scaling: Mapping, merged
         limits.append("Bragg peaks")
     if any(ring["excess"] is not None for e in integration["experiments"] for ring in e["ice_rings"]):
         limits.append("ice")
+    if any((e["unpredicted_peaks"] or {"pixels": 0})["pixels"] > _OTHERS for e in integration["experiments"]):
+        limits.append("other crystals")
     if merged["symmetry"] and merged["symmetry"]["too_high"]:
         limits.append("wrong symmetry")
     if (scaling["scale_error"]["rms"] or 0) > _SCALE:
