@@ -205,7 +205,9 @@ class _Refiner:
 
     def keep_matrix(self, model: ScaleModel, smaller: ScaleModel) -> None:
         """What the last step of a model was found from serves as well for one with some of its terms."""
-        columns = np.concatenate([np.arange(*model.block(b.key).all.indices(model.n_parameters)) for b in smaller.blocks])
+        columns = np.concatenate(
+            [np.arange(*model.block(b.key).all.indices(model.n_parameters)) for b in smaller.blocks]
+        )
         if self._kept[0] == model.terms:
             self._kept = smaller.terms, [normal.of_columns(columns) for normal in self._kept[1]]
 
