@@ -14,7 +14,7 @@ from dxtbx.sequence_filenames import template_regex
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.experiment.images import image_readings, read_image, static_mask
-from dials_diffuse.experiment.imagesets import image_paths
+from dials_diffuse.experiment.imagesets import image_paths, refuse_pickle
 from dials_diffuse.experiment.peaks import find_peaks
 
 #: one file holds the whole series
@@ -72,6 +72,7 @@ def open_series(series: Series) -> ExperimentList:
     DiffuseError
         If dxtbx cannot make image sets of it.
     """
+    refuse_pickle(series.first)
     try:
         if "#" in series.name:
             return ExperimentListFactory.from_templates([series.name])
@@ -88,6 +89,7 @@ def open_first(series: Series) -> ExperimentList:
     DiffuseError
         If it is no image.
     """
+    refuse_pickle(series.first)
     try:
         experiments = ExperimentListFactory.from_filenames([series.first])
     except Exception as error:  # formats raise many types
@@ -150,6 +152,7 @@ def _series_of(path: str) -> str:
 
 def _readable(path: str) -> bool:
     try:
+        refuse_pickle(path)
         return get_format_class_for_file(path) is not None
     except Exception:  # formats raise many types
         return False
