@@ -46,7 +46,8 @@ def series_beside(experiments: Sequence) -> list[Series]:
     -------
     Those in the folders of the data come first; within a folder by name.
     """
-    own, folders = set(), {}
+    own: set = set()
+    folders: dict = {}
     for experiment in experiments:
         for path in map(os.path.realpath, image_paths(experiment)):
             own.add(path)
@@ -107,8 +108,8 @@ def median_spots(imageset, positions: Sequence[int]) -> float:
     DiffuseError
         If an image cannot be read.
     """
-    positions = np.asarray(positions)
-    chosen = np.unique(positions[np.linspace(0, len(positions) - 1, min(_N_IMAGES, len(positions))).astype(int)])
+    places = np.linspace(0, len(positions) - 1, min(_N_IMAGES, len(positions))).astype(int)
+    chosen = np.unique(np.asarray(positions)[places])
     good, readings = static_mask(imageset), image_readings(imageset)
     counts = []
     for i in chosen:
