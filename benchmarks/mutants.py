@@ -190,6 +190,8 @@ def noticed(folder: Path, tests: list) -> bool | None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, 9)
     code = os.waitstatus_to_exitcode(status)
+    if code not in (0, 1, 2) and code >= 0:  # 1: a test failed, 2: a module could not be imported
+        raise RuntimeError(f"pytest did not run {' '.join(tests)}: exit code {code}")
     return None if code < 0 else code != 0
 
 
