@@ -17,7 +17,7 @@ help:
 	@echo "make bench  run the benchmarks             make bench BENCH_ARGS='--whole'"
 	@echo "make soak   try to break everything            make soak SOAK='--cases 100000 --kills 200'"
 	@echo "make docs   build the documentation, in build/docs/"
-	@echo "make types  check the types of public modules"
+	@echo "make types  check the types"
 	@echo "make coverage   which lines the tests reach"
 	@echo "make lint   check the style of the code"
 	@echo "make env    only set up the environment"
