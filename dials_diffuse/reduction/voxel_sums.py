@@ -272,7 +272,7 @@ class PassJoiner:
         self._keys = np.empty(0, dtype=np.int64)
         self._table = np.empty((0, kernel.N_COLUMNS))
 
-    def push(self, block: BlockSums) -> tuple:
+    def push(self, block: BlockSums) -> tuple[np.ndarray, np.ndarray]:
         """Take the next block; return (keys, table) of passes that are complete."""
         keys, table = block.keys, block.table
         _, old, new = np.intersect1d(self._keys, keys, assume_unique=True, return_indices=True)
@@ -292,7 +292,7 @@ class PassJoiner:
         self._keys, self._table = keys[pending], table[pending]
         return done
 
-    def finish(self) -> tuple:
+    def finish(self) -> tuple[np.ndarray, np.ndarray]:
         """(keys, table) of all passes still open."""
         done = self._keys, self._table
         self._keys, self._table = self._keys[:0], self._table[:0]
