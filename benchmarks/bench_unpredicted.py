@@ -59,6 +59,8 @@ def salt(rng, s: np.ndarray, n: int) -> np.ndarray:
     expected = np.zeros(s.shape)
     for d in rng.choice(SALT / np.sqrt([3, 4, 8, 11, 12]), n):
         places = np.argwhere(np.abs(s - 1 / d) < 0.0015)
+        if not len(places):  # a ring beyond the edges of the detector
+            continue
         y, x = places[rng.integers(len(places))] + rng.uniform(-0.5, 0.5, 2)
         r = np.hypot(*np.ogrid[-y : s.shape[0] - y - 0.5, -x : s.shape[1] - x - 0.5])
         core, wing = np.exp(-0.5 * (r / SPOT) ** 2) / SPOT**2, np.exp(-r / WING) / WING**2
@@ -102,7 +104,7 @@ def processed(demo: Path, folder: Path, n: int) -> tuple:
 def main() -> None:
     """All sets."""
     print(__doc__)
-    demo, n = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 48
+    demo, n = Path(sys.argv[1] if len(sys.argv) > 1 else "demo-output"), int(sys.argv[2]) if len(sys.argv) > 2 else 48
     truth = read_map(demo / "truth.nxs")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -389,6 +389,26 @@ def test_only_measured_reflections_tell_the_profile():
     assert {int(i) for rows, *_ in survey.pairs for i in rows} == {0, 3}
 
 
+def test_spots_of_another_crystal_do_not_tell_the_profile():
+    """Their pixels, and only these, are left out of the sums about a spot."""
+    job = tails_job(fit_profiles([sums_of(gaussian)])[0])
+    spots = spots_of(np.arange(3).reshape(1, 3) + 1, centre=(30.0, 24.0), z=np.full(1, 1.5))
+    photons = np.array([1e4])
+    frame = read_frame(replace(job, spots=[], masks=[]), 1, empty_bragg(job))
+    expected = [np.full(p.shape, 9.0, dtype=np.float32) for p in job.panels]
+    other = np.zeros(job.panels[0].shape, dtype=bool)
+    other[20:28, 34:60] = True
+    found = []
+    for of_others in (None, [other], [~other]):
+        survey = SpotSurvey(spots, SpotPhotons(photons, photons, np.array([True]), 1, 0, 0), job)
+        survey.add(frame, job.bad, expected, of_others)
+        ((_, sums, *_),) = survey.pairs
+        found.append(sums)
+    everything, without, only = found
+    assert 0 < without[..., 0].sum() < everything[..., 0].sum()
+    np.testing.assert_allclose(without + only, everything)
+
+
 def test_a_fixed_mask_is_that_of_a_given_radius():
     assert Masking().follows_peaks and Masking().fixed_n_sigma == 3
     assert not Masking(adaptive=False).follows_peaks
