@@ -25,7 +25,7 @@ BENCHMARKS = {
     "end_to_end": ("bench_end_to_end.main(None, 40)", "bench_end_to_end.main()"),
     "models": ("bench_models.main(20_000, 4.0)", "bench_models.main()"),
     "engines": ("bench_engines.main(1)", "bench_engines.main()"),
-    "fit": (None, "bench_fit.main()"),
+    "fit": ("bench_fit.main('speed')", "bench_fit.main()"),
     "few_mates": ("bench_few_mates.main(('P1_1_0_low',))", "bench_few_mates.main()"),
     "closed_loop": (None, "bench_closed_loop.main()"),
     "cluster": (None, "bench_cluster.main()"),
