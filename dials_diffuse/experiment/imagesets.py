@@ -213,11 +213,8 @@ def _check_present(owner: str, experiment, paths: list, positions, number: int |
 
 def _open(experiment, paths: list, sample: str):
     """A new imageset of an experiment's images, of the format that the image file ``sample`` has."""
-    if _is_pickle(sample):
-        raise DiffuseError(
-            f"{sample}: a pickle in place of an image, which could run anything when it is read; write the images in "
-            "another format, as CBF"
-        )
+    for path in (sample, paths[0]):  # dxtbx asks the first of stills for its format
+        refuse_pickle(path)
     try:
         format_class = get_format_class_for_file(sample)
         if format_class is not None:
@@ -232,14 +229,24 @@ def _open(experiment, paths: list, sample: str):
     ) from None
 
 
-def _is_pickle(path: str) -> bool:
-    """Would dxtbx unpickle the file to see whether it is an image? It looks for a pickled dictionary."""
+def refuse_pickle(path: str) -> None:
+    """Call this before dxtbx looks for the format of a file: it unpickles what begins as a pickled dictionary.
+
+    Raises
+    ------
+    DiffuseError
+        If the file begins so.
+    """
     try:
         with open_image(path) as handle:
             begin = handle.read(2)
     except (OSError, EOFError, ValueError):  # reading the image will say so
-        return False
-    return begin[:1] == b"\x80" or begin in (b"(d", b"}q")
+        return
+    if begin[:1] == b"\x80" or begin in (b"(d", b"}q"):
+        raise DiffuseError(
+            f"{path}: a pickle in place of an image, which could run anything when it is read; write the images in "
+            "another format, as CBF"
+        )
 
 
 def _imageset(experiment, paths: list, sample: str, format_class):

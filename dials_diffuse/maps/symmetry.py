@@ -16,6 +16,7 @@ from cctbx.array_family import flex
 
 from dials_diffuse.kernels.symmetry import canonical_in_box, extreme_keys
 from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.maps.key_table import KeyTable
 
 #: voxels that are looked at together when a whole grid is enumerated
 _BLOCK = 1 << 21
@@ -82,14 +83,14 @@ def unique_voxels(index, space_group: sgtbx.space_group, friedel: bool = True) -
         np.negative(lowest, out=lowest)  # keys are odd: this is the largest key among the inverted mates
         inverted = lowest > highest
         np.maximum(lowest, highest, out=highest)
-    keys, inverse = np.unique(highest, return_inverse=True)
-    inverse = inverse.reshape(-1)  # numpy 2.0 alone returns the shape of a multi-dimensional input
-    canonical = _index_of_key(keys, base)
+    table = KeyTable()
+    inverse = table.number(highest)
+    canonical = _index_of_key(table.keys, base)
     asu = _cctbx_asu(canonical, space_group, friedel)
     if friedel:  # which canonical voxels need an inversion on their own way to the asymmetric unit?
         same_side = _cctbx_asu(canonical, space_group, False) == _cctbx_asu(asu, space_group, False)
         inverted ^= ~same_side.all(axis=1)[inverse]
-    order = np.lexsort(asu.T[::-1])
+    order = np.argsort(asu @ np.array([base * base, base, 1]))
     rank = np.empty(len(order), dtype=np.int64)
     rank[order] = np.arange(len(order))
     return UniqueVoxels(asu[order], rank[inverse], inverted)

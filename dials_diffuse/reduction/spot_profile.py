@@ -272,8 +272,8 @@ def _rocking_curve(middle, density, error) -> tuple:
                 chain.append(i)
             elif len(chain) and abs(i - chain[-1]) > 1:
                 break
-        chain = np.array(chain)
-        values = np.log(density[chain])
+        at = np.array(chain)
+        values = np.log(density[at])
         values = np.maximum.accumulate(values[::-1])[::-1]
         back = max(len(chain) - 3, 0)
         slope = 1.0
