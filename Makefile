@@ -48,7 +48,7 @@ docs: env
 types: env
 	$(BIN)/python -m mypy
 
-# programs that tests start work in folders of their own, and leave nothing else there
+# absolute: programs that tests start elsewhere would leave their data there
 coverage: export COVERAGE_FILE = $(CURDIR)/.coverage
 coverage: env
 	$(BIN)/python -m coverage erase
@@ -62,5 +62,5 @@ lint: env
 	$(BIN)/python -m ruff format --check .
 
 clean:
-	rm -rf build dist *.egg-info demo-output .hypothesis .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf build dist *.egg-info .coverage* demo-output .hypothesis .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -269,9 +269,10 @@ def test_intensities_belong_to_the_centres_of_voxels(tmp_path):
     rows["counts"] = level[0] * rows["norm"]
     rows["background"] = 0.0
     block = {name: rows[name] for name in OBSERVATION_DTYPE.names}
-    voxels, _ = find_voxels([block], GRID, True)
+    of_rows = np.empty(len(rows), np.int32)
+    voxels, _ = find_voxels([block], GRID, True, of_rows)
     scaler = Scaler(GRID, voxels, layout, model, first_error_model(data), no_scale_errors(2))
-    predictions = predict_all(scaler, [(0, block)], len(rows), 1)
+    predictions = predict_all(scaler, [(0, block)], of_rows, 1)
     scaled = scaled_rows(block, predictions.unit.astype(float), predictions.added.astype(float), 0, 1.0)
     intensity = (scaled["counts"] - scaled["background"]) / scaled["norm"]
     assert np.abs(level[0] / level[1] - 1).max() > 0.02
@@ -580,11 +581,11 @@ def test_levels_leave_the_isotropic_part_alone(tmp_path):
     old, new = (m.predict_observations(data) for m in (model, changed))
     np.testing.assert_allclose(new.isotropic, old.isotropic)
     np.testing.assert_allclose(new.unit, old.unit * changed.levels[data.experiment])
-    voxels, _ = find_voxels([{name: rows[name] for name in OBSERVATION_DTYPE.names}], GRID, True)
-    block = {name: rows[name] for name in OBSERVATION_DTYPE.names}
+    block, of_rows = {name: rows[name] for name in OBSERVATION_DTYPE.names}, np.empty(len(rows), np.int32)
+    voxels, _ = find_voxels([block], GRID, True, of_rows)
     errors = first_error_model(data)
     whole, direct = (
-        predict_all(Scaler(GRID, voxels, layout, m, errors, no_scale_errors(2)), [(0, block)], len(rows), 1)
+        predict_all(Scaler(GRID, voxels, layout, m, errors, no_scale_errors(2)), [(0, block)], of_rows, 1)
         for m in (model, changed)
     )
     apply_levels(whole, changed.levels, model.profile(GRID.s_magnitude(voxels.index)))

@@ -97,6 +97,10 @@ mask {
   ice_rings = Auto
     .type = bool
     .help = "Mask ice rings. Auto: those that the radial profile of the images shows. True: all of hexagonal ice."
+  unpredicted = True
+    .type = bool
+    .help = "Find and mask, image by image, sharp peaks that no crystal predicts: of a second lattice, salt, ice or"
+            "zingers. They are what mask.outlier finds to be too high, with the tails around."
   outlier {
     n_sigma = 6.0
       .type = float(value_min=0)
@@ -196,6 +200,7 @@ def parameters_from_phil(params) -> ReductionParameters:
             persistent=params.mask.persistent,
             shadow=params.mask.shadow,
             ice_rings=None if params.mask.ice_rings in (None, Auto) else params.mask.ice_rings,
+            unpredicted=params.mask.unpredicted,
             outlier_n_sigma=params.mask.outlier.n_sigma,
         ),
         sampling=Sampling(
