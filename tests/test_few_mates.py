@@ -68,11 +68,12 @@ def test_the_error_of_the_scale_is_in_sigma(one_sweep):
 
 def read(folder):
     with ObservationFile(folder / "integrated.h5") as file:
-        voxels, _ = find_voxels(blocks_of_rows([file], ("index", "norm"), 100_000), file.grid, True)
+        of_rows = np.empty(file.n_rows, np.int32)
+        voxels, _ = find_voxels(blocks_of_rows([file], ("index", "norm"), 100_000), file.grid, True, of_rows)
         layout, grid = make_layout(file.experiments, file.grid), file.grid
         blocks = ((0, block) for block in blocks_of_rows([file], COLUMNS, 100_000))
         return (
-            sample_observations(blocks, grid, voxels, layout, np.ones(len(voxels.index), bool), 4),
+            sample_observations(blocks, voxels, of_rows, layout, np.ones(len(voxels.index), bool), 4),
             layout,
             grid,
             voxels,

@@ -12,16 +12,17 @@ import numpy as np
 from cctbx import sgtbx, uctbx
 
 from dials_diffuse.errors import DiffuseError
-from dials_diffuse.kernels.lookup import enter_keys, find_rows
+from dials_diffuse.kernels.lookup import find_rows
 from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.maps.key_table import KeyTable
 from dials_diffuse.maps.symmetry import unique_voxels
-from dials_diffuse.parallel import in_threads
+from dials_diffuse.parallel import in_threads, row_ranges
 
 #: maps of cells that differ by more than this (relative for lengths, and 100 x in degrees for angles) are not compared
 CELL_TOLERANCE = 0.02
 
-#: keys that are collected before they are sorted into those known
-_FRESH = 1 << 22
+#: observations that are looked at together
+_ROWS = 1 << 20
 
 #: of each measured voxel: keys and indices, sorted and unsorted, while unique voxels are found
 _BYTES_PER_VOXEL = 130
@@ -60,7 +61,7 @@ def common_grid(files, space_group: str | None = None, cell=None) -> MapGrid:
 
 def check_distinct(paths) -> None:
     """DiffuseError if two of the paths are the same file."""
-    seen = {}
+    seen: dict = {}
     for path in paths:
         resolved = Path(path).resolve()
         if resolved in seen:
@@ -105,7 +106,8 @@ class Voxels:
     Attributes
     ----------
     grid : MapGrid
-    keys : (m,) int64, ascending, keys of the grid; entries : hash table from keys to rows, see ``kernels.lookup``
+    keys : (m,) int64, keys of the grid, in the order of the observations
+    entries : hash table from keys to rows, see ``kernels.lookup``
     unique : (m,) int32, row of ``index``; inverted : (m,) bool, see ``maps.symmetry.UniqueVoxels``
     index : (u, 3) int32, unique voxels in the asymmetric unit
     """
@@ -143,6 +145,15 @@ def numbered_blocks(files, columns, rows: int) -> Iterator[tuple]:
         first += len(file.experiments)
 
 
+def with_rows(blocks) -> Iterator[tuple]:
+    """(first experiment, columns, slice of all rows) of :func:`numbered_blocks`."""
+    start = 0
+    for first, block in blocks:
+        stop = start + len(next(iter(block.values())))
+        yield first, block, slice(start, stop)
+        start = stop
+
+
 def rows_of(wanted: np.ndarray, index: np.ndarray) -> np.ndarray:
     """(n,) int64, the row of ``index`` that holds each of the ``wanted``; -1 where none does.
 
@@ -169,37 +180,37 @@ def memory_of_voxels(grid: MapGrid, n_rows: int) -> float:
     return _BYTES_PER_VOXEL * min(n_rows, sphere)
 
 
-def find_voxels(blocks, grid: MapGrid, friedel: bool, threads: int = 1) -> tuple:
-    """Voxels with an observation of positive norm, and the number of observations without."""
-    keys, n_refused = _measured(blocks, grid, threads)
-    found = unique_voxels(grid.index(keys), grid.space_group, friedel)
-    inside = grid.inside(found.index)  # asked of the unique voxel: rounding cannot separate mates
-    rank = np.cumsum(inside) - 1
-    keep = inside[found.inverse]
-    keys = keys[keep]
-    entries = np.full(1 << (2 * len(keys)).bit_length(), -1, dtype=np.int32)
-    enter_keys(keys, entries)
-    unique = rank[found.inverse[keep]].astype(np.int32)
-    return Voxels(grid, keys, entries, unique, found.inverted[keep], found.index[inside]), n_refused
+def find_voxels(blocks, grid: MapGrid, friedel: bool, of_rows: np.ndarray | None = None) -> tuple:
+    """Voxels with an observation of positive norm, and the number of observations without.
 
-
-def _measured(blocks, grid: MapGrid, threads: int) -> tuple:
-    """Keys of the voxels of all rows with a positive norm, ascending, and the number of rows without."""
-    n_refused, known, fresh, n_fresh = 0, np.empty(0, dtype=np.int64), [], 0
-    for keys, n in in_threads(partial(_keys_of_block, grid), blocks, threads):
+    Parameters
+    ----------
+    blocks : {"index", "norm": array}, all observations
+    of_rows : (n,) int32, written: row of ``Voxels.index`` of each observation, or -1; None: nobody asks
+    """
+    table, n_refused, start = KeyTable(), 0, 0
+    for rows, n in in_threads(partial(_numbered, grid, table), blocks, 1):  # while the next block is read
         n_refused += n
-        fresh.append(keys)
-        n_fresh += len(keys)
-        if n_fresh > max(len(known), _FRESH):  # each key is sorted few times, however many blocks there are
-            known, fresh, n_fresh = np.unique(np.concatenate([known, *fresh])), [], 0
-    return np.unique(np.concatenate([known, *fresh])), n_refused
+        if of_rows is not None:
+            of_rows[start : start + len(rows)] = rows
+            start += len(rows)
+    found = unique_voxels(grid.index(table.keys), grid.space_group, friedel)
+    inside = grid.inside(found.index)  # asked of the unique voxel: rounding cannot separate mates
+    unique = np.where(inside, np.cumsum(inside) - 1, -1).astype(np.int32)[found.inverse]
+    if of_rows is not None:
+        for mine in row_ranges(len(of_rows), 1 + len(of_rows) // _ROWS):
+            rows = of_rows[mine]
+            of_rows[mine] = np.where(rows >= 0, unique[rows], -1) if len(unique) else -1
+    kept, inverted = unique >= 0, found.inverted
+    if not kept.all():
+        keys, unique, inverted = table.keys[kept], unique[kept], inverted[kept]
+        table = KeyTable()
+        table.number(keys)
+    return Voxels(grid, table.keys, table.entries, unique, inverted, found.index[inside]), n_refused
 
 
-def _keys_of_block(grid: MapGrid, block: dict) -> tuple:
-    positive = block["norm"] > 0
-    index = block["index"][positive]
-    index = index[np.all(np.abs(index) <= np.array(grid.extent), axis=1)]
-    return np.unique(grid.key(index)), len(positive) - np.count_nonzero(positive)
+def _numbered(grid: MapGrid, table: KeyTable, block: dict) -> tuple:
+    return table.number_voxels(block["index"], block["norm"], grid.extent), int(np.count_nonzero(~(block["norm"] > 0)))
 
 
 #: edge of the blocks of voxels that are held out together in cross-validation, 1/Å

@@ -11,13 +11,12 @@ import numpy as np
 from dials_diffuse.files.observations import OBSERVATION_DTYPE
 from dials_diffuse.kernels.scaling import Residuals, orbit_sums
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.maps.voxels import Voxels
+from dials_diffuse.maps.voxels import Voxels, with_rows
 from dials_diffuse.parallel import in_threads
 from dials_diffuse.scaling.absolute import AbsoluteScale
 from dials_diffuse.scaling.error_model import ErrorModel, reject
 from dials_diffuse.scaling.layout import Layout, Rows, S, coordinates
 from dials_diffuse.scaling.model import ScaleModel
-from dials_diffuse.scaling.sample import unique_of
 from dials_diffuse.scaling.uncertainty import ScaleErrors
 
 _ROWS = 1 << 20
@@ -79,26 +78,23 @@ class Predictions:
     scale_variance: np.ndarray
 
 
-def predict_all(scaler: Scaler, blocks, n_rows: int, threads: int) -> Predictions:
-    """Predictions of all rows; blocks : (first experiment, {column: array}) with ``sample.COLUMNS``."""
-    dtypes = np.int32, np.uint16, *6 * (np.float32,)
-    result = Predictions(*(np.empty(n_rows, dtype) for dtype in dtypes))
+def predict_all(scaler: Scaler, blocks, unique: np.ndarray, threads: int) -> Predictions:
+    """Predictions of all rows.
 
-    start = 0
-    for columns in in_threads(partial(_predict_block, scaler), blocks, threads):
-        stop = start + len(columns["unit"])
-        for name, column in columns.items():
-            getattr(result, name)[start:stop] = column
-        start = stop
+    blocks : (first experiment, {column: array}) with ``sample.COLUMNS``; unique : (n,) int32, see Predictions
+    """
+    dtypes = np.uint16, *6 * (np.float32,)
+    result = Predictions(unique, *(np.empty(len(unique), dtype) for dtype in dtypes))
+    for _ in in_threads(partial(_predict_block, scaler, result), with_rows(blocks), threads):
+        pass
     return result
 
 
-def _predict_block(scaler: Scaler, item: tuple) -> dict:
-    first, block = item
+def _predict_block(scaler: Scaler, result: Predictions, item: tuple) -> None:
+    first, block, rows = item
     prediction, s, scale_variance = scaler.predict(block, first)
     unit, background = prediction.unit, block["background"]
-    return {
-        "unique": unique_of(block, scaler.voxels),
+    columns = {
         "experiment": block["experiment"].astype(np.int64) + first,
         "unit": unit,
         "added": prediction.gain * prediction.offset + unit * (prediction.profile - prediction.profile_at_voxel),
@@ -107,6 +103,8 @@ def _predict_block(scaler: Scaler, item: tuple) -> dict:
         "counts": block["counts"],
         "scale_variance": scale_variance,
     }
+    for name, column in columns.items():
+        getattr(result, name)[rows] = column
 
 
 def sums_by_sweep(predictions: Predictions, rejected: np.ndarray, voxel: np.ndarray, n_sweeps: int) -> np.ndarray:
@@ -193,24 +191,17 @@ def write_scaled(
     scale : intensities are multiplied by it, and Compton scattering is then taken off; None: they stay as they are
     """
 
-    def numbered():
-        start = 0
-        for first, block in blocks:
-            rows = slice(start, start + len(block["norm"]))
-            p = predictions
-            found = (x[rows].astype(float) for x in (p.unit, p.added, p.scale_variance))
-            yield first, block, *found, ~rejected[rows], rows.stop
-            start = rows.stop
-
-    for columns, stop in in_threads(partial(_scaled_block, scale), numbered(), threads):
+    for columns, stop in in_threads(partial(_scaled_block, predictions, rejected, scale), with_rows(blocks), threads):
         writer.append(columns)
         yield stop
 
 
-def _scaled_block(scale: AbsoluteScale | None, item: tuple) -> tuple:
-    first, block, unit, added, scale_variance, kept, stop = item
+def _scaled_block(predictions: Predictions, rejected: np.ndarray, scale: AbsoluteScale | None, item: tuple) -> tuple:
+    first, block, rows = item
+    p = predictions
+    unit, added, scale_variance = (x[rows].astype(float) for x in (p.unit, p.added, p.scale_variance))
     factor, compton = (scale.k, scale.compton(block["s"])) if scale else (1.0, 0.0)
     columns = scaled_rows(block, unit, added, first, factor, compton, scale_variance)
-    kept = np.flatnonzero(kept)
+    kept = np.flatnonzero(~rejected[rows])
     dtypes = {name: OBSERVATION_DTYPE[name].base for name in columns}
-    return {name: column[kept].astype(dtypes[name], copy=False) for name, column in columns.items()}, stop
+    return {name: column[kept].astype(dtypes[name], copy=False) for name, column in columns.items()}, rows.stop

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg.blas import dsyrk as syrk
+from scipy.linalg.blas import dsyrk, ssyrk
 
 from dials_diffuse.kernels.normal import (
     add_dense,
@@ -63,6 +63,10 @@ class Normal:
     def at(self, step: np.ndarray) -> float:
         """χ² after a step (p,)."""
         return float(self.chi2 - 2 * self.vector @ step + step @ self.matrix @ step)
+
+    def of_columns(self, columns: np.ndarray) -> Normal:
+        """Of some of the parameters, the others being fixed; columns : (k,) int"""
+        return Normal(self.matrix[np.ix_(columns, columns)], self.vector[columns], self.chi2, self.n)
 
 
 def add(parts) -> Normal:
@@ -157,15 +161,68 @@ def normal_equations(model: ScaleModel, parts: Iterable[Part]) -> Normal:
     An observation touches few of the parameters, and so do those that are multiplied together, if they are neighbours:
     voxels are best in the order of |s|, and of the rotation.
     """
-    sums, value, n = _Sums(model), 0.0, 0
+    slopes, sums = _Slopes(model), _Sums(model)
     for part in parts:
-        value += sums.add(model, part)
-        n += int(np.count_nonzero(part.weights.weight))
-    return Normal(sums.whole(), sums.vector, value, n)
+        sums.add(part, *slopes.add(part))
+    return Normal(sums.whole(), slopes.vector, slopes.chi2, slopes.n)
+
+
+def with_slopes(model: ScaleModel, normal: Normal, parts: Iterable[Part]) -> Normal:
+    """Normal equations with the gradient and χ² of all parts together, and the matrix of others.
+
+    That is much less work. Where the matrix is not far from their own, steps lead to the same place.
+    """
+    slopes = _Slopes(model)
+    for part in parts:
+        slopes.add(part)
+    return Normal(normal.matrix, slopes.vector, slopes.chi2, slopes.n)
+
+
+class _Slopes:
+    """The gradient, χ² and the number of observations, while they are added up."""
+
+    def __init__(self, model: ScaleModel):
+        self.vector, self.chi2, self.n = np.zeros(model.n_parameters), 0.0, 0
+        self._model, self._smooth = model, model.block(SmoothPart.key)
+        self._acts = _acts_of(model)
+
+    def add(self, part: Part) -> tuple:
+        """Add some observations.
+
+        Returns
+        -------
+        list of Level; (5, n) float64, factors of the derivatives, with the root of the weight
+        """
+        prediction, data, weights, bases = part
+        weight, unit = weights.weight, prediction.unit
+        residual = data.net - prediction.expected
+        levels = levels_of(prediction, data, weights, residual)
+        anisotropic, variance = (x[data.orbit] for x in most_probable(levels)[0])
+        factors = _factors(self._model, data, prediction, anisotropic + prediction.smooth * prediction.profile)
+        gradient = factors * (weight * (residual - unit * anisotropic))
+        share = weight * unit**2
+        held = weights.held * sizes_tell(levels) / np.maximum(levels[0].square, np.finfo(float).tiny)
+        for acts in (Acts.GAIN, Acts.SCALE):  # half the derivative of the logarithms, and what sizes do not tell
+            gradient[_ACTS.index(acts)] -= share * (variance + held[data.orbit])
+        add_gradient(bases.design, self._acts, gradient, self.vector)
+        self.vector[self._smooth.all] += self._smooth.gradient(data.rows, gradient[_ACTS.index(self._smooth.acts)])
+        self.chi2 += _objective(weights, residual, levels)
+        self.n += int(np.count_nonzero(weight))
+        factors *= np.sqrt(weight)
+        return levels, factors
+
+
+def _acts_of(model: ScaleModel) -> np.ndarray:
+    """(w,) int64, which of the factors belongs to each column of ``Bases.design``."""
+    blocks = [b for b in model.blocks if b.key != SmoothPart.key]
+    return np.repeat([_ACTS.index(b.acts) for b in blocks], [b.width for b in blocks])
 
 
 class _Sums:
-    """The upper half of a normal matrix, and the gradient, while they are added up.
+    """The upper half of a normal matrix, while it is added up.
+
+    Products of blocks of observations, and of voxels, are found in float32, which takes half the time, and added up in
+    float64: some 1e-7 of the diagonal do not matter for a step, whose end the gradient decides.
 
     The smooth anisotropic part has many parameters, which every observation touches: patterns of the voxel times a
     spline in |s|. Its part of the matrix is that of one pattern, summed for each voxel, times the patterns.
@@ -173,56 +230,38 @@ class _Sums:
 
     def __init__(self, model: ScaleModel):
         p, smooth = model.n_parameters, model.block(SmoothPart.key)
-        self.matrix, self.vector, self.smooth = np.zeros((p, p)), np.zeros(p), smooth
-        self.blocks = [b for b in model.blocks if b is not smooth]
-        self._acts = np.repeat([_ACTS.index(b.acts) for b in self.blocks], [b.width for b in self.blocks])
+        self.matrix, self.smooth, self._acts = np.zeros((p, p)), smooth, _acts_of(model)
         self._acts_and_smooth = np.append(self._acts, 3 * [_ACTS.index(smooth.acts)])
-        self._place, self._columns, self._buffer = np.empty(p, np.int64), np.empty(p, np.int64), np.empty(_TOGETHER * p)
+        self._place, self._columns = np.empty(p, np.int64), np.empty(p, np.int64)
+        self._buffer = np.empty(_TOGETHER * p, np.float32)
         self._node_place = np.empty(smooth.size, np.int64)
         # of the patterns and nodes: with the other parameters, and with each other
         self._cross = np.zeros((smooth.n_sets, smooth.size, p))
         self._square = np.zeros((smooth.n_sets, smooth.size, smooth.n_sets, smooth.size))
 
-    def add(self, model: ScaleModel, part: Part) -> float:
-        """Add some observations; returns their χ²."""
+    def add(self, part: Part, levels: list, factors: np.ndarray) -> None:
+        """Add some observations; levels, factors : see :meth:`_Slopes.add`."""
         prediction, data, weights, bases = part
-        weight, unit = weights.weight, prediction.unit
-        residual = data.net - prediction.expected
-        levels = levels_of(prediction, data, weights, residual)
-        anisotropic, variance = (x[data.orbit] for x in most_probable(levels)[0])
-        factors = _factors(model, data, prediction, anisotropic + prediction.smooth * prediction.profile)
-        gradient = factors * (weight * (residual - unit * anisotropic))
-        share = weight * unit**2
-        held = weights.held * sizes_tell(levels) / np.maximum(levels[0].square, np.finfo(float).tiny)
-        for acts in (Acts.GAIN, Acts.SCALE):  # half the derivative of the logarithms, and what sizes do not tell
-            gradient[_ACTS.index(acts)] -= share * (variance + held[data.orbit])
-        root = np.sqrt(weight)
-        factors *= root
-        self._add_rows(data, bases, factors, gradient)
-        above = self._subtract_voxels(data, bases, factors, root * unit, levels[0])
+        self._add_rows(data, bases, factors)
+        unit = np.sqrt(weights.weight) * prediction.unit
+        above = self._subtract_voxels(data, bases, factors, unit, levels[0])
         for level in levels[1:]:
             above = self._subtract(level, above)
-        return _objective(weights, residual, levels)
 
     def _touched(self, design: Design, rows: np.ndarray, place: np.ndarray) -> np.ndarray:
         """(c,) parameters that some rows of a design touch; ``place`` is given their numbers."""
         return self._columns[: number_columns(design.index, rows, place, self._columns)].copy()
 
-    def _add_rows(self, data: Observations, bases: Bases, factors: np.ndarray, gradient: np.ndarray) -> None:
-        """Σ J Jᵀ of all but the smooth part, and Σ g J.
-
-        factors : of J, with the root of the weight; gradient : the same with g
-        """
+    def _add_rows(self, data: Observations, bases: Bases, factors: np.ndarray) -> None:
+        """Σ J Jᵀ of all but the smooth part; factors : of J, with the root of the weight."""
         design = bases.design
-        add_gradient(design, self._acts, gradient, self.vector)
-        self.vector[self.smooth.all] += self.smooth.gradient(data.rows, gradient[_ACTS.index(self.smooth.acts)])
         for start in range(0, data.n, _TOGETHER):
             mine = data.alike[start : start + _TOGETHER]
             columns, n = self._touched(design, mine, self._place), len(mine)
             rows = self._buffer[: n * len(columns)].reshape(n, len(columns))
             rows[:] = 0.0
             add_dense(design, mine, self._acts, factors, self._place, rows)
-            add_upper(syrk(1.0, rows.T, lower=1).T, columns, self.matrix)
+            add_upper(ssyrk(1.0, rows.T, lower=1).T, columns, self.matrix)
 
     def _subtract_voxels(
         self, data: Observations, bases: Bases, factors: np.ndarray, unit: np.ndarray, level: Level
@@ -235,7 +274,7 @@ class _Sums:
         -------
         (l, p) float64, couplings of the next level
         """
-        above = np.zeros((int(level.parent.max()) + 1, len(self.vector)))
+        above = np.zeros((int(level.parent.max()) + 1, len(self.matrix)))
         by_pattern = np.zeros((len(above), *self._cross.shape[:2]))
         places = self._place, self._node_place
         for start in range(0, len(level.net), _VOXELS):
@@ -243,7 +282,7 @@ class _Sums:
             ends = np.array([mine.start, mine.stop, *np.searchsorted(data.orbit, [mine.start, mine.stop])])
             columns, nodes = (self._touched(d, np.arange(*ends[2:]), x) for d, x in zip(bases, places))
             m, c, k = mine.stop - start, len(columns), len(nodes)
-            coupling, products = np.zeros((m, c + k)), np.zeros((m, k, c + k))
+            coupling, products = np.zeros((m, c + k), np.float32), np.zeros((m, k, c + k), np.float32)
             voxel_sums(
                 bases,
                 places,
@@ -261,14 +300,15 @@ class _Sums:
             pull, parent = level.pull[mine], level.parent[mine]
             add_to_parents(pull, parent, columns, own, above)
             add_patterns_to_parents(pull, parent, nodes, along, pattern, by_pattern)
-            own /= np.sqrt(level.total[mine])[:, None]
-            add_upper(syrk(-1.0, own.T, lower=1).T, columns, self.matrix)
+            own /= np.sqrt(level.total[mine])[:, None].astype(np.float32)
+            add_upper(ssyrk(-1.0, own.T, lower=1).T, columns, self.matrix)
         above[:, self.smooth.all] = by_pattern.reshape(len(above), -1)
         return above
 
     def _add_products(self, pattern: np.ndarray, products: np.ndarray, columns: np.ndarray, nodes: np.ndarray) -> None:
         """Sums over voxels of products, with one pattern, times the patterns (m, n)."""
         (m, k, both), c = products.shape, len(columns)
+        pattern = pattern.astype(np.float32)
         cross = (pattern.T @ products.reshape(m, -1)).reshape(-1, k, both)
         self._cross[:, nodes[:, None], columns] += cross[:, :, :c]
         for a in range(k):
@@ -285,10 +325,10 @@ class _Sums:
         -------
         (l, p) float64, couplings of the next level
         """
-        above = np.zeros((int(level.parent.max()) + 1, len(self.vector)))
-        add_to_parents(level.pull, level.parent, np.arange(len(self.vector)), coupling, above)
+        above = np.zeros((int(level.parent.max()) + 1, len(self.matrix)))
+        add_to_parents(level.pull, level.parent, np.arange(len(self.matrix)), coupling, above)
         coupling /= np.sqrt(level.total)[:, None]
-        syrk(-1.0, coupling.T, 1.0, self.matrix.T, lower=1, overwrite_c=1)
+        dsyrk(-1.0, coupling.T, 1.0, self.matrix.T, lower=1, overwrite_c=1)
         return above
 
     def whole(self) -> np.ndarray:

@@ -21,7 +21,7 @@ from dials_diffuse.scaling.error_model import (
 from dials_diffuse.scaling.judging import Gain, Judgement, Stretch, judge_terms
 from dials_diffuse.scaling.layout import Layout, T
 from dials_diffuse.scaling.model import Prediction, ScaleModel, start_model
-from dials_diffuse.scaling.normal import Normal, Part, add, bases_of, chi2, normal_equations, subtract
+from dials_diffuse.scaling.normal import Normal, Part, add, bases_of, chi2, normal_equations, subtract, with_slopes
 from dials_diffuse.scaling.sample import Observations, alike
 from dials_diffuse.scaling.scaling_parameters import ScalingParameters
 from dials_diffuse.scaling.solve import (
@@ -63,6 +63,16 @@ _SMALL, _SMALL_FOR_TESTS = 0.5, 5.0
 #: what the next step brings is told by the last two only when the last one brought less than so many times that:
 #: weights and priors change, too
 _NEAR = 20.0
+
+#: the matrix of a step is good for the next ones until one of them brings more than this share of the one before, or
+#: more than this per observation: the gradient and the weights that it is found with are always new
+_MATRIX_SERVES, _FAR = 0.2, 0.08
+
+#: share of a step that is still tried
+_SHORTEST = 0.06
+
+#: observations that are enough for another thread of its own
+_FOR_A_THREAD = 30_000
 
 
 @dataclass(frozen=True)
@@ -120,13 +130,14 @@ class _State:
 class _Step(NamedTuple):
     """What the last step was found from: normal equations of each fold, and of all, projected; its system, strengths.
 
-    left : fall of χ² that another step is expected to bring
+    fall : of χ² and priors that it was expected to bring; left : that another step is expected to bring
     """
 
     folds: list
     normal: Normal
     system: System
     strengths: dict
+    fall: float
     left: float
 
 
@@ -143,6 +154,7 @@ class _Refiner:
         self.folds = [self.data.part(v.start, v.stop) for v in self.voxels]
         self.spaces, self.history, self.last = spaces, [], None
         self._bases: tuple = (None, [])  # terms of a model, and its Bases for each fold
+        self._kept: tuple = (None, [])  # terms of a model, and its Normal of each group of folds, for the next step
 
     def state(self, model: ScaleModel, errors: ErrorModel, strengths: dict) -> _State:
         prediction = self.predict(model)
@@ -162,17 +174,43 @@ class _Refiner:
             for rows, data in zip(self.rows, self.folds)
         ]
 
-    def normals(self, state: _State, weights: list, apart: bool) -> list:
-        """Normal equations of each fold; unless they are wanted apart, of folds together, as many as threads."""
+    def _groups(self, state: _State, weights: list, number: int) -> list:
+        """A list of Part for each of ``number`` groups of folds."""
         if self._bases[0] != state.model.terms:
             found = in_threads(partial(bases_of, state.model), [d.rows for d in self.folds], self.threads)
             self._bases = state.model.terms, list(found)
         parts = [
             Part(state.prediction.rows(rows), *x) for rows, *x in zip(self.rows, self.folds, weights, self._bases[1])
         ]
-        number = len(parts) if apart else min(self.threads, len(parts))
-        groups = [[parts[k] for k in some] for some in np.array_split(np.arange(len(parts)), number)]
+        return [[parts[k] for k in some] for some in np.array_split(np.arange(len(parts)), number)]
+
+    def normals(self, state: _State, weights: list, apart: bool) -> list:
+        """Normal equations of each fold; unless they are wanted apart, of folds together, where there are few data.
+
+        How many there are never depends on the threads: sums in another order are not the same, bit for bit.
+        """
+        number = len(self.folds) if apart else int(np.clip(self.data.n // _FOR_A_THREAD, 1, len(self.folds)))
+        groups = self._groups(state, weights, number)
         return list(in_threads(partial(normal_equations, state.model), groups, self.threads))
+
+    def _slopes(self, state: _State, weights: list) -> list:
+        """What is kept of the last step, with new gradients."""
+        kept = self._kept[1]
+        groups = zip(kept, self._groups(state, weights, len(kept)))
+        return list(in_threads(partial(_with_slopes, state.model), groups, self.threads))
+
+    def _serves(self, state: _State, apart: bool) -> bool:
+        """Can the matrices of the last step be those of the next one?"""
+        terms, kept = self._kept
+        return terms == state.model.terms and not (apart and len(kept) < len(self.folds))
+
+    def keep_matrix(self, model: ScaleModel, smaller: ScaleModel) -> None:
+        """What the last step of a model was found from serves as well for one with some of its terms."""
+        columns = np.concatenate(
+            [np.arange(*model.block(b.key).all.indices(model.n_parameters)) for b in smaller.blocks]
+        )
+        if self._kept[0] == model.terms:
+            self._kept = smaller.terms, [normal.of_columns(columns) for normal in self._kept[1]]
 
     def chi2(self, prediction: Prediction, weights: list) -> float:
         return sum(chi2(prediction.rows(rows), *x) for rows, *x in zip(self.rows, self.folds, weights))
@@ -195,17 +233,20 @@ class _Refiner:
                 limit = self.parameters.outlier_n_sigma
                 state = replace(state, rejected=find_outliers(state.prediction, self.data, errors, limit))
             weights, system = self.weights(state), self.system(state)
-            folds = self.normals(state, weights, apart)
-            normal = projected(add(folds), system.space)
-            strengths = {**system.first, **state.strengths}
-            strengths = most_probable_strengths(normal, system, strengths)
-            state = replace(state, strengths={key: strengths[key] for key in system.first})
-            found = posterior(normal, system, state.strengths)
-            step = found.step
-            length, moved = self._moved(state, weights, normal, system, step)
-            self._note(state, normal, system.space.free @ step, step, length)
+            if self._serves(state, apart):
+                folds = self._slopes(state, weights)
+                now, normal, found, length, moved = self._step(state, weights, system, folds, self.last.fall, 1.0)
+            else:
+                length = 0.0
+            if length < 1:
+                folds = self.normals(state, weights, apart)
+                now, normal, found, length, moved = self._step(state, weights, system, folds, np.inf, _SHORTEST)
+            self._kept = state.model.terms, folds
+            self._note(now, normal, system.space.free @ found.step, found.step, length)
             left = found.fall * (min(1.0, found.fall / before) if length == 1 else 1.0)
-            self.last = _Step(folds, normal, system, state.strengths, left)
+            self.last = _Step(folds, normal, system, now.strengths, found.fall, left)
+            if length < 1 or found.fall > min(_MATRIX_SERVES * before, _FAR * self.data.n):
+                self._kept = None, []
             state = moved
             if before < np.inf and left < small and found.fall < _NEAR * small:
                 break
@@ -241,10 +282,27 @@ class _Refiner:
         covariance = system.space.free @ covariance @ system.space.free.T
         return scale_errors(state.model, self.data, state.prediction, covariance, n_sweeps)
 
-    def _moved(self, state, weights, normal, system, step) -> tuple:
+    def _step(self, state: _State, weights: list, system: System, folds: list, most: float, shortest: float) -> tuple:
+        """A step from the normal equations of folds.
+
+        most : fall of χ² from which on it is not tried; shortest : share of it that still is
+
+        Returns
+        -------
+        State with its strengths, Normal of all, Posterior, and see :meth:`_moved`
+        """
+        normal = projected(add(folds), system.space)
+        strengths = most_probable_strengths(normal, system, {**system.first, **state.strengths})
+        state = replace(state, strengths={key: strengths[key] for key in system.first})
+        found = posterior(normal, system, state.strengths)
+        if found.fall > most:
+            return state, normal, found, 0.0, state
+        return state, normal, found, *self._moved(state, weights, normal, system, found.step, shortest)
+
+    def _moved(self, state, weights, normal, system, step, shortest) -> tuple:
         """Share of a step that lowers χ² and penalties, and the state after it: the model is not linear."""
         best, best_value, length = (0.0, state), normal.chi2, 1.0
-        while length > 0.05:
+        while length >= shortest:
             model = state.model.moved(length * (system.space.free @ step))
             prediction = self.predict(model)
             change = penalty(system, state.strengths, step, length)
@@ -334,7 +392,9 @@ def refine(
         stretches = few.stretches(few.state(state.model, state.errors, state.strengths))
         judgement = trial.test(terms, stretches)
         kept = [test.name for test in judgement.tests if test.kept or not parameters.automatic]
-        state = trial.state(state.model.with_terms(kept), state.errors, state.strengths)
+        smaller = state.model.with_terms(kept)
+        trial.keep_matrix(state.model, smaller)
+        state = trial.state(smaller, state.errors, state.strengths)
     every.history = trial.history
     state = every.state(state.model, state.errors, state.strengths)
     for _ in progress(range(1), 1, "Refining the scale model"):
@@ -366,6 +426,11 @@ def _kept_together(data: Observations, n_folds: int) -> np.ndarray:
     """(m,) int, voxels with the same number are kept out of the fit together."""
     small, large = data.neighbourhood.T[:2]
     return large if len(np.unique(large)) >= _LEAST_IN_FOLD * n_folds else small
+
+
+def _with_slopes(model: ScaleModel, item: tuple) -> Normal:
+    normal, parts = item
+    return with_slopes(model, normal, parts)
 
 
 def fold_of_blocks(block: np.ndarray, n_folds: int, seed: int) -> np.ndarray:

@@ -7,8 +7,7 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.maps.voxels import Voxels, blocks_of_voxels
+from dials_diffuse.maps.voxels import Voxels, blocks_of_voxels, with_rows
 from dials_diffuse.parallel import in_threads
 from dials_diffuse.scaling.layout import DIFFRACTED, Layout, Rows, S, T, coordinates
 from dials_diffuse.scaling.patterns import absorption_functions, symmetric_patterns
@@ -120,24 +119,20 @@ def alike(coordinates: np.ndarray, group: np.ndarray) -> np.ndarray:
     return np.lexsort((coordinates[:, T], ring, group))
 
 
-def unique_of(block: dict, voxels: Voxels) -> np.ndarray:
-    """(n,) int64, unique voxel of each row, -1 outside the grid or where the norm is not positive."""
-    row = voxels.rows(block["index"], block["norm"])
-    return np.where(row >= 0, voxels.unique[row], -1)
-
-
 def sample_observations(
-    blocks, grid: MapGrid, voxels: Voxels, layout: Layout, wanted: np.ndarray, degree: int, threads: int = 1
+    blocks, voxels: Voxels, of_rows: np.ndarray, layout: Layout, wanted: np.ndarray, degree: int, threads: int = 1
 ) -> Observations:
     """All rows of the wanted unique voxels.
 
     Parameters
     ----------
     blocks : (first experiment of the file, {column: array}) pairs with ``COLUMNS``
+    of_rows : (n,) int32, unique voxel of each row of all files, or -1
     wanted : (u,) bool, by row of ``voxels.index``
     degree : of the harmonics of the absorption
     """
-    parts = list(in_threads(partial(_wanted_rows, grid, voxels, wanted), blocks, threads))
+    grid = voxels.grid
+    parts = list(in_threads(partial(_wanted_rows, of_rows, wanted), with_rows(blocks), threads))
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     order = np.argsort(columns["unique"], kind="stable")
     columns = {name: column[order] for name, column in columns.items()}
@@ -158,10 +153,10 @@ def sample_observations(
     )
 
 
-def _wanted_rows(grid: MapGrid, voxels: Voxels, wanted: np.ndarray, item: tuple) -> dict:
-    first, block = item
-    unique = unique_of(block, voxels)
+def _wanted_rows(of_rows: np.ndarray, wanted: np.ndarray, item: tuple) -> dict:
+    first, block, rows = item
+    unique = of_rows[rows]
     use = np.flatnonzero((unique >= 0) & wanted[unique])
     part = {name: block[name][use] for name in COLUMNS}
     part["experiment"] = part["experiment"] + first
-    return {**part, "unique": unique[use]}
+    return {**part, "unique": unique[use].astype(np.int64)}

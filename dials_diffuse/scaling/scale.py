@@ -220,12 +220,13 @@ def scale_observations(
             "scale fewer files together, or integrate with a smaller grid.subdivide or a larger d_min",
         )
         blocks = (block for _, block in source.blocks(("index", "norm"), "Finding voxels"))
-        voxels, n_refused = find_voxels(blocks, grid, True, threads)
+        of_rows = np.empty(n_rows, dtype=np.int32)
+        voxels, n_refused = find_voxels(blocks, grid, True, of_rows)
         if len(voxels.index) == 0:
             raise DiffuseError(f"{paths[0]}: no observation has a positive norm inside d_min; integrate again")
         layout = make_layout(experiments, grid)
         low = LowAngles(grid, n_rows)
-        data = _sample(source, voxels, layout, parameters, threads, low)
+        data = _sample(source, voxels, of_rows, layout, parameters, threads, low)
         symmetry, symmetry_notes = check_laue_group(low, parameters.symmetry_check, paths[0])
 
         def refined(data: Observations, before: Trial | None) -> Refinement:
@@ -239,7 +240,7 @@ def scale_observations(
         else:
             refinement, data, images = refine_without_bad_images(data, layout, experiments, parameters, refined)
         scaler = Scaler(grid, voxels, layout, refinement.model, refinement.errors, refinement.scale_errors)
-        predictions = predict_all(scaler, source.blocks(COLUMNS, "Finding outliers"), n_rows, threads)
+        predictions = predict_all(scaler, source.blocks(COLUMNS, "Finding outliers"), of_rows, threads)
         n_off_grid = int(np.count_nonzero(predictions.unique < 0))
         if images.bad and images.left_out:
             blocks = source.blocks(("experiment", "xyz"), "Leaving out images")
@@ -307,14 +308,20 @@ def scale_observations(
 
 
 def _sample(
-    source: _Source, voxels: Voxels, layout: Layout, parameters: ScalingParameters, threads: int, low: LowAngles
+    source: _Source,
+    voxels: Voxels,
+    of_rows: np.ndarray,
+    layout: Layout,
+    parameters: ScalingParameters,
+    threads: int,
+    low: LowAngles,
 ) -> Observations:
     """All observations of unique voxels chosen at random, as many as are wanted; ``low`` watches."""
     share = parameters.max_observations / source.n_rows
     wanted = np.random.default_rng(parameters.seed).random(len(voxels.index)) < share
     degree = chosen(parameters.options, AbsorptionOptions).degree
     blocks = low.watch(source.blocks({*COLUMNS, *SAMPLE_COLUMNS}, "Choosing observations"))
-    data = sample_observations(blocks, source.grid, voxels, layout, wanted, degree, threads)
+    data = sample_observations(blocks, voxels, of_rows, layout, wanted, degree, threads)
     if data.n < 1000:
         raise DiffuseError(f"{data.n} observations are too few for a scale model; merge them as they are")
     return data
