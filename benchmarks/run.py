@@ -34,6 +34,8 @@ BENCHMARKS = {
     "report": (None, "bench_report.main()"),
     "delta_pdf": (None, "bench_delta_pdf.main()"),
     "bragg_masks": (None, "bench_bragg_masks.main()"),
+    "leak": (None, "bench_leak.main()"),
+    "unpredicted": (None, "bench_unpredicted.main()"),
 }
 HERE = Path(__file__).parent
 TABLES = HERE.parent / "docs" / "performance.md"

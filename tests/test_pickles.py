@@ -25,7 +25,7 @@ from helpers.programs import fails
 from dials_diffuse.cli import export, fit, integrate, merge, model, process, report, scale, show, simulate
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.experiment.background_search import Series, open_first, open_series, series_beside
-from dials_diffuse.experiment.imagesets import MAPS
+from dials_diffuse.experiment.expt_file import MAPS
 from dials_diffuse.experiment.load import load_input
 
 QUIET = ["corrections.flux=False", "output.log=None", "output.html=None"]
