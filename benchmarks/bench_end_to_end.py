@@ -42,6 +42,7 @@ PREPARE = (
 )
 INTEGRATE = "dials.integrate refined.expt refined.refl"
 SCALE = "dials.scale integrated.expt integrated.refl"
+FRAME = "981 x 1043"  # what the simulation makes by default
 SUBDIVIDE = 3
 #: images of a first run, which is not counted
 WARM = 20
@@ -188,6 +189,7 @@ def main(folder=None, n_images: int = 180) -> None:
             cc = {"dials_diffuse": correlations(truth, merged.index, merged.intensity)}
             if other:
                 cc["mdx2"] = correlations(truth, *map_of_mdx2(Path(theirs) / "merged.nxs", truth))
+    print(f"{n_images} frames of {FRAME} pixels, processes: {available_cores()}")
     print(f"{'':28} {'CPU s':>8} {'wall s':>8} {'peak GB':>8} {'M faults':>10}")
     total = sum(mine.values(), Usage(0, 0, 0, 0))
     rows = {f"diffuse_{k}": v for k, v in mine.items()} | {"dials_diffuse, together": total}

@@ -77,7 +77,8 @@ def test_rows_of_voxels_are_those_of_a_dictionary(grid):
     index = some_voxels(grid, 3000)
     norm = np.random.default_rng(1).choice([0.0, 1.0, np.nan, -1.0], len(index), p=[0.1, 0.7, 0.1, 0.1])
     blocks = [{"index": index[i : i + 700], "norm": norm[i : i + 700]} for i in range(0, len(index), 700)]
-    voxels, n_refused = find_voxels(iter(blocks), grid, True)
+    of_rows = np.empty(len(index), np.int32)
+    voxels, n_refused = find_voxels(iter(blocks), grid, True, of_rows)
     assert n_refused == np.count_nonzero(~(norm > 0))
     measured = {tuple(row) for row in index[norm > 0].tolist()}
     assert {tuple(row) for row in grid.index(voxels.keys).tolist()} == measured
@@ -89,6 +90,8 @@ def test_rows_of_voxels_are_those_of_a_dictionary(grid):
     expected = unique_voxels(index[rows[: len(index)] >= 0], grid.space_group, True)
     mine = voxels.unique[rows[: len(index)][rows[: len(index)] >= 0]]
     assert np.array_equal(voxels.index[mine], expected.index[expected.inverse])
+    mine = voxels.rows(index, norm)
+    assert np.array_equal(of_rows, np.where(mine >= 0, voxels.unique[mine], -1))
 
 
 def test_a_capsid_costs_what_its_rows_cost(tmp_path, monkeypatch):

@@ -199,6 +199,28 @@ def evaluate_monomials(directions, exponents, coefficients, row, out):
 
 
 @njit
+def sum_monomials(directions, exponents, out):
+    """Sums over one or several vectors of products of their powers.
+
+    Parameters
+    ----------
+    directions : (n, 3 k) float64, k vectors
+    exponents : (m, 3) int64, of x, y, z; the highest is below 16
+    out : (n, m) float64, written
+    """
+    power = np.ones((3, 16))
+    top = exponents.max() + 1
+    for i in range(directions.shape[0]):
+        out[i] = 0.0
+        for first in range(0, directions.shape[1], 3):
+            for k in range(3):
+                for p in range(1, top):
+                    power[k, p] = power[k, p - 1] * directions[i, first + k]
+            for m in range(exponents.shape[0]):
+                out[i, m] += power[0, exponents[m, 0]] * power[1, exponents[m, 1]] * power[2, exponents[m, 2]]
+
+
+@njit
 def fill_dense(offset, basis, factor, design, at):
     """Put functions that are nowhere zero into the sparse rows of the design matrix.
 

@@ -120,5 +120,5 @@ def _tails(spots, mask: AdaptiveMask, rows, counts, reach, geometry) -> Tails:
         mask.group[rows],
         mask.profiles[0].distance,
         first_distances(mask.profiles[0].distance),
-        np.array([p.log_density for p in mask.profiles]),
+        np.array([p.log_expected for p in mask.profiles]),
     )

@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 from scipy.special import lpmv
 
-from dials_diffuse.kernels.scaling import evaluate_monomials
+from dials_diffuse.kernels.scaling import evaluate_monomials, sum_monomials
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.symmetry import laue_operators
 
@@ -43,8 +43,7 @@ def absorption_functions(directions: np.ndarray, l_max: int) -> np.ndarray:
 
     directions : (n, 6) float64, see ``data.DIFFRACTED``
     """
-    combine = _from_monomials(l_max)
-    return 0.5 * ((_monomials(directions[:, :3], l_max) + _monomials(directions[:, 3:], l_max)) @ combine)
+    return _monomials(directions, _exponents(l_max)) @ (0.5 * _from_monomials(l_max))
 
 
 def absorption(directions: np.ndarray, coefficients: np.ndarray, row: np.ndarray, l_max: int) -> np.ndarray:
@@ -63,33 +62,35 @@ def degrees_of(l_max: int) -> np.ndarray:
     return np.repeat(np.arange(1, l_max + 1), 2 * np.arange(1, l_max + 1) + 1)
 
 
-def _monomials(u: np.ndarray, degree: int) -> np.ndarray:
-    """(n, (degree + 1)²) products x^i y^j z^k with :func:`_exponents`."""
-    powers = np.ones((3, degree + 1, len(u)))
-    for k in range(degree):
-        powers[:, k + 1] = powers[:, k] * u.T
-    return np.array([powers[0, i] * powers[1, j] * powers[2, k] for i, j, k in _exponents(degree)]).T
+def _monomials(directions: np.ndarray, exponents: np.ndarray) -> np.ndarray:
+    """(n, m) products x^i y^j z^k, summed over vectors; directions : (n, 3 k) float64; exponents : (m, 3) int64"""
+    result = np.empty((len(directions), len(exponents)))
+    sum_monomials(directions, exponents, result)
+    return result
 
 
 @lru_cache
 def _exponents(degree: int) -> np.ndarray:
     """((degree + 1)², 3) int64, exponents of products of ``degree`` or one less factors: they span all harmonics."""
-    return np.array(
-        [
-            (i, j, total - i - j)
-            for total in (degree, degree - 1)
-            for i in range(total + 1)
-            for j in range(total + 1 - i)
-        ]
-    )
+    return np.concatenate([_homogeneous(degree), _homogeneous(degree - 1)])
+
+
+def _homogeneous(degree: int) -> np.ndarray:
+    """(m, 3) int64, exponents of products of ``degree`` factors: on the sphere they span every second degree."""
+    return np.array([(i, j, degree - i - j) for i in range(degree + 1) for j in range(degree + 1 - i)])
+
+
+def _some_directions() -> np.ndarray:
+    """(n, 3) unit vectors anywhere."""
+    u = np.random.default_rng(0).normal(size=(_DIRECTIONS, 3))
+    return u / np.linalg.norm(u, axis=1, keepdims=True)
 
 
 @lru_cache
 def _from_monomials(l_max: int) -> np.ndarray:
     """Matrix from monomials to harmonics of degree 1 … l_max: much faster than Legendre functions for every row."""
-    u = np.random.default_rng(0).normal(size=(_DIRECTIONS, 3))
-    u /= np.linalg.norm(u, axis=1, keepdims=True)
-    return np.linalg.lstsq(_monomials(u, l_max), harmonics(u, range(1, l_max + 1)), rcond=None)[0]
+    u = _some_directions()
+    return np.linalg.lstsq(_monomials(u, _exponents(l_max)), harmonics(u, range(1, l_max + 1)), rcond=None)[0]
 
 
 def symmetric_patterns(grid: MapGrid, index: np.ndarray, l_max: int = L_MAX) -> np.ndarray:
@@ -97,9 +98,7 @@ def symmetric_patterns(grid: MapGrid, index: np.ndarray, l_max: int = L_MAX) -> 
 
     index : (m, 3) integers on the subdivided lattice
     """
-    rng = np.random.default_rng(0)
-    u = rng.normal(size=(_DIRECTIONS, 3))
-    u /= np.linalg.norm(u, axis=1, keepdims=True)
+    u = _some_directions()
     basis = grid.reciprocal_matrix  # s = B h for columns
     degrees = range(2, l_max + 1, 2)
     plain = harmonics(u, degrees)
@@ -115,4 +114,5 @@ def symmetric_patterns(grid: MapGrid, index: np.ndarray, l_max: int = L_MAX) -> 
     s = (np.asarray(index) / np.array(grid.subdivide)) @ basis.T
     length = np.linalg.norm(s, axis=1, keepdims=True)
     s = np.divide(s, length, out=np.tile([0.0, 0.0, 1.0], (len(s), 1)), where=length > 0)
-    return harmonics(s, degrees) @ invariant
+    exponents = _homogeneous(l_max)
+    return _monomials(s, exponents) @ np.linalg.lstsq(_monomials(u, exponents), plain @ invariant, rcond=None)[0]

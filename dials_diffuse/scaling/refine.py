@@ -64,9 +64,9 @@ _SMALL, _SMALL_FOR_TESTS = 0.5, 5.0
 #: weights and priors change, too
 _NEAR = 20.0
 
-#: the matrix of a step is good for the next ones until one of them brings more than this share of the one before: the
-#: gradient and the weights that it is found with are always new
-_MATRIX_SERVES = 0.2
+#: the matrix of a step is good for the next ones until one of them brings more than this share of the one before, or
+#: more than this per observation: the gradient and the weights that it is found with are always new
+_MATRIX_SERVES, _FAR = 0.2, 0.08
 
 #: share of a step that is still tried
 _SHORTEST = 0.06
@@ -130,13 +130,14 @@ class _State:
 class _Step(NamedTuple):
     """What the last step was found from: normal equations of each fold, and of all, projected; its system, strengths.
 
-    left : fall of χ² that another step is expected to bring
+    fall : of χ² and priors that it was expected to bring; left : that another step is expected to bring
     """
 
     folds: list
     normal: Normal
     system: System
     strengths: dict
+    fall: float
     left: float
 
 
@@ -234,17 +235,17 @@ class _Refiner:
             weights, system = self.weights(state), self.system(state)
             if self._serves(state, apart):
                 folds = self._slopes(state, weights)
-                now, normal, found, length, moved = self._step(state, weights, system, folds, 1.0)
+                now, normal, found, length, moved = self._step(state, weights, system, folds, self.last.fall, 1.0)
             else:
                 length = 0.0
             if length < 1:
                 folds = self.normals(state, weights, apart)
-                now, normal, found, length, moved = self._step(state, weights, system, folds, _SHORTEST)
+                now, normal, found, length, moved = self._step(state, weights, system, folds, np.inf, _SHORTEST)
             self._kept = state.model.terms, folds
             self._note(now, normal, system.space.free @ found.step, found.step, length)
             left = found.fall * (min(1.0, found.fall / before) if length == 1 else 1.0)
-            self.last = _Step(folds, normal, system, now.strengths, left)
-            if length < 1 or found.fall > _MATRIX_SERVES * before:
+            self.last = _Step(folds, normal, system, now.strengths, found.fall, left)
+            if length < 1 or found.fall > min(_MATRIX_SERVES * before, _FAR * self.data.n):
                 self._kept = None, []
             state = moved
             if before < np.inf and left < small and found.fall < _NEAR * small:
@@ -281,8 +282,10 @@ class _Refiner:
         covariance = system.space.free @ covariance @ system.space.free.T
         return scale_errors(state.model, self.data, state.prediction, covariance, n_sweeps)
 
-    def _step(self, state: _State, weights: list, system: System, folds: list, shortest: float) -> tuple:
+    def _step(self, state: _State, weights: list, system: System, folds: list, most: float, shortest: float) -> tuple:
         """A step from the normal equations of folds.
+
+        most : fall of χ² from which on it is not tried; shortest : share of it that still is
 
         Returns
         -------
@@ -292,6 +295,8 @@ class _Refiner:
         strengths = most_probable_strengths(normal, system, {**system.first, **state.strengths})
         state = replace(state, strengths={key: strengths[key] for key in system.first})
         found = posterior(normal, system, state.strengths)
+        if found.fall > most:
+            return state, normal, found, 0.0, state
         return state, normal, found, *self._moved(state, weights, normal, system, found.step, shortest)
 
     def _moved(self, state, weights, normal, system, step, shortest) -> tuple:
