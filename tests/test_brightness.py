@@ -7,7 +7,7 @@ import pytest
 from helpers.builders import small_grid
 from helpers.sweeps import random_intensity, summary, sweep_rows, write_sweeps
 
-from dials_diffuse.merging.brightness import SweepSums
+from dials_diffuse.merging.brightness import Brightness, SweepSums, unlike_in_words
 from dials_diffuse.merging.laue import MergeParameters, merge_observations
 
 GRID = small_grid("P 2 2 2", (16, 18, 20, 90, 90, 90), (2, 2, 2), 2.2)
@@ -82,3 +82,10 @@ def test_sweeps_without_a_common_shell_are_not_compared():
     }
     assert list(sums.watch([(0, block)]))
     assert all(np.isnan(b.ratio) for b in sums.compare(["a", "b"]))
+
+
+@pytest.mark.parametrize("ratio, esd, named", [(1.5, 0.01, True), (1.5, 0.4, False), (1.05, 0.001, False)])
+def test_two_sweeps(ratio, esd, named):
+    """Their difference has to be larger than its error, and larger than that of voxels of the map."""
+    sweeps = [Brightness(0, "id-0", 1.0, 0.0), Brightness(1, "id-1", ratio, esd)]
+    assert bool(unlike_in_words(sweeps, {"rms_anisotropic": 0.2, "mean": 1.0})) == named

@@ -224,6 +224,13 @@ def test_broken_mmcif_files(write, text, complaint):
         load_structure(write(text, "model.cif"))
 
 
+@pytest.mark.parametrize("number", ["x", "1.5", "100000000", "99999999999999999999"])
+def test_residue_numbers_that_are_none(write, number):
+    text = MMCIF.replace("1.00 10.00 ? A 1 1", f"1.00 10.00 ? A {number} 1", 1)
+    with pytest.raises(DiffuseError, match=rf"'{number}' is no residue number"):
+        load_structure(write(text, "model.cif"))
+
+
 def test_loops_in_texts_and_comments_are_none(write):
     text = MMCIF.replace(
         "_struct.title 'one of 1.5 A'", "_struct.title\n;a loop_\nloop_\n_x\n;\n# loop_\n_x.y 'loop_ a'\n"

@@ -66,6 +66,28 @@ def test_the_error_of_the_scale_is_in_sigma(one_sweep):
     assert 0.3 * errors.rms < relative < 3 * errors.rms
 
 
+def test_what_else_is_measured_is_of_the_same_experiment(one_sweep, tmp_path):
+    """Images without crystal hold what does not scale, and integrated reflections the scale; the rows stay the same."""
+    _, truth, _ = one_sweep
+    simulate(replace(CASE, images=True, reflections=True), tmp_path, truth)
+    with ObservationFile(tmp_path / "integrated.h5") as file, ObservationFile(tmp_path / "true.h5") as true:
+        rows, right = (f.read("index", "xyz", "counts", "background", "norm") for f in (file, true))
+        bragg = file.read_bragg()
+    np.testing.assert_array_equal(rows["xyz"], right["xyz"])
+    assert rows["background"].sum() == pytest.approx(right["background"].sum(), rel=0.01)
+    assert (rows["counts"] - rows["background"]).sum() == pytest.approx(
+        np.load(tmp_path / "isotropic.npy").sum(), rel=0.03
+    )
+    # factors are the transmission times b: norm of the true scales over that of the rows
+    key = {
+        (*i, round(float(z), 3)): r for i, z, r in zip(rows["index"], rows["xyz"][:, 2], right["norm"] / rows["norm"])
+    }
+    places = zip(bragg["hkl"] * truth.grid.subdivide, bragg["xyz"][:, 2])
+    of_rows = np.array([key[(*i, round(float(z), 3))] for i, z in places])
+    assert np.std(bragg["inverse_scale_factor"] / of_rows) == pytest.approx(0.005, rel=0.2)
+    assert np.mean(bragg["intensity"] / of_rows) == pytest.approx(1, abs=0.1)
+
+
 def read(folder):
     with ObservationFile(folder / "integrated.h5") as file:
         of_rows = np.empty(file.n_rows, np.int32)

@@ -243,6 +243,19 @@ def test_kernel_with_a_correlation_matrix():
         assert value == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("level", [0.3, 1e-3, 1e-5])
+def test_reach_of_correlations(level):
+    """Along the longest axis of G, as far as the correlation is that large."""
+    at = {
+        "exponential": lambda r: np.exp(-r / 9.0),
+        "gaussian": lambda r: np.exp(-0.5 * (r / 9.0) ** 2),
+        "lorentzian": lambda r: lorentzian(np.array(r), 9.0, 1.5),
+    }
+    for kernel, function in at.items():
+        reach = Correlation(kernel, np.eye(3) * 9.0, 1.5).reach(level)
+        assert reach > 0 and float(function(reach)) == pytest.approx(level, rel=1e-6)
+
+
 @pytest.mark.parametrize("kernel", ["exponential", "gaussian"])
 def test_convolution_against_a_sum_over_the_lattice(kernel):
     """Every voxel of every shift, unequal subdivision, triclinic cell."""

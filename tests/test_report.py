@@ -29,6 +29,7 @@ from dials_diffuse.reduction.overview import overview
 from dials_diffuse.report import merge_page, slices
 from dials_diffuse.report import page as page_module
 from dials_diffuse.report.fit_matrices import edge_shapes, kernel_plots
+from dials_diffuse.report.integrate_page import fates, masks
 from dials_diffuse.report.overview_plots import image_plots
 from dials_diffuse.report.quantised import UNMEASURED, entropy, packed, spread_of
 from dials_diffuse.report.section import Material, Plot, Section, Table, column, line, middle, resolution_axis
@@ -341,6 +342,27 @@ def test_what_is_left_out_of_each_image():
     second = image_plots({"sweeps": [sweep, sweep]}, [{"experiment": 1, "flux": [1.0, 0.9], "images": images}])
     assert [trace["name"] for trace in second[0].traces] == ["rate 0", "flux 1", "rate 1"]
     assert second[2].traces[0]["name"] == "Bragg mask 1"
+
+
+def test_peaks_that_are_not_predicted_have_a_table_and_a_curve():
+    """Records of former versions have neither."""
+    peaks = {"peaks": 40, "images": 2, "d_max": 6.5, "d_min": 2.125, "pixels": 0.0123, "turn": 3.14}
+    peaks["kinds"] = {"second lattice": 35, "zingers": 5}
+    old = {"experiment": 0, "n_images": 2, "used": 90, "bragg": 5, "outlier": 1, "untrusted": 0, "never_used": 4}
+    old["off_grid"] = 0
+    new = {**old, "unpredicted": 10, "unpredicted_peaks": peaks}
+    page = masks(Material({"experiments": [old, new]}))
+    (row,) = page.tables[0].rows
+    assert row == ["0", "40", "2", "6.5–2.1", "1.23 %", "second lattice 35, zingers 5", "3.1"]
+    assert not masks(Material({"experiments": [old]})).tables
+    ends = [rows[-1] for rows in fates(Material({"experiments": [old, new]})).tables[0].rows]
+    assert ends == ["0.00 %", "9.09 %"]
+    sweep = {"first": 1, "images": 1, "pixels": [10, 10], "ratio": [1.0, 1.0]}
+    images = {"image": [1, 2], "used": [75, 40], "bragg": [20, 50], "outlier": [0, 5], "untrusted": [0, 5]}
+    images["unpredicted"] = [5, 0]
+    plots = image_plots({"sweeps": [sweep]}, [{"flux": [1.0, 0.9], "images": images}])
+    found = {trace["name"]: trace["y"] for trace in plots[-1].traces}
+    assert found["peaks not predicted 0"] == [5.0, None]
 
 
 def test_correlations_of_residues_from_a_covariance():

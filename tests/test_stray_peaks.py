@@ -139,6 +139,10 @@ def test_candidates_are_what_the_outlier_guard_refuses(plain_job):
     got[tuple(places[:n].T)] = True
     np.testing.assert_array_equal(got, wanted)
     assert 20 < n < 2000
+    again = np.empty_like(places)
+    floats = pixels._replace(raw=pixels.raw.astype(float))  # of detectors that integrate
+    assert kernel.find_high(floats, panel.reading, norm, guard, job.peak_tiles[0], again) == n
+    np.testing.assert_array_equal(again[:n], places[:n])
 
 
 def test_where_nearly_all_is_strange_nothing_is_masked(plain_job):

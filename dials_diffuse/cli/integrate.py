@@ -73,7 +73,7 @@ mask {
       .help = "adaptive: the mask of each reflection follows its intensity and the profile of the spots on the images,"
               "and what it is expected to leave outside is subtracted; needs a .refl of integrated reflections."
               "fixed, or without these: the same mask for all reflections."
-    leak = 0.5
+    leak = 1.0
       .type = float(value_min=1e-6)
       .help = "adaptive: what a pixel outside the mask may have of a peak, before that is subtracted, over the rms of"
               "the diffuse counts."

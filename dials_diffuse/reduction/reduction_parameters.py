@@ -11,7 +11,7 @@ from dials_diffuse.reduction.corrections import Corrections
 GEOMETRY_CHECKS = ("error", "warn", "none")
 
 DEFAULT_N_SIGMA = 3.0
-DEFAULT_LEAK = 0.5
+DEFAULT_LEAK = 1.0
 
 
 @dataclass(frozen=True)

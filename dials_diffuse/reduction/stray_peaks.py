@@ -24,7 +24,7 @@ ANGLES = np.linspace(-0.25, 1.25, 7)  # of an image, at which a peak may have be
 CONTRAST = 1.5  # mean counts of a peak over those around it, at least
 SHARP, WIDEST = 3.0, 2.5  # pixels, and widths of the crystal's own spots, to where half of a peak is left, at most
 SPOT = 3.0  # widths of predicted spots, and a pixel, in which peaks are theirs
-
+ALONE = 2  # pixels to where a single high pixel may seem to reach by chance
 ROCKING = 3.0  # widths about the rotation axis, in which spots are on an image
 
 
@@ -36,7 +36,7 @@ class StrayPeaks:
     ----------
     hkl : (n, 3) float64, fractional indices in the crystal's lattice, in the middle of the image
     s : (n,) float64, 1/Å
-    size : (n,) int64, pixels that stand out
+    size : (n,) int64, pixels that stand out; single ones with nothing around are left to the outlier guard
     top : (n,) float64, counts above those around, of the highest pixels
     pixels : int, that are masked for them and would have been used
     given_up : they would have taken too much of the image, and are not masked
@@ -79,8 +79,9 @@ def mask_stray(job, frame, profile) -> StrayPeaks:
         return StrayPeaks(result.hkl, result.s, result.size, result.top, given_up=True)
     painted = 0
     for pixels, reading, centre, radius, _ in found:
-        each = np.empty(len(radius), dtype=np.int64)
-        kernel.paint_peaks(pixels, reading, centre, radius, each)
+        wide = radius > 0
+        each = np.empty(np.count_nonzero(wide), dtype=np.int64)
+        kernel.paint_peaks(pixels, reading, centre[wide], radius[wide], each)
         painted += int(each.sum())
     return StrayPeaks(result.hkl, result.s, result.size, result.top, painted)
 
@@ -113,6 +114,9 @@ def _found(job, image: int, p: int, parts: tuple) -> tuple | None:
     if not len(good):
         return None
     radius = np.maximum(reach, core + 1)[good] + 0.5
+    # a zinger has no tails: the outlier guard refuses its pixel, and the others are as good as any
+    alone = (size == 1) & (half <= 1) & (reach <= ALONE)
+    radius[alone[good]] = 0.0
     u = direction[:, strange[good]]
     matrix, origin = job.scan.to_lattice(image + 0.5, (1, 1, 1))
     hkl = u.T @ matrix.T - origin

@@ -178,7 +178,7 @@ def _sites(block: Block, symmetry, cartesian: str, fractional: str) -> np.ndarra
 def _residue(block: Block, number: str, insertion: str) -> str:
     try:
         return hy36encode(width=4, value=int(number)) + insertion[:1]
-    except ValueError:
+    except (ValueError, OverflowError):
         raise DiffuseError(f"{block.path}: {number!r} is no residue number; correct _atom_site.auth_seq_id") from None
 
 
