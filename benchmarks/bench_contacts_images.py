@@ -74,7 +74,10 @@ def commands(values) -> list:
         ("indexed.expt", f"dials.index imported.expt strong.refl space_group=P1 unit_cell={CELL}"),
         ("refined.expt", "dials.refine indexed.expt indexed.refl"),
         ("integrated.expt", f"dials.integrate refined.expt refined.refl nproc=1 prediction.d_min={D_MIN}"),
-        ("diffuse_integrated.h5", f"dials.diffuse_integrate integrated.expt integrated.refl nproc=1 d_min={D_MIN}"),
+        (
+            "diffuse_integrated.h5",
+            f"dials.diffuse_integrate integrated.expt integrated.refl nproc=1 d_min={D_MIN} mask.outlier.n_sigma=0",
+        ),
         ("diffuse_scaled.h5", f"dials.diffuse_scale diffuse_integrated.h5 nproc=1 absolute_scale.model={pdb}"),
         ("diffuse_merged.nxs", "dials.diffuse_merge diffuse_scaled.h5"),
         *(
