@@ -302,7 +302,7 @@ def test_intensities_belong_to_the_centres_of_voxels(tmp_path):
     of_rows = np.empty(len(rows), np.int32)
     voxels, _ = find_voxels([block], GRID, True, of_rows)
     scaler = Scaler(GRID, voxels, layout, model, first_error_model(data), no_scale_errors(2))
-    predictions = predict_all(scaler, [(0, block)], of_rows, 1)
+    predictions = predict_all(scaler, [(0, block)], of_rows, 1, tmp_path)
     scaled = scaled_rows(block, predictions.unit.astype(float), predictions.added.astype(float), 0, 1.0)
     intensity = (scaled["counts"] - scaled["background"]) / scaled["norm"]
     assert np.abs(level[0] / level[1] - 1).max() > 0.02
@@ -394,6 +394,29 @@ def test_more_background_than_signal_is_an_error(tmp_path):
     rows["background"] = 2 * rows["counts"] + 1
     with pytest.raises(DiffuseError, match="background is larger"):
         scale(tmp_path, rows)
+
+
+def test_what_is_kept_of_all_observations_can_lie_on_disk(tmp_path, monkeypatch):
+    """With the same results, and no file left; a disk that is full is said to be so, and no output is there."""
+    rows, columns = make_rows(np.random.default_rng(1), copies=1), []
+    for name, limit in (("memory", len(rows)), ("disk", 100)):
+        monkeypatch.setattr("dials_diffuse.scaling.apply.IN_MEMORY", limit)
+        (tmp_path / name).mkdir()
+        scale(tmp_path / name, rows, terms=("b",))
+        with ObservationFile(tmp_path / name / "out.h5") as file:
+            columns.append(file.read(*OBSERVATION_DTYPE.names))
+        assert len(list((tmp_path / name).iterdir())) == 2
+    for name in OBSERVATION_DTYPE.names:
+        np.testing.assert_array_equal(columns[0][name], columns[1][name])
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    (tmp_path / "full").mkdir()
+    with pytest.raises(DiffuseError, match=r"no room for 0\.0 GB"):
+        scale(tmp_path / "full", rows, terms=("b",))
+    assert not (tmp_path / "full" / "out.h5").exists()
 
 
 def test_blocks_of_neighbouring_voxels_stay_together(tmp_path):
@@ -615,7 +638,7 @@ def test_levels_leave_the_isotropic_part_alone(tmp_path):
     voxels, _ = find_voxels([block], GRID, True, of_rows)
     errors = first_error_model(data)
     whole, direct = (
-        predict_all(Scaler(GRID, voxels, layout, m, errors, no_scale_errors(2)), [(0, block)], of_rows, 1)
+        predict_all(Scaler(GRID, voxels, layout, m, errors, no_scale_errors(2)), [(0, block)], of_rows, 1, tmp_path)
         for m in (model, changed)
     )
     apply_levels(whole, changed.levels, model.profile(GRID.s_magnitude(voxels.index)))
