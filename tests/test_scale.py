@@ -39,7 +39,8 @@ from dials_diffuse.scaling.model import start_model
 from dials_diffuse.scaling.normal import Part, bases_of, chi2, normal_equations, with_slopes
 from dials_diffuse.scaling.patterns import absorption, absorption_functions, harmonics, symmetric_patterns
 from dials_diffuse.scaling.record import scaling_record
-from dials_diffuse.scaling.refine import fold_of_blocks, refine
+from dials_diffuse.scaling.refine import refine
+from dials_diffuse.scaling.refiner import fold_of_blocks
 from dials_diffuse.scaling.scale import scale_observations
 from dials_diffuse.scaling.scaling_parameters import ScalingParameters
 from dials_diffuse.scaling.solve import gauge
@@ -140,7 +141,7 @@ def test_relative_error_from_sampling_makes_the_median_that_of_chi2():
 
 def test_the_model_is_the_same_for_any_number_of_threads(tmp_path, monkeypatch):
     """Bit for bit: how sums are cut depends on the data alone."""
-    monkeypatch.setattr("dials_diffuse.scaling.refine._FOR_A_THREAD", 2000)
+    monkeypatch.setattr("dials_diffuse.scaling.refiner._FOR_A_THREAD", 2000)
     data, layout = read_sample(write(tmp_path / "a.h5", make_rows(np.random.default_rng(2), copies=1)))
     parameters = ScalingParameters(**{**SMALL, "terms": ("b", "c"), "n_cycles": 2})
     one, three = (refine(data, layout, parameters, n).model.coefficients for n in (1, 3))
@@ -157,11 +158,11 @@ def test_a_matrix_that_serves_for_several_steps_leads_to_the_same_model(tmp_path
         found.append(model.terms)
         return normal_equations(model, parts)
 
-    monkeypatch.setattr("dials_diffuse.scaling.refine.normal_equations", counted)
+    monkeypatch.setattr("dials_diffuse.scaling.refiner.normal_equations", counted)
     serving = refine(data, layout, parameters)
     n_serving = len(found)
-    monkeypatch.setattr("dials_diffuse.scaling.refine._MATRIX_SERVES", -1.0)
-    monkeypatch.setattr("dials_diffuse.scaling.refine._Refiner.keep_matrix", lambda *arguments: None)
+    monkeypatch.setattr("dials_diffuse.scaling.refiner._MATRIX_SERVES", -1.0)
+    monkeypatch.setattr("dials_diffuse.scaling.refiner.Refiner.keep_matrix", lambda *arguments: None)
     always = refine(data, layout, parameters)
     assert n_serving < 0.9 * (len(found) - n_serving)
     assert serving.model.terms == always.model.terms == ("b", "c")

@@ -118,8 +118,9 @@ class ScalingResult:
 
 def memory_estimate(grid: MapGrid, n_rows: int, n_sample: int) -> float:
     """Rough peak memory in bytes: 41 for each row, of which 26 can be on disk."""
-    of_rows = 41 if n_rows <= IN_MEMORY else 15
-    return memory_of_voxels(grid, n_rows) + of_rows * n_rows + 800 * n_sample + 8 * _ROWS * 250
+    return (
+        memory_of_voxels(grid, n_rows) + (41 if n_rows <= IN_MEMORY else 15) * n_rows + 800 * n_sample + 8 * _ROWS * 250
+    )
 
 
 @dataclass(frozen=True)
