@@ -118,9 +118,8 @@ class ScalingResult:
 
 def memory_estimate(grid: MapGrid, n_rows: int, n_sample: int) -> float:
     """Rough peak memory in bytes: 41 for each row, of which 26 can be on disk."""
-    return (
-        memory_of_voxels(grid, n_rows) + (41 if n_rows <= IN_MEMORY else 15) * n_rows + 800 * n_sample + 8 * _ROWS * 250
-    )
+    of_rows = n_rows * (41 if n_rows <= IN_MEMORY else 15)
+    return memory_of_voxels(grid, n_rows) + of_rows + 800 * n_sample + 8 * _ROWS * 250
 
 
 @dataclass(frozen=True)
@@ -337,7 +336,6 @@ def _absolute_scale(grid, data, layout, refinement, bragg, expectation, method) 
     subtracted = np.bincount(data.experiment, data.background > 0, len(layout.start))
     seen = np.bincount(data.experiment, minlength=len(layout.start))
     s = data.coordinates[:, S]
-
     return absolute_scale(
         grid,
         model.profile,
