@@ -17,7 +17,7 @@ help:
 	@echo "make bench  run the benchmarks             make bench BENCH_ARGS='--whole'"
 	@echo "make soak   try to break everything            make soak SOAK='--cases 100000 --kills 200'"
 	@echo "make docs   build the documentation, in build/docs/"
-	@echo "make types  check the types of public modules"
+	@echo "make types  check the types"
 	@echo "make coverage   which lines the tests reach"
 	@echo "make lint   check the style of the code"
 	@echo "make env    only set up the environment"
@@ -48,6 +48,8 @@ docs: env
 types: env
 	$(BIN)/python -m mypy
 
+# absolute: programs that tests start elsewhere would leave their data there
+coverage: export COVERAGE_FILE = $(CURDIR)/.coverage
 coverage: env
 	$(BIN)/python -m coverage erase
 	$(BIN)/python -m coverage run -m pytest -q -n auto --dist worksteal $(PYTEST_ARGS)
@@ -60,5 +62,5 @@ lint: env
 	$(BIN)/python -m ruff format --check .
 
 clean:
-	rm -rf build dist *.egg-info demo-output .hypothesis .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf build dist *.egg-info .coverage* demo-output .hypothesis .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -7,7 +7,8 @@ column "before" is of scaling whose priors had no size. "known to" and "is off b
 error of a row's scale, and its rms difference from the truth, means in rings of |s| taken off.
 
 ``python benchmarks/bench_few_mates.py [seed=N] [SET...]``, for example ``P1_1_a_high``, or ``C2_1_a_high``, which is
-not one of the twelve. Another seed is another orientation, absorption and noise.
+not one of the twelve. With ``_images`` behind it those of the background are subtracted, with ``_refl`` the file holds
+integrated reflections, with ``_images_refl`` both. Another seed is another orientation, absorption and noise.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ BEFORE = {
 
 
 def case_of(name: str, seed: int = 1) -> FewMates:
-    crystal, n_sweeps, absorption, dose = name.split("_")
+    crystal, n_sweeps, absorption, dose, *more = name.split("_")
     case = CRYSTALS[crystal]
     return FewMates(
         case.group,
@@ -68,6 +69,8 @@ def case_of(name: str, seed: int = 1) -> FewMates:
         absorption=case.absorption if absorption == "a" else 0.0,
         counts=DOSES[dose],
         seed=seed,
+        images="images" in more,
+        reflections="refl" in more,
     )
 
 
@@ -102,7 +105,7 @@ def run(name: str, folder: Path, truth, seed: int) -> None:
     before = "{:.4f} ({:4.1f} %)".format(*known_before) if known_before else f"{'-':15}"
     known, off = result.refinement.scale_errors.rms, error_of_scale(folder, result)
     print(
-        f"{name:16} {text(unscaled)}  {before}  {text(now)}  {text(best)}  {100 * known:5.2f} %  {100 * off:5.2f} %  "
+        f"{name:24} {text(unscaled)}  {before}  {text(now)}  {text(best)}  {100 * known:5.2f} %  {100 * off:5.2f} %  "
         f"{seconds:4.0f} s  {','.join(result.refinement.model.terms)}",
         flush=True,
     )
@@ -110,7 +113,7 @@ def run(name: str, folder: Path, truth, seed: int) -> None:
 
 def main(names=tuple(BEFORE), seed: int = 1) -> None:
     heads = ("unscaled", "before", "now", "true scales")
-    print(f"{'':16} {''.join(f'{head:17}' for head in heads)}known to  is off by        terms")
+    print(f"{'':24} {''.join(f'{head:17}' for head in heads)}known to  is off by        terms")
     truths: dict = {}
     for name in names:
         crystal = name.split("_")[0]

@@ -8,9 +8,11 @@ over sweeps of different length, of smaller frames.
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,21 +29,25 @@ from scitbx.array_family import flex
 from timing import alternate
 from usage import measure
 
+from dials_diffuse.compat import available_cores
 from dials_diffuse.experiment.common_grid import choose_grid
 from dials_diffuse.experiment.detector import detector_setup
 from dials_diffuse.experiment.images import read_image
+from dials_diffuse.experiment.load import load_experiments
 from dials_diffuse.kernels.accumulate import N_TALLY
+from dials_diffuse.parallel import SERIAL, Forked
 from dials_diffuse.reduction import tiling
 from dials_diffuse.reduction.frames import empty_bragg, read_frame, shell_profile
 from dials_diffuse.reduction.prepare import prepare_job
 from dials_diffuse.reduction.reduction_parameters import ReductionParameters
-from dials_diffuse.reduction.voxel_sums import Tables, add_frame, reduce_block
+from dials_diffuse.reduction.voxel_sums import Tables, add_frame, reduce_block, reduce_blocks
 
 SIZE = (2463, 2527)
 SMALL = (487, 407)
 N_FILES = 8
 INTEGRATE = [sys.executable, "-m", "dials_diffuse.cli.integrate", "d_min=1.5"]
 N_IMAGES = 20  # what the program reduces at a time: 10 degrees
+PROCESSED = 80  # on one and on two processes
 
 
 def make_sweep(folder: Path, n_images: int, n_files: int = N_FILES, size: tuple = SIZE) -> Path:
@@ -98,8 +104,6 @@ def naive(raw, directions, matrix, origin, n, counts, pixels):
 
 
 def throughput(expt: Path, n_images: int = N_IMAGES, repeats: int = 5) -> None:
-    from dials_diffuse.experiment.load import load_experiments
-
     experiments = load_experiments(str(expt))
     parameters = ReductionParameters(d_min=1.5)
     grid = choose_grid(experiments, parameters.d_min, parameters.d_max, parameters.subdivide)
@@ -180,30 +184,41 @@ def memory(folder: Path, lengths: tuple, size: tuple) -> None:
         print(f"{n_images:4d} images of {size[0]} x {size[1]} pixels: peak memory {used.peak / 1e9:.2f} GB")
 
 
-def processes(folder: Path, n_images: int) -> None:
-    """Elapsed time of the pass on one and on two processes: that of whole runs less that of runs on few images."""
-    wall = {}
-    for n in (N_IMAGES, n_images):
-        sub = folder / f"sweep_of_{n}"
-        sub.mkdir()
-        expt = make_sweep(sub, n)
-        for nproc in (1, 2):
-            wall[n, nproc] = measure([*INTEGRATE, expt, f"nproc={nproc}"], sub).wall
-    one, two = (wall[n_images, nproc] - wall[N_IMAGES, nproc] for nproc in (1, 2))
+def processes(expt: Path, n_images: int = PROCESSED, repeats: int = 3) -> None:
+    """The pass on one and on two processes in turn: elapsed time, the best of each, and CPU seconds of all."""
+    experiments = load_experiments(str(expt))
+    parameters = ReductionParameters(d_min=1.5)
+    grid = choose_grid(experiments, parameters.d_min, parameters.d_max, parameters.subdivide)
+    detector = detector_setup(experiments[0].detector)
+    job = prepare_job(0, experiments, np.arange(n_images), grid, parameters, detector)
+    wall: dict = {1: [], 2: []}
+    cpu: dict = {1: [], 2: []}
+    for _ in range(repeats):
+        for n in wall:
+            start, before = time.perf_counter(), sum(os.times()[:4])
+            for _ in reduce_blocks(job, SERIAL if n == 1 else Forked(n)):
+                pass
+            wall[n].append(time.perf_counter() - start)
+            cpu[n].append(sum(os.times()[:4]) - before)
+    one, two = map(min, wall.values())
     print(
-        f"{n_images - N_IMAGES} further images: {one:.1f} s on one process, {two:.1f} s on two: {one / two:.2f} times"
+        f"{n_images} images, best of {repeats}: {one:.1f} s on one process, {two:.1f} s on two, {one / two:.2f} times "
+        f"as fast; {min(cpu[1]):.1f} and {min(cpu[2]):.1f} CPU s; load {os.getloadavg()[0]:.0f} on {available_cores()} "
+        "cores"
     )
 
 
 def main(whole: bool = False) -> None:
-    """whole : more repeats, and memory and processes on 6-megapixel frames as well"""
+    """whole : more repeats, and memory on 6-megapixel frames as well"""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         throughput(make_sweep(folder, N_IMAGES), *((N_IMAGES, 5) if whole else (8, 3)))
+        further = folder / "further"
+        further.mkdir()
+        processes(make_sweep(further, PROCESSED))
         memory(folder, (10, 40, 160), SMALL)
         if whole:
             memory(folder, (8, 32, 96), SIZE)
-            processes(folder, 100)
 
 
 if __name__ == "__main__":

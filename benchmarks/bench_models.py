@@ -1,13 +1,16 @@
-"""Diffuse models: engines of the general covariance, liquid-like motions, structure factors off the lattice."""
+"""Diffuse models: engines of the general covariance, liquid-like motions, structure factors off the lattice.
+
+CPU seconds, of all threads.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import resource
-import statistics
 import time
 
 import numpy as np
+from timing import alternate
 
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.models.covariance.covariance import Covariance
@@ -18,7 +21,6 @@ from dials_diffuse.structure.atoms import load_structure
 from dials_diffuse.structure.transform import direct_transform, lattice_transform, off_lattice_transform
 
 N_ATOMS = 1000
-N_POINTS = 100_000
 D_MIN = 1.5
 #: points on which the slow references are timed; their time grows with the number of points
 SAMPLE = 400
@@ -31,21 +33,10 @@ def points(n: int, seed: int = 0) -> np.ndarray:
     return s * (rng.uniform(size=n) ** (1 / 3) / D_MIN / np.linalg.norm(s, axis=1))[:, None]
 
 
-def alternate(functions: dict, repeats: int) -> dict:
-    """Median wall-clock seconds, of all cores together; the functions run in turn."""
-    times = {name: [] for name in functions}
-    for _ in range(repeats):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def covariance(structure, repeats: int) -> None:
+def covariance(structure, n_points: int, repeats: int) -> None:
     distance = np.linalg.norm(structure.site_cart[:, None] - structure.site_cart, axis=-1)
     motion = JointMotion(structure.molecule(), np.arange(N_ATOMS), 0.16 * np.exp(-distance / 10.0))
-    s = points(N_POINTS)
+    s = points(n_points)
     exact = motion.coherent(s[:SAMPLE], "wk1995", "pair_sum", 0.0)
     fast = motion.coherent(s[:SAMPLE], "wk1995", "chebyshev", 1e-6)
     error = np.abs(fast - exact).max() / np.sqrt(np.mean(exact**2))
@@ -55,14 +46,15 @@ def covariance(structure, repeats: int) -> None:
             "matrix products": lambda: motion.coherent(s, "wk1995", "chebyshev", 1e-6),
         },
         repeats,
+        warm=False,
     )
-    seconds["pair sum"] *= N_POINTS / SAMPLE
-    report(f"covariance of {N_ATOMS} atoms, {N_POINTS} points", seconds, "pair sum")
+    seconds["pair sum"] *= n_points / SAMPLE
+    report(f"covariance of {N_ATOMS} atoms, {n_points} points", seconds, "pair sum")
     print(f"  largest relative error of the matrix products {error:.1e}")
 
 
-def patterson(structure, repeats: int) -> None:
-    grid = MapGrid(structure.unit_cell, structure.hall_symbol, (3, 3, 3), 2.5)
+def patterson(structure, d_min: float, repeats: int) -> None:
+    grid = MapGrid(structure.unit_cell, structure.hall_symbol, (3, 3, 3), d_min)
     model = Covariance(sigma=0.3, gamma=10.0, engine="fft")
     voxels = grid.n_voxels * np.pi / 12  # half a sphere
     motion = model.motion(structure)
@@ -73,13 +65,14 @@ def patterson(structure, repeats: int) -> None:
             "Patterson function": lambda: model.intensity(structure, grid),
         },
         repeats,
+        warm=False,
     )
     seconds["pair sum"] *= voxels / SAMPLE
     report(f"covariance of {N_ATOMS} atoms on {'x'.join(map(str, grid.shape))} voxels", seconds, "pair sum")
 
 
-def off_lattice(structure, repeats: int) -> None:
-    for n in (N_POINTS, 10 * N_POINTS):
+def off_lattice(structure, n_points: int, repeats: int) -> None:
+    for n in (n_points, 10 * n_points):
         s = points(n)
         hkl = s[: 10 * SAMPLE] @ structure.orthogonalization
         seconds = alternate(
@@ -88,6 +81,7 @@ def off_lattice(structure, repeats: int) -> None:
                 "non-uniform FFT": lambda s=s: off_lattice_transform(structure, s),
             },
             repeats,
+            warm=False,
         )
         seconds["direct sum"] *= n / (10 * SAMPLE)
         report(f"structure factors of {N_ATOMS} atoms at {n} points", seconds, "direct sum")
@@ -105,13 +99,13 @@ def liquid_like_motions() -> None:
 def _liquid_like_motions() -> tuple:
     structure = load_structure(example_path("lysozyme"))
     grid = MapGrid(structure.unit_cell, structure.hall_symbol, (3, 3, 3), D_MIN)
-    start = time.perf_counter()
+    start = time.process_time()
     LiquidLikeMotions(sigma=0.3, gamma=10.0, orders=3).intensity(structure, grid)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    start = time.perf_counter()
+    start = time.process_time()
     lattice_transform(structure.expand(), grid)
-    return seconds, time.perf_counter() - start, memory
+    return seconds, time.process_time() - start, memory
 
 
 def report(title: str, seconds: dict, reference: str) -> None:
@@ -120,12 +114,13 @@ def report(title: str, seconds: dict, reference: str) -> None:
         print(f"  {name:26s} {value:9.2f} s   {seconds[reference] / value:7.1f} x as fast as the {reference}")
 
 
-def main(repeats: int = 1) -> None:
+def main(n_points: int = 100_000, d_min: float = 2.5, repeats: int = 1) -> None:
+    """n_points : of the covariance, ten times as many of structure factors; d_min : Å, of the Patterson function"""
     structure = load_structure(example_path("lysozyme"))
     structure = structure.take(np.arange(N_ATOMS))
     off_lattice_transform(structure, points(10))  # compile, and warm the caches
     direct_transform(structure, np.zeros((1, 3)))
-    covariance(structure, repeats)
-    off_lattice(structure, repeats)
-    patterson(structure, repeats)
+    covariance(structure, n_points, repeats)
+    off_lattice(structure, n_points, repeats)
+    patterson(structure, d_min, repeats)
     liquid_like_motions()

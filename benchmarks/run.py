@@ -23,9 +23,9 @@ BENCHMARKS = {
     "scale": ("bench_scale.main((50_000, 150_000))", "bench_scale.main()"),
     "merge": ("bench_merge.main()", "bench_merge.main()"),
     "end_to_end": ("bench_end_to_end.main(None, 40)", "bench_end_to_end.main()"),
-    "models": ("bench_models.main()", "bench_models.main()"),
+    "models": ("bench_models.main(20_000, 4.0)", "bench_models.main()"),
     "engines": ("bench_engines.main(1)", "bench_engines.main()"),
-    "fit": (None, "bench_fit.main()"),
+    "fit": ("bench_fit.main('speed')", "bench_fit.main()"),
     "few_mates": ("bench_few_mates.main(('P1_1_0_low',))", "bench_few_mates.main()"),
     "closed_loop": (None, "bench_closed_loop.main()"),
     "cluster": (None, "bench_cluster.main()"),
@@ -34,6 +34,8 @@ BENCHMARKS = {
     "report": (None, "bench_report.main()"),
     "delta_pdf": (None, "bench_delta_pdf.main()"),
     "bragg_masks": (None, "bench_bragg_masks.main()"),
+    "leak": (None, "bench_leak.main()"),
+    "unpredicted": (None, "bench_unpredicted.main()"),
 }
 HERE = Path(__file__).parent
 TABLES = HERE.parent / "docs" / "performance.md"

@@ -6,11 +6,14 @@ import statistics
 import time
 
 
-def alternate(functions: dict, repeats: int = 5) -> dict:
-    """Median CPU seconds of each function; they run in turn, so that a change of the machine's speed hits all alike."""
+def alternate(functions: dict, repeats: int = 5, warm: bool = True) -> dict:
+    """Median CPU seconds of each function; they run in turn, so that a change of the machine's speed hits all alike.
+
+    warm : run each once before, to compile and to warm the caches
+    """
     times = {name: [] for name in functions}
-    for function in functions.values():
-        function()  # compile, and warm the caches
+    for function in functions.values() if warm else ():
+        function()
     for _ in range(repeats):
         for name, function in functions.items():
             start = time.process_time()

@@ -39,7 +39,7 @@ def is_xray(beam) -> bool:
     return not hasattr(beam, "get_probe") or str(beam.get_probe()).endswith("xray")
 
 
-def trusted_bounds(panel) -> tuple:
+def trusted_bounds(panel) -> tuple[float, float]:
     """Lowest and highest raw value that dxtbx trusts, both inclusive.
 
     DIALS 3.12 excludes both limits, later versions include them: a tiny panel with the same limits is asked.

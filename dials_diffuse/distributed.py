@@ -17,6 +17,7 @@ from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
+from typing import Any
 
 import dask
 from distributed import Client, KilledWorker, get_worker
@@ -208,7 +209,7 @@ def _receive(key: str, luggage: bytes) -> tuple:
     return key, luggage
 
 
-_UNPACKED: dict = {}  # (function, shared) of the luggage that was used last
+_UNPACKED: dict[Any, tuple[Callable, Any]] = {}  # (function, shared) of the luggage that was used last
 _ONE_AT_A_TIME = threading.Lock()  # what reads images is not made for threads
 
 

@@ -101,6 +101,23 @@ def test_the_profile_and_what_lies_outside_it(profile):
         assert 0.6 * true - density < fitted.outside(radius)[0] < 2.5 * true + 6 * density
 
 
+@pytest.mark.parametrize("profile", [gaussian, with_tail], ids=lambda f: f.__name__)
+def test_what_is_expected_where_nothing_was_seen_is_what_is_there(profile):
+    """Masks are made for tails that go on as they fell; what is subtracted is right in the mean, and less than that."""
+    fitted = fit_profiles([sums_of(profile, n=200), sums_of(profile, n=200, seed=1)])
+    assert len({p.decay for p in fitted}) == 1 and fitted[0].decay >= 0
+    fine = np.arange(0, 13, 0.01) + 0.005
+    for p in fitted:
+        assert np.all(p.log_expected <= p.log_density) and np.all(np.diff(p.log_expected, axis=1) < 0)
+        amounts = np.zeros(3)
+        for end, *rows in zip(p.measured_to, p.log_expected, p.log_density):
+            r = fine[fine > end]
+            amounts += [np.sum(v * r) for v in (profile(r, 0), *(np.exp(np.interp(r, p.distance, x)) for x in rows))]
+        true, expected, limit = amounts
+        assert expected == pytest.approx(true, rel=0.2)
+        assert profile is with_tail or abs(expected - true) < 0.5 * (limit - true)
+
+
 def test_a_wing_makes_masks_larger_and_a_split_spot_makes_them_lopsided():
     fits = {f: fit_profiles([sums_of(f)])[0] for f in (gaussian, with_tail, split)}
     density = np.array([1e-4])
@@ -370,6 +387,26 @@ def test_only_measured_reflections_tell_the_profile():
     frame = read_frame(replace(job, spots=[], masks=[]), 1, empty_bragg(job))
     survey.add(frame, job.bad, [np.full(p.shape, 9.0, dtype=np.float32) for p in job.panels])
     assert {int(i) for rows, *_ in survey.pairs for i in rows} == {0, 3}
+
+
+def test_spots_of_another_crystal_do_not_tell_the_profile():
+    """Their pixels, and only these, are left out of the sums about a spot."""
+    job = tails_job(fit_profiles([sums_of(gaussian)])[0])
+    spots = spots_of(np.arange(3).reshape(1, 3) + 1, centre=(30.0, 24.0), z=np.full(1, 1.5))
+    photons = np.array([1e4])
+    frame = read_frame(replace(job, spots=[], masks=[]), 1, empty_bragg(job))
+    expected = [np.full(p.shape, 9.0, dtype=np.float32) for p in job.panels]
+    other = np.zeros(job.panels[0].shape, dtype=bool)
+    other[20:28, 34:60] = True
+    found = []
+    for of_others in (None, [other], [~other]):
+        survey = SpotSurvey(spots, SpotPhotons(photons, photons, np.array([True]), 1, 0, 0), job)
+        survey.add(frame, job.bad, expected, of_others)
+        ((_, sums, *_),) = survey.pairs
+        found.append(sums)
+    everything, without, only = found
+    assert 0 < without[..., 0].sum() < everything[..., 0].sum()
+    np.testing.assert_allclose(without + only, everything)
 
 
 def test_a_fixed_mask_is_that_of_a_given_radius():

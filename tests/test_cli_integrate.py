@@ -98,7 +98,7 @@ def test_default_run(work):
     assert summary["schema"] == "dials.diffuse_integrate/1"
     assert summary["n_images_used"] == N_IMAGES
     fate = summary["experiments"][0]
-    named = ("never_used", "used", "untrusted", "bragg", "outlier", "off_grid")
+    named = ("never_used", "used", "untrusted", "bragg", "outlier", "off_grid", "unpredicted")
     assert sum(fate[name] for name in named) == N_IMAGES * 80 * 90
     assert fate["images"].pop("image") == list(range(1, N_IMAGES + 1))
     assert {name: sum(counts) for name, counts in fate["images"].items()} == {name: fate[name] for name in named[1:]}
@@ -443,6 +443,12 @@ def test_masks_that_follow_the_peaks_and_ice_rings_can_be_chosen(text, follows_p
     masking = program.parameters_from_phil(working.extract()).masking
     assert (masking.follows_peaks, masking.fixed_n_sigma) == (follows_peaks, n_sigma)
     assert masking.ice_rings is ice_rings
+
+
+def test_peaks_that_are_not_predicted_are_masked_unless_they_shall_not_be():
+    for text, wanted in (("", True), ("mask.unpredicted=False", False)):
+        working = program.phil_scope.fetch(program.parse(text))
+        assert program.parameters_from_phil(working.extract()).masking.unpredicted is wanted
 
 
 def test_inputs_load_into_plain_objects(work):

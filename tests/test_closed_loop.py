@@ -279,8 +279,8 @@ def at_lattice_points(loop, masking) -> tuple:
 def test_masks_that_follow_the_peaks_let_nothing_through(tmp_path):
     """What leaks is the bias beyond that of a mask which lets hardly anything through: below 2 % of the rms.
 
-    Such a mask has a bias, too: it leaves the rims of the voxels, and halos have their tops at lattice points, of which
-    merging completes the larger part. The fixed mask of 3 sigma leaks more, and costs correlation.
+    Such a mask has a bias, too, as the ideal map has: what pixels and images carry over the borders of voxels is taken
+    from the tops of halos. The fixed mask of 3 sigma leaks more, and costs correlation.
     """
     loop = fine_loop(tmp_path, n_images=60)
     (strict, _), *_ = at_lattice_points(loop, Masking(leak=0.02, outlier_n_sigma=0.0))

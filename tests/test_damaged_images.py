@@ -1,9 +1,7 @@
-"""Images that changed after the detector wrote them, and pickles in place of images."""
+"""Images that changed after the detector wrote them."""
 
 from __future__ import annotations
 
-import os
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -84,18 +82,3 @@ def test_odd_images():
     assert odd_images(flux) == []
     assert odd_images({**flux, 50: flux[50] * 1.1, 120: float("nan")}) == [50, 120]
     assert odd_images(dict.fromkeys(range(9), 1.0)) == [] and odd_images({0: 1.0, 1: 5.0}) == []
-
-
-class Harmful:
-    def __reduce__(self):
-        return os.mkdir, ("harm",)
-
-
-@pytest.mark.parametrize("protocol", range(6))
-def test_pickles_in_place_of_images_are_not_loaded(images, capsys, protocol):
-    experiment_of(images)
-    for path in map(Path, images):
-        path.write_bytes(pickle.dumps({"DATA": Harmful()}, protocol))
-    line = fails(program.run, ["one.expt", *QUIET], capsys, words=["one_00001.cbf", "image"])
-    assert not Path("harm").exists()
-    assert protocol == 0 or protocol == 1 or "a pickle in place of an image" in line

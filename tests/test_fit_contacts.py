@@ -40,7 +40,8 @@ MODEL = LatticeDynamics(0.2, "contacts", stiffness="full", contact_cutoff=7.0, m
 
 @pytest.fixture(scope="module")
 def structure():
-    return random_structure("P 1", (9.0, 9.5, 10.0, 80.0, 95.0, 107.0), "CNOCSCNO", u=(0.15, 0.3), radius=4.0)
+    found = random_structure("P 1", (9.0, 9.5, 10.0, 80.0, 95.0, 107.0), "CNOCSCNO", u=(0.15, 0.3), radius=4.0)
+    return replace(found, residue=np.repeat(["   1", "   2", "   3", "   4"], 2))
 
 
 @pytest.fixture(scope="module")
@@ -232,8 +233,12 @@ def test_priors_leave_the_common_level_to_a_known_scale():
 
 @pytest.mark.parametrize(
     "other, true, start",
-    [(RigidBody(0.15), [0.15], [0.1]), (Covariance(sigma=0.2, gamma=3.0), [0.2, 3.0], [0.15, 2.0])],
-    ids=["bodies", "covariance"],
+    [
+        (RigidBody(0.15), [0.15], [0.1]),
+        (Covariance(sigma=0.2, gamma=3.0), [0.2, 3.0], [0.15, 2.0]),
+        (Covariance(sigma=0.2, gamma=3.0, groups="residue"), [0.2, 3.0], [0.15, 2.0]),
+    ],
+    ids=["bodies", "covariance", "residues"],
 )
 def test_sums(ready, structure, other, true, start):
     """Beside bodies or atoms that move by themselves: both come back, the prior holds the stiffnesses only."""

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from helpers.builders import merge
 from helpers.datasets import SIZE, import_images, write_experiments, write_images
+from helpers.jobs import job_of, rows_of
 
 from dials_diffuse.cli import integrate
+from dials_diffuse.experiment.load import load_input
 from dials_diffuse.files.observations import OBSERVATION_DTYPE, ObservationFile
 
 #: sums over all observations of a column; integers are exact
@@ -58,6 +60,23 @@ def test_any_number_of_processes(data):
     _, found = data
     for name in OBSERVATION_DTYPE.names:
         np.testing.assert_array_equal(found[1][name], found[2][name], name)
+
+
+@pytest.mark.parametrize("number", [1, 3, 8])
+def test_any_number_of_images_at_a_time(data, number):
+    """Sums of integers bit for bit, sums of floats within their rounding, as passes are joined in another order."""
+    folder, _ = data
+    experiments = load_input([str(folder / "data.expt")]).experiments
+    usual, other = (
+        rows_of(job_of(experiments, d_min=4.0, subdivide=(2, 2, 2), images_per_block=n)) for n in (None, number)
+    )
+    assert len(usual) == len(other) == MERGED[1]
+    usual, other = (rows[np.lexsort((*rows["xyz"].T, rows["entering"], *rows["index"].T))] for rows in (usual, other))
+    for name in OBSERVATION_DTYPE.names:
+        if name in ("norm", "norm_odd", "rate", "rate_odd", "rate_variance"):
+            np.testing.assert_allclose(other[name], usual[name], rtol=1e-14, atol=0, err_msg=name)
+        else:
+            np.testing.assert_array_equal(other[name], usual[name], name)
 
 
 def test_sums_of_observations(data):

@@ -381,3 +381,17 @@ def test_impossible_numbers_of_images(work, limits, capsys):
     )
     with pytest.raises(DiffuseError, match=r"bad\.expt: not a readable experiment file .*image_range"):
         experiments_from_file("bad.expt")  # as the simulator does
+
+
+@pytest.mark.parametrize("name", [b"identifier-1", b"some_column"])
+def test_names_in_reflections_that_are_no_text(work, name, capsys):
+    """One damaged byte of an identifier, or of a name of a column."""
+    table = flex.reflection_table.from_file("a.refl")
+    table.experiment_identifiers()[0] = "identifier-1"
+    table["some_column"] = flex.int(len(table), 0)
+    table.as_file("bad.refl")
+    content = Path("bad.refl").read_bytes()
+    assert name in content
+    Path("bad.refl").write_bytes(content.replace(name, b"\xe5" + name[1:]))
+    words = ["bad.refl: not a readable reflection file", "write it again"]
+    fails(program.run, ["a.expt", "bad.refl"], capsys, words=words)

@@ -23,6 +23,7 @@ try:
     run(["-h"])
 except SystemExit:
     pass
+print("PAGES", *(name for name in sys.modules if name.startswith("dials_diffuse.report.") and name.endswith("_page")))
 print("NEW", *sorted({name.split(".")[0] for name in set(sys.modules) - before}))
 """
 
@@ -33,6 +34,7 @@ def test_help_of_all_programs_imports_no_large_package():
     new = done.stdout.splitlines()[-1].split()[1:]
     assert "dials_diffuse" in new
     assert not set(LATE) & set(new)
+    assert done.stdout.splitlines()[-2] == "PAGES"  # they come when one is written
 
 
 KERNELS = """

@@ -14,6 +14,7 @@ from helpers.builders import all_voxels, merge, observation_rows, small_grid, tr
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.maps.symmetry import laue_operators
+from dials_diffuse.maps.voxels import find_voxels
 from dials_diffuse.merging.half_sets import KINDS, SUMS, split
 from dials_diffuse.merging.laue import ESTIMATORS, MergeParameters, estimate, merge_observations
 
@@ -107,6 +108,21 @@ def test_equals_slow_engine(tmp_path, grid, half_sets, friedel, estimator):
                 data.sums[name][i], [halves[0][name], halves[1][name]], rtol=1e-9, atol=1e-9 * abs(whole[name])
             )
     assert result.n_observations + result.n_off_grid == len(rows)
+
+
+def test_rows_of_voxels_against_a_dictionary():
+    """The box is unequal in all directions: what lies outside it, or has no norm, has no row."""
+    grid = small_grid("P 1", (9, 13, 27, 80, 95, 105), (1, 2, 1))
+    index = all_voxels(grid)[::3]
+    voxels, refused = find_voxels([{"index": index, "norm": np.ones(len(index))}], grid, True)
+    expected = {tuple(i): row for row, i in enumerate(grid.index(voxels.keys))}
+    assert refused == 0 and set(expected) == {tuple(i) for i in index}
+    extent = np.array(grid.extent)
+    assert len(set(extent)) == 3
+    wanted = np.random.default_rng(0).integers(-extent - 9, extent + 10, (20_000, 3))
+    norm = np.where(np.arange(len(wanted)) % 10, 1.0, 0.0)
+    found = voxels.rows(wanted.astype(np.int32), norm)
+    assert list(found) == [expected.get(tuple(i), -1) if n > 0 else -1 for i, n in zip(wanted, norm)]
 
 
 def test_order_and_block_size_do_not_matter(tmp_path):

@@ -65,15 +65,19 @@ def block_of_bodies(structure, model, supercell):
             bodies.append((number, (structure.site_frac @ r.T + operator.t().as_double() + cell) @ o.T))
     d = 6 * len(bodies)
     energy = np.zeros((d, d))
+    cells = np.array(list(itertools.product(range(-2, 3), repeat=3)))
+    sizes = (np.linalg.norm(place - place.mean(axis=0), axis=1).max() for _, place in bodies)
+    reach = 2 * max(sizes) + model.contact_cutoff
     for a, (number, sites) in enumerate(bodies):
         turn = structure.rotations[number]
         whole = np.kron(np.eye(2), turn)
         whole[3:, 3:] *= np.linalg.det(turn)
         for b, (_, others) in enumerate(bodies):
-            for shift in itertools.product(range(-2, 3), repeat=3):
+            apart = others.mean(axis=0) - sites.mean(axis=0) + (cells * supercell) @ o.T
+            for shift in cells[np.linalg.norm(apart, axis=1) < reach]:
                 if a == b and not any(shift):
                     continue
-                moved = others + o @ (np.array(shift) * supercell)
+                moved = others + o @ (shift * supercell)
                 pairs = np.argwhere(np.linalg.norm(sites[:, None] - moved, axis=-1) < model.contact_cutoff)
                 k = known.get(frozenset(map(tuple, pairs)))
                 if k is None:  # none, or seen from the other body

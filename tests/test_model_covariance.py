@@ -327,7 +327,10 @@ def test_peaks_are_gaussians_and_wrap_round():
     shape, edges = (7, 8, 9), np.array([[0.8, 0.1, -0.1], [0.0, 0.7, 0.2], [0.0, 0.0, 0.6]])
     root = rng.normal(size=(3, 3, 3)) * 0.3
     tensor = root @ root.transpose(0, 2, 1) + 0.3 * np.eye(3)
-    position, weight = rng.uniform(-10, 10, (3, 3)), np.array([1.0, -2.0, 3.0])
+    turn = np.linalg.qr(root[0])[0]
+    needle = turn @ np.diag([1.2, 0.02, 0.02]) @ turn.T  # it goes another way, see the kernel
+    tensor = np.concatenate([tensor, needle[None]])
+    position, weight = rng.uniform(-10, 10, (4, 3)), np.array([1.0, -2.0, 3.0, 0.3])
     out = np.ones(shape)
     add_peaks(position, tensor, weight, edges, 60.0, out)
     expected = np.ones(shape)

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -157,6 +158,32 @@ def test_what_makes_a_map_doubtful(result):
         assert verdict.word == "doubtful" and verdict.reasons[0].startswith("experiment 3: ")
     iced = {**e, "ice_rings": [{"excess": 0.2}]}
     assert judge(signal, {**integrated, "experiments": [iced]}, *others).limits == ("ice",)
+    twin = {**e, "unpredicted_peaks": {**e["unpredicted_peaks"], "pixels": 0.02}}
+    assert judge(signal, {**integrated, "experiments": [twin]}, *others).limits == ("other crystals",)
+
+
+def test_what_limits_a_map(result):
+    """Each limit by itself, in the records of a good run."""
+    folder, _ = result
+    names = ("integrated", "scaled", "merged")
+    integrated, scaled, merged = (json.loads((folder / f"diffuse_{name}.json").read_text()) for name in names)
+    signal = signal_of(read_map(folder / "diffuse_merged.nxs"))
+    noisy = replace(signal, cc_half=0.4, cc_smooth=0.4)
+
+    def around(share: float) -> dict:
+        found = {"method": "separation", "details": {"share_around": share}}
+        return {**scaled, "absolute_scale": {"estimates": [found]}}
+
+    def limits(found=signal, scaled=scaled, **changes) -> list:
+        return [limit.split(" (")[0] for limit in judge(found, integrated, scaled, {**merged, **changes}).limits]
+
+    assert limits() == limits(scaled=around(0.6)) == []
+    assert limits(noisy, {**scaled, "absolute_scale": None}) == limits(noisy, around(0.4)) == ["counts"]
+    assert limits(noisy, around(0.6)) == ["counts", "background"]
+    assert limits(scaled={**scaled, "scale_error": {"rms": 0.04, "sweeps": [0.04]}}) == ["scale factors"]
+    assert limits(replace(signal, cc_smooth=signal.cc_half + 0.4)) == ["errors that are smooth in direction"]
+    sparse = {"overall": {**merged["statistics"]["overall"], "completeness": 0.7}}
+    assert limits(statistics={**merged["statistics"], **sparse}) == ["completeness"]
 
 
 def test_the_same_numbers_as_the_single_programs(result, good, tmp_path, monkeypatch):
@@ -436,6 +463,6 @@ def test_a_space_group_that_is_too_high_is_doubtful(tmp_path, monkeypatch):
     options = ["integrate.mask.bragg.n_sigma=4.5", "grid.subdivide=3,3,3"]
     record = processed(*changed(images, tmp_path, raise_symmetry), *options)
     assert record["verdict"] == "doubtful" and "space group is too high" in record["reasons"][0]
-    assert "4/m" in record["reasons"][0]
+    assert "4/m" in record["reasons"][0] and "wrong symmetry" in record["limits"]
     right = processed(*files(images), *options, folder="right")
     assert right["verdict"] in ("good", "weak")

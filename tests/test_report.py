@@ -26,8 +26,8 @@ from dials_diffuse.maps.symmetry import possible_voxels
 from dials_diffuse.models.covariance.covariance import Covariance
 from dials_diffuse.models.rigid_body.rigid_body import RigidBody
 from dials_diffuse.reduction.overview import overview
+from dials_diffuse.report import merge_page, slices
 from dials_diffuse.report import page as page_module
-from dials_diffuse.report import pages, slices
 from dials_diffuse.report.fit_matrices import edge_shapes, kernel_plots
 from dials_diffuse.report.overview_plots import image_plots
 from dials_diffuse.report.quantised import UNMEASURED, entropy, packed, spread_of
@@ -252,9 +252,7 @@ def test_a_section_is_a_function_and_a_row(merged, here, monkeypatch):
         plot = Plot("r", "R of mates", "Small is good.", [line("R", middle(shells), column(shells, "r_sym"))])
         return Section("extra", "Something else", "What it is.", plots=(plot,), tables=(Table(["a"], [["<i>"]]),))
 
-    (row,) = (i for i, kind in enumerate(pages.PAGES) if kind.name == "merge")
-    kind = replace(pages.PAGES[row], sections=(*pages.PAGES[row].sections, extra, lambda material: None))
-    monkeypatch.setattr(pages, "PAGES", (*pages.PAGES[:row], kind, *pages.PAGES[row + 1 :]))
+    monkeypatch.setattr(merge_page, "SECTIONS", (*merge_page.SECTIONS, extra, lambda material: None))
     run([str(merged / "diffuse_merged.json")])
     page = Page("diffuse_merged.html")
     assert page.heads[-2:] == ["Something else", "Parameters that were modified"] and page.tables[-1][-1] == ["<i>"]

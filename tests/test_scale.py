@@ -805,6 +805,22 @@ def test_every_term_is_linear_in_its_coefficients(tmp_path, experiments):
         penalty = term.penalty()
         assert penalty.shape == (term.size, term.size) and np.linalg.eigvalsh(penalty).min() > -1e-9 * penalty.max()
         assert term.gauge(some, terms).shape[1] == term.all.stop - term.all.start
+    assert terms["q"].smoothing == 0  # its coefficients are held by their usual size alone
+    slope, smooth = np.random.default_rng(3).normal(size=len(value)), terms["q"]
+    np.testing.assert_allclose(smooth.gradient(some, slope), smooth.basis(some).T @ slope, atol=1e-9)
+
+
+def test_the_profile_begins_as_the_mean_rate_around_each_node(tmp_path):
+    """Of counts that rise in a straight line, and with a gap that is bridged."""
+    data, layout = read_sample(write(tmp_path / "a.h5", make_rows(np.random.default_rng(2), copies=1)))
+    profile = start_model(data, layout, ScalingParameters(**SMALL)).block("p")
+    low, step = profile.tensor.limits[0]
+    node = low + (np.arange(profile.size) - 0.5) * step
+    s = np.random.default_rng(0).uniform(low, node[-1], 20_000)
+    s = s[(s < (node[3] + node[4]) / 2) | (s > (node[6] + node[7]) / 2)]
+    norm = np.random.default_rng(1).uniform(1, 3, len(s))
+    found = profile.first(s, norm * (2 + 30 * s), norm)
+    np.testing.assert_allclose(found[1:-1], 2 + 30 * node[1:-1], atol=30 * step / 4)
 
 
 @pytest.mark.parametrize("kept", ["planted", "absorbed"])

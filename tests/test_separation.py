@@ -16,10 +16,12 @@ from scipy import stats
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.scaling import separation
 from dials_diffuse.scaling.absolute import absolute_scale
-from dials_diffuse.scaling.separation import fit_wilson, separate
+from dials_diffuse.scaling.scatterers import APART
+from dials_diffuse.scaling.separation import separate
 from dials_diffuse.scaling.totals import Bragg, Shells, mean_intensities, merge_bragg
+from dials_diffuse.scaling.wilson import fit_wilson, log_damping
 from dials_diffuse.simulation.plan import example_path
-from dials_diffuse.structure.atoms import load_structure
+from dials_diffuse.structure.atoms import load_structure, make_structure
 from dials_diffuse.structure.composition import average_contents, contents_of_sequence
 from dials_diffuse.structure.expectation import expectation_of, make_expectation
 from dials_diffuse.structure.surroundings import AIR_DENSITY, WATER_DENSITY, air, water
@@ -48,14 +50,15 @@ def known():
     return expectation_of(contents_of_sequence(LYSOZYME, CELL, HALL, 1), 1.8)
 
 
-def shells_of(expectation, liquid: float, length: float, spread=0.5, n=2000) -> Shells:
+def shells_of(expectation, liquid: float, length: float, spread=0.45, n=2000) -> Shells:
     """Shells that are exactly what the method takes them for, in units of K electrons²; with liquid and air."""
     edges = np.linspace(0, 1 / 1.8, 70)
     s = (edges[1:] + edges[:-1]) / 2
     squares, correlation = expectation.at("molecules", s), expectation.at("correlation", s)
-    still = np.exp(separation._log_damping(B, spread, s))
+    still = np.exp(log_damping(B, spread, s))
     bragg = squares * (1 + correlation) * still
-    crystal = squares * (1 + correlation * (still + 0.75 * (1 - still))) + expectation.at("molecules_compton", s)
+    kept = np.maximum(np.exp(-APART * s**2 / 2), still)
+    crystal = squares * (1 + correlation * kept) + expectation.at("molecules_compton", s)
     crystal += expectation.water_share * expectation.volume * WATER_DENSITY * water(s)
     around = liquid * expectation.volume * WATER_DENSITY * water(s) + length * expectation.volume * AIR_DENSITY * air(s)
     number = np.full(len(s), n)
@@ -113,13 +116,17 @@ def test_levels_are_least_squares():
     """Means of correlated numbers, their variance and χ², by the normal equations written out."""
     rng = np.random.default_rng(4)
     a = rng.normal(size=(7, 7))
-    covariance, logs = a @ a.T + np.eye(7), rng.normal(size=(3, 7))
-    means, variance, chi2 = separation._levels(logs, covariance)
-    inverse = np.linalg.inv(covariance)
-    for row, mean, x in zip(logs, means, chi2):
+    covariances = np.array([a @ a.T + (1 + i) * np.eye(7) for i in range(3)])
+    logs = rng.normal(size=(3, 7))
+    levels = separation._levels(logs, covariances)
+    for row, covariance, mean, variance, x, log_chance in zip(logs, covariances, *levels):
+        inverse = np.linalg.inv(covariance)
         assert variance == pytest.approx(1 / inverse.sum())
         assert mean == pytest.approx(np.sum(inverse @ row) / inverse.sum())
         assert x == pytest.approx((row - mean) @ inverse @ (row - mean))
+        # a mean of which nothing is known has a variance that has no end: the same factor for all rows
+        wide = stats.multivariate_normal(np.zeros(7), covariance + 1e8)
+        assert log_chance == pytest.approx(wide.logpdf(row) + 3.5 * math.log(2 * math.pi) + math.log(1e4), abs=1e-4)
 
 
 @pytest.mark.parametrize("spread", [0.1, 0.5, 0.9])
@@ -133,7 +140,7 @@ def test_damping_is_the_mean_over_b_factors(spread):
     b = 0.5 * B + distribution.ppf(u)
     assert (b.mean(), b.std()) == pytest.approx((B, spread * B), rel=0.01)
     expected = np.exp(-np.outer(s**2, b) / 2).mean(axis=1)
-    np.testing.assert_allclose(np.exp(separation._log_damping(B, spread, s)), expected, rtol=2e-3)
+    np.testing.assert_allclose(np.exp(log_damping(B, spread, s)), expected, rtol=2e-3)
 
 
 def test_contents_that_are_not_known_make_the_scale_less_certain():
@@ -150,22 +157,56 @@ def test_contents_that_are_not_known_make_the_scale_less_certain():
 
 def test_experiments(bench):
     """Simulated ones with different air, liquid, thickness and resolution: what it says of its error is true."""
-    structure = load_structure(str(example_path("lysozyme")))
+    structure = bench.with_hydrogens(load_structure(str(example_path("lysozyme"))))
     rows = []
     for seed in (2, 15, 17):
         e = bench.simulate_experiment(structure, seed)
         for number, expectation in enumerate(bench.expectations(e)):
-            for profile, subtracted in ((e.subtracted, True), (e.plain, False)):
-                found = absolute_scale(e.grid, profile, (0.02, e.s_max), e.bragg, expectation, subtracted=subtracted)
+            for case, profile in enumerate((e.empty, e.subtracted, e.plain)):
+                kind = tuple(bench.BACKGROUNDS.values())[case]
+                found = absolute_scale(e.grid, profile, (0.02, e.s_max), e.bragg, expectation, "auto", *kind)
                 assert found.method == "separation"
-                rows.append((number, subtracted, math.log(found.k / e.k), found.esd / found.k))
+                rows.append((number, case, math.log(found.k / e.k), found.esd / found.k))
         # the sum rule takes all for the crystal's
         assert next(x for x in found.estimates if x.method == "krogh_moe").k < 0.95 * found.k
-    number, subtracted, error, esd = np.array(rows).T
+    number, case, error, esd = np.array(rows).T
     assert np.all(np.abs(error) < 2 * esd)
-    assert np.sqrt(np.mean(error[number == 0] ** 2)) < 0.07
-    assert esd[number == 0].mean() < 0.1 and esd.max() < 0.2
-    assert esd[subtracted == 1].mean() < esd[subtracted == 0].mean()
+    rms = [np.sqrt(np.mean(error[(number == 0) & (case == c)] ** 2)) for c in range(3)]
+    assert rms[0] < 0.05 and max(rms) < 0.07
+    mean = [esd[(number == 0) & (case == c)].mean() for c in range(3)]
+    assert mean[0] < mean[1] < mean[2] < 0.1 and esd.max() < 0.2
+
+
+def test_hydrogens_of_the_benchmark(bench):
+    """As many as methane, water, an aromatic CH and an amide have, at right distances and not on each other."""
+    cell, bond = (20.0, 20, 20, 90, 90, 90), 1.39
+    ring = bond * np.array([(math.cos(t), math.sin(t), 0) for t in np.arange(6) * math.pi / 3])
+    sites = np.concatenate([ring + 10, [(3, 3, 3)], [(3, 10, 3), (4.52, 10, 3)]])
+    structure = make_structure(cell, "P 1", [*"CCCCCC", "O", "C", "C"], sites / 20)
+    found = bench.with_hydrogens(structure)
+    hydrogen = (found.site_frac @ found.orthogonalization.T)[found.element == "H"]
+    assert len(hydrogen) == 6 + 2 + 6
+    to_heavy = np.linalg.norm(hydrogen[:, None] - sites, axis=2)
+    np.testing.assert_allclose(to_heavy.min(axis=1), [1.09] * 6 + [0.97] * 2 + [1.09] * 6, atol=0.005)
+    apart = np.linalg.norm(hydrogen[:, None] - hydrogen, axis=2)[np.triu_indices(14, 1)]
+    assert apart.min() > 1.5
+    # in the plane of the ring
+    np.testing.assert_allclose(hydrogen[:6, 2], 10, atol=1e-6)
+
+
+def test_liquid_that_was_subtracted_is_none():
+    """Said to be on the images without crystal: it may be a little less or more than nothing, and k is known better."""
+    expectation = known()
+    shells = shells_of(expectation, 0.0, 0.0)
+    dry = separate(shells, expectation, True, True)
+    value, esd = dry.amounts["liquid"]
+    assert abs(value) < esd < 0.05 < separate(shells, expectation, True).amounts["liquid"][0] + esd
+    assert dry.k == pytest.approx(K, rel=0.03) and dry.esd / dry.k < 0.05
+    wet = separate(shells_of(expectation, 0.3, 0.0), expectation, True)
+    assert dry.esd / dry.k < 0.8 * wet.esd / wet.k
+    # nothing was subtracted: there are no such images
+    without = separate(shells, expectation, False, True)
+    assert without.k == separate(shells, expectation, False).k
 
 
 def noise(seed=0):

@@ -15,7 +15,7 @@ from scipy import ndimage
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.experiment.build import BeamParameters, DetectorParameters, ScanParameters, build_detector
 from dials_diffuse.experiment.pixel_factors import air_attenuation_coefficient
-from dials_diffuse.kernels.spline import spline_points
+from dials_diffuse.kernels.spline import add_spline, spline_points
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.reduction.corrections import MICROSTERADIAN
 from dials_diffuse.simulation.diffuse import DiffuseVolume, spline_through
@@ -562,3 +562,6 @@ def test_intensities_are_never_negative():
     spline_points(volume.coefficients, hkl * 4 + np.array(grid.extent), raw)
     assert raw.min() < -10
     np.testing.assert_array_equal(volume(hkl), np.maximum(raw, 0))
+    seen = np.zeros((1, len(hkl)))
+    add_spline(volume.coefficients, hkl.T[:, None], 4 * np.eye(3), -np.array(grid.extent, float), 2.0, seen == 0, seen)
+    np.testing.assert_allclose(seen[0], 2 * np.maximum(raw, 0), atol=1e-9)

@@ -113,6 +113,29 @@ def test_signals_full_disks_and_limits(folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    "name, word",
+    [
+        ("merge", "statistics.n_shells=1000000000"),
+        ("integrate", "grid.subdivide=1000000000,1000000000,1000000000"),
+        ("simulate", "detector.size=1000000000,1000000000"),
+        ("simulate", "scan.n_images=1000000000"),
+        ("model", "grid.subdivide=1000000000,1000000000,1000000000"),
+        ("model", "covariance.supercell=1000000000,1000000000,1000000000"),
+        ("scale", "scale_model.a.degree=1000000000"),
+    ],
+)
+def test_numbers_that_are_far_too_large(folder, tmp_path, name, word):
+    """Refused in a line that names the parameter, before memory is taken; ``make soak`` tries every whole number."""
+    work = tmp_path / "work"
+    shutil.copytree(folder, work)
+    module, words = samples.PROGRAMS[name]
+    code, errors, _ = limits.in_child(lambda: module.run(limits.with_word(words, word)), work, seconds=60)
+    assert limits.verdict(code, errors) == "refused", errors
+    assert word.split("=")[0].rsplit(".", 1)[1] in errors
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", ["map", "observations", "shown map"])
 @pytest.mark.parametrize(
     "head", [b"\0\0" + bytes(14), b"\1\0" + bytes(6) + b"\xf0" + 7 * b"\xff"], ids=["free", "wraps"]

@@ -9,6 +9,7 @@ import pytest
 from helpers.builders import all_voxels, merge, observation_rows, small_grid, true_intensity
 
 from dials_diffuse.maps.shells import anisotropic_correlation, fine_residual, isotropic_residual, shell_limits
+from dials_diffuse.maps.symmetry import map_to_asu
 from dials_diffuse.merging.statistics import COLUMNS
 
 
@@ -26,6 +27,23 @@ def test_symmetry_residuals(tmp_path):
     assert good.statistics.overall["chi2_sym"] == pytest.approx(1, abs=5 * math.sqrt(2 / (7 * n)) + 0.01)
     assert broken.statistics.overall["chi2_sym"] > 2
     assert broken.statistics.overall["r_sym"] > good.statistics.overall["r_sym"] + 0.05
+
+
+def test_r_sym_by_hand(tmp_path):
+    """Mates of unequal norms against the mean that these weight; a voxel without mates does not count."""
+    grid = small_grid("P 4", (20, 20, 24, 90, 90, 90), (1, 1, 1))
+    index = all_voxels(grid)
+    rng = np.random.default_rng(12)
+    rows = observation_rows(grid, index, true_intensity(grid, index), rng, scale=30)
+    rows["background"] = rows["background_variance"] = 0
+    found = merge(tmp_path / "a.h5", grid, rows, friedel=False)
+    mates: dict = {}
+    for row, unique in zip(rows, map_to_asu(rows["index"], grid.space_group, False)[0]):
+        mates.setdefault(tuple(unique), []).append((row["counts"], row["norm"]))
+    several = [np.array(values).T for values in mates.values() if len(values) > 1]
+    assert 0 < len(several) < len(mates)
+    apart = sum(np.abs(c / n - c.sum() / n.sum()).sum() for c, n in several)
+    assert found.statistics.overall["r_sym"] == pytest.approx(apart / sum((c / n).sum() for c, n in several))
 
 
 def test_chi_square_of_very_weak_data(tmp_path):

@@ -356,6 +356,7 @@ def test_an_image_without_beam_is_left_out_and_named(tmp_path):
     fate = result.experiments[0]
     assert fate.n_images == 7
     fates = fate.never_used + fate.used + fate.untrusted + fate.bragg + fate.outlier + fate.off_grid
+    fates += fate.unpredicted
     assert fates == 7 * 120 * 100
     with ObservationFile(tmp_path / "a.h5") as file:
         assert file.experiments[0].n_images_used == 7

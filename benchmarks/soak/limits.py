@@ -29,7 +29,7 @@ def integers(name: str) -> list:
     return found
 
 
-def _words(words: list, word: str) -> list:
+def with_word(words: list, word: str) -> list:
     """Words of a command line; a parameter of a model asks for this model."""
     scope = word.split(".")[0]
     if scope not in ("covariance", "ensemble", "lattice_dynamics", "llm"):
@@ -115,7 +115,7 @@ def limits(only: str = "", report=print) -> list:
                 work = Path(name) / "work"
                 shutil.copytree(samples, work)
                 with in_folder(name):
-                    code, errors, seconds = in_child(lambda: module.run(_words(words, word)), work)  # noqa: B023
+                    code, errors, seconds = in_child(lambda: module.run(with_word(words, word)), work)  # noqa: B023
                 shutil.rmtree(work)
                 rows.append((program, word, verdict(code, errors), seconds, errors[-300:]))
                 report("  ".join(map(str, rows[-1])))

@@ -77,17 +77,22 @@ def _observations(path):
         return rows, file.read_bragg(), file.experiments, file.provenance, file.grid, file.units, file.scaled
 
 
-def _image(path):
-    """By a format that is given, as images of a sweep are read after the first."""
+def _image(path, first: str, good: bytes):
+    """As the second of a sweep that was good when it was opened.
+
+    dxtbx keeps the format and the content of the file that it opened last, by its name: the first is opened in between.
+    """
     from dxtbx.format.FormatCBFMini import FormatCBFMini
 
-    known = agrees(path)
-    Path(path).read_bytes()
-    if known is False:
+    content = path.read_bytes()
+    path.write_bytes(good)
+    imageset = FormatCBFMini.get_imageset([first, str(path)])
+    path.write_bytes(content)
+    FormatCBFMini.open_file(first).close()
+    read_raw(imageset, 0)
+    if agrees(path) is False:
         raise DiffuseError(f"{path}: damaged")
-    if known is None:
-        return None
-    return FormatCBFMini.get_imageset([str(path)]) and read_raw(FormatCBFMini.get_imageset([str(path)]), 0)
+    return read_raw(imageset, 1)
 
 
 def _pixels(path, name: str):
@@ -125,6 +130,7 @@ def make_readers(folder: Path) -> list:
         writer.append(observation_rows(grid, all_voxels(grid), np.ones(len(all_voxels(grid))), rng))
         writer.append_bragg(bragg, np.ones(20))
     names = write_images(folder, "image_", noise(0, 4))
+    image = Path(names[1]).read_bytes()
     sweep = import_images(names, "sweep")
     write_experiments(folder / "plain.expt", sweep)
     sweep.imageset.external_lookup.mask.filename = str(folder / "pixels.mask")
@@ -160,7 +166,7 @@ def make_readers(folder: Path) -> list:
             lambda p: len(load_input([str(folder / "plain.expt"), str(p)]).reflections),
             byte,
         ),
-        Reader("image .cbf", folder / "image_00002.cbf", _image, byte),
+        Reader("image .cbf", folder / "image_00002.cbf", lambda p: _image(p, names[0], image), byte),
         Reader("mask, pickled", folder / "pixels.mask", lambda p: _pixels(p, "mask"), byte, share=0.3),
         Reader("gain, pickled", folder / "gain.pickle", lambda p: _pixels(p, "gain"), byte, share=0.3),
         Reader("coordinates .pdb", folder / "model.pdb", lambda p: load_structure(p).n_atoms, text),

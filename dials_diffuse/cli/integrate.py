@@ -73,7 +73,7 @@ mask {
       .help = "adaptive: the mask of each reflection follows its intensity and the profile of the spots on the images,"
               "and what it is expected to leave outside is subtracted; needs a .refl of integrated reflections."
               "fixed, or without these: the same mask for all reflections."
-    leak = 2.0
+    leak = 0.5
       .type = float(value_min=1e-6)
       .help = "adaptive: what a pixel outside the mask may have of a peak, before that is subtracted, over the rms of"
               "the diffuse counts."
@@ -97,6 +97,10 @@ mask {
   ice_rings = Auto
     .type = bool
     .help = "Mask ice rings. Auto: those that the radial profile of the images shows. True: all of hexagonal ice."
+  unpredicted = True
+    .type = bool
+    .help = "Find and mask, image by image, sharp peaks that no crystal predicts: of a second lattice, salt, ice or"
+            "zingers. They are what mask.outlier finds to be too high, with the tails around."
   outlier {
     n_sigma = 6.0
       .type = float(value_min=0)
@@ -196,6 +200,7 @@ def parameters_from_phil(params) -> ReductionParameters:
             persistent=params.mask.persistent,
             shadow=params.mask.shadow,
             ice_rings=None if params.mask.ice_rings in (None, Auto) else params.mask.ice_rings,
+            unpredicted=params.mask.unpredicted,
             outlier_n_sigma=params.mask.outlier.n_sigma,
         ),
         sampling=Sampling(

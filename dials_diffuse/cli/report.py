@@ -45,7 +45,7 @@ output {
 
 def main(params, files, provenance, warnings) -> None:
     """Make the pages of ``files``."""
-    pages = {}
+    pages: dict = {}
     for path in files:
         name = params.output.html or Path(path).with_suffix(".html").name
         if name in pages and params.output.html is None:

@@ -126,6 +126,10 @@ absolute_scale {
   copies = None
     .type = int(value_min=1)
     .help = "Copies of the sequence in the asymmetric unit. By default the most probable number."
+  background = *air surroundings
+    .type = choice
+    .help = "What images without crystal show, where they were subtracted: air, or the liquid and the loop around the"
+            "crystal as well."
   bulk_solvent = True
     .type = bool
     .help = "Does water fill what the atoms of the model leave?"
@@ -204,6 +208,7 @@ def absolute_from_phil(params) -> AbsoluteParameters:
             scope.model or scope.sequence or scope.copies or scope.selection or method not in ("auto", "none")
         ),
         selection=scope.selection,
+        background=scope.background,
     )
 
 

@@ -243,7 +243,7 @@ def judge(
         _turn(turned, i, voxels.moved(maps.at([i]), setting[i]))
     for _ in range(2 * len(inside)):
         verdicts = _verdicts(turned, voxels, inside, limits, inverse[setting])
-        members = np.flatnonzero(inside) if np.count_nonzero(inside) > 2 else []
+        members = np.flatnonzero(inside) if np.count_nonzero(inside) > 2 else np.zeros(0, int)
         changed = [i for i in members if verdicts[i].setting and not fixed]
         worst = [i for i in members if verdicts[i].contradicts]
         if changed:

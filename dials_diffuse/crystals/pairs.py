@@ -119,7 +119,7 @@ class Voxels:
         enough = n_parts >= _LEAST_PARTS
         return rho, total, np.divide(scatter, total**2, out=np.zeros(total.shape), where=enough)
 
-    def squares(self, maps: Maps) -> tuple:
+    def squares(self, maps: Maps) -> tuple[np.ndarray, np.ndarray]:
         """(e,) float64, mean square of each map without that of the noise, and its standard error, perhaps infinite."""
         top, bottom = (np.add.reduceat(x, self.first) for x in _signal(maps, 1.0))
         total = bottom.sum(axis=0)

@@ -14,7 +14,7 @@ from dxtbx.sequence_filenames import template_regex
 
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.experiment.images import image_readings, read_image, static_mask
-from dials_diffuse.experiment.imagesets import image_paths
+from dials_diffuse.experiment.imagesets import image_paths, refuse_pickle
 from dials_diffuse.experiment.peaks import find_peaks
 
 #: one file holds the whole series
@@ -46,7 +46,8 @@ def series_beside(experiments: Sequence) -> list[Series]:
     -------
     Those in the folders of the data come first; within a folder by name.
     """
-    own, folders = set(), {}
+    own: set = set()
+    folders: dict = {}
     for experiment in experiments:
         for path in map(os.path.realpath, image_paths(experiment)):
             own.add(path)
@@ -72,6 +73,7 @@ def open_series(series: Series) -> ExperimentList:
     DiffuseError
         If dxtbx cannot make image sets of it.
     """
+    refuse_pickle(series.first)
     try:
         if "#" in series.name:
             return ExperimentListFactory.from_templates([series.name])
@@ -88,6 +90,7 @@ def open_first(series: Series) -> ExperimentList:
     DiffuseError
         If it is no image.
     """
+    refuse_pickle(series.first)
     try:
         experiments = ExperimentListFactory.from_filenames([series.first])
     except Exception as error:  # formats raise many types
@@ -105,8 +108,8 @@ def median_spots(imageset, positions: Sequence[int]) -> float:
     DiffuseError
         If an image cannot be read.
     """
-    positions = np.asarray(positions)
-    chosen = np.unique(positions[np.linspace(0, len(positions) - 1, min(_N_IMAGES, len(positions))).astype(int)])
+    places = np.linspace(0, len(positions) - 1, min(_N_IMAGES, len(positions))).astype(int)
+    chosen = np.unique(np.asarray(positions)[places])
     good, readings = static_mask(imageset), image_readings(imageset)
     counts = []
     for i in chosen:
@@ -150,6 +153,7 @@ def _series_of(path: str) -> str:
 
 def _readable(path: str) -> bool:
     try:
+        refuse_pickle(path)
         return get_format_class_for_file(path) is not None
     except Exception:  # formats raise many types
         return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from scipy.spatial.transform import Rotation
 
 from dials_diffuse.compat import photon_counter_range
 from dials_diffuse.errors import DiffuseError, one_line
-from dials_diffuse.experiment.imagesets import check_scans
+from dials_diffuse.experiment.expt_file import make_experiments, read_content
 from dials_diffuse.experiment.modules import PILATUS, PILATUS_SIZES
 from dials_diffuse.memory import check_memory
 
@@ -286,8 +285,7 @@ def experiments_from_file(path) -> ExperimentList:
     if not Path(path).exists():
         raise DiffuseError(f"{path}: no such file; check the path")
     try:
-        check_scans(json.loads(Path(path).read_text(encoding="utf-8")).get("scan", []))
-        given = ExperimentList.from_file(str(path), check_format=False)
+        given = make_experiments(read_content(path)[0], path)
     except Exception as error:  # dxtbx raises many types for malformed files
         raise DiffuseError(
             f"{path}: not a readable experiment file ({one_line(error)}); write it again with DIALS"

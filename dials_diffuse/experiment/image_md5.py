@@ -7,7 +7,6 @@ import bz2
 import gzip
 import hashlib
 import logging
-import os
 import re
 from collections.abc import Iterable
 
@@ -27,7 +26,8 @@ def open_image(path):
 
     dxtbx's own function keeps what it has read before, and would not see that a file has changed.
     """
-    opener = {".gz": gzip.open, ".bz2": bz2.open}.get(os.path.splitext(str(path))[1], open)
+    name = str(path)
+    opener = gzip.open if name.endswith(".gz") else bz2.open if name.endswith(".bz2") else open
     return opener(path, "rb")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 from collections.abc import Sequence
@@ -16,21 +15,15 @@ from dxtbx.format.Format import Format
 from dxtbx.format.image import ImageBool, ImageDouble
 from dxtbx.format.Registry import get_format_class_for_file
 from dxtbx.imageset import ImageSequence, ImageSetData, ImageSetFactory
-from dxtbx.model.experiment_list import ExperimentList, ExperimentListFactory
-from dxtbx.serialize.filename import resolve_path
+from dxtbx.model.experiment_list import ExperimentList
 
 from dials_diffuse.errors import DiffuseError, one_line
+from dials_diffuse.experiment.expt_file import MAPS, make_experiments, read_content
 from dials_diffuse.experiment.image_md5 import open_image
 from dials_diffuse.experiment.moved_images import find_moved
 from dials_diffuse.files.hdf5 import is_hdf5, why_not_opened
 from dials_diffuse.files.protected import protect
 from dials_diffuse.parallel import in_child
-
-#: maps, one value for each pixel, that an .expt names by file (dials.import lookup.*)
-MAPS = ("mask", "gain", "pedestal", "dx", "dy")
-
-#: numbers of images are not beyond this
-_MOST_IMAGES = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -52,8 +45,8 @@ class Models:
 def read_models(path, images_root: str | None = None) -> Models:
     """Read an .expt file without its images.
 
-    dxtbx would unpickle the maps that the file names, and so run whatever such a file asks for. Their names are taken
-    out beforehand, and :func:`open_images` reads nothing but arrays from them.
+    The maps that the file names are left out, see :func:`read_content`; :class:`ImageOpener` reads nothing but arrays
+    from them.
 
     images_root : where to look for images that have moved, see :func:`find_moved`
 
@@ -65,48 +58,21 @@ def read_models(path, images_root: str | None = None) -> Models:
     path = str(path)
     if not Path(path).exists():
         raise DiffuseError(f"{path}: no such file; check the path")
-    folder = os.path.dirname(os.path.abspath(path))
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        check_scans(content.get("scan", []))
-        named = [_take_maps(item, folder) for item in content.get("imageset", [])]
-        find_moved(content.get("imageset", []), folder, images_root)
-        experiments = ExperimentListFactory.from_dict(content, check_format=False, directory=folder)
+        content, maps = read_content(path)
+        find_moved(content["imageset"], os.path.dirname(os.path.abspath(path)), images_root)
+        experiments = make_experiments(content, path)
     except Exception as error:  # dxtbx raises many types for malformed files
         raise DiffuseError(
             f"{path}: not a readable experiment file ({one_line(error)}); write it again with DIALS"
         ) from None
     if len(experiments) == 0:
         raise DiffuseError(f"{path}: contains no experiments; give the output of dials.integrate")
-    maps = []
-    for entry, experiment in zip(content["experiment"], experiments):
+    for experiment, files in zip(experiments, maps):
         if experiment.imageset is None:
             raise DiffuseError(f"{path}: has no images; give the .expt that dials.integrate wrote")
-        imageset = entry["imageset"]
-        maps.append(named[imageset] if isinstance(imageset, int) else _maps_of(experiment.imageset))
-        protect([path, *maps[-1].values()])
+        protect([path, *files.values()])
     return Models(path, experiments, maps)
-
-
-def check_scans(scans: list) -> None:
-    """Raise ValueError for numbers of images with which dxtbx would end the process, or that it would change."""
-    for scan in scans:
-        limits = scan.get("image_range", (1, 1))
-        if len(limits) != 2 or not all(isinstance(n, int) and abs(n) <= _MOST_IMAGES for n in limits):
-            raise ValueError(f"image_range {limits}")
-
-
-def _take_maps(item, folder: str) -> dict:
-    """Names of the maps in the dictionary of an imageset, which loses them."""
-    found = {name: resolve_path(item.pop(name, None) or "", directory=folder) for name in MAPS}
-    return {name: path for name, path in found.items() if path}
-
-
-def _maps_of(imageset) -> dict:
-    """Names of the maps where the imageset is in a file of its own."""
-    lookup = imageset.external_lookup
-    items = zip(MAPS, (lookup.mask, lookup.gain, lookup.pedestal, lookup.dx, lookup.dy))
-    return {name: item.filename for name, item in items if item.filename}
 
 
 class ImageOpener:
@@ -213,11 +179,8 @@ def _check_present(owner: str, experiment, paths: list, positions, number: int |
 
 def _open(experiment, paths: list, sample: str):
     """A new imageset of an experiment's images, of the format that the image file ``sample`` has."""
-    if _is_pickle(sample):
-        raise DiffuseError(
-            f"{sample}: a pickle in place of an image, which could run anything when it is read; write the images in "
-            "another format, as CBF"
-        )
+    for path in (sample, paths[0]):  # dxtbx asks the first of stills for its format
+        refuse_pickle(path)
     try:
         format_class = get_format_class_for_file(sample)
         if format_class is not None:
@@ -232,14 +195,24 @@ def _open(experiment, paths: list, sample: str):
     ) from None
 
 
-def _is_pickle(path: str) -> bool:
-    """Would dxtbx unpickle the file to see whether it is an image? It looks for a pickled dictionary."""
+def refuse_pickle(path: str) -> None:
+    """Call this before dxtbx looks for the format of a file: it unpickles what begins as a pickled dictionary.
+
+    Raises
+    ------
+    DiffuseError
+        If the file begins so.
+    """
     try:
         with open_image(path) as handle:
             begin = handle.read(2)
     except (OSError, EOFError, ValueError):  # reading the image will say so
-        return False
-    return begin[:1] == b"\x80" or begin in (b"(d", b"}q")
+        return
+    if begin[:1] == b"\x80" or begin in (b"(d", b"}q"):
+        raise DiffuseError(
+            f"{path}: a pickle in place of an image, which could run anything when it is read; write the images in "
+            "another format, as CBF"
+        )
 
 
 def _imageset(experiment, paths: list, sample: str, format_class):

@@ -123,6 +123,7 @@ def _read_reflections(path: str) -> flex.reflection_table:
             raise DiffuseError(f"{path}: pickles are not read; write a .refl file with DIALS")
     try:
         table = flex.reflection_table.from_msgpack_file(path)
+        list(table.keys()), list(table.experiment_identifiers().values())  # names that are no text fail here
     except Exception as error:
         raise DiffuseError(
             f"{path}: not a readable reflection file ({one_line(error)}); write it again with DIALS"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dxtbx.model import Experiment, Scan
-from dxtbx.model.experiment_list import ExperimentList
 
 from dials_diffuse.compat import scan_times
+from dials_diffuse.experiment.expt_file import make_experiments, read_content
 from dials_diffuse.experiment.scan import exposure_times
 
 #: seconds per image where a scan does not say
@@ -14,7 +14,7 @@ DEFAULT_EXPOSURE = 0.1
 
 def groups_on_same_images(path) -> list:
     """Numbers of the experiments of an .expt file, as lists of those whose crystals are on the same images."""
-    experiments = ExperimentList.from_file(str(path), check_format=False)
+    experiments = make_experiments(read_content(path)[0], path)
     groups: dict = {}
     for number, experiment in enumerate(experiments):
         imageset = experiment.imageset

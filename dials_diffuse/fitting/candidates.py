@@ -41,7 +41,8 @@ class Preparation:
 
         whole : not in blocks: their GroupCovariance is wanted
         """
-        models, starts = [], []
+        models: list = []
+        starts: list = []
         for part in request.parts:
             model = part.model.for_each_body(self.structure) if part.each else part.model
             start = {p.name: part.start(p) for p in model.parameters(self.structure)}

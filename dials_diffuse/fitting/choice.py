@@ -58,7 +58,7 @@ def choose(fits, data: FitData) -> Choice:
     sums = np.array([_sums(data, fit.fitted) for fit in fits])
     free = correlation_of_sums(*sums.sum(axis=1).T)
     possible = np.array([fit.scale.value > 0 for fit in fits])
-    warnings = ()
+    warnings: tuple = ()
     if not possible.any():
         warnings = ("the scales of all models are negative or 0: the data contradict all of them",)
         possible[:] = True

@@ -196,7 +196,7 @@ class _Tensor:
 
         What those at the lower bound have with those at the upper one turns them, along both borders.
         """
-        sides = ([], [])
+        sides: tuple[list, list] = ([], [])
         for size, vector in self.at_bounds(values):
             sides[int(size - self.lower > self.upper - size)].append(vector)
         pairs = itertools.chain(*(itertools.combinations_with_replacement(side, 2) for side in sides))

@@ -16,9 +16,9 @@ BACKGROUND_SIGMA, RATE_VARIANCE, SUM_X, SUM_Y, SUM_ANGLE = range(10, 15)
 FIRST_IMAGE, LAST_IMAGE = 15, 16
 N_COLUMNS = 17
 
-#: columns of the pixel tally
-USED, UNTRUSTED, BRAGG, OUTLIER, OFF_GRID = range(5)
-N_TALLY = 5
+#: columns of the pixel tally; kernels count masks of peaks that are not predicted among those of Bragg peaks
+USED, UNTRUSTED, BRAGG, OUTLIER, OFF_GRID, UNPREDICTED = range(6)
+N_TALLY = 6
 
 _EMPTY = np.int64(-1)
 

@@ -62,17 +62,17 @@ def voxel_of(i0, i1, i2):
 
 
 @njit
-def brick_rows(place, sums, seen, n_bricks, directory_shape, grid_shape):
-    """The voxels with pixels, as rows of :mod:`dials_diffuse.kernels.accumulate`.
+def used_voxels(place, sums, n_bricks, directory_shape, grid_shape):
+    """Keys of the voxels with pixels, as in :mod:`dials_diffuse.kernels.accumulate`, in the order of the bricks.
 
     Parameters
     ----------
-    place, sums, seen : as in Bricks; n_bricks : int, in use
+    place, sums : as in Bricks; n_bricks : int, in use
     directory_shape : (4,) int64; grid_shape : (3,) int64
 
     Returns
     -------
-    keys : (n,) int64; table : (n, N_COLUMNS) float64, sorted by keys
+    keys : (n,) int64; source : (n,) int64, number of the brick times VOXELS, plus position in it
     """
     n = 0
     for b in range(1, n_bricks + 1):
@@ -96,13 +96,18 @@ def brick_rows(place, sums, seen, n_bricks, directory_shape, grid_shape):
                 keys[n] = 2 * (panel * n_voxels + flat_voxel) + entering
                 source[n] = b * VOXELS + k
                 n += 1
-    order = np.argsort(keys)
-    sorted_keys = np.empty(n, dtype=np.int64)
-    table = np.zeros((n, row.N_COLUMNS))
-    for i in range(n):
-        j = order[i]
-        sorted_keys[i] = keys[j]
-        b, k = source[j] // VOXELS, source[j] % VOXELS
+    return keys, source
+
+
+@njit
+def voxel_rows(sums, seen, source, table):
+    """Read voxels as rows of :mod:`dials_diffuse.kernels.accumulate`.
+
+    sums, seen : as in Bricks; source : (n,) int64, see :func:`used_voxels`
+    table : (n, row.N_COLUMNS) float64, 0 to begin with
+    """
+    for i in range(len(source)):
+        b, k = source[i] // VOXELS, source[i] % VOXELS
         for half in range(2):
             table[i, half * row.ODD + row.PIXELS] = sums[b, half, k, N_PIXELS]
             table[i, half * row.ODD + row.COUNTS] = sums[b, half, k, COUNTS]
@@ -114,4 +119,3 @@ def brick_rows(place, sums, seen, n_bricks, directory_shape, grid_shape):
         table[i, row.SUM_ANGLE] = sums[b, 0, k, SUM_ANGLE] + sums[b, 1, k, SUM_ANGLE]
         table[i, row.FIRST_IMAGE] = seen[b, k, 0]
         table[i, row.LAST_IMAGE] = seen[b, k, 1]
-    return sorted_keys, table

@@ -178,7 +178,10 @@ def median(values, n):
     upper = select(values, n, n // 2)
     if n % 2 == 1:
         return upper
-    return 0.5 * (upper + np.max(values[: n // 2]))
+    lower = values[0]
+    for i in range(1, n // 2):
+        lower = max(lower, values[i])
+    return 0.5 * (upper + lower)
 
 
 @njit
@@ -186,6 +189,15 @@ def _quartile_range(values, n):
     """Distance of the quartiles of the first n values, which are rearranged."""
     upper = select(values, n, (3 * n) // 4)
     return upper - select(values, (3 * n) // 4 + 1, n // 4)
+
+
+@njit
+def _most_samples(starts):
+    """The number of samples in the fullest shell; ``np.diff`` takes seconds to compile."""
+    most = 0
+    for b in range(starts.shape[0] - 1):
+        most = max(most, starts[b + 1] - starts[b])
+    return most
 
 
 @njit
@@ -210,11 +222,11 @@ def shell_statistics(rates, corrections, starts, min_pixels):
     n_bins = starts.shape[0] - 1
     centre = np.full(n_bins, np.nan)
     spread = np.ones(n_bins)
-    most = np.max(np.diff(starts)) if n_bins > 0 else 0
+    most = _most_samples(starts)
     z, arranged, c = np.empty(most), np.empty(most), np.empty(most)
     counts = np.empty(most)
     for b in range(n_bins):
-        n = 0
+        n = np.int64(0)  # for a 0 in the source, median would be compiled a second time
         for i in range(starts[b], starts[b + 1]):
             if math.isfinite(rates[i]):
                 arranged[n] = rates[i]
@@ -245,11 +257,11 @@ def excess_variance(rates, corrections, starts, centre):
     """
     n_bins = starts.shape[0] - 1
     excess = np.full(n_bins, np.nan)
-    residual = np.empty(np.max(np.diff(starts)) if n_bins > 0 else 0)
+    residual = np.empty(_most_samples(starts))
     for b in range(n_bins):
         if math.isnan(centre[b]):
             continue
-        n = 0
+        n = np.int64(0)
         sum_c = 0.0
         for i in range(starts[b], starts[b + 1]):
             if math.isfinite(rates[i]):

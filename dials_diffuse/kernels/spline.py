@@ -55,7 +55,7 @@ def spline_points(coefficients, positions, out):
 
 @njit
 def add_spline(coefficients, directions, matrix, origin, weight, wanted, out):
-    """Add ``weight`` times the spline at ``matrix @ u - origin`` to every wanted pixel.
+    """Add ``weight`` times the spline at ``matrix @ u - origin``, or 0 if it is below, to every wanted pixel.
 
     Parameters
     ----------
@@ -69,9 +69,10 @@ def add_spline(coefficients, directions, matrix, origin, weight, wanted, out):
         for x in range(out.shape[1]):
             if wanted[y, x]:
                 u, v, w = directions[0, y, x], directions[1, y, x], directions[2, y, x]
-                out[y, x] += weight * spline_at(
+                value = spline_at(
                     coefficients,
                     matrix[0, 0] * u + matrix[0, 1] * v + matrix[0, 2] * w - origin[0],
                     matrix[1, 0] * u + matrix[1, 1] * v + matrix[1, 2] * w - origin[1],
                     matrix[2, 0] * u + matrix[2, 1] * v + matrix[2, 2] * w - origin[2],
                 )
+                out[y, x] += weight * max(value, 0.0)

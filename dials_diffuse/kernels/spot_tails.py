@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dials_diffuse.kernels.accumulate import is_outlier
-from dials_diffuse.kernels.image import across, sector_of
+from dials_diffuse.kernels.image import sector_of
 from dials_diffuse.kernels.jit import njit
 
 
@@ -22,6 +22,7 @@ class Tails(NamedTuple):
     counts : (n,) float64, expected in a pixel where the profile is 1
     profile : (n,) int64, of ``log_density``
     distance : (n_distances,) float64 units, ascending from 0
+    first : of :func:`first_distances` for these
     log_density : (n_profiles, n_sectors, n_distances) float64
     """
 
@@ -33,7 +34,18 @@ class Tails(NamedTuple):
     counts: np.ndarray
     profile: np.ndarray
     distance: np.ndarray
+    first: np.ndarray
     log_density: np.ndarray
+
+
+#: steps of a unit, in which places among the distances are looked up
+_STEPS = 4
+
+
+def first_distances(distance: np.ndarray) -> np.ndarray:
+    """(m,) int64, for each quarter of a unit the last of the ascending distances that is not beyond its beginning."""
+    quarters = np.arange(math.ceil(distance[-1] * _STEPS) + 1) / _STEPS
+    return np.maximum(np.searchsorted(distance, quarters, side="right") - 1, 0)
 
 
 @njit
@@ -49,16 +61,20 @@ def box(tails, i, nx, ny):
 
 
 @njit
-def density(tails, i, e1, e2):
-    """Profile of spot i at (e1, e2) radians from it, per squared unit; logarithms are linear between what is known."""
-    r = math.hypot(e1, e2) / tails.unit[i]
-    k = min(max(np.searchsorted(tails.distance, r, side="right") - 1, 0), len(tails.distance) - 2)
+def density(tails, i, e1, e2, r):
+    """Profile of spot i at (e1, e2) radians from it, at a distance of r units, per squared unit; logarithms are linear
+    between what is known."""
+    last = len(tails.distance) - 2
+    k = tails.first[min(int(r * _STEPS), len(tails.first) - 1)]
+    while k < last and tails.distance[k + 1] <= r:
+        k += 1
+    k = min(k, last)
     far = min((r - tails.distance[k]) / (tails.distance[k + 1] - tails.distance[k]), 1.0)
-    table = tails.log_density[tails.profile[i]]
-    sector, part = sector_of(e1, e2, table.shape[0])
-    after = (sector + 1) % table.shape[0]
-    here = (1 - far) * table[sector, k] + far * table[sector, k + 1]
-    there = (1 - far) * table[after, k] + far * table[after, k + 1]
+    p, n_sectors = tails.profile[i], tails.log_density.shape[1]
+    sector, part = sector_of(e1, e2, n_sectors)
+    after = (sector + 1) % n_sectors
+    here = (1 - far) * tails.log_density[p, sector, k] + far * tails.log_density[p, sector, k + 1]
+    there = (1 - far) * tails.log_density[p, after, k] + far * tails.log_density[p, after, k + 1]
     return math.exp((1 - part) * here + part * there)
 
 
@@ -67,18 +83,31 @@ def paint_tails(pixels, view, tails, expected):
     """Add the counts that are expected of spots to the pixels of a panel that are neither bad nor masked.
 
     pixels, view : as for ``accumulate``; tails : Tails; expected : (ny, nx) float64
+
+    Returns
+    -------
+    n : how many pixels are no longer 0
     """
     ny, nx = pixels.raw.shape
     u = view.directions
+    n = 0
     for i in range(len(tails.reach)):
         x0, x1, y0, y1 = box(tails, i, nx, ny)
+        limit = tails.reach[i] ** 2
+        # scalars: numba counts references to views
+        ax, ay, az = tails.axes[i, 0, 0], tails.axes[i, 0, 1], tails.axes[i, 0, 2]
+        bx, by, bz = tails.axes[i, 1, 0], tails.axes[i, 1, 1], tails.axes[i, 1, 2]
         for y in range(y0, y1):
             for x in range(x0, x1):
                 if pixels.bad[y, x] != 0 or pixels.bragg[y, x] == pixels.number:
                     continue
-                f1, f2 = across(tails.axes[i], u[0, y, x], u[1, y, x], u[2, y, x])
-                if math.hypot(f1, f2) <= tails.reach[i]:
-                    expected[y, x] += tails.counts[i] * density(tails, i, f1, f2)
+                ux, uy, uz = u[0, y, x], u[1, y, x], u[2, y, x]
+                f1, f2 = ax * ux + ay * uy + az * uz, bx * ux + by * uy + bz * uz
+                square = f1 * f1 + f2 * f2
+                if square <= limit:
+                    n += np.int64(expected[y, x] == 0.0)
+                    expected[y, x] += tails.counts[i] * density(tails, i, f1, f2, math.sqrt(square) / tails.unit[i])
+    return n
 
 
 @njit
@@ -91,7 +120,7 @@ def tails_in_voxels(pixels, reading, norm, guard, view, steps, extent, key_offse
     Parameters
     ----------
     pixels, reading, norm, guard, view, steps, extent, key_offset : as for ``accumulate``
-    expected : (ny, nx) float64, counts
+    expected : (ny, nx) float64, counts; 0 everywhere afterwards
     keys : (m,) int64, counts, rates : (m,) float64, written: counts, and counts over the norm; m at least the number of
         pixels where something is expected, times that of the sub-steps
 
@@ -113,6 +142,7 @@ def tails_in_voxels(pixels, reading, norm, guard, view, steps, extent, key_offse
             tail = expected[y, x] * weight
             if tail == 0.0:
                 continue
+            expected[y, x] = 0.0
             value = pixels.raw[y, x]
             if not (reading.low <= value <= reading.high):
                 continue

@@ -52,7 +52,7 @@ def measure_peaks(counts, empty, label, n, min_pixels, contrast, margin):
         x0, x1 = max(box[i, 2] - margin, 0), min(box[i, 3] + margin + 1, nx)
         if (y1 - y0) * (x1 - x0) > around.shape[0]:
             around = np.empty((y1 - y0) * (x1 - x0))
-        k = 0
+        k = np.int64(0)  # for a 0 in the source, median would be compiled a second time
         for y in range(y0, y1):
             for x in range(x0, x1):
                 if empty[y, x]:

@@ -58,13 +58,7 @@ def canonical_in_box(first, last, extent, weights, friedel, metric, longest, fou
                 own = h * weights[0, 0] + k * weights[0, 1] + l * weights[0, 2]
                 if friedel and own < 0:
                     continue
-                square = (
-                    metric[0, 0] * h * h
-                    + metric[1, 1] * k * k
-                    + metric[2, 2] * l * l
-                    + 2.0 * (metric[0, 1] * h * k + metric[0, 2] * h * l + metric[1, 2] * k * l)
-                )
-                if square > longest:
+                if _square(h, k, l, metric) > longest:
                     continue
                 best = True
                 for m in range(weights.shape[0]):
@@ -102,3 +96,71 @@ def best_mates(index, weights, operator, inverted):
                 times += 1
         operator[i] = found if times == 1 else -1
         inverted[i] = turned
+
+
+@njit
+def average_orbits(volume, operators, weights, metric, longest, furthest, out):
+    """Give every voxel of a box, inside an ellipsoid, the mean of its mates that are not NaN.
+
+    Parameters
+    ----------
+    volume : (2 a + 1, 2 b + 1, 2 c + 1) float64, indices from -a, -b, -c on
+    operators : (m, 3, 3) int64, used as ``index @ R``; the inverted mates count too
+    weights : (m, 3) int64, one row of keys for each operator, the identity first
+    metric : (3, 3) float64, ``index @ metric @ index`` is the squared length of an index
+    longest : float, squared length up to which voxels are wanted
+    furthest : float, squared length of their mates at most: cells deviate from the symmetry of their group
+    out : of the shape of volume, float64, written; NaN outside, and where all mates are
+    """
+    a, b, c = volume.shape[0] // 2, volume.shape[1] // 2, volume.shape[2] // 2
+    out[:] = np.nan
+    for h in range(-a, a + 1):
+        for k in range(-b, b + 1):
+            for l in range(-c, c + 1):
+                own = h * weights[0, 0] + k * weights[0, 1] + l * weights[0, 2]
+                if own < 0 or _square(h, k, l, metric) > furthest or not _has_largest_key(h, k, l, own, weights):
+                    continue
+                total, number = 0.0, 0
+                for m in range(operators.shape[0]):
+                    u, v, w = _mate(h, k, l, operators[m])
+                    if abs(u) > a or abs(v) > b or abs(w) > c:
+                        continue
+                    for value in (volume[a + u, b + v, c + w], volume[a - u, b - v, c - w]):
+                        if value == value:
+                            total += value
+                            number += 1
+                if number == 0:
+                    continue
+                for m in range(operators.shape[0]):
+                    u, v, w = _mate(h, k, l, operators[m])
+                    if abs(u) > a or abs(v) > b or abs(w) > c or _square(u, v, w, metric) > longest:
+                        continue
+                    out[a + u, b + v, c + w] = out[a - u, b - v, c - w] = total / number
+
+
+@njit
+def _has_largest_key(h, k, l, own, weights):
+    """Is this the key furthest from 0 among the mates?"""
+    for m in range(1, weights.shape[0]):
+        if abs(h * weights[m, 0] + k * weights[m, 1] + l * weights[m, 2]) > own:
+            return False
+    return True
+
+
+@njit
+def _mate(h, k, l, r):
+    return (
+        h * r[0, 0] + k * r[1, 0] + l * r[2, 0],
+        h * r[0, 1] + k * r[1, 1] + l * r[2, 1],
+        h * r[0, 2] + k * r[1, 2] + l * r[2, 2],
+    )
+
+
+@njit
+def _square(h, k, l, metric):
+    return (
+        metric[0, 0] * h * h
+        + metric[1, 1] * k * k
+        + metric[2, 2] * l * l
+        + 2.0 * (metric[0, 1] * h * k + metric[0, 2] * h * l + metric[1, 2] * k * l)
+    )

@@ -328,9 +328,8 @@ def add_tiles(pixels, reading, norm, guard, view, steps, tiles, bricks, n_bricks
             entering = np.uint64(1) if along[0, 0, tx] > 0.0 and not mixed else np.uint64(0)
             for sub in range(n_steps):
                 outside = 0
-                inside = True
                 first_axis = np.uint64(3 * sub)
-                fits = whole
+                fits = inside = whole  # for a True in the source, find_voxels would be compiled a second time
                 if fits:
                     for a in range(np.uint64(3)):
                         middle_at, far = q[first_axis + a, 0, tx], q_far[first_axis + a, tx] + 1e-5

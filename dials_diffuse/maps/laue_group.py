@@ -159,7 +159,9 @@ def find_laue_group(rows: dict, grid: MapGrid) -> LaueTest:
 
 def symmetry_record(test: LaueTest | None) -> dict | None:
     """For ``output.json``."""
-    return test and {**asdict(test), "decided": test.recommended is not None, "too_high": bool(test.failing)}
+    if test is None:
+        return None
+    return {**asdict(test), "decided": test.recommended is not None, "too_high": bool(test.failing)}
 
 
 def _jackknife(left_out: np.ndarray) -> float:

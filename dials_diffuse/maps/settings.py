@@ -71,7 +71,8 @@ def alternative_settings(grid: MapGrid, max_delta: float = MAX_DELTA) -> list:
 
 def settings_of_lattice(grid: MapGrid) -> tuple:
     """Settings that leave the subdivided lattice as it is, the given one first, and those that do not: two lists."""
-    kept, others = [], []
+    kept: list = []
+    others: list = []
     for setting in alternative_settings(grid):
         moved = setting.on_lattice(grid.subdivide)
         (kept if moved is not None and moved[1] == tuple(grid.subdivide) else others).append(setting)

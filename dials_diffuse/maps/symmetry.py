@@ -23,7 +23,7 @@ _BLOCK = 1 << 21
 
 #: voxels up to so many times 1/d_min are moved to the asymmetric unit before the limit is tested there: cells may
 #: deviate a little from the symmetry of their group, and with them the lengths of symmetry mates
-_MARGIN = 1.02
+MARGIN = 1.02
 
 
 def laue_operators(space_group: sgtbx.space_group, friedel: bool) -> np.ndarray:
@@ -74,7 +74,7 @@ def unique_voxels(index, space_group: sgtbx.space_group, friedel: bool = True) -
     friedel : are (h, k, l) and (-h, -k, -l) equivalent in every group?
     """
     index = np.ascontiguousarray(index).reshape(-1, 3)
-    base, weights = _key_weights(space_group, int(np.abs(index).max(initial=0)))
+    base, weights = key_weights(space_group, int(np.abs(index).max(initial=0)))
     lowest = np.empty(len(index), dtype=np.int64)
     highest = np.empty(len(index), dtype=np.int64)
     extreme_keys(index, weights, lowest, highest)
@@ -120,12 +120,12 @@ def possible_voxels(grid: MapGrid, friedel: bool = True) -> Iterator[np.ndarray]
     (n, 3) int32, voxels in cctbx's asymmetric unit; every orbit comes once
     """
     extent = np.array(grid.extent, dtype=np.int64)
-    _, weights = _key_weights(grid.space_group, int(extent.max()))
+    _, weights = key_weights(grid.space_group, int(extent.max()))
     in_layer = grid.shape[1] * grid.shape[2]
     layers = max(1, _BLOCK // in_layer)
     found = np.empty((layers * in_layer, 3), dtype=np.int32)
     edges = grid.reciprocal_matrix / np.array(grid.subdivide)
-    longest = (_MARGIN / grid.d_min) ** 2
+    longest = (MARGIN / grid.d_min) ** 2
     for first in range(0 if friedel else -grid.extent[0], grid.extent[0] + 1, layers):
         last = min(first + layers, grid.extent[0] + 1)
         n = canonical_in_box(first, last, extent, weights, friedel, edges.T @ edges, longest, found)
@@ -162,7 +162,7 @@ def fill_volume(
     return volume.reshape(last - first, *grid.shape[1:])
 
 
-def _key_weights(space_group, largest_index: int) -> tuple:
+def key_weights(space_group, largest_index: int) -> tuple:
     """Base of the keys and (m, 3) int64 weights of the group's own operators, the identity first (see the kernel)."""
     operators = laue_operators(space_group, False)
     largest_mate = largest_index * int(np.abs(operators).sum(axis=1).max())

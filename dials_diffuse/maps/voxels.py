@@ -61,7 +61,7 @@ def common_grid(files, space_group: str | None = None, cell=None) -> MapGrid:
 
 def check_distinct(paths) -> None:
     """DiffuseError if two of the paths are the same file."""
-    seen = {}
+    seen: dict = {}
     for path in paths:
         resolved = Path(path).resolve()
         if resolved in seen:

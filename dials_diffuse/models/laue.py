@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from dials_diffuse.kernels.symmetry import average_orbits
 from dials_diffuse.maps.grid import MapGrid
-from dials_diffuse.maps.symmetry import laue_operators
-from dials_diffuse.structure.transform import inside, s_squared
+from dials_diffuse.maps.symmetry import MARGIN, key_weights, laue_operators
 
 
 def laue_average(volume: np.ndarray, grid: MapGrid) -> np.ndarray:
@@ -20,21 +20,10 @@ def laue_average(volume: np.ndarray, grid: MapGrid) -> np.ndarray:
     -------
     float64 of ``grid.shape``, NaN outside 1/d_min
     """
-    operators = laue_operators(grid.space_group, friedel=True)
-    weights = np.array([grid.shape[1] * grid.shape[2], grid.shape[2], 1])
-    ranges = [np.arange(-m, m + 1) for m in grid.extent]
-    origin = int(np.array(grid.extent) @ weights)
-    flat = np.ascontiguousarray(volume).reshape(-1)
-    total = np.zeros(grid.shape)
-    count = np.zeros(grid.shape, dtype=np.uint8)  # a Laue group has at most 48 operators
-    for operator in operators:
-        first, *rest = [r * w for r, w in zip(ranges, operator @ weights)]
-        plane = np.add.outer(*rest) + origin
-        for layer, number, start in zip(total, count, first):
-            mates = flat.take(plane + start, mode="clip")  # clipped: outside the box, thus outside 1/d_min
-            known = mates == mates
-            number += known
-            layer += np.where(known, mates, 0.0)
-    total[~inside(grid, s_squared(grid))] = np.nan
-    total /= count
-    return total
+    edges = grid.reciprocal_matrix / np.array(grid.subdivide)
+    operators = laue_operators(grid.space_group, friedel=False)
+    weights = key_weights(grid.space_group, max(grid.extent))[1]
+    longest, furthest = ((factor / grid.d_min) ** 2 for factor in (1 + 1e-12, MARGIN))
+    result = np.empty(grid.shape)
+    average_orbits(np.ascontiguousarray(volume), operators, weights, edges.T @ edges, longest, furthest, result)
+    return result

@@ -45,7 +45,8 @@ def find_sources(names: Sequence[str]) -> Sources:
     DiffuseError
         If a folder holds no results, or nothing is given.
     """
-    files, facts = [], {}
+    files: list = []
+    facts: dict = {}
     for name in names:
         if Path(name).is_dir():
             files += _of_folder(Path(name))

@@ -55,7 +55,7 @@ class Fingerprint:
 
 def files_fingerprint(paths: Iterable) -> dict:
     """path -> [size, time of change in ns] of each file; null where there is none."""
-    result = {}
+    result: dict = {}
     for path in map(str, paths):
         try:
             found = os.stat(path)

@@ -17,8 +17,10 @@ WORDS = ("good", "weak", "none", "doubtful")
 #: half sets of a good map agree so well, away from Bragg positions, and to this resolution or to that of the map
 _GOOD_CC, _GOOD_D_MIN = 0.5, 4.0
 
-#: shares below or above which something is said to limit a map
-_COMPLETE, _NOISE = 0.9, 0.5
+#: shares below or above which something is said to limit a map: voxels measured, correlation of half sets, pixels in
+#: Bragg masks, counts that are not the crystal's, relative e.s.d. of scale factors, pixels under peaks that are not
+#: predicted
+_COMPLETE, _NOISE, _MASKED, _AROUND, _SCALE, _OTHERS = 0.9, 0.5, 0.3, 0.5, 0.03, 0.01
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def judge(signal: Significance, integration: Mapping, scaling: Mapping, merged: 
     ]
     if signal.z < -5:
         doubts.append(f"half sets contradict each other: correlation {signal.cc_half:.2f}")
-    limits = _limits(signal, overall, integration)
+    limits = _limits(signal, integration, scaling, merged)
     said = _signal_in_words(signal)
     if doubts:
         return Verdict("doubtful", (*doubts, said), limits)
@@ -123,18 +125,32 @@ def _images(images: Mapping) -> list:
     ]
 
 
-def _limits(signal: Significance, overall: Mapping, integration: Mapping) -> tuple:
+def _limits(signal: Significance, integration: Mapping, scaling: Mapping, merged: Mapping) -> tuple:
     limits = []
     if not signal.cc_half >= _NOISE:
         limits.append("counts")
-    if (overall["completeness"] or 0) < _COMPLETE:
+        if _share_around(scaling["absolute_scale"]) > _AROUND:
+            limits.append("background (most counts are not the crystal's)")
+    if (merged["statistics"]["overall"]["completeness"] or 0) < _COMPLETE:
         limits.append("completeness")
     masked = [e["bragg"] / max(e["bragg"] + e["used"], 1) for e in integration["experiments"]]
-    if masked and max(masked) > 0.3:
+    if masked and max(masked) > _MASKED:
         limits.append("Bragg peaks")
     if any(ring["excess"] is not None for e in integration["experiments"] for ring in e["ice_rings"]):
         limits.append("ice")
+    if any((e["unpredicted_peaks"] or {"pixels": 0})["pixels"] > _OTHERS for e in integration["experiments"]):
+        limits.append("other crystals")
+    if merged["symmetry"] and merged["symmetry"]["too_high"]:
+        limits.append("wrong symmetry")
+    if (scaling["scale_error"]["rms"] or 0) > _SCALE:
+        limits.append("scale factors (few symmetry mates for drift and absorption)")
     smooth = signal.cc_smooth
     if math.isfinite(smooth) and math.isfinite(signal.cc_half) and smooth - max(signal.cc_half, 0) > 0.3:
         limits.append("errors that are smooth in direction (absorption, background)")
     return tuple(limits)
+
+
+def _share_around(absolute: Mapping | None) -> float:
+    """What liquid and air scatter, of all; 0 where it is not known."""
+    estimates = absolute["estimates"] if absolute else []
+    return max((e["details"]["share_around"] for e in estimates if e["method"] == "separation"), default=0.0)

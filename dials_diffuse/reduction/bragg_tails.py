@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from dials_diffuse.kernels import accumulate as kernel
-from dials_diffuse.kernels.spot_tails import Tails, paint_tails, tails_in_voxels
+from dials_diffuse.kernels.spot_tails import Tails, first_distances, paint_tails, tails_in_voxels
 from dials_diffuse.reduction.spot_mask import UNSURE, AdaptiveMask, pixel_angle
 
 FEWEST = 1 << 20  # entries that are kept apart before they are added up
@@ -23,6 +23,13 @@ class TailSums:
         self._keys: list = []
         self._sums: list = []
         self._n = 0
+        self._empty: dict = {}
+
+    def empty(self, p: int, shape: tuple) -> np.ndarray:
+        """An array of zeros for the pixels of a panel, to be left as it is found."""
+        if p not in self._empty:
+            self._empty[p] = np.zeros(shape)
+        return self._empty[p]
 
     def add(self, keys: np.ndarray, counts: np.ndarray, rates: np.ndarray, odd: bool) -> None:
         """keys : (n,) int64; counts, rates : (n,) float64, and the latter over the norm"""
@@ -76,13 +83,12 @@ def add_tails(job, image: int, found: list, panel, sums: TailSums) -> None:
     found : of :func:`tails_of`; panel : what the kernels need of it, see ``voxel_sums``
     """
     p, geometry = panel.number, job.panels[panel.number]
-    expected = np.zeros(geometry.shape)
+    expected, most = sums.empty(p, geometry.shape), 0
     for spots, mask, rows, counts, reach in found:
         here = spots.panel[rows] == p
         if here.any():
             tails = _tails(spots, mask, rows[here], counts[here], reach[here], geometry)
-            paint_tails(panel.pixels, panel.view, tails, expected)
-    most = np.count_nonzero(expected) * len(panel.steps.angles)
+            most += paint_tails(panel.pixels, panel.view, tails, expected) * len(panel.steps.angles)
     if not most:
         return
     keys, in_voxels, rates = np.empty(most, dtype=np.int64), np.empty(most), np.empty(most)
@@ -107,11 +113,12 @@ def _tails(spots, mask: AdaptiveMask, rows, counts, reach, geometry) -> Tails:
     return Tails(
         np.ascontiguousarray(spots.centre[rows, :2]),
         np.ascontiguousarray(spots.axes[rows]),
-        reach / pixel_angle(spots, rows, geometry) + 2,
+        reach / pixel_angle(spots, rows, geometry) + 1,
         reach,
         mask.unit[rows],
         counts,
         mask.group[rows],
         mask.profiles[0].distance,
-        np.array([p.log_density for p in mask.profiles]),
+        first_distances(mask.profiles[0].distance),
+        np.array([p.log_expected for p in mask.profiles]),
     )

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from dials_diffuse.kernels import accumulate as row
 from dials_diffuse.kernels import bricks as kernel
 from dials_diffuse.kernels.tile_cells import SIZE
 from dials_diffuse.maps.grid import MapGrid
@@ -58,10 +59,13 @@ class BrickTable:
         """(keys, sums) of all voxels with pixels; the table is empty then."""
         shape = np.array(directory_shape(self._grid), dtype=np.int64)
         size = np.array(self._grid.shape, dtype=np.int64)
-        rows = kernel.brick_rows(self._place, self._sums, self._seen, self.n_bricks, shape, size)
+        keys, source = kernel.used_voxels(self._place, self._sums, self.n_bricks, shape, size)
+        order = np.argsort(keys)  # in a kernel it takes a second to compile
+        table = np.zeros((len(keys), row.N_COLUMNS))
+        kernel.voxel_rows(self._sums, self._seen, source[order], table)
         _used.append((self._sums, self._seen, self._place))
         del self._sums, self._seen, self._place
-        return rows
+        return keys[order], table
 
 
 #: arrays of tables that are read out: new memory takes a page fault for every 4096 bytes, the next table has none

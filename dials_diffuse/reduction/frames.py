@@ -61,15 +61,15 @@ def paint_bragg(job: Job, masks: list, image: int) -> None:
     """
     for spots, mask in zip(job.spots, job.masks):
         if mask is None:
-            _paint_ellipsoids(job, spots, masks, image)
+            paint_ellipsoids(job, spots, masks, image, job.parameters.masking.fixed_n_sigma)
             continue
         chosen, radius = mask.radii(spots, image)
         for p, panel in enumerate(job.panels):
             paint_outlines(masks[p], image + 1, panel.directions, outlines(spots, chosen, radius, panel, p))
 
 
-def _paint_ellipsoids(job: Job, spots: PredictedSpots, masks: list, image: int) -> None:
-    n_sigma = job.parameters.masking.fixed_n_sigma
+def paint_ellipsoids(job: Job, spots: PredictedSpots, masks: list, image: int, n_sigma: float) -> None:
+    """Mark the spots of one crystal as :func:`paint_bragg` does where intensities are not known."""
     outside = np.maximum(np.abs(spots.centre[:, 2] - (image + 0.5)) - 0.5, 0)  # images from the spot's centre
     remaining = 1 - (outside / (n_sigma * spots.sigma_z)) ** 2
     for p, panel in enumerate(job.panels):

@@ -29,6 +29,7 @@ from dials_diffuse.reduction.peak_result import PeakCheck
 from dials_diffuse.reduction.prepare import prepare_job
 from dials_diffuse.reduction.reduction_parameters import ReductionParameters
 from dials_diffuse.reduction.refl_check import ReflectionCheck
+from dials_diffuse.reduction.stray_causes import UnpredictedPeaks, unpredicted_peaks
 from dials_diffuse.reduction.voxel_sums import blocks_of_images, memory_estimate, observations, reduce_blocks
 
 logger = logging.getLogger("dials.diffuse.reduction")
@@ -40,6 +41,7 @@ _FATES = {
     "outlier": kernel.OUTLIER,
     "untrusted": kernel.UNTRUSTED,
     "off_grid": kernel.OFF_GRID,
+    "unpredicted": kernel.UNPREDICTED,
 }
 
 
@@ -50,7 +52,8 @@ class ExperimentReport:
     Pixels by fate, summed over the images used and, in ``images``, of each image with its number. The flux of all
     images, and which of them were left out. A MaskReport of each crystal whose Bragg masks follow its peaks, the ice
     rings that are masked, the comparison of peaks on some images with predictions, that of the pixels in Bragg masks
-    with those beside them, and that of the reflections with predictions.
+    with those beside them, and that of the reflections with predictions. Peaks that no crystal predicts, where they are
+    masked.
     """
 
     experiment: int
@@ -64,6 +67,7 @@ class ExperimentReport:
     bragg: int
     outlier: int
     off_grid: int
+    unpredicted: int
     flux: list
     images: dict
     left_out: list
@@ -73,6 +77,7 @@ class ExperimentReport:
     peaks: PeakCheck | None = None
     masks: MaskCheck | None = None
     predictions: ReflectionCheck | None = None
+    unpredicted_peaks: UnpredictedPeaks | None = None
 
 
 @dataclass(frozen=True)
@@ -212,6 +217,7 @@ def _reduce_experiment(
     flux: dict = {}
     unfit: dict = {}
     by_image: dict = {}
+    stray: dict = {}
     blocks = blocks_of_images(job)
     if job.n_sub_steps > 1:
         logger.info("Each image is divided into %d rotation sub-steps (sampling.oscillation)", job.n_sub_steps)
@@ -220,6 +226,7 @@ def _reduce_experiment(
         flux.update(block.flux)
         unfit.update(block.unfit)
         by_image.update(block.fates)
+        stray.update(block.stray)
     first = job.scan.first_index + 1
     refused = {i: int(fates[[kernel.UNTRUSTED, kernel.OUTLIER]].sum()) for i, fates in by_image.items()}
     if has_md5:  # damage moves the counts in the rest of an image
@@ -228,6 +235,15 @@ def _reduce_experiment(
     warnings = [*job.warnings, *_unfit_in_words(job.number, {first + i: why for i, why in sorted(unfit.items())})]
     warnings += outliers_in_words(job.number, int(tally[kernel.OUTLIER]), int(tally[kernel.USED]))
     n_images = len(flux) - len(unfit)
+    unpredicted = None
+    if job.parameters.masking.unpredicted:
+        good = tally[[kernel.USED, kernel.UNPREDICTED]]
+        share = float(good[1] / max(good.sum(), 1))
+        unpredicted = unpredicted_peaks([stray[i] for i in sorted(stray)], job.grid.reciprocal_matrix, share)
+        if unpredicted.many:
+            warnings.append(f"experiment {job.number}: {unpredicted.words}")
+        elif unpredicted.words:
+            logger.info("%s", unpredicted.words)
     masks = None
     if job.parameters.geometry_check != "none":
         masks = check_masks(job, np.array([i for i in sorted(flux) if i not in unfit], dtype=int))
@@ -249,6 +265,7 @@ def _reduce_experiment(
         bragg=int(tally[kernel.BRAGG]),
         outlier=int(tally[kernel.OUTLIER]),
         off_grid=int(tally[kernel.OFF_GRID]),
+        unpredicted=int(tally[kernel.UNPREDICTED]),
         flux=[flux[i] for i in sorted(flux)],
         images={
             "image": [first + i for i in sorted(flux)],
@@ -261,9 +278,9 @@ def _reduce_experiment(
         peaks=job.peak_check,
         masks=masks,
         predictions=job.reflection_check,
+        unpredicted_peaks=unpredicted,
     )
-    fates = report.never_used, report.used, report.untrusted, report.bragg, report.outlier, report.off_grid
-    total = max(sum(fates), 1)
+    total = max(report.never_used + int(tally.sum()), 1)
     if job.reference is not None:
         logger.info("Flux of the images relative to their mean: %.3f to %.3f", min(report.flux), max(report.flux))
     logger.info(

@@ -13,6 +13,7 @@ from dxtbx.imageset import ImageSequence
 from dials_diffuse.experiment.detector import DetectorSetup, PanelGeometry, s_magnitude
 from dials_diffuse.experiment.polynomials import direction_tiles
 from dials_diffuse.experiment.scan import ScanGeometry
+from dials_diffuse.kernels.stray_peaks import PeakTiles
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.reduction.background import Background
 from dials_diffuse.reduction.brick_table import directory_fits
@@ -21,7 +22,8 @@ from dials_diffuse.reduction.outliers import ShellSample, UsualProfile, resoluti
 from dials_diffuse.reduction.peak_result import PeakCheck
 from dials_diffuse.reduction.reduction_parameters import ReductionParameters
 from dials_diffuse.reduction.refl_check import ReflectionCheck
-from dials_diffuse.reduction.tiling import tiles_of_panel, why_row_by_row
+from dials_diffuse.reduction.spot_mask import pixel_angle
+from dials_diffuse.reduction.tiling import least_in_tiles, shell_range, tiles_of_panel, why_row_by_row
 
 logger = logging.getLogger("dials.diffuse.reduction")
 
@@ -110,7 +112,7 @@ class Job:
     reflection_check: ReflectionCheck | None = None
 
     def __getstate__(self) -> dict:
-        computed = ("corrections", "varying", "shells", "_direction_tiles", "_middle_tiles")
+        computed = ("corrections", "varying", "shells", "_direction_tiles", "_middle_tiles", "peak_tiles")
         state = {name: value for name, value in self.__dict__.items() if name not in computed}
         return {**state, "bad": [np.packbits(bad) for bad in self.bad]}
 
@@ -141,6 +143,23 @@ class Job:
         if len(self.detector.sub_pixels) == 1:
             return [[panel.polynomials for panel in self.panels]]
         return [[direction_tiles(u) for u in directions] for _, directions in self.detector.sub_pixels]
+
+    @cached_property
+    def peak_tiles(self) -> list:
+        """What limits the counts in the tiles of every panel, to look for peaks."""
+        arrays = zip(self.corrections, self.bad, self.shells)
+        return [PeakTiles(shell_range(shells), least_in_tiles(c, bad)) for c, bad, shells in arrays]
+
+    @cached_property
+    def spot_pixels(self) -> float:
+        """Width sigma_b of the spots of all crystals, pixels; 0 without spots."""
+        widths = [np.zeros(0)]
+        for spots in self.spots:
+            for p, panel in enumerate(self.panels):
+                mine = np.flatnonzero(spots.panel == p)
+                widths.append(spots.sigma_b[mine] / pixel_angle(spots, mine, panel))
+        every = np.concatenate(widths)
+        return float(np.median(every)) if len(every) else 0.0
 
     def _tiles(self, corrections: list) -> list:
         reason = why_row_by_row(self.background, self.panels, directory_fits(self.grid, len(self.panels)))

@@ -136,12 +136,11 @@ class ShellSample:
         return np.where(self.norm > 0, sums / np.where(self.norm > 0, self.norm, 1), np.nan)
 
 
-def reference_profile(profiles: list, norm: np.ndarray) -> np.ndarray | None:
+def reference_profile(profiles: np.ndarray, norm: np.ndarray) -> np.ndarray | None:
     """(N_SHELLS,) mean resolution profile of some images, without those that hardly saw the beam; None if none is left.
 
-    profiles : (N_SHELLS,) arrays of C/c, NaN where unknown; norm : (N_SHELLS,) weights of the shells
+    profiles : (n, N_SHELLS) float64, C/c, NaN where unknown; norm : (N_SHELLS,) weights of the shells
     """
-    profiles = np.array(profiles)
     known = np.isfinite(profiles)
     common = known.sum(axis=0) * 2 >= len(profiles)
     if not common.any():

@@ -11,7 +11,7 @@ from dials_diffuse.reduction.corrections import Corrections
 GEOMETRY_CHECKS = ("error", "warn", "none")
 
 DEFAULT_N_SIGMA = 3.0
-DEFAULT_LEAK = 2.0
+DEFAULT_LEAK = 0.5
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Masking:
     persistent : find pixels that are wrong on most images (hot, dead, shadowed)
     shadow : a pixel below this fraction of its resolution shell on the average image is in a shadow
     ice_rings : mask ice rings; None = those that are found, True = all that ice has
+    unpredicted : mask peaks that no crystal predicts
     outlier_n_sigma : two-sided guard within a resolution shell of one image; 0 = off
     """
 
@@ -42,6 +43,7 @@ class Masking:
     persistent: bool = True
     shadow: float = 0.6
     ice_rings: bool | None = None
+    unpredicted: bool = True
     outlier_n_sigma: float = 6.0
 
     def __post_init__(self):

@@ -11,13 +11,13 @@ from dials_diffuse.experiment.bragg_photons import bragg_photons
 from dials_diffuse.experiment.scan import scan_geometry
 from dials_diffuse.experiment.spot_prediction import PredictedSpots, SpotSize
 from dials_diffuse.reduction.diffuse_level import DiffuseLevel
-from dials_diffuse.reduction.frames import empty_bragg, paint_bragg, read_frame
+from dials_diffuse.reduction.frames import empty_bragg, paint_bragg, paint_ellipsoids, read_frame
 from dials_diffuse.reduction.ice_rings import RadialProfile, all_rings, find_rings, in_rings
 from dials_diffuse.reduction.job import Job
 from dials_diffuse.reduction.outliers import N_SHELLS
 from dials_diffuse.reduction.spot_mask import UNSURE
 from dials_diffuse.reduction.spot_photons import SpotPhotons, spot_photons
-from dials_diffuse.reduction.survey import SpotSurvey
+from dials_diffuse.reduction.survey import CLAIM, SpotSurvey
 
 logger = logging.getLogger("dials.diffuse.reduction")
 
@@ -113,7 +113,7 @@ def look_at_images(job: Job, photons: list, images: list, s_panels: list, progre
         expected = [(filled[s] * c).astype(np.float32) for s, c in zip(job.shells, job.corrections)]
         for survey in surveys:
             if survey is not None:
-                survey.add(frame, job.bad, expected)
+                survey.add(frame, job.bad, expected, _of_others(job, survey.spots, image))
     if radial is not None:
         job = without_rings(job, find_rings(*radial.rate(), 1 / s_max), s_panels)
     if not any(photons):
@@ -149,6 +149,17 @@ def look_at_images(job: Job, photons: list, images: list, s_panels: list, progre
             return job
         reports = [replace(r, masked_pixels=after, masked_pixels_fixed=before) for r in reports]
     return replace(followed, mask_reports=tuple(reports))
+
+
+def _of_others(job: Job, own: PredictedSpots, image: int) -> list | None:
+    """(ny, nx) bool per panel, pixels at spots of other crystals on an image; None where there is one crystal."""
+    others = [spots for spots in job.spots if spots is not own]
+    if not others:
+        return None
+    marked = empty_bragg(job)
+    for spots in others:
+        paint_ellipsoids(job, spots, marked, image, CLAIM)
+    return [m != 0 for m in marked]
 
 
 def believable(followed: float, fixed: float) -> bool:

@@ -8,7 +8,7 @@ spread included. Source: docs/theory.md, Bragg masks.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import nnls
@@ -29,6 +29,7 @@ CORE = 5.0  # units about a spot, in which the rocking curve is looked for
 WIDEST, LEAST_DENSITY, CURVATURE = 1.5, 1e-4, 0.1  # of the rocking curve's prior: width in sigma_m, tail, bend of a bin
 MODEL_ERROR = 0.05  # relative error of one spot's profile: spots differ
 HALO_ERROR = 0.5  # the diffuse halo about a spot is known to this fraction
+FASTEST, N_DECAYS = 4.0, 81  # e-folds per unit that such a tail may fall faster, and how many are tried
 SLOWEST_DECAY = 0.3  # e-folds per unit, of a tail that was not seen
 
 
@@ -66,6 +67,7 @@ class SpotProfile:
     rocking : (n_points,) positions in widths sigma_m, ascending
     cumulative : (n_points,) fraction of the reflection before each
     measured_to : (N_SECTORS,) units, where the tail ends that was seen; beyond it goes on exponentially
+    decay : e-folds per unit by which it falls faster than that in the mean, for all spots together
     """
 
     distance: np.ndarray
@@ -73,6 +75,12 @@ class SpotProfile:
     rocking: np.ndarray
     cumulative: np.ndarray
     measured_to: np.ndarray
+    decay: float = 0.0
+
+    @property
+    def log_expected(self) -> np.ndarray:
+        """Log of p as for ``log_density``, which masks are made for, but what is expected where nothing was seen."""
+        return self.log_density - self.decay * np.maximum(self.distance - self.measured_to[:, None], 0)
 
     def part(self, low, high) -> np.ndarray:
         """Part of a reflection between two positions of the rocking curve, arrays of one shape, widths sigma_m."""
@@ -125,12 +133,17 @@ def fit_profiles(ranges: list) -> list:
         density, error = density / (density @ step), error / (density @ step)
     rocking, cumulative = _rocking_curve(middle, density, error)
     ring = 0.5 * (RING_EDGES[1:] + RING_EDGES[:-1])
-    profiles = []
+    profiles, unseen = [], []
     for fit in fits:
         error = np.hypot(fit.error, HALO_ERROR * fit.typical_halo(density))
         rows, ends = zip(*(_tail(ring, p, e) for p, e in zip(fit.profile, error)))
         profiles.append(SpotProfile(_distances(ring), np.array(rows), rocking, cumulative, np.array(ends)))
-    return profiles
+        unseen += [
+            (ring - end, np.exp(np.interp(ring, _distances(ring), row)), p, e)
+            for row, end, p, e in zip(rows, ends, fit.profile, error)
+        ]
+    decay = _decay(*(np.concatenate(column) for column in zip(*unseen)))
+    return [replace(profile, decay=decay) for profile in profiles]
 
 
 class _RangeFit:
@@ -260,6 +273,19 @@ def _tail(ring, density, error) -> tuple:
     return values - 1e-9 * np.arange(len(values)), ring[use[-1]]
 
 
+def _decay(beyond, tail, density, error) -> float:
+    """E-folds per unit by which tails fall faster where none of their rings is significant, all rings together.
+
+    beyond : (n,) units behind the last ring that is; tail : (n,) density if it went on as before
+    density, error : (n,) as measured
+    """
+    use = (beyond > 0) & np.isfinite(error) & (error > 0)
+    beyond, tail, density, weight = beyond[use], tail[use], density[use], 1 / error[use] ** 2
+    steps = np.linspace(0, FASTEST, N_DECAYS)
+    left = tail * np.exp(-steps[:, None] * beyond)
+    return float(steps[np.argmin(np.sum(weight * (density - left) ** 2, axis=1))])
+
+
 def _rocking_curve(middle, density, error) -> tuple:
     """Positions and cumulative fractions; tails beyond what is significant go on exponentially."""
     peak = int(np.argmax(density))
@@ -272,8 +298,8 @@ def _rocking_curve(middle, density, error) -> tuple:
                 chain.append(i)
             elif len(chain) and abs(i - chain[-1]) > 1:
                 break
-        chain = np.array(chain)
-        values = np.log(density[chain])
+        at = np.array(chain)
+        values = np.log(density[at])
         values = np.maximum.accumulate(values[::-1])[::-1]
         back = max(len(chain) - 3, 0)
         slope = 1.0

@@ -9,7 +9,7 @@ import numpy as np
 
 from dials_diffuse.experiment.pixel_factors import solid_angle
 from dials_diffuse.experiment.spot_prediction import PredictedSpots
-from dials_diffuse.kernels.spot_bins import FREE, N_SUMS, Around, bin_excess, claim_pixels
+from dials_diffuse.kernels.spot_bins import FREE, N_SUMS, SHARED, Around, bin_excess, claim_pixels
 from dials_diffuse.reduction.spot_mask import AdaptiveMask, pixel_angle
 from dials_diffuse.reduction.spot_photons import SpotPhotons
 from dials_diffuse.reduction.spot_profile import N_SECTORS, RING_EDGES, SpotSums, fit_profiles
@@ -69,10 +69,11 @@ class SpotSurvey:
         """(n,) volume of reciprocal space that a pixel sweeps during an image at each reflection, 1/Å³."""
         return self.solid_angle / self.wavelength**2 * self.spots.speed * self.width
 
-    def add(self, frame, bad, expected) -> None:
+    def add(self, frame, bad, expected, of_others=None) -> None:
         """Take one image into account.
 
         frame : Frame; bad : (ny, nx) uint8 of each panel; expected : (ny, nx) float32 counts without spots
+        of_others : (ny, nx) bool of each panel, pixels at spots of other crystals; None without these
         """
         image = frame.number - 1
         low = (image - self.spots.centre[:, 2]) / self.spots.sigma_z
@@ -88,6 +89,8 @@ class SpotSurvey:
             owner = np.full(panel.shape, FREE, dtype=np.int32)
             theirs = active[self.spots.panel[active] == p]
             claim_pixels(owner, panel.directions, self._around(theirs, panel, CLAIM), CLAIM)
+            if of_others is not None:
+                owner[of_others[p]] = SHARED
             mine = chosen[self.spots.panel[chosen] == p]
             sums = np.zeros((len(mine), N_SECTORS, len(RING_EDGES) - 1, N_SUMS))
             bin_excess(

@@ -60,6 +60,13 @@ def shell_range(shells: np.ndarray) -> np.ndarray:
     return np.stack(ends, axis=-1).astype(np.int64)
 
 
+def least_in_tiles(corrections: np.ndarray, bad: np.ndarray) -> np.ndarray:
+    """(ty, tx) float64, the smallest correction in each tile; infinite where all its pixels are bad, (ny, nx) uint8."""
+    used = np.where(bad == 0, corrections, np.inf)
+    rows, columns = np.arange(0, used.shape[0], TILE_Y), np.arange(0, used.shape[1], TILE_X)
+    return np.minimum.reduceat(np.minimum.reduceat(used, rows, axis=0), columns, axis=1).astype(float)
+
+
 def make_tiles(directions: tuple, corrections: np.ndarray, shells: np.ndarray, voxels: float) -> Tiles:
     """The tiles of one panel.
 

@@ -21,6 +21,7 @@ from dials_diffuse.reduction.brick_table import BrickTable
 from dials_diffuse.reduction.frames import ShellProfile, empty_bragg, read_frame, shell_profile
 from dials_diffuse.reduction.job import Job
 from dials_diffuse.reduction.outliers import Frame
+from dials_diffuse.reduction.stray_peaks import NONE, mask_stray
 
 logger = logging.getLogger("dials.diffuse.reduction")
 
@@ -41,6 +42,7 @@ class BlockSums:
     flux : relative intensity of each image, by position
     unfit : why images were not used, by position
     fates : (N_TALLY,) int64 of each image, by position: its part of the tally
+    stray : StrayPeaks of each image, by position
     last_image : 1-based position of the last image of the block
     """
 
@@ -50,6 +52,7 @@ class BlockSums:
     flux: dict
     unfit: dict
     fates: dict
+    stray: dict
     last_image: int
 
 
@@ -130,15 +133,15 @@ def reduce_block(job: Job, images) -> BlockSums:
     tables = Tables(job)
     bragg = empty_bragg(job)
     tally = np.zeros(kernel.N_TALLY, dtype=np.int64)
-    profiles, fates = {}, {}
+    profiles, fates, stray = {}, {}, {}
     for image in map(int, images):
         before = tally.copy()
-        profiles[image] = _add_image(job, image, tables, bragg, tally)
+        profiles[image], stray[image] = _add_image(job, image, tables, bragg, tally)
         fates[image] = tally - before
     flux = {image: profile.flux for image, profile in profiles.items()}
     unfit = {image: profile.unfit for image, profile in profiles.items() if profile.unfit}
     keys, table = tables.sorted_rows()
-    return BlockSums(keys, table, tally, flux, unfit, fates, max(flux) + 1)
+    return BlockSums(keys, table, tally, flux, unfit, fates, stray, max(flux) + 1)
 
 
 @dataclass(frozen=True)
@@ -156,13 +159,18 @@ class _Panel:
     steps: kernel.Steps
 
 
-def _add_image(job: Job, image: int, tables: Tables, bragg: list, tally: np.ndarray) -> ShellProfile:
-    """Add one image to the tables, unless it is unfit; returns its profile."""
+def _add_image(job: Job, image: int, tables: Tables, bragg: list, tally: np.ndarray) -> tuple:
+    """Add one image to the tables, unless it is unfit; returns its ShellProfile and StrayPeaks."""
     frame = read_frame(job, image, bragg)
     profile = shell_profile(job, frame)
+    stray = NONE
     if not profile.unfit:
+        if job.parameters.masking.unpredicted:
+            stray = mask_stray(job, frame, profile)
         add_frame(job, frame, profile, tables, tally)
-    return profile
+        tally[kernel.BRAGG] -= stray.pixels
+        tally[kernel.UNPREDICTED] += stray.pixels
+    return profile, stray
 
 
 def add_frame(job: Job, frame: Frame, profile: ShellProfile, tables: Tables, tally: np.ndarray) -> None:
@@ -264,7 +272,7 @@ class PassJoiner:
         self._keys = np.empty(0, dtype=np.int64)
         self._table = np.empty((0, kernel.N_COLUMNS))
 
-    def push(self, block: BlockSums) -> tuple:
+    def push(self, block: BlockSums) -> tuple[np.ndarray, np.ndarray]:
         """Take the next block; return (keys, table) of passes that are complete."""
         keys, table = block.keys, block.table
         _, old, new = np.intersect1d(self._keys, keys, assume_unique=True, return_indices=True)
@@ -284,7 +292,7 @@ class PassJoiner:
         self._keys, self._table = keys[pending], table[pending]
         return done
 
-    def finish(self) -> tuple:
+    def finish(self) -> tuple[np.ndarray, np.ndarray]:
         """(keys, table) of all passes still open."""
         done = self._keys, self._table
         self._keys, self._table = self._keys[:0], self._table[:0]

@@ -77,7 +77,7 @@ def crystals(material: Material) -> Section | None:
         for e in found["experiments"]
     ]
     heads = ["crystal", "file", "CC", "e.s.d.", "operator", "decision", "why"]
-    plots = ()
+    plots: tuple = ()
     pairs = found.get("pairs")
     if pairs and len(pairs["crystals"]) > 2:
         trace = {

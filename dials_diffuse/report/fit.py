@@ -223,7 +223,7 @@ def pair_record(fit: PairFit) -> dict:
         pairs["n_effective"] = fit.freedom.n_effective
         pairs["n_determined"] = fit.freedom.n_determined
         pairs["errors"] = fit.freedom.errors.tolist()
-    nothing = {"order": [], "correlations": [], "eigenvalues": [], "loosest": []}
+    nothing: dict = {"order": [], "correlations": [], "eigenvalues": [], "loosest": []}
     return {**_record(fit, {}, nothing), "pairs": pairs}
 
 

@@ -18,7 +18,7 @@ _PEAKS = (
     Column("verdict", 10, "", lambda row: row[1]["verdict"]),
 )
 
-_FATES = ("used", "bragg", "outlier", "untrusted", "never_used", "off_grid")
+_FATES = ("used", "bragg", "outlier", "untrusted", "never_used", "off_grid", "unpredicted")
 
 
 def summary(material: Material) -> Section:
@@ -79,9 +79,11 @@ def fates(material: Material) -> Section:
     """What became of the pixels."""
     rows = []
     for e in material.record["experiments"]:
-        total = sum(e[name] for name in _FATES) or 1
-        rows.append([f"{e['experiment']}", f"{e['n_images']}", *(f"{100 * e[name] / total:.2f} %" for name in _FATES)])
+        counts = [e.get(name, 0) for name in _FATES]  # records of former versions have no masks of peaks not predicted
+        total = sum(counts) or 1
+        rows.append([f"{e['experiment']}", f"{e['n_images']}", *(f"{100 * n / total:.2f} %" for n in counts)])
     names = ["experiment", "images", "used", "Bragg mask", "outliers", "untrusted", "masked always", "off the grid"]
+    names.append("peaks not predicted")
     return Section(
         "fates",
         "What became of the pixels",
@@ -92,8 +94,8 @@ def fates(material: Material) -> Section:
 
 
 def masks(material: Material) -> Section | None:
-    """Ice rings and Bragg masks that follow the peaks."""
-    rings, bragg = [], []
+    """Ice rings, peaks that no crystal predicts, and Bragg masks that follow the peaks."""
+    rings, bragg, strange = [], [], []
     for e in material.record["experiments"]:
         i = f"{e['experiment']}"
         rings += [[i, number(r["d"], ".3f"), r["ice"], number(r["excess"], ".3f")] for r in e.get("ice_rings") or []]
@@ -107,7 +109,18 @@ def masks(material: Material) -> Section | None:
             ]
             for m in e.get("bragg_masks") or []
         ]
+        other = e.get("unpredicted_peaks")
+        if other and other["peaks"]:
+            kinds = ", ".join(f"{kind} {n}" for kind, n in other["kinds"].items())
+            d = f"{number(other['d_max'], '.1f')}–{number(other['d_min'], '.1f')}"
+            turn = number(other["turn"], ".1f")
+            strange.append(
+                [i, f"{other['peaks']}", f"{other['images']}", d, f"{100 * other['pixels']:.2f} %", kinds, turn]
+            )
     tables = []
+    if strange:
+        names = ["experiment", "peaks", "images", "d (Å)", "pixels masked", "probably", "turn of the lattice (°)"]
+        tables.append(Table(names, strange, "Peaks that no crystal predicts"))
     if rings:
         tables.append(Table(["experiment", "d (Å)", "ice", "excess"], rings, "Rings that are masked"))
     if bragg:

@@ -87,7 +87,7 @@ def _of_record(record: dict, path: Path) -> tuple:
 
 def _steps(record: dict, path: Path) -> list:
     """Materials of the steps of a run, in their order."""
-    steps = []
+    steps: list = []
     for item in record["outputs"]:
         other = _place(item["path"], path.parent)
         if item["kind"] == "statistics" and other is not None and other.resolve() != path.resolve():

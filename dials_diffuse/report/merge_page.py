@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from dials_diffuse.report.common_sections import crystals, grid_facts, resolution_limit, slices, symmetry
 from dials_diffuse.report.merge import shell_table
@@ -46,7 +47,7 @@ def signal(material: Material) -> Section:
     return Section("signal", "Agreement", plots=(agreement_plot(shells, away_of(material.record)),))
 
 
-def agreement_plot(shells: list, away: list = ()) -> Plot:
+def agreement_plot(shells: list, away: Sequence = ()) -> Plot:
     """CC½, CC*, what chance makes of CC½, and CC of Friedel mates; shells : rows of a record."""
     s, half = middle(shells), column(shells, "cc_half")
     star = [math.sqrt(2 * x / (1 + x)) if x is not None and x > 0 else None for x in half]

@@ -9,6 +9,14 @@ from dials_diffuse.report.section import SIGNED, Plot, line
 #: panels that are drawn below each other
 _PANELS = 8
 
+#: why pixels of an image are not used
+_LEFT_OUT = {
+    "bragg": "Bragg mask",
+    "unpredicted": "peaks not predicted",
+    "outlier": "outliers",
+    "untrusted": "untrusted",
+}
+
 
 def image_plots(overview: dict, experiments: Sequence = ()) -> tuple:
     """By image: flux and rate, pixels used, and pixels left out.
@@ -64,7 +72,9 @@ def _left_out(experiments: Sequence) -> tuple:
         if not images:
             continue
         total = [sum(counts) or 1 for counts in zip(*(images[name] for name in images if name != "image"))]
-        for name, label in (("bragg", "Bragg mask"), ("outlier", "outliers"), ("untrusted", "untrusted")):
+        for name, label in _LEFT_OUT.items():
+            if name not in images:  # records of former versions
+                continue
             share = [100 * count / whole or None for count, whole in zip(images[name], total)]
             traces.append(line(f"{label} {i}", images["image"], share, "lines"))
     if not traces:
@@ -73,8 +83,9 @@ def _left_out(experiments: Sequence) -> tuple:
         Plot(
             "masked",
             "Pixels that were left out on each image",
-            "Shares of the pixels that are not masked on all images: behind Bragg masks, outliers, and untrusted ones "
-            "(saturated, or marked by the detector). An image with many outliers has ice, a shadow or another crystal.",
+            "Shares of the pixels that are not masked on all images: behind Bragg masks and masks of peaks that no "
+            "crystal predicts, outliers, and untrusted ones (saturated, or marked by the detector). An image with many "
+            "outliers has ice, a shadow or another crystal.",
             traces,
             {
                 "xaxis": {"title": {"text": "image"}},

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pkgutil import resolve_name
 
-from dials_diffuse.report import file_page, fit_page, integrate_page, merge_page, model_page, process, scale_page
 from dials_diffuse.report.page import write_page
 from dials_diffuse.report.section import Chapter, Material
 
@@ -22,31 +22,36 @@ class PageKind:
     schema : of its record, without the version
     name : id of its chapter in a page of several
     title : of its chapter
-    sections : functions of a Material that return a Section, None, or several in a list
+    of : module of the report and name in it, of functions of a Material that return a Section, None, or several in a
+        list; it is imported when a page is written, so that no program imports the pages of the others
     """
 
     schema: str
     name: str
     title: str
-    sections: Sequence
+    of: str
+
+    @property
+    def sections(self) -> Sequence:
+        return resolve_name(f"{__package__}.{self.of}")
 
 
-PROCESS = PageKind("dials.diffuse_process", "process", "Verdict", process.SECTIONS)
+PROCESS = PageKind("dials.diffuse_process", "process", "Verdict", "process:SECTIONS")
 
 PAGES = (
-    PageKind("dials.diffuse_integrate", "integrate", "Integration", integrate_page.SECTIONS),
-    PageKind("dials.diffuse_scale", "scale", "Scaling", scale_page.SECTIONS),
-    PageKind("dials.diffuse_merge", "merge", "Merged map", merge_page.SECTIONS),
-    PageKind("dials.diffuse_fit", "fit", "Fit", fit_page.SECTIONS),
-    PageKind("dials.diffuse_model", "model", "Map of a model", model_page.SECTIONS),
-    PageKind("dials.diffuse_simulate", "simulate", "Simulation", model_page.SIMULATION),
+    PageKind("dials.diffuse_integrate", "integrate", "Integration", "integrate_page:SECTIONS"),
+    PageKind("dials.diffuse_scale", "scale", "Scaling", "scale_page:SECTIONS"),
+    PageKind("dials.diffuse_merge", "merge", "Merged map", "merge_page:SECTIONS"),
+    PageKind("dials.diffuse_fit", "fit", "Fit", "fit_page:SECTIONS"),
+    PageKind("dials.diffuse_model", "model", "Map of a model", "model_page:SECTIONS"),
+    PageKind("dials.diffuse_simulate", "simulate", "Simulation", "model_page:SIMULATION"),
     PROCESS,
 )
 
 #: of files without a record, by their kind
 FILE_PAGES = {
-    "map": PageKind("dials_diffuse.map", "map", "Map", file_page.MAP),
-    "observations": PageKind("dials_diffuse.observations", "observations", "Observations", file_page.OBSERVATIONS),
+    "map": PageKind("dials_diffuse.map", "map", "Map", "file_page:MAP"),
+    "observations": PageKind("dials_diffuse.observations", "observations", "Observations", "file_page:OBSERVATIONS"),
 }
 
 

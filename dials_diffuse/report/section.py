@@ -148,7 +148,7 @@ def resolution_axis(s: Iterable) -> dict:
     if not high > low:
         low, high = 0.5 * low, 1.5 * high
     margin = 0.03 * (high - low)
-    ticks = []
+    ticks: list = []
     for d in _TICKS:  # far enough from the one before to be read
         if low - margin <= 1 / d <= high + margin and (not ticks or 1 / d - 1 / ticks[-1] > 0.06 * (high - low)):
             ticks.append(d)

@@ -30,6 +30,9 @@ logger = logging.getLogger("dials.diffuse.scaling")
 
 METHODS = ("auto", "separation", "krogh_moe", "envelope", "model", "none")
 
+#: what images without crystal show
+BACKGROUNDS = ("air", "surroundings")
+
 #: relative uncertainty of scales that take all that scatters for the crystal's when no background was subtracted
 _NOT_SUBTRACTED = 0.3
 
@@ -58,6 +61,7 @@ class AbsoluteParameters:
     bulk_solvent, hydrogens : with a model: see :func:`dials_diffuse.structure.contents.contents_of_structure`
     method : one of METHODS
     required : is it an error when the scale cannot be found?
+    background : one of BACKGROUNDS, what images without crystal show
 
     Raises
     ------
@@ -73,9 +77,11 @@ class AbsoluteParameters:
     method: str = "auto"
     required: bool = False
     selection: str | None = None
+    background: str = "air"
 
     def __post_init__(self):
         choice("absolute_scale.method", self.method, METHODS)
+        choice("absolute_scale.background", self.background, BACKGROUNDS)
         if self.method == "none" and (self.model or self.sequence):
             raise DiffuseError("absolute_scale.method=none: leave out absolute_scale.model and absolute_scale.sequence")
 
@@ -153,6 +159,7 @@ def absolute_scale(
     expectation: Expectation,
     method: str = "auto",
     subtracted: bool = True,
+    surroundings: bool = False,
 ) -> AbsoluteScale:
     """Find the scale.
 
@@ -165,6 +172,7 @@ def absolute_scale(
     expectation : what the cell should scatter
     method : one of METHODS; auto: that with the model's structure factors where there are any, else separation
     subtracted : was the background without crystal measured and subtracted?
+    surroundings : did its images show the liquid and the loop around the crystal, too?
 
     Raises
     ------
@@ -184,7 +192,7 @@ def absolute_scale(
     if noise:
         warnings.append(noise)
     try:
-        parts = separate(shells, expectation, subtracted)
+        parts = separate(shells, expectation, subtracted, surroundings)
         estimates.append(Estimate("separation", parts.k, parts.esd, parts.details))
     except DiffuseError as error:
         if method == "separation":
@@ -228,9 +236,9 @@ def _disagreement(chosen: Estimate, estimates: list, subtracted: bool, parts: Se
     """Relative: what the differences of the other estimates from the one chosen add to its uncertainty.
 
     Sum rule and envelope are wrong where a background was not subtracted, so they say nothing then about a scale from a
-    model; a separated scale is compared with them less what it says is not the crystal's. Of those the rms difference
-    counts half, each weighted as well as it knows itself. Separation and model know their errors: what exceeds two
-    standard deviations counts.
+    model; a separated scale is compared with them less what it says is not the crystal's. Separation and model know
+    their errors: of its difference from each other one, what exceeds two standard deviations counts. Of the others the
+    rms difference counts half, each weighted as well as it knows itself.
 
     left_out : method -> why it is not compared, which is added here
     """
@@ -241,13 +249,13 @@ def _disagreement(chosen: Estimate, estimates: list, subtracted: bool, parts: Se
             left_out[e.method] = "it comes out negative"
             continue
         difference = math.log(e.k / chosen.k)
-        if {e.method, chosen.method} == {"separation", "model"}:
-            own = math.hypot(e.esd / e.k, chosen.esd / chosen.k)
-            excess = max(0.0, abs(difference) - 2 * own)
-            continue
         if e.method in _TAKE_ALL and chosen.method == "separation":
             difference -= math.log(1 - parts.share_around)
-        elif "model" in (e.method, chosen.method) and not subtracted:
+        if chosen.method == "separation" or {e.method, chosen.method} == {"separation", "model"}:
+            own = math.hypot(e.esd / e.k, chosen.esd / chosen.k)
+            excess = max(excess, abs(difference) - 2 * own)
+            continue
+        if "model" in (e.method, chosen.method) and not subtracted:
             left_out[e.method] = "no background was subtracted, and it takes all for the crystal's"
             continue
         logs.append(difference)

@@ -101,11 +101,12 @@ def symmetric_patterns(grid: MapGrid, index: np.ndarray, l_max: int = L_MAX) -> 
     u = _some_directions()
     basis = grid.reciprocal_matrix  # s = B h for columns
     degrees = range(2, l_max + 1, 2)
-    plain, average = harmonics(u, degrees), 0.0
+    plain = harmonics(u, degrees)
+    average = np.zeros_like(plain)
     operators = laue_operators(grid.space_group, True)
     for operator in operators:
         rotation = basis @ operator.T @ np.linalg.inv(basis)  # h' = h R, so s' = B Rᵀ B⁻¹ s
-        average = average + harmonics(u @ rotation.T, degrees) / len(operators)
+        average += harmonics(u @ rotation.T, degrees) / len(operators)
     # average = plain @ projector
     projector = np.linalg.lstsq(plain, average, rcond=None)[0]
     left, size, _ = np.linalg.svd(projector)

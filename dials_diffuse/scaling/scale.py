@@ -261,7 +261,7 @@ def scale_observations(
         scale, notes = None, []
         if expectation is not None:
             try:
-                scale = _absolute_scale(grid, data, layout, refinement, bragg, expectation, absolute.method)
+                scale = _absolute_scale(grid, data, layout, refinement, bragg, expectation, absolute)
                 notes = scale.warnings
             except DiffuseError as error:
                 if absolute.required:
@@ -331,7 +331,7 @@ def _sample(
     return data
 
 
-def _absolute_scale(grid, data, layout, refinement, bragg, expectation, method) -> AbsoluteScale:
+def _absolute_scale(grid, data, layout, refinement, bragg, expectation, absolute) -> AbsoluteScale:
     model = refinement.model
     subtracted = np.bincount(data.experiment, data.background > 0, len(layout.start))
     seen = np.bincount(data.experiment, minlength=len(layout.start))
@@ -342,8 +342,9 @@ def _absolute_scale(grid, data, layout, refinement, bragg, expectation, method) 
         (float(s.min()), float(s.max())),
         scaled_bragg(bragg, layout, model),
         expectation,
-        method,
+        absolute.method,
         bool(np.all(2 * subtracted[seen > 0] > seen[seen > 0])),  # tails of Bragg peaks are a background of few
+        absolute.background == "surroundings",
     )
 
 

@@ -117,7 +117,7 @@ def record_of_scales(sweep: Sweep, first_image: int) -> dict:
     scan = sweep.scan
     images = np.arange(scan.n_images)
     step = max(1, round(RECORD_ANGLE / abs(scan.oscillation[1])))
-    record = {
+    record: dict = {
         "image": images + first_image,
         "angle": np.array([scan.angle(i + 0.5) for i in images]),
         "b": sweep.scales.b((images + 0.5) / scan.n_images),

@@ -266,7 +266,7 @@ class Structure:
         """
         sites, tensors, atoms, copies = [], [], [], []
         special = np.flatnonzero(self.multiplicity < self.space_group.order_z())
-        taken = {i: [] for i in special}
+        taken: dict = {i: [] for i in special}
         for number, operator in enumerate(self.space_group):
             r = np.array(operator.r().as_double()).reshape(3, 3)
             rotation = self.rotations[number]
@@ -282,13 +282,13 @@ class Structure:
             tensors.append((rotation @ self.u_cart @ rotation.T)[keep])
             atoms.append(np.flatnonzero(keep))
             copies.append(np.full(np.count_nonzero(keep), number))
-        atoms = np.concatenate(atoms)
+        chosen = np.concatenate(atoms)
         return replace(
-            self.take(atoms),
+            self.take(chosen),
             hall_symbol="P 1",
             site_frac=np.concatenate(sites),
             u_cart=np.concatenate(tensors),
-            multiplicity=np.ones(len(atoms), dtype=np.int64),
+            multiplicity=np.ones(len(chosen), dtype=np.int64),
             copy=np.concatenate(copies),
         )
 

@@ -153,7 +153,7 @@ def _from_column(text: str) -> str:
 
 def _residues(records: Records):
     """Rows of each residue; in files of a crystal's whole cell, residues of the same name may be taken together."""
-    rows = {}
+    rows: dict = {}
     keys = zip(records.chain.tolist(), records.residue.tolist(), records.residue_name.tolist())
     for i, key in enumerate(keys):
         rows.setdefault(key, []).append(i)

@@ -89,12 +89,12 @@ def _by_labels(structure: Structure, groups: str) -> np.ndarray:
         return np.arange(n)
     if groups == "molecule":
         return np.zeros(n, dtype=np.int64)
-    keys = [(int(copy), str(chain)) for copy, chain in zip(structure.copy, structure.chain)]
+    keys: list = [(int(copy), str(chain)) for copy, chain in zip(structure.copy, structure.chain)]
     if groups == "residue":
         keys = [(*key, str(residue)) for key, residue in zip(keys, structure.residue)]
     elif groups == "segment":
         keys = _segments(keys, structure.residue)
-    first = {}
+    first: dict = {}
     return np.array([first.setdefault(key, len(first)) for key in keys], dtype=np.int64)
 
 

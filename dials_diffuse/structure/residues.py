@@ -48,7 +48,7 @@ _AVERAGE = dict(
 def average_residue() -> dict:
     """Atoms of the average residue of proteins, element -> number."""
     total = sum(_AVERAGE.values())
-    table = sum(share / total * np.array(RESIDUES[x]) for x, share in _AVERAGE.items())
+    table = np.sum([share / total * np.array(RESIDUES[x]) for x, share in _AVERAGE.items()], axis=0)
     return {e: float(n) for e, n in zip(RESIDUE_ELEMENTS, table) if n}
 
 

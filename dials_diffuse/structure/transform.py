@@ -14,6 +14,7 @@ from dials_diffuse.compat import available_cores
 from dials_diffuse.errors import DiffuseError
 from dials_diffuse.kernels.pair_sum import amplitudes
 from dials_diffuse.kernels.peaks import add_peaks
+from dials_diffuse.kernels.quadratic import quadratic_form as on_axes
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.parallel import in_threads, row_ranges
 from dials_diffuse.structure.crystal import Structure
@@ -267,14 +268,14 @@ def s_squared(grid: MapGrid, tensor=None) -> np.ndarray:
 
 
 def quadratic_form(axes, metric) -> np.ndarray:
-    """(n1, n2, n3) float64, h M h on the points of three axes.
+    """(n1, n2, n3), h M h on the points of three axes, of the type of these.
 
-    axes : three 1-D arrays; metric : (3, 3), symmetric
+    axes : three 1-D arrays of floats; metric : (3, 3), symmetric
     """
-    h, k, l = np.ix_(*axes)
-    plane = metric[0, 0] * h**2 + metric[1, 1] * k**2 + 2 * metric[0, 1] * h * k
-    row = 2 * metric[0, 2] * h + 2 * metric[1, 2] * k
-    return plane + (row + metric[2, 2] * l) * l
+    h, k, l = (np.ascontiguousarray(axis) for axis in axes)
+    result = np.empty((len(h), len(k), len(l)), dtype=h.dtype)
+    on_axes(h, k, l, np.ascontiguousarray(metric, dtype=h.dtype), result)
+    return result
 
 
 def inside(grid: MapGrid, s2: np.ndarray) -> np.ndarray:

@@ -2,7 +2,9 @@
 
 A row counts ``norm · a · (b · I(voxel) + c(|s|))`` photons: a is the transmission of an ellipsoid of which the beam
 meets another place than the middle, b falls along the sweep with a wave on it, c is scattered isotropically by what is
-not the crystal. I is that of a molecule that moves like a liquid.
+not the crystal. I is that of a molecule that moves like a liquid. Where there are images without crystal, of twenty
+times the exposure, c is scattered by air, which the crystal does not absorb. Integrated reflections come with the a and
+b that dials.scale finds, within 0.5 %.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 import dials_diffuse.simulation
-from dials_diffuse.files.observations import OBSERVATION_DTYPE, ExperimentSummary, write_observations
+from dials_diffuse.files.observations import BRAGG_DTYPE, OBSERVATION_DTYPE, ExperimentSummary, write_observations
 from dials_diffuse.files.provenance import Provenance
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.map import DiffuseMap
@@ -34,6 +36,9 @@ WAVELENGTH, WIDTH = 0.98, 0.5  # Å, degrees
 #: of a row's |s|, in edges of a voxel, and of its intensity, relative: pixels see different parts of a voxel
 _S_SPREAD, _SAMPLING = 0.15, 0.01
 
+#: of images without crystal, relative; and relative error of dials.scale's factors
+_EXPOSURES, _FACTOR_ERROR = 20, 0.005
+
 #: least distance from the rotation axis, 1/Å: nearer to it voxels stay on the sphere
 _LEAST_RADIUS = 0.03
 
@@ -46,6 +51,7 @@ class FewMates:
     n_sweeps : of ``turn`` degrees, of crystals with other thickness, orientation and absorption
     absorption : rms of ln a; drift : fall of b along a sweep
     counts : mean of a row; background : c over the crystal's mean scattering
+    images : of it without crystal are subtracted; reflections : integrated ones are in the file
     """
 
     group: str
@@ -59,6 +65,8 @@ class FewMates:
     counts: float = 1200.0
     background: float = 0.4
     seed: int = 1
+    images: bool = False
+    reflections: bool = False
 
 
 def lysozyme(group: str, cell: tuple):
@@ -139,19 +147,32 @@ def _sweep(case: FewMates, grid: MapGrid, index: np.ndarray, rng) -> _Sweep:
     return _Sweep(row, np.stack([x, y, angle], axis=1), path, a, b, orientation)
 
 
+def _reflections(sweep: _Sweep, grid: MapGrid, index: np.ndarray, number: int, s: np.ndarray, rng) -> tuple:
+    """Rows of BRAGG_DTYPE, random structure factors in what the experiment makes of them, and dials.scale's factors."""
+    at = np.flatnonzero(np.all(index % np.array(grid.subdivide) == 0, axis=1))
+    factor = sweep.a[at] * sweep.b[at]
+    table = np.zeros(len(at), BRAGG_DTYPE)
+    table["hkl"], table["experiment"] = index[at] // np.array(grid.subdivide), number
+    table["xyz"], table["s"] = sweep.xyz[at], s[at]
+    table["intensity"] = factor * rng.exponential(size=len(at))
+    table["variance"] = (0.05 * table["intensity"] + 0.02) ** 2
+    return table, factor * (1 + _FACTOR_ERROR * rng.normal(size=len(at)))
+
+
 def simulate(case: FewMates, folder, truth: DiffuseMap) -> None:
     """Write ``integrated.h5``, and ``true.h5`` with the true scales, into a folder; truth : see :func:`true_map`.
 
-    ``isotropic.npy`` has what was expected of each row without its anisotropic part.
+    ``isotropic.npy`` has what was expected of each row, less images without crystal, without its anisotropic part.
     """
     rng, grid, folder = np.random.default_rng(case.seed), truth.grid, Path(folder)
+    more = np.random.default_rng((case.seed, 1))  # the same experiment, whatever else is measured
     every = np.stack(np.meshgrid(*(np.arange(-m, m + 1) for m in grid.extent), indexing="ij"), axis=-1).reshape(-1, 3)
     every = every[grid.inside(every) & np.any(every != 0, axis=1)]
     unique, _ = map_to_asu(every, grid.space_group, True)
     intensity = truth.intensity[rows_of(unique, truth.index)]
     centre = grid.s_magnitude(every)
     profile = np.polynomial.Polynomial.fit(centre, intensity, 12)
-    tables, true_tables, summaries, isotropic = [], [], [], []
+    tables, true_tables, summaries, isotropic, bragg = [], [], [], [], []
     for number in range(case.n_sweeps):
         sweep = _sweep(case, grid, every, rng)
         n, row = len(sweep.row), sweep.row
@@ -163,19 +184,27 @@ def simulate(case: FewMates, folder, truth: DiffuseMap) -> None:
         norm = sweep.path * rng.uniform(0.7, 1.3, n)
         norm *= case.counts / np.mean(norm * (here + c))
         gain = norm * sweep.a
+        around = (norm if case.images else gain) * c
         table = np.zeros(n, OBSERVATION_DTYPE)
         table["index"], table["experiment"], table["s"], table["xyz"] = every[row], number, s, sweep.xyz
         table["pixels"], table["pixels_odd"], table["norm"], table["norm_odd"] = 20, 10, norm, norm / 2
-        table["counts"] = rng.poisson(gain * (sweep.b * here * (1 + _SAMPLING * rng.normal(size=n)) + c))
+        table["counts"] = rng.poisson(gain * sweep.b * here * (1 + _SAMPLING * rng.normal(size=n)) + around)
         table["counts_odd"] = rng.binomial(table["counts"].astype(int), 0.5)
         true = table.copy()
+        if case.images:
+            table["background"] = more.poisson(_EXPOSURES * norm * c) / _EXPOSURES
+            table["background_odd"] = table["background"] / 2
+        if case.reflections:
+            bragg.append(_reflections(sweep, grid, every[row], number, s, more))
         true["norm"], true["norm_odd"] = gain * sweep.b, gain * sweep.b / 2
-        true["background"] = gain * (c + sweep.b * (moved - 1) * profile(centre[row]))
+        true["background"] = around + gain * sweep.b * (moved - 1) * profile(centre[row])
         true["background_odd"] = true["background"] / 2
-        isotropic.append(gain * (sweep.b * profile(s) + c))
+        isotropic.append(gain * sweep.b * profile(s) + (0.0 if case.images else around))
         for t in (table, true):
             t["rate"] = (t["counts"] - t["background"]) / t["norm"] * t["pixels"]
             t["rate_variance"] = t["counts"] / t["norm"] ** 2 * t["pixels"]
+        if case.images:
+            table["rate_variance"] += table["background"] / _EXPOSURES / table["norm"] ** 2 * table["pixels"]
         tables.append(table)
         true_tables.append(true)
         frame = {"orientation": tuple(sweep.orientation.ravel()), "axis": (1, 0, 0), "beam": (0, 0, -1 / WAVELENGTH)}
@@ -186,6 +215,8 @@ def simulate(case: FewMates, folder, truth: DiffuseMap) -> None:
     for name, parts in (("integrated", tables), ("true", true_tables)):
         with write_observations(folder / f"{name}.h5", grid, summaries, PROVENANCE) as writer:
             writer.append(np.concatenate(parts))
+            if bragg and name == "integrated":
+                writer.append_bragg(*(np.concatenate(x) for x in zip(*bragg)))
     np.save(folder / "isotropic.npy", np.concatenate(isotropic))
 
 

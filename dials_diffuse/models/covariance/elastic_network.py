@@ -178,7 +178,8 @@ class ElasticNetwork:
         reach = self.cutoff * np.linalg.norm(np.linalg.inv(o), axis=1)  # of the cutoff along the axes of the cell
         low, high = fractional.min(axis=0) - reach, fractional.max(axis=0) + reach
         tree = cKDTree(centres)
-        held, direction = [], []
+        held: list = []
+        direction: list = []
         for number, operator in enumerate(structure.space_group):
             turned = fractional @ np.array(operator.r().as_double()).reshape(3, 3).T + operator.t().as_double()
             first = np.ceil(low - turned.max(axis=0)).astype(int)

@@ -93,6 +93,10 @@ class Motion(ABC):
     the body's displacement alone.
     """
 
+    structure: Structure
+    labels: np.ndarray
+    soft: bool
+
     @abstractmethod
     def between(self, i, j) -> np.ndarray:
         """(m, 3, 3) float64, Å², covariance that the atoms i and j, (m,) integers each, have from their bodies."""

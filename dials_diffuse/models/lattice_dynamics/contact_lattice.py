@@ -175,12 +175,9 @@ class ContactLattice:
                     a = compliance[:, own, :, other].transpose(0, 1, 3, 2, 4).reshape(-1, 36)  # b, a'
                     q = forces[:, own, :, other].transpose(0, 1, 3, 2, 4).reshape(-1, 36)  # a, b'
                     sums[c][o] += a.T @ q.conj()
+        flat = [changes.reshape(-1, 36) for changes in slopes]
         second = [
-            [
-                2 * np.einsum("bcad,pab,qcd->pq", sums[c][o].real.reshape(6, 6, 6, 6), slopes[c], slopes[o])
-                for o in range(n_contacts)
-            ]
-            for c in range(n_contacts)
+            [2 * flat[c] @ _by_pairs(sums[c][o].real) @ flat[o].T for o in range(n_contacts)] for c in range(n_contacts)
         ]
         return [(g + g.T) / 2 for g in gradients], second
 
@@ -193,3 +190,8 @@ class ContactLattice:
     def _blocks(self, n: int):
         step = max(1, _NUMBERS // self._first.size)
         return [slice(first, min(first + step, n)) for first in range(0, n, step)]
+
+
+def _by_pairs(sums: np.ndarray) -> np.ndarray:
+    """(36, 36), rows ab and columns cd; sums : (36, 36), rows bc and columns ad"""
+    return sums.reshape(6, 6, 6, 6).transpose(2, 0, 1, 3).reshape(36, 36)

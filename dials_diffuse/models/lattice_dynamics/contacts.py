@@ -71,7 +71,7 @@ def find_contacts(bodies: CrystalBodies, cutoff: float) -> tuple:
         reverse = group.reverse(*key)
         if (first, copy, second, shift) > reverse and reverse in touching:
             continue
-        mates = {}
+        mates: dict = {}
         for number in range(len(group.turns)):
             mate = (number, *group.product(number, copy, shift))
             opposite = group.opposite(mate)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from dials_diffuse.kernels.hermitian import hermitian_squares
 from dials_diffuse.maps.grid import MapGrid
+from dials_diffuse.maps.symmetry import laue_operators
 from dials_diffuse.models.checks import fitted
 from dials_diffuse.models.lattice_dynamics.body_scattering import amplitudes, own_terms
 from dials_diffuse.models.lattice_dynamics.contact_lattice import ContactLattice, WaveMean
@@ -47,6 +49,8 @@ class PreparedContacts(Prepared):
         self.stiffnesses = model.stiffnesses(self.lattice)
         self.prior = self.stiffnesses.prior
         self.scale = model.scale(structure, self.lattice)
+        # the mates of voxels that lie least ways relative to their lattice points: as bright, and fewer D
+        index = _moved(structure, grid, index)
         s = grid.s(index)
         v = amplitudes(bodies, s, model.table, model.displaced)
         self._classes = _classes(structure, grid, index, means)
@@ -153,11 +157,28 @@ def mesh_mean(mesh: tuple, structure: Structure) -> WaveMean:
     return WaveMean(waves, weights / weights.sum(), np.zeros_like(waves), paired=True)
 
 
+def _offsets(grid: MapGrid, index: np.ndarray) -> np.ndarray:
+    """(n, 3) int64, voxels from the nearest lattice point."""
+    subdivide = np.array(grid.subdivide)
+    return index - subdivide * np.rint(index / subdivide).astype(np.int64)
+
+
+def _moved(structure: Structure, grid: MapGrid, index: np.ndarray) -> np.ndarray:
+    """(n, 3) int64, of each voxel that mate whose place relative to its lattice point comes first in order.
+
+    Opposite voxels are as bright: form factors are real, f'' has a model of its own (:mod:`models.dispersive`).
+    """
+    kinds, number = np.unique(_offsets(grid, index), axis=0, return_inverse=True)
+    turns = laue_operators(structure.space_group, friedel=True)
+    mates = np.einsum("ki,rij->krj", kinds, turns)
+    first = [np.lexsort(own.T[::-1])[0] for own in mates]
+    return np.einsum("ni,nij->nj", index, turns[first][number.reshape(-1)])
+
+
 def _classes(structure: Structure, grid: MapGrid, index: np.ndarray, means: bool) -> list:
     """(rows, WaveMean) of voxels that lie alike relative to their lattice points."""
     subdivide = np.array(grid.subdivide)
-    offsets = index - subdivide * np.rint(index / subdivide).astype(np.int64)
-    kinds, number = np.unique(offsets, axis=0, return_inverse=True)
+    kinds, number = np.unique(_offsets(grid, index), axis=0, return_inverse=True)
     order = np.argsort(number.reshape(-1), kind="stable")
     ends = np.cumsum(np.bincount(number.reshape(-1)))
     found = []
@@ -186,6 +207,6 @@ def _packed(forms: np.ndarray) -> np.ndarray:
 
 def _squares(v: np.ndarray) -> np.ndarray:
     """(n, d²) float64; v : (n, d)"""
-    i, j = np.triu_indices(v.shape[1], 1)
-    off = v[:, i].conj() * v[:, j]
-    return np.concatenate([np.abs(v) ** 2, off.real, off.imag], axis=1)
+    result = np.empty((len(v), v.shape[1] ** 2))
+    hermitian_squares(np.ascontiguousarray(v.real), np.ascontiguousarray(v.imag), result)
+    return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations_with_replacement, permutations
 
 import numpy as np
 from scipy.linalg import expm, logm
@@ -86,31 +87,33 @@ class Stiffnesses:
         return [root @ expm(s) @ root for root, s in zip(self._roots, self.logarithms(values))]
 
     def derivatives(self, values) -> list:
-        """(m, 6, 6) float64 for each contact, dK by the m parameters that change it."""
+        """(m, 6, 6) float64 for each contact, dK by the m parameters that change it.
+
+        Source: Daleckii & Krein 1965, Amer. Math. Soc. Transl. 47, 1: in the axes of S an element of dexp is that of dS
+        times the divided difference of exp at both eigenvalues
+        """
         result = []
         for root, s, own in zip(self._roots, self.logarithms(values), self.own):
-            big = np.zeros((len(own), 12, 12))
-            big[:, :6, :6] = big[:, 6:, 6:] = s
-            big[:, :6, 6:] = [self.parameters[i].direction for i in own]
-            result.append(root @ expm(big)[:, :6, 6:] @ root)
+            sizes, axes = np.linalg.eigh(s)
+            turned = axes.T @ self._directions(own) @ axes
+            half = np.subtract.outer(sizes, sizes) / 2
+            slopes = np.exp(np.add.outer(sizes, sizes) / 2) * np.sinc(half * 1j / np.pi).real  # sinh(x) / x
+            result.append(root @ axes @ (slopes * turned) @ axes.T @ root)
         return result
 
     def second(self, values, gradients) -> np.ndarray:
         """(p, p), sum over contacts of tr(G d²K); gradients : (6, 6) G of each contact, symmetric"""
         total = np.zeros((len(self.parameters),) * 2)
         for root, s, own, gradient in zip(self._roots, self.logarithms(values), self.own, gradients):
-            directions = np.array([self.parameters[i].direction for i in own])
-            first, other = np.triu_indices(len(own))
-            big = np.zeros((len(first), 24, 24))
-            for k in range(4):
-                big[:, 6 * k : 6 * k + 6, 6 * k : 6 * k + 6] = s
-            big[:, :6, 6:12] = big[:, 12:18, 18:] = directions[first]
-            big[:, :6, 12:18] = big[:, 6:12, 18:] = directions[other]
-            slopes = np.einsum("pab,ab->p", expm(big)[:, :6, 18:], root @ gradient @ root)
-            matrix = np.zeros((len(own),) * 2)
-            matrix[first, other] = matrix[other, first] = slopes
-            total[np.ix_(own, own)] += matrix
+            sizes, axes = np.linalg.eigh(s)
+            turned = axes.T @ self._directions(own) @ axes
+            weights = (axes.T @ root @ gradient @ root @ axes)[:, None, :] * _second_differences(sizes)
+            forms = 2 * np.einsum("ikj,qkj->qik", weights, turned)
+            total[np.ix_(own, own)] += turned.reshape(len(own), -1) @ forms.reshape(len(own), -1).T
         return total
+
+    def _directions(self, own: np.ndarray) -> np.ndarray:
+        return np.array([self.parameters[i].direction for i in own])
 
     def values_of(self, matrices) -> np.ndarray:
         """(p,) float64, the parameters of stiffnesses, of what lies between the parameters the nearest."""
@@ -124,6 +127,22 @@ class Stiffnesses:
                 columns[c, :, i] = self.parameters[i].direction.reshape(-1)
         columns = columns.reshape(-1, len(self.parameters))
         return np.linalg.lstsq(columns, np.array(wanted).reshape(-1), rcond=None)[0]
+
+
+def _second_differences(values: np.ndarray) -> np.ndarray:
+    """(n, n, n) float64, second divided differences of exp at three of n values, which may be the same.
+
+    Source: Opitz 1964, Z. angew. Math. Mech. 44, T52: they stand in the corner of exp of a matrix with two diagonals
+    """
+    triples = np.array(list(combinations_with_replacement(range(len(values)), 3)))
+    matrices = np.zeros((len(triples), 3, 3))
+    matrices[:, range(3), range(3)] = values[triples]
+    matrices[:, [0, 1], [1, 2]] = 1.0
+    corners = expm(matrices)[:, 0, 2]
+    result = np.empty((len(values),) * 3)
+    for order in permutations(range(3)):
+        result[tuple(triples[:, order].T)] = corners
+    return result
 
 
 def _parameters(geometries, kind: str) -> list:

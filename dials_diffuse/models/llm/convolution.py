@@ -188,8 +188,7 @@ def convolutions(
     size = box_size(source, grid)
     workers = available_cores()
     padded = np.zeros(size)
-    padded[tuple(slice(n) for n in strength.shape)] = strength
-    padded = np.roll(padded, [-m for m in source.extent], axis=(0, 1, 2))
+    padded[np.ix_(*[np.arange(-m, m + 1) % n for m, n in zip(source.extent, size)])] = strength
     transform = scipy.fft.rfftn(padded, workers=workers)
     transform /= abs(np.linalg.det(source.reciprocal_matrix)) ** -1
     del padded

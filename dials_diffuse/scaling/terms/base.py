@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
 from enum import Enum
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 from scipy import sparse
@@ -53,6 +53,9 @@ class TermOptions:
         return cls(**{field.name: getattr(scope, field.name) for field in fields(cls)})
 
 
+Options = TypeVar("Options", bound=TermOptions)
+
+
 @dataclass(frozen=True)
 class Extent:
     """What the size of a term depends on.
@@ -76,7 +79,7 @@ class Extent:
     def n_sweeps(self) -> int:
         return len(self.layout.start)
 
-    def of(self, kind: type) -> TermOptions:
+    def of(self, kind: type[Options]) -> Options:
         """The options of one kind."""
         return chosen(self.options, kind)
 
@@ -85,7 +88,7 @@ class Extent:
         return max(3, math.ceil(float(np.abs(self.layout.width).max()) / angle) + 2)
 
 
-def chosen(options: tuple, kind: type) -> TermOptions:
+def chosen(options: tuple, kind: type[Options]) -> Options:
     """The member of ``options`` that is of one kind, else the defaults of that kind."""
     return next((o for o in options if type(o) is kind), None) or kind()
 
