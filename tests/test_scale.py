@@ -39,7 +39,8 @@ from dials_diffuse.scaling.model import start_model
 from dials_diffuse.scaling.normal import Part, bases_of, chi2, normal_equations, with_slopes
 from dials_diffuse.scaling.patterns import absorption, absorption_functions, harmonics, symmetric_patterns
 from dials_diffuse.scaling.record import scaling_record
-from dials_diffuse.scaling.refine import fold_of_blocks, refine
+from dials_diffuse.scaling.refine import refine
+from dials_diffuse.scaling.refiner import fold_of_blocks
 from dials_diffuse.scaling.scale import scale_observations
 from dials_diffuse.scaling.scaling_parameters import ScalingParameters
 from dials_diffuse.scaling.solve import gauge
@@ -140,7 +141,7 @@ def test_relative_error_from_sampling_makes_the_median_that_of_chi2():
 
 def test_the_model_is_the_same_for_any_number_of_threads(tmp_path, monkeypatch):
     """Bit for bit: how sums are cut depends on the data alone."""
-    monkeypatch.setattr("dials_diffuse.scaling.refine._FOR_A_THREAD", 2000)
+    monkeypatch.setattr("dials_diffuse.scaling.refiner._FOR_A_THREAD", 2000)
     data, layout = read_sample(write(tmp_path / "a.h5", make_rows(np.random.default_rng(2), copies=1)))
     parameters = ScalingParameters(**{**SMALL, "terms": ("b", "c"), "n_cycles": 2})
     one, three = (refine(data, layout, parameters, n).model.coefficients for n in (1, 3))
@@ -157,11 +158,11 @@ def test_a_matrix_that_serves_for_several_steps_leads_to_the_same_model(tmp_path
         found.append(model.terms)
         return normal_equations(model, parts)
 
-    monkeypatch.setattr("dials_diffuse.scaling.refine.normal_equations", counted)
+    monkeypatch.setattr("dials_diffuse.scaling.refiner.normal_equations", counted)
     serving = refine(data, layout, parameters)
     n_serving = len(found)
-    monkeypatch.setattr("dials_diffuse.scaling.refine._MATRIX_SERVES", -1.0)
-    monkeypatch.setattr("dials_diffuse.scaling.refine._Refiner.keep_matrix", lambda *arguments: None)
+    monkeypatch.setattr("dials_diffuse.scaling.refiner._MATRIX_SERVES", -1.0)
+    monkeypatch.setattr("dials_diffuse.scaling.refiner.Refiner.keep_matrix", lambda *arguments: None)
     always = refine(data, layout, parameters)
     assert n_serving < 0.9 * (len(found) - n_serving)
     assert serving.model.terms == always.model.terms == ("b", "c")
@@ -302,7 +303,7 @@ def test_intensities_belong_to_the_centres_of_voxels(tmp_path):
     of_rows = np.empty(len(rows), np.int32)
     voxels, _ = find_voxels([block], GRID, True, of_rows)
     scaler = Scaler(GRID, voxels, layout, model, first_error_model(data), no_scale_errors(2))
-    predictions = predict_all(scaler, [(0, block)], of_rows, 1)
+    predictions = predict_all(scaler, [(0, block)], of_rows, 1, tmp_path)
     scaled = scaled_rows(block, predictions.unit.astype(float), predictions.added.astype(float), 0, 1.0)
     intensity = (scaled["counts"] - scaled["background"]) / scaled["norm"]
     assert np.abs(level[0] / level[1] - 1).max() > 0.02
@@ -394,6 +395,29 @@ def test_more_background_than_signal_is_an_error(tmp_path):
     rows["background"] = 2 * rows["counts"] + 1
     with pytest.raises(DiffuseError, match="background is larger"):
         scale(tmp_path, rows)
+
+
+def test_what_is_kept_of_all_observations_can_lie_on_disk(tmp_path, monkeypatch):
+    """With the same results, and no file left; a disk that is full is said to be so, and no output is there."""
+    rows, columns = make_rows(np.random.default_rng(1), copies=1), []
+    for name, limit in (("memory", len(rows)), ("disk", 100)):
+        monkeypatch.setattr("dials_diffuse.scaling.apply.IN_MEMORY", limit)
+        (tmp_path / name).mkdir()
+        scale(tmp_path / name, rows, terms=("b",))
+        with ObservationFile(tmp_path / name / "out.h5") as file:
+            columns.append(file.read(*OBSERVATION_DTYPE.names))
+        assert len(list((tmp_path / name).iterdir())) == 2
+    for name in OBSERVATION_DTYPE.names:
+        np.testing.assert_array_equal(columns[0][name], columns[1][name])
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    (tmp_path / "full").mkdir()
+    with pytest.raises(DiffuseError, match=r"no room for 0\.0 GB"):
+        scale(tmp_path / "full", rows, terms=("b",))
+    assert not (tmp_path / "full" / "out.h5").exists()
 
 
 def test_blocks_of_neighbouring_voxels_stay_together(tmp_path):
@@ -615,7 +639,7 @@ def test_levels_leave_the_isotropic_part_alone(tmp_path):
     voxels, _ = find_voxels([block], GRID, True, of_rows)
     errors = first_error_model(data)
     whole, direct = (
-        predict_all(Scaler(GRID, voxels, layout, m, errors, no_scale_errors(2)), [(0, block)], of_rows, 1)
+        predict_all(Scaler(GRID, voxels, layout, m, errors, no_scale_errors(2)), [(0, block)], of_rows, 1, tmp_path)
         for m in (model, changed)
     )
     apply_levels(whole, changed.levels, model.profile(GRID.s_magnitude(voxels.index)))

@@ -164,9 +164,10 @@ def rows_of(wanted: np.ndarray, index: np.ndarray) -> np.ndarray:
     low = np.minimum(wanted.min(axis=0, initial=0), index.min(axis=0))
     shape = np.maximum(wanted.max(axis=0, initial=0), index.max(axis=0)) - low + 1
     keys, sought = (np.ravel_multi_index((x - low).T, shape) for x in (index, wanted))
-    order = np.argsort(keys)
-    place = order[np.minimum(np.searchsorted(keys, sought, sorter=order), len(keys) - 1)]
-    return np.where(keys[place] == sought, place, -1)
+    table = KeyTable()
+    table.number(keys)
+    place = table.number(sought)
+    return np.where(place < len(index), place, -1)
 
 
 def refused_in_words(n_refused: int, n_rows: int) -> list:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from dials_diffuse.files.observations import OBSERVATION_DTYPE
+from dials_diffuse.files.scratch import scratch_array
 from dials_diffuse.kernels.scaling import Residuals, orbit_sums
 from dials_diffuse.maps.grid import MapGrid
 from dials_diffuse.maps.voxels import Voxels, with_rows
@@ -20,6 +22,9 @@ from dials_diffuse.scaling.model import ScaleModel
 from dials_diffuse.scaling.uncertainty import ScaleErrors
 
 _ROWS = 1 << 20
+
+#: observations from which on Predictions lie on disk: 30 bytes for each
+IN_MEMORY = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -78,13 +83,23 @@ class Predictions:
     scale_variance: np.ndarray
 
 
-def predict_all(scaler: Scaler, blocks, unique: np.ndarray, threads: int) -> Predictions:
-    """Predictions of all rows.
+def predict_all(scaler: Scaler, blocks, unique: np.ndarray, threads: int, folder: Path) -> Predictions:
+    """Predictions of all rows, in memory or, where they are many, in files that have no name.
 
-    blocks : (first experiment, {column: array}) with ``sample.COLUMNS``; unique : (n,) int32, see Predictions
+    Parameters
+    ----------
+    blocks : (first experiment, {column: array}) with ``sample.COLUMNS``
+    unique : (n,) int32, see Predictions
+    folder : for the files
+
+    Raises
+    ------
+    DiffuseError
+        If there is no room for them.
     """
-    dtypes = np.uint16, *6 * (np.float32,)
-    result = Predictions(unique, *(np.empty(len(unique), dtype) for dtype in dtypes))
+    dtypes, n = (np.uint16, *6 * (np.float32,)), len(unique)
+    on_disk = n > IN_MEMORY
+    result = Predictions(unique, *(scratch_array(n, t, folder) if on_disk else np.empty(n, t) for t in dtypes))
     for _ in in_threads(partial(_predict_block, scaler, result), with_rows(blocks), threads):
         pass
     return result

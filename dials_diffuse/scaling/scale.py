@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -33,6 +34,7 @@ from dials_diffuse.memory import check_memory
 from dials_diffuse.parallel import Progress, one_blas_thread, quiet
 from dials_diffuse.scaling.absolute import AbsoluteParameters, AbsoluteScale, absolute_scale
 from dials_diffuse.scaling.apply import (
+    IN_MEMORY,
     Predictions,
     Scaler,
     apply_levels,
@@ -115,8 +117,9 @@ class ScalingResult:
 
 
 def memory_estimate(grid: MapGrid, n_rows: int, n_sample: int) -> float:
-    """Rough peak memory in bytes."""
-    return memory_of_voxels(grid, n_rows) + 34 * n_rows + 800 * n_sample + 8 * _ROWS * 250
+    """Rough peak memory in bytes: 41 for each row, of which 26 can be on disk."""
+    of_rows = n_rows * (41 if n_rows <= IN_MEMORY else 15)
+    return memory_of_voxels(grid, n_rows) + of_rows + 800 * n_sample + 8 * _ROWS * 250
 
 
 @dataclass(frozen=True)
@@ -240,7 +243,8 @@ def scale_observations(
         else:
             refinement, data, images = refine_without_bad_images(data, layout, experiments, parameters, refined)
         scaler = Scaler(grid, voxels, layout, refinement.model, refinement.errors, refinement.scale_errors)
-        predictions = predict_all(scaler, source.blocks(COLUMNS, "Finding outliers"), of_rows, threads)
+        blocks = source.blocks(COLUMNS, "Finding outliers")
+        predictions = predict_all(scaler, blocks, of_rows, threads, Path(path).absolute().parent)
         n_off_grid = int(np.count_nonzero(predictions.unique < 0))
         if images.bad and images.left_out:
             blocks = source.blocks(("experiment", "xyz"), "Leaving out images")
@@ -332,7 +336,6 @@ def _absolute_scale(grid, data, layout, refinement, bragg, expectation, absolute
     subtracted = np.bincount(data.experiment, data.background > 0, len(layout.start))
     seen = np.bincount(data.experiment, minlength=len(layout.start))
     s = data.coordinates[:, S]
-
     return absolute_scale(
         grid,
         model.profile,
