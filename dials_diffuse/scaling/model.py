@@ -203,7 +203,7 @@ def start_model(data: Observations, layout: Layout, parameters: ScalingParameter
 def terms_at_start(extent: Extent) -> tuple:
     """All terms that are wanted and fit the data, each at its place among the parameters."""
     wanted = [term for term in TERMS if term.name in extent.names and term.fits(extent)]
-    # terms in which rows are alike are the first, see normal._neighbours
+    # the order of the coefficients in stored models
     wanted.sort(key=lambda term: (not term.repeats, term.smoothing is not None))
     blocks, start = [], 0
     for term in (*CRYSTAL, *wanted):

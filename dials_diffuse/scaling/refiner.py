@@ -86,9 +86,18 @@ class Refiner:
         self.voxels = [slice(*ends[k : k + 2]) for k in range(parameters.n_folds)]
         self.rows = [slice(*np.searchsorted(self.data.orbit, [v.start, v.stop])) for v in self.voxels]
         self.folds = [self.data.part(v.start, v.stop) for v in self.voxels]
-        self.spaces, self.history, self.last = spaces, [], None
+        self.spaces = spaces
+        self.history: list = []
+        self._last: _Step | None = None
         self._bases: tuple = (None, [])  # terms of a model, and its Bases for each fold
         self._kept: tuple = (None, [])  # terms of a model, and its Normal of each group of folds, for the next step
+
+    @property
+    def last(self) -> _Step:
+        """The last step; there is one after :meth:`improve`."""
+        if self._last is None:
+            raise RuntimeError("no step was made yet")
+        return self._last
 
     def state(self, model: ScaleModel, errors: ErrorModel, strengths: dict) -> State:
         prediction = self.predict(model)
@@ -140,9 +149,8 @@ class Refiner:
 
     def keep_matrix(self, model: ScaleModel, smaller: ScaleModel) -> None:
         """What the last step of a model was found from serves as well for one with some of its terms."""
-        columns = np.concatenate(
-            [np.arange(*model.block(b.key).all.indices(model.n_parameters)) for b in smaller.blocks]
-        )
+        place = {b.key: b.all for b in model.blocks}
+        columns = np.concatenate([np.arange(place[b.key].start, place[b.key].stop) for b in smaller.blocks])
         if self._kept[0] == model.terms:
             self._kept = smaller.terms, [normal.of_columns(columns) for normal in self._kept[1]]
 
@@ -178,7 +186,7 @@ class Refiner:
             self._kept = state.model.terms, folds
             self._note(now, normal, system.space.free @ found.step, found.step, length)
             left = found.fall * (min(1.0, found.fall / before) if length == 1 else 1.0)
-            self.last = _Step(folds, normal, system, now.strengths, found.fall, left)
+            self._last = _Step(folds, normal, system, now.strengths, found.fall, left)
             if length < 1 or found.fall > min(_MATRIX_SERVES * before, _FAR * self.data.n):
                 self._kept = None, []
             state = moved

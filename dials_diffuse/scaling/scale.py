@@ -326,20 +326,19 @@ def _sample(
     degree = chosen(parameters.options, AbsorptionOptions).degree
     blocks = low.watch(source.blocks({*COLUMNS, *SAMPLE_COLUMNS}, "Choosing observations"))
     data = sample_observations(blocks, voxels, of_rows, layout, wanted, degree, threads)
-    if data.n < 1000:
-        raise DiffuseError(f"{data.n} observations are too few for a scale model; merge them as they are")
-    return data
+    if data.n >= 1000:
+        return data
+    raise DiffuseError(f"{data.n} observations are too few for a scale model; merge them as they are")
 
 
 def _absolute_scale(grid, data, layout, refinement, bragg, expectation, absolute) -> AbsoluteScale:
     model = refinement.model
     subtracted = np.bincount(data.experiment, data.background > 0, len(layout.start))
     seen = np.bincount(data.experiment, minlength=len(layout.start))
-    s = data.coordinates[:, S]
     return absolute_scale(
         grid,
         model.profile,
-        (float(s.min()), float(s.max())),
+        (float(data.coordinates[:, S].min()), float(data.coordinates[:, S].max())),
         scaled_bragg(bragg, layout, model),
         expectation,
         absolute.method,
