@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg.blas import dsyrk, ssyrk
+from scipy.linalg.blas import dsyrk as syrk
 
 from dials_diffuse.kernels.normal import (
     add_dense,
@@ -221,9 +221,6 @@ def _acts_of(model: ScaleModel) -> np.ndarray:
 class _Sums:
     """The upper half of a normal matrix, while it is added up.
 
-    Products of blocks of observations, and of voxels, are found in float32, which takes half the time, and added up in
-    float64: some 1e-7 of the diagonal do not matter for a step, whose end the gradient decides.
-
     The smooth anisotropic part has many parameters, which every observation touches: patterns of the voxel times a
     spline in |s|. Its part of the matrix is that of one pattern, summed for each voxel, times the patterns.
     """
@@ -232,8 +229,7 @@ class _Sums:
         p, smooth = model.n_parameters, model.block(SmoothPart.key)
         self.matrix, self.smooth, self._acts = np.zeros((p, p)), smooth, _acts_of(model)
         self._acts_and_smooth = np.append(self._acts, 3 * [_ACTS.index(smooth.acts)])
-        self._place, self._columns = np.empty(p, np.int64), np.empty(p, np.int64)
-        self._buffer = np.empty(_TOGETHER * p, np.float32)
+        self._place, self._columns, self._buffer = np.empty(p, np.int64), np.empty(p, np.int64), np.empty(_TOGETHER * p)
         self._node_place = np.empty(smooth.size, np.int64)
         # of the patterns and nodes: with the other parameters, and with each other
         self._cross = np.zeros((smooth.n_sets, smooth.size, p))
@@ -261,7 +257,7 @@ class _Sums:
             rows = self._buffer[: n * len(columns)].reshape(n, len(columns))
             rows[:] = 0.0
             add_dense(design, mine, self._acts, factors, self._place, rows)
-            add_upper(ssyrk(1.0, rows.T, lower=1).T, columns, self.matrix)
+            add_upper(syrk(1.0, rows.T, lower=1).T, columns, self.matrix)
 
     def _subtract_voxels(
         self, data: Observations, bases: Bases, factors: np.ndarray, unit: np.ndarray, level: Level
@@ -282,7 +278,7 @@ class _Sums:
             ends = np.array([mine.start, mine.stop, *np.searchsorted(data.orbit, [mine.start, mine.stop])])
             columns, nodes = (self._touched(d, np.arange(*ends[2:]), x) for d, x in zip(bases, places))
             m, c, k = mine.stop - start, len(columns), len(nodes)
-            coupling, products = np.zeros((m, c + k), np.float32), np.zeros((m, k, c + k), np.float32)
+            coupling, products = np.zeros((m, c + k)), np.zeros((m, k, c + k))
             voxel_sums(
                 bases,
                 places,
@@ -300,15 +296,14 @@ class _Sums:
             pull, parent = level.pull[mine], level.parent[mine]
             add_to_parents(pull, parent, columns, own, above)
             add_patterns_to_parents(pull, parent, nodes, along, pattern, by_pattern)
-            own /= np.sqrt(level.total[mine])[:, None].astype(np.float32)
-            add_upper(ssyrk(-1.0, own.T, lower=1).T, columns, self.matrix)
+            own /= np.sqrt(level.total[mine])[:, None]
+            add_upper(syrk(-1.0, own.T, lower=1).T, columns, self.matrix)
         above[:, self.smooth.all] = by_pattern.reshape(len(above), -1)
         return above
 
     def _add_products(self, pattern: np.ndarray, products: np.ndarray, columns: np.ndarray, nodes: np.ndarray) -> None:
         """Sums over voxels of products, with one pattern, times the patterns (m, n)."""
         (m, k, both), c = products.shape, len(columns)
-        pattern = pattern.astype(np.float32)
         cross = (pattern.T @ products.reshape(m, -1)).reshape(-1, k, both)
         self._cross[:, nodes[:, None], columns] += cross[:, :, :c]
         for a in range(k):
@@ -328,7 +323,7 @@ class _Sums:
         above = np.zeros((int(level.parent.max()) + 1, len(self.matrix)))
         add_to_parents(level.pull, level.parent, np.arange(len(self.matrix)), coupling, above)
         coupling /= np.sqrt(level.total)[:, None]
-        dsyrk(-1.0, coupling.T, 1.0, self.matrix.T, lower=1, overwrite_c=1)
+        syrk(-1.0, coupling.T, 1.0, self.matrix.T, lower=1, overwrite_c=1)
         return above
 
     def whole(self) -> np.ndarray:
