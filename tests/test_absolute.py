@@ -710,7 +710,7 @@ def test_what_threads_are_sent_and_give_back_can_be_pickled(closed, scaled, tmp_
             sent.append(function)
             yield pickle.loads(pickle.dumps(work(argument)))
 
-    for name in ("sample", "refine", "apply"):
+    for name in ("sample", "refiner", "apply"):
         monkeypatch.setattr(f"dials_diffuse.scaling.{name}.in_threads", through_pickle)
     folder, structure, _ = closed
     parameters = ScalingParameters(terms=("b",), max_observations=12_000)

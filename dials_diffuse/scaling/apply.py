@@ -100,16 +100,17 @@ def predict_all(scaler: Scaler, blocks, unique: np.ndarray, threads: int, folder
     dtypes, n = (np.uint16, *6 * (np.float32,)), len(unique)
     on_disk = n > IN_MEMORY
     result = Predictions(unique, *(scratch_array(n, t, folder) if on_disk else np.empty(n, t) for t in dtypes))
-    for _ in in_threads(partial(_predict_block, scaler, result), with_rows(blocks), threads):
-        pass
+    for rows, columns in in_threads(partial(_predict_block, scaler), with_rows(blocks), threads):
+        for name, column in columns.items():
+            getattr(result, name)[rows] = column
     return result
 
 
-def _predict_block(scaler: Scaler, result: Predictions, item: tuple) -> None:
+def _predict_block(scaler: Scaler, item: tuple) -> tuple:
     first, block, rows = item
     prediction, s, scale_variance = scaler.predict(block, first)
     unit, background = prediction.unit, block["background"]
-    columns = {
+    return rows, {
         "experiment": block["experiment"].astype(np.int64) + first,
         "unit": unit,
         "added": prediction.gain * prediction.offset + unit * (prediction.profile - prediction.profile_at_voxel),
@@ -118,8 +119,6 @@ def _predict_block(scaler: Scaler, result: Predictions, item: tuple) -> None:
         "counts": block["counts"],
         "scale_variance": scale_variance,
     }
-    for name, column in columns.items():
-        getattr(result, name)[rows] = column
 
 
 def sums_by_sweep(predictions: Predictions, rejected: np.ndarray, voxel: np.ndarray, n_sweeps: int) -> np.ndarray:
@@ -206,17 +205,21 @@ def write_scaled(
     scale : intensities are multiplied by it, and Compton scattering is then taken off; None: they stay as they are
     """
 
-    for columns, stop in in_threads(partial(_scaled_block, predictions, rejected, scale), with_rows(blocks), threads):
+    def predicted():
+        for first, block, rows in with_rows(blocks):
+            p = predictions
+            found = (x[rows].astype(float) for x in (p.unit, p.added, p.scale_variance))
+            yield first, block, *found, ~rejected[rows], rows.stop
+
+    for columns, stop in in_threads(partial(_scaled_block, scale), predicted(), threads):
         writer.append(columns)
         yield stop
 
 
-def _scaled_block(predictions: Predictions, rejected: np.ndarray, scale: AbsoluteScale | None, item: tuple) -> tuple:
-    first, block, rows = item
-    p = predictions
-    unit, added, scale_variance = (x[rows].astype(float) for x in (p.unit, p.added, p.scale_variance))
+def _scaled_block(scale: AbsoluteScale | None, item: tuple) -> tuple:
+    first, block, unit, added, scale_variance, kept, stop = item
     factor, compton = (scale.k, scale.compton(block["s"])) if scale else (1.0, 0.0)
     columns = scaled_rows(block, unit, added, first, factor, compton, scale_variance)
-    kept = np.flatnonzero(~rejected[rows])
+    kept = np.flatnonzero(kept)
     dtypes = {name: OBSERVATION_DTYPE[name].base for name in columns}
-    return {name: column[kept].astype(dtypes[name], copy=False) for name, column in columns.items()}, rows.stop
+    return {name: column[kept].astype(dtypes[name], copy=False) for name, column in columns.items()}, stop

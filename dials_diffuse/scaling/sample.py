@@ -132,7 +132,8 @@ def sample_observations(
     degree : of the harmonics of the absorption
     """
     grid = voxels.grid
-    parts = list(in_threads(partial(_wanted_rows, of_rows, wanted), with_rows(blocks), threads))
+    items = ((first, block, of_rows[rows]) for first, block, rows in with_rows(blocks))
+    parts = list(in_threads(partial(_wanted_rows, wanted), items, threads))
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     order = np.argsort(columns["unique"], kind="stable")
     columns = {name: column[order] for name, column in columns.items()}
@@ -153,9 +154,8 @@ def sample_observations(
     )
 
 
-def _wanted_rows(of_rows: np.ndarray, wanted: np.ndarray, item: tuple) -> dict:
-    first, block, rows = item
-    unique = of_rows[rows]
+def _wanted_rows(wanted: np.ndarray, item: tuple) -> dict:
+    first, block, unique = item
     use = np.flatnonzero((unique >= 0) & wanted[unique])
     part = {name: block[name][use] for name in COLUMNS}
     part["experiment"] = part["experiment"] + first
