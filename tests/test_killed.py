@@ -23,7 +23,7 @@ from dials_diffuse.files.record import write_json
 from dials_diffuse.parallel import Forked
 
 def nap(shared, item):
-    print("worker", os.getpid(), flush=True)
+    os.write(1, b"worker %d\\n" % os.getpid())  # in one piece: two workers write at the same time
     time.sleep(60)
 
 def main(params, files, provenance, warnings):
@@ -72,10 +72,10 @@ def test_workers_end_and_nothing_is_left(tmp_path, monkeypatch, number):
         for worker in workers:  # they sleep, and the program waits for them: batch systems send signals to all
             os.kill(worker, signal.SIGTERM)
         run.send_signal(number)
-    _, errors = run.communicate(timeout=60)
     while any(map(alive, workers)):
         assert time.monotonic() - sent < 20, "workers stay"
         time.sleep(0.05)
+    _, errors = run.communicate(timeout=60)
     left = {p.name for p in Path().iterdir()}
     if number == signal.SIGKILL:
         assert len(left) == 3
