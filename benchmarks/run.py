@@ -20,7 +20,7 @@ from usage import measure
 BENCHMARKS = {
     "integrate": ("bench_integrate.main()", "bench_integrate.main(True)"),
     "latency": ("bench_latency.main()", "bench_latency.main()"),
-    "scale": ("bench_scale.main((50_000, 150_000))", "bench_scale.main()"),
+    "scale": ("bench_scale.main((250_000, 1_000_000))", "bench_scale.main()"),
     "merge": ("bench_merge.main()", "bench_merge.main()"),
     "end_to_end": ("bench_end_to_end.main(None, 40)", "bench_end_to_end.main()"),
     "models": ("bench_models.main(20_000, 4.0)", "bench_models.main()"),
