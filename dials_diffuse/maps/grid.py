@@ -57,9 +57,11 @@ class MapGrid:
             raise DiffuseError(f"d_min={self.d_min}, d_max={self.d_max}: two numbers are needed (Å)")
         if not 0 < self.d_min < self.d_max:
             raise DiffuseError(f"d_min={self.d_min:g}, d_max={self.d_max:g}: need 0 < d_min < d_max (Å)")
-        if self.n_voxels >= MAX_VOXELS:
+        # before any whole number is made of it: lengths in steps of the grid can be infinite
+        size = math.prod(2.0 * n * a / self.d_min + 1.0 for n, a in zip(self.subdivide, self.unit_cell))
+        if not size < 2 * MAX_VOXELS or self.n_voxels >= MAX_VOXELS:
             raise DiffuseError(
-                f"grid.subdivide={','.join(map(str, self.subdivide))}: a grid of {self.n_voxels:.2g} voxels to "
+                f"grid.subdivide={','.join(map(str, self.subdivide))}: a grid of {size:.2g} voxels to "
                 f"d_min={self.d_min:g} is too large; choose a smaller grid.subdivide or a larger d_min"
             )
         rotations = np.array([op.r().as_double() for op in self.space_group]).reshape(-1, 3, 3)
