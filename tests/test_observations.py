@@ -57,7 +57,7 @@ def test_grid_that_is_too_large_for_its_keys():
     with pytest.raises(DiffuseError, match=r"grid\.subdivide=32768,32768,131072.*too large"):
         MapGrid(cell, "P 1", (side, side, 2**17), 1.0)
     for d_min in (1e-300, 5e-324):  # of a damaged file: lengths are infinite in steps of the grid
-        with pytest.raises(DiffuseError, match="d_min=.* is too large"):
+        with pytest.raises(DiffuseError, match=r"d_min=.* is too large"):
             replace(GRID, d_min=d_min)
 
 
